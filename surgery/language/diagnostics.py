@@ -1,0 +1,94 @@
+"""What went wrong, where, and what would be right: the one shape of every error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from surgery.language.source import Span
+
+
+@dataclass(frozen=True)
+class Label:
+    """A span and what to write under its carets."""
+
+    span: Span
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding. The first label is where it is; the others are what it disagrees with.
+
+    Codes: S1xx the text, S2xx rules and their types, S3xx selection, S4xx what a method needs of
+    a site, S5xx models and files.
+    """
+
+    code: str
+    message: str
+    labels: tuple[Label, ...] = ()
+    help: str | None = None
+    severity: Literal["error", "warning"] = "error"
+
+
+class SurgeryError(Exception):
+    """Base of all errors this package raises; carries one or more diagnostics."""
+
+    def __init__(self, diagnostics: Diagnostic | Sequence[Diagnostic]):
+        found = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = found
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        return "\n\n".join(render(d) for d in self.diagnostics)
+
+    def __reduce__(self) -> tuple[type[SurgeryError], tuple[tuple[Diagnostic, ...]]]:
+        return type(self), (self.diagnostics,)
+
+
+def error(code: str, message: str, *labels: Label | Span | None, help: str | None = None) -> SurgeryError:
+    """A :class:`SurgeryError` of one diagnostic; bare spans become labels, None is dropped."""
+    marks = tuple(Label(x) if isinstance(x, Span) else x for x in labels if x is not None)
+    return SurgeryError(Diagnostic(code, message, marks, help))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was most likely meant to be."""
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    lower = {n.lower(): n for n in names}
+    close = get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    return lower[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, quote: str = "`") -> str | None:
+    """A help line naming the nearest known name, or None."""
+    close = nearest(name, known)
+    return f"did you mean {quote}{close}{quote}?" if close else None
+
+
+def render(diagnostic: Diagnostic) -> str:
+    """The caret frame, as plain text."""
+    lines = [f"{diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}"]
+    places = [(label, *label.span.source.position(label.span.start)) for label in diagnostic.labels]
+    gutter = " " * max((len(str(line)) for _, line, _ in places), default=1)
+    for order, (label, line, column) in enumerate(places):
+        arrow = "-->" if order == 0 else ":::"
+        mark = "^" if order == 0 else "-"
+        text = label.span.source.line(line)
+        width = max(1, min(label.span.end - label.span.start, len(text) - column + 1))
+        pad = "".join("\t" if c == "\t" else " " for c in text[: column - 1])
+        lines += [
+            f"{gutter}{arrow} {label.span.source.name}:{line}:{column}",
+            f"{gutter} |",
+            f"{line:>{len(gutter)}} | {text}",
+            f"{gutter} | {pad}{mark * width}{' ' + label.text if label.text else ''}",
+        ]
+    if diagnostic.help:
+        lead = f"{gutter} = " if places else "  = "
+        lines.append(f"{lead}help: {diagnostic.help}")
+    return "\n".join(lines)

@@ -1,0 +1,321 @@
+"""The syntax tree: what a `.peft` file says, before anything is looked up.
+
+Every node knows its span. Spans do not count in comparisons, so two texts that say the same
+thing give equal trees, whatever their layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from surgery.language.source import Source, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    span: Span = field(compare=False, repr=False)
+
+
+# Expressions
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Node):
+    value: int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Node):
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Name(Node):
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Star(Node):
+    """The `*` of `x[*, m]`: any number of leading dims."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unary(Node):
+    operator: Literal["-", "not"]
+    operand: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Binary(Node):
+    operator: Literal[
+        "+", "-", "*", "/", "@", "%", "<", "<=", ">", ">=", "==", "!=", "and", "or"
+    ]
+    left: Expression
+    right: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Argument(Node):
+    """`value`, or `name = value`."""
+
+    name: str | None
+    value: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Node):
+    function: str
+    arguments: tuple[Argument, ...]
+    function_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+Expression = Number | Text | Name | Star | Unary | Binary | Call
+
+
+# Selectors
+
+
+@dataclass(frozen=True, slots=True)
+class Path(Node):
+    """A glob between backticks, right-anchored on whole components."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Role(Node):
+    """A bare, possibly dotted, name: `q`, `attention.cross`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Class(Node):
+    """A capitalised name: a module class."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class All(Node):
+    """`all`: every module, or with `freeze` and `train` every parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Node):
+    """`[start:stop:step]` as in Python."""
+
+    start: int | None
+    stop: int | None
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Index(Node):
+    """`[index]`, negative from the end."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sliced(Node):
+    item: Path | Role | Class | All | Group
+    subscript: Slice | Index
+
+
+@dataclass(frozen=True, slots=True)
+class Group(Node):
+    """A selector in parentheses."""
+
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Union(Node):
+    """`a | b | c`, in the order written."""
+
+    parts: tuple[Path | Role | Class | All | Sliced | Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Selector(Node):
+    """`UNION [in UNION] [where TEST] [except UNION] [expect N]`."""
+
+    union: Union
+    within: Union | None = None
+    where: Expression | None = None
+    exceptions: Union | None = None
+    expect: int | None = None
+
+
+# Statements of a spec
+
+
+@dataclass(frozen=True, slots=True)
+class Application(Node):
+    """`name(arguments)` or `name(arguments) operand`: `gated sequential adapter(48)`.
+
+    The word `apply`, being the identity, leaves no trace here.
+    """
+
+    name: str
+    arguments: tuple[Argument, ...] = ()
+    operand: Application | None = None
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class On(Node):
+    """`on SELECTOR VERB… METHOD(args) [as NAME]`."""
+
+    selector: Selector
+    application: Application
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze(Node):
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Train(Node):
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Let(Node):
+    """`let name = value`, in a spec (a constant) or in a rule's body (an abbreviation)."""
+
+    name: str
+    value: Expression
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Use(Node):
+    """`use "file.peft"` or `use "file.peft" (name, name)`."""
+
+    path: str
+    names: tuple[str, ...] | None
+
+
+# Definitions
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter(Node):
+    """A formal parameter: `r = 8`, `f: block`, `m: method`."""
+
+    name: str
+    kind: Literal["value", "block", "method"] = "value"
+    default: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operand(Node):
+    """`x[*, m]` in a pattern; `b?` is absent at some sites. ``dims`` is None where none are named."""
+
+    name: str
+    dims: tuple[Expression, ...] | None
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match(Node):
+    """`match y[*, n] = linear(x[*, m], W[n, m], b?)`."""
+
+    result: Operand
+    operator: str
+    operands: tuple[Operand, ...]
+    operator_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Require(Node):
+    condition: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Param(Node):
+    """`param [frozen] [shared] A[r, m] ~ distribution(...)`, or `= value` for a computed start.
+
+    ``random`` tells `~` from `=`.
+    """
+
+    name: str
+    dims: tuple[Expression, ...]
+    init: Expression
+    random: bool
+    frozen: bool = False
+    shared: bool = False
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Assign(Node):
+    """`y = value`; `y += e` is kept as written in ``operator`` (one of `=`, `+=`, `-=`, `*=`)."""
+
+    target: str
+    operator: Literal["=", "+=", "-=", "*="]
+    value: Expression
+    target_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Apply(Node):
+    """`apply m(gate = …)` inside a method's body."""
+
+    application: Application
+
+
+@dataclass(frozen=True, slots=True)
+class Return(Node):
+    value: Expression
+
+
+Step = Match | Require | Param | Let | Assign | Apply | Return
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Node):
+    """`method name(parameters) { "doc" steps }`."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    doc: str | None
+    body: tuple[Step, ...]
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Node):
+    """`block name(parameters) of h[*, d] { "doc" steps return e }`."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    input: Operand
+    doc: str | None
+    body: tuple[Step, ...]
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+Item = On | Freeze | Train | Let | Use | Method | Block
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """`# text`, with the offset it starts at."""
+
+    text: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One parsed text."""
+
+    items: tuple[Item, ...]
+    source: Source = field(compare=False, repr=False)
+    comments: tuple[Comment, ...] = field(compare=False, default=())
