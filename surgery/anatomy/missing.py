@@ -1,0 +1,120 @@
+"""Why a part of a selector matched nothing, and what is close by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.site import ROLES
+from surgery.language import syntax
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, nearest
+from surgery.language.glob import compile_glob
+
+if TYPE_CHECKING:
+    from surgery.anatomy.read import Anatomy
+
+_WILD = frozenset("*?[]{}|")
+_FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv"), "up": ("gate_up",), "gate": ("gate_up",)}
+
+
+class Finder:
+    """Looks for what the author of a dead part most likely meant."""
+
+    def __init__(self, paths: Paths, anatomy: Callable[[], Anatomy]):
+        self.paths = paths
+        self.anatomy = anatomy
+
+    def explain(self, part: syntax.Node) -> Diagnostic:
+        """The diagnostic for one part that matched nothing."""
+        match part:
+            case syntax.Path():
+                message, help = self.path(part.pattern)
+            case syntax.Role():
+                message, help = self.role(part.name)
+            case syntax.Class():
+                message, help = self.kind(part.name)
+            case _:
+                message, help = "nothing matches", None
+        return Diagnostic("S301", message, (Label(part.span),), help)
+
+    def path(self, pattern: str) -> tuple[str, str | None]:
+        """For a glob: the first of its components that is nowhere, and the nearest that is."""
+        if pattern in ROLES and self.present(pattern):
+            message = f"nothing matches: this model has no module named `{pattern}`"
+            return message, f"the role is written without backticks: {pattern}"
+        components = list(
+            dict.fromkeys(
+                component
+                for path in (*self.paths.modules, *self.paths.parameters)
+                for component in path.split(".")
+                if not component.isdigit()
+            )
+        )
+        for wanted in pattern.lstrip(".").split("."):
+            literal = not _WILD & set(wanted)
+            known = wanted in self.components if literal else self.some(wanted)
+            if known or wanted == "**":
+                continue
+            help = did_you_mean(wanted.strip("*"), components)
+            return f"nothing matches: no module or parameter is named `{wanted}`", help
+        if len(pattern.lstrip(".").split(".")) == 1:
+            return "nothing matches: no module is so named", None
+        return f"nothing matches: no path fits `{pattern}`", self.tail(pattern)
+
+    @property
+    def components(self) -> set[str]:
+        return {
+            component
+            for path in (*self.paths.modules, *self.paths.parameters)
+            for component in path.split(".")
+        }
+
+    def some(self, component: str) -> bool:
+        matches = compile_glob(component)
+        return any(matches(known) for known in self.components)
+
+    def tail(self, pattern: str) -> str | None:
+        """A path that ends as the pattern does."""
+        last = pattern.rpartition(".")[2]
+        matches = compile_glob(last)
+        names = (*self.paths.modules, *self.paths.parameters)
+        ending = next((path for path in names if path and matches(path)), None)
+        return f"one path that ends in `{last}` is `{ending}`" if ending else None
+
+    def present(self, role: str) -> bool:
+        """Whether a role occurs here; a model that can't be run has none."""
+        try:
+            return bool(self.anatomy().places.get(role))
+        except SurgeryError:
+            return False
+
+    def role(self, name: str) -> tuple[str, str | None]:
+        """For a role: unknown, fused into another, or absent here."""
+        if name not in ROLES:
+            message = f"nothing matches: there is no role `{name}`"
+            if name in self.components:
+                return message, f"a path is written between backticks: `{name}`"
+            close = nearest(name, ROLES)
+            return message, f"did you mean {close}?" if close else f"roles are {', '.join(ROLES)}"
+        if name in ("bias", "weight"):
+            return f"nothing matches: this model has no parameter that is a {name}", None
+        places = self.anatomy().places
+        for fused in _FUSED.get(name, ()):
+            if sites := places.get(fused):
+                count = "" if len(sites) == 1 else f" and {len(sites) - 1} more"
+                return (
+                    f"nothing matches: {name} has no layer of its own here",
+                    f"it is fused in `{sites[0].path}`{count}, whose role is {fused}",
+                )
+        present = [role for role in ROLES if places.get(role)]
+        help = f"roles seen here: {', '.join(present)}" if present else "no roles were seen here"
+        return f"nothing matches: no {name} was found in this model", help
+
+    def kind(self, name: str) -> tuple[str, str | None]:
+        """For a class: the nearest class that is present."""
+        present = {
+            base.__name__ for module in self.paths.modules.values() for base in type(module).__mro__
+        }
+        help = did_you_mean(name, sorted(present - {"object", "Module"}), quote="")
+        return f"nothing matches: this model has no module of class {name}", help

@@ -1,0 +1,82 @@
+"""The model as a list of names: every module and parameter with all the paths that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from torch import nn
+
+from surgery.anatomy.site import Site, module_site, parameter_site
+
+
+class Paths:
+    """Names of the modules and parameters of one model, read once."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.modules: dict[str, nn.Module] = {}
+        self._aliases: dict[int, list[str]] = {}
+        for path, module in _walk(model, "", ()):
+            self.modules[path] = module
+            self._aliases.setdefault(id(module), []).append(path)
+        self.rank: dict[str, int] = {path: i for i, path in enumerate(self.modules)}
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by name; a tied one once under each of its names."""
+        found: dict[str, nn.Parameter] = {}
+        for path, module in self.modules.items():
+            for name, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+                if parameter is not None:
+                    found[f"{path}.{name}" if path else name] = parameter
+        for path, parameter in found.items():
+            self._aliases.setdefault(id(parameter), []).append(path)
+        return found
+
+    def of(self, thing: nn.Module | nn.Parameter) -> tuple[str, ...]:
+        """All paths of one module or parameter, the first in module order first."""
+        if isinstance(thing, nn.Parameter):
+            _ = self.parameters
+        return tuple(self._aliases.get(id(thing), ()))
+
+    def canonical(self, path: str) -> str:
+        """The first of the paths under which the thing at ``path`` is reached."""
+        thing = self.modules.get(path)
+        if thing is None:
+            thing = self.parameters.get(path)
+        return path if thing is None else self.of(thing)[0]
+
+    def module(self, path: str) -> Site:
+        """The site of the module at ``path``."""
+        paths = self.of(self.modules[path])
+        return module_site(paths[0], paths)
+
+    def parameter(self, path: str) -> Site:
+        """The site of the parameter at ``path``."""
+        paths = self.of(self.parameters[path])
+        return parameter_site(paths[0], paths)
+
+    def below(self, path: str) -> list[str]:
+        """The parameters of the module at ``path`` and of everything under it."""
+        prefix = f"{path}." if path else ""
+        return [name for name in self.parameters if name.startswith(prefix)]
+
+    def order(self, path: str) -> tuple[int, str]:
+        """A key that sorts paths as the modules stand in the model."""
+        owner = path
+        while owner not in self.rank:
+            owner = owner.rpartition(".")[0]
+        return self.rank[owner], path
+
+
+def _walk(
+    module: nn.Module, path: str, above: tuple[int, ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    # Written out since named_modules(remove_duplicate=False) never ends on a module that holds
+    # one of its own ancestors.
+    yield path, module
+    inside = (*above, id(module))
+    for name, child in module._modules.items():  # pyright: ignore[reportPrivateUsage]
+        if child is not None and id(child) not in inside:
+            yield from _walk(child, f"{path}.{name}" if path else name, inside)

@@ -1,0 +1,113 @@
+"""What one forward of a model did: operators, the values between them, and the modules called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+import torch
+
+Key = int | str | None
+"""Where a tensor stands in an output: an index, a key, or None for the output itself."""
+
+
+@dataclass(slots=True)
+class Op:
+    """One function call on tensors. Values are numbers; ``args`` holds them as :class:`Value`."""
+
+    index: int
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor among the arguments of an operator."""
+
+    number: int
+
+
+@dataclass(slots=True)
+class Call:
+    """One run of a module: what went in under which parameter name, and what came out.
+
+    A ``virtual`` call is one that a traced graph has flattened: its module can't be hooked.
+    """
+
+    number: int
+    path: str
+    parent: int
+    inputs: dict[str, list[tuple[Key, int]]]
+    first: int
+    outputs: list[tuple[Key, int]] = field(default_factory=list[tuple[Key, int]])
+    last: int = -1
+    virtual: bool = False
+
+
+@dataclass
+class Record:
+    """Operators and module calls in the order they ran.
+
+    Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
+    indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
+    """
+
+    ops: list[Op]
+    calls: list[Call]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
+    producer: list[int]
+    parameters: dict[int, str]
+    buffers: dict[int, str]
+    how: str
+
+    @cached_property
+    def consumers(self) -> list[list[int]]:
+        """For each value the operators that read it."""
+        found: list[list[int]] = [[] for _ in self.shapes]
+        for op in self.ops:
+            for value in dict.fromkeys(op.inputs):
+                found[value].append(op.index)
+        return found
+
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """The calls of each module path."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.path, []).append(call)
+        return found
+
+    @cached_property
+    def arguments(self) -> set[int]:
+        """The values the model was given."""
+        root = self.calls[0]
+        return {value for values in root.inputs.values() for _, value in values}
+
+    def stack(self, call: int) -> Iterator[Call]:
+        """``call`` and the calls around it, innermost first."""
+        while call >= 0:
+            yield self.calls[call]
+            call = self.calls[call].parent
+
+    def path_stack(self, op: Op) -> tuple[str, ...]:
+        """The modules that ran ``op``, outermost first."""
+        return tuple(call.path for call in self.stack(op.call))[::-1]
+
+    def graph(self) -> nx.DiGraph[int]:
+        """Operators as a networkx graph; edges carry the value that passes."""
+        result: nx.DiGraph[int] = nx.DiGraph()
+        for op in self.ops:
+            shapes = [self.shapes[value] for value in op.outputs]
+            result.add_node(op.index, name=op.name, modules=self.path_stack(op), shapes=shapes)
+            for value in op.inputs:
+                if self.producer[value] >= 0:
+                    result.add_edge(self.producer[value], op.index, value=value)
+        return result

@@ -1,0 +1,86 @@
+"""One recorded forward, on the cheapest tensors the model will run on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from surgery.anatomy.inputs import Inputs, candidates, example_inputs
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.record import Record
+from surgery.anatomy.state import KEPT_PARAMETERS, untouched
+from surgery.anatomy.trace import Recorder, listening
+from surgery.language.diagnostics import Diagnostic, SurgeryError
+
+
+def record(model: nn.Module, given: Any = None, paths: Paths | None = None) -> Record:
+    """Run ``model`` once and tell what it did; the model is left exactly as it was.
+
+    Large models run on fake tensors, in no memory; small ones on real ones, which costs less and
+    follows every branch. Each is tried where the other fails.
+    """
+    paths = paths or Paths(model)
+    failures: list[tuple[str, Exception]] = []
+    for inputs in candidates(model, given):
+        for how in _ways(model):
+            try:
+                return _recorded(model, inputs, paths, how)
+            except Exception as failure:
+                failures.append((how, failure))
+    if not failures:
+        example_inputs(model, given)
+    raise SurgeryError(_explained(model, failures, given is not None)) from failures[0][1]
+
+
+def _ways(model: nn.Module) -> tuple[str, ...]:
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return ("meta", "fake") if all(tensor.is_meta for tensor in tensors) else ("fake",)
+    small = sum(tensor.numel() for tensor in tensors) <= KEPT_PARAMETERS
+    return ("real", "fake") if small else ("fake", "real")
+
+
+def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Record:
+    recorder = Recorder(paths)
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model, copy=how == "real"))
+        if how == "fake":
+            mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
+            convert = cast("Callable[[Any], Any]", mode.from_tensor)
+            args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
+            stack.enter_context(mode)
+        else:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+        stack.enter_context(_uncompiled())
+        stack.enter_context(listening(recorder))
+        stack.enter_context(recorder)
+        model(*args, **kwargs)
+    return recorder.finished(how)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    # Asking costs an import of the compiler; a model that was compiled has already paid it.
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _explained(
+    model: nn.Module, failures: list[tuple[str, Exception]], given: bool
+) -> Diagnostic:
+    _, first = failures[0]
+    text = str(first).strip().splitlines()
+    reason = f"{type(first).__name__}: {text[0]}" if text else type(first).__name__
+    inputs = "the example inputs" if given else "inputs made up for it"
+    return Diagnostic(
+        "S502",
+        f"{type(model).__name__} does not run on {inputs}: {reason}",
+        help="pass example_inputs=, a tensor, a tuple of tensors, or a dict of arguments",
+    )

@@ -1,0 +1,63 @@
+"""Operations on sets of sites: what lies inside what, and slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from surgery.anatomy.site import Site
+from surgery.language import syntax
+
+
+def inside(sites: Sequence[Site], places: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites that are one of ``places`` or lie within one, by any of their paths."""
+    regions: set[str] = set()
+    borders: set[str] = set()
+    for place in places:
+        if place.kind == "region":
+            regions.add(place.path)
+            borders.update(place.members)
+        else:
+            borders.update(place.paths)
+    return tuple(
+        site
+        for site in sites
+        if (site.kind == "region" and (site.path in regions or _held(site.members, borders)))
+        or (site.kind != "region" and any(_below(path, borders) for path in site.paths))
+    )
+
+
+def slice_sites(
+    sites: tuple[Site, ...],
+    subscript: syntax.Slice | syntax.Index,
+    stack_of: Callable[[Site], str | None] | None = None,
+) -> tuple[Site, ...]:
+    """The subscripted sites; each stack of layers (encoder, decoder) counts on its own."""
+    if stack_of is None:
+        return _sliced(sites, subscript)
+    stacks: dict[str | None, list[Site]] = {}
+    for site in sites:
+        stacks.setdefault(stack_of(site), []).append(site)
+    return tuple(site for stack in stacks.values() for site in _sliced(tuple(stack), subscript))
+
+
+def _sliced(
+    sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index
+) -> tuple[Site, ...]:
+    if isinstance(subscript, syntax.Slice):
+        return sites[subscript.start : subscript.stop : subscript.step]
+    return sites[subscript.index :][:1] if -len(sites) <= subscript.index < len(sites) else ()
+
+
+def _held(members: tuple[str, ...], borders: set[str]) -> bool:
+    return all(_below(member, borders) for member in members)
+
+
+def _below(path: str, borders: set[str]) -> bool:
+    # Upwards through the path's own ancestors: its cost does not grow with the number of places.
+    if "" in borders:
+        return True
+    while path:
+        if path in borders:
+            return True
+        path = path.rpartition(".")[0]
+    return False

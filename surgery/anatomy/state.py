@@ -1,0 +1,98 @@
+"""Running a model without a trace: all it may change is put back as it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+KEPT_PARAMETERS = 20_000_000
+"""Parameters are copied too (a forward may write to them) unless there are more than this."""
+
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
+@contextmanager
+def untouched(model: nn.Module, copy: bool) -> Iterator[None]:
+    """Evaluate ``model`` inside; flags, attributes, tensors and generators are restored after.
+
+    With ``copy`` the contents of buffers and parameters are kept, too; a run on fake tensors
+    never writes them.
+    """
+    modules = list(model.modules())
+    attributes = [_attributes(module) for module in modules]
+    tensors = _contents(model) if copy else []
+    generators = _generators()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        # Not eval(): models override train() to merge weights and the like.
+        for module in modules:
+            module.__dict__["training"] = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, kept in zip(modules, attributes, strict=True):
+            _restore(module, kept)
+        with torch.no_grad():
+            for tensor, content, version in tensors:
+                if tensor._version != version:  # pyright: ignore[reportPrivateUsage]
+                    tensor.copy_(content)
+        _reseed(generators)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Every attribute with a shallow copy of its content where that can change in place."""
+    return {
+        name: (value, value.copy() if type(value) in _CONTAINERS else None)
+        for name, value in module.__dict__.items()
+    }
+
+
+def _restore(module: nn.Module, kept: dict[str, tuple[Any, Any]]) -> None:
+    now = module.__dict__
+    for name in [name for name in now if name not in kept]:
+        del now[name]
+    for name, (value, content) in kept.items():
+        if content is not None and _changed(value, content):
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+        now[name] = value
+
+
+def _changed(value: Any, content: Any) -> bool:
+    if len(value) != len(content):
+        return True
+    # By identity: comparing tensors would ask for their elements.
+    if isinstance(value, dict):
+        return any(key not in value or value[key] is not content[key] for key in content)
+    return any(a is not b for a, b in zip(value, content, strict=True))
+
+
+def _contents(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    parameters = list(model.parameters())
+    small = sum(parameter.numel() for parameter in parameters) <= KEPT_PARAMETERS
+    tensors = [*(parameters if small else ()), *model.buffers()]
+    return [(t, t.detach().clone(), t._version) for t in tensors]  # pyright: ignore[reportPrivateUsage]
+
+
+def _generators() -> tuple[Any, Any, Any, Any]:
+    numpy = sys.modules.get("numpy")
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, random.getstate(), numpy and numpy.random.get_state()
+
+
+def _reseed(states: tuple[Any, Any, Any, Any]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state_all(states[1])
+    random.setstate(states[2])
+    if states[3] is not None:
+        sys.modules["numpy"].random.set_state(states[3])

@@ -1,0 +1,254 @@
+"""Listening to one forward: every torch function, and every module as it is called."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.record import Call, Key, Op, Record, Value
+
+
+class Recorder(TorchFunctionMode):
+    """Turns what runs while it is active into a :class:`Record`."""
+
+    def __init__(self, paths: Paths):
+        super().__init__()
+        self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
+        self.ops: list[Op] = []
+        self.calls: list[Call] = []
+        self.current = -1
+        self.shapes: list[tuple[int, ...]] = []
+        self.dtypes: list[torch.dtype] = []
+        self.producer: list[int] = []
+        # Tensors are kept alive here, so that no id is given out twice.
+        self.known: dict[int, tuple[int, torch.Tensor]] = {}
+        self.views: dict[int, list[torch.Tensor]] = {}
+        self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
+        self.owners = _owners(paths)
+        self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__ if hasattr(func, "__name__") else str(func)
+        if name == "__get__":
+            result = func(*args, **kwargs)
+            if isinstance(result, torch.Tensor):
+                self.record(_property(func), args, kwargs, result, ())
+            return result
+        before = [(t, _version(t)) for t in _tensors((args, kwargs))]
+        result = func(*args, **kwargs)
+        written = tuple(tensor for tensor, version in before if _version(tensor) != version)
+        self.record(name, args, kwargs, result, written)
+        return result
+
+    def record(
+        self, name: str, args: Any, kwargs: Any, result: Any, written: tuple[torch.Tensor, ...]
+    ) -> None:
+        """Note one call; one that hands its input on unchanged is no operator."""
+        results = [t for t in _tensors(result) if id(t) not in self.known or _among(t, written)]
+        if not results and not written:
+            return
+        inputs = [self.number(tensor) for tensor in _tensors((args, kwargs))]
+        noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
+        outputs = [*results, *(t for t in written if not _among(t, results))]
+        for tensor in written:
+            for alias in self.aliases(tensor):
+                if not _among(alias, outputs):
+                    outputs.append(alias)
+                    inputs.append(self.number(alias))
+        index = len(self.ops)
+        numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
+        op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current)
+        self.ops.append(op)
+
+    def fresh(self, tensor: torch.Tensor, producer: int) -> int:
+        """A new value for ``tensor``: it was just made, or just written to."""
+        number = len(self.shapes)
+        if id(tensor) not in self.known and tensor._base is not None:  # pyright: ignore[reportPrivateUsage]
+            self.views.setdefault(id(tensor._base), []).append(tensor)  # pyright: ignore[reportPrivateUsage]
+        self.known[id(tensor)] = number, tensor
+        self.shapes.append(tuple(tensor.shape))
+        self.dtypes.append(tensor.dtype)
+        self.producer.append(producer)
+        return number
+
+    def aliases(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The known tensors that show the same memory as ``tensor``, which was written to."""
+        base = tensor._base if tensor._base is not None else tensor  # pyright: ignore[reportPrivateUsage]
+        return [base, *self.views.get(id(base), ())]
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The value ``tensor`` holds now."""
+        found = self.known.get(id(tensor))
+        if found is not None:
+            return found[0]
+        base = tensor._base  # pyright: ignore[reportPrivateUsage]
+        if base is not None and id(base) in self.known:
+            # Made where no function is seen (inside a custom autograd function).
+            index = len(self.ops)
+            inputs = (self.known[id(base)][0],)
+            op = Op(index, "alias", (Value(inputs[0]),), {}, inputs, (len(self.shapes),), self.current)
+            self.ops.append(op)
+            return self.fresh(tensor, index)
+        number = self.fresh(tensor, -1)
+        if id(tensor) in self.owners:
+            kind, path = self.owners[id(tensor)]
+            self.named[kind][number] = path
+        return number
+
+    def noted(self, thing: Any) -> Any:
+        """Arguments with their tensors replaced by values."""
+        if isinstance(thing, torch.Tensor):
+            return Value(self.number(thing))
+        if isinstance(thing, tuple | list):
+            return tuple(self.noted(item) for item in cast("tuple[Any, ...]", thing))
+        if isinstance(thing, dict):
+            return {key: self.noted(item) for key, item in cast("dict[Any, Any]", thing).items()}
+        return thing
+
+    def enter(self, path: str, inputs: dict[str, list[tuple[Key, int]]], virtual: bool) -> Call:
+        call = Call(len(self.calls), path, self.current, inputs, len(self.ops), virtual=virtual)
+        self.calls.append(call)
+        self.current = call.number
+        return call
+
+    def leave(self, call: Call, outputs: list[tuple[Key, int]]) -> None:
+        call.outputs = outputs
+        call.last = len(self.ops) - 1
+        self.current = call.parent
+
+    def bound(self, module: nn.Module, args: Any, kwargs: Any) -> dict[str, list[tuple[Key, int]]]:
+        """The tensors a module was called with, by the names of its ``forward``."""
+        names, rest = self.signature(module)
+        given: dict[str, Any] = dict(zip(names, args, strict=False))
+        if len(args) > len(names):
+            given[rest or "args"] = tuple(args[len(names) :])
+        given.update(kwargs)
+        return {name: found for name, value in given.items() if (found := self.keyed(value))}
+
+    def signature(self, module: nn.Module) -> tuple[tuple[str, ...], str | None]:
+        own = module.__dict__.get("forward")
+        key = type(module) if own is None else own
+        if key not in self.names_of:
+            names: list[str] = []
+            rest: str | None = None
+            for parameter in inspect.signature(module.forward).parameters.values():
+                if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                    names.append(parameter.name)
+                elif parameter.kind is parameter.VAR_POSITIONAL:
+                    rest = parameter.name
+            self.names_of[key] = tuple(names), rest
+        return self.names_of[key]
+
+    def keyed(self, thing: Any) -> list[tuple[Key, int]]:
+        """The tensors in an argument or output, each with its place in it."""
+        if isinstance(thing, torch.Tensor):
+            return [(None, self.number(thing))]
+        if isinstance(thing, dict):
+            mapping = cast("dict[Any, Any]", thing)
+            # A ModelOutput is both; its indices skip what is None.
+            keys = range(len(mapping)) if hasattr(thing, "to_tuple") else mapping
+            items: Any = zip(keys, mapping.values(), strict=True)
+        elif isinstance(thing, tuple | list):
+            items = enumerate(cast("tuple[Any, ...]", thing))
+        elif hasattr(thing, "__dataclass_fields__"):
+            items = ((name, getattr(thing, name)) for name in thing.__dataclass_fields__)
+        else:
+            return []
+        return [(key, self.number(item)) for key, item in items if isinstance(item, torch.Tensor)]
+
+    def finished(self, how: str) -> Record:
+        return Record(
+            self.ops,
+            self.calls,
+            self.shapes,
+            self.dtypes,
+            self.producer,
+            self.named["parameter"],
+            self.named["buffer"],
+            how,
+        )
+
+
+@contextmanager
+def listening(recorder: Recorder) -> Iterator[None]:
+    """Tell ``recorder`` of every module called in this thread."""
+    # nn.Module.__call__ is the one door all calls pass: no module's own hooks are touched.
+    from surgery.anatomy.interpret import interpret
+
+    original = nn.Module.__call__
+    thread = threading.get_ident()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        path = recorder.path_of.get(id(module))
+        if path is None or threading.get_ident() != thread:
+            return original(module, *args, **kwargs)
+        current = recorder.current
+        frame = recorder.enter(path, recorder.bound(module, args, kwargs), virtual=False)
+        try:
+            if isinstance(module, fx.GraphModule):
+                result = interpret(recorder, module, path, args, kwargs)
+            else:
+                result = original(module, *args, **kwargs)
+        except BaseException:
+            recorder.current = current
+            raise
+        recorder.leave(frame, recorder.keyed(result))
+        return result
+
+    nn.Module.__call__ = call
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original
+
+
+def _owners(paths: Paths) -> dict[int, tuple[str, str]]:
+    found: dict[int, tuple[str, str]] = {}
+    for path, module in paths.modules.items():
+        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            if buffer is not None:
+                found.setdefault(id(buffer), ("buffer", f"{path}.{name}" if path else name))
+    for path, parameter in paths.parameters.items():
+        found.setdefault(id(parameter), ("parameter", path))
+    return found
+
+
+def _tensors(thing: Any) -> list[torch.Tensor]:
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, tuple | list):
+        items = cast("tuple[Any, ...]", thing)
+    elif isinstance(thing, dict):
+        items = tuple(cast("dict[Any, Any]", thing).values())
+    else:
+        return []
+    found: list[torch.Tensor] = []
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list | dict):
+            found += _tensors(item)
+    return found
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return tensor._version  # pyright: ignore[reportPrivateUsage]
+
+
+def _among(tensor: torch.Tensor, tensors: Any) -> bool:
+    return any(other is tensor for other in tensors)
+
+
+def _property(func: Any) -> str:
+    return str(getattr(getattr(func, "__self__", None), "__name__", "property"))

@@ -1,0 +1,134 @@
+"""The grammar as a running parser: the one place that touches Lark and its types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from surgery.language.resources import resource
+
+if TYPE_CHECKING:
+    from lark import Lark, Token
+    from lark.parsers.lalr_interactive_parser import InteractiveParser
+
+    from surgery.language.build import Builder
+
+END = "$END"
+
+
+class Refused(Exception):
+    """The parser cannot go on with ``token``."""
+
+    def __init__(self, token: Token):
+        super().__init__(token)
+        self.token = token
+
+
+class Unreadable(Exception):
+    """No word of the language starts at ``offset``."""
+
+    def __init__(self, offset: int):
+        super().__init__(offset)
+        self.offset = offset
+
+
+class Grammar:
+    """A loaded grammar whose reductions call the methods of ``builder``."""
+
+    def __init__(self, builder: Builder):
+        from lark import Lark
+
+        self.builder = builder
+        self.lark: Lark = Lark(
+            resource("grammar", "peft.lark").read_text(encoding="utf-8"),
+            start="file",
+            parser="lalr",
+            # Every word is reserved everywhere, so the lexer needs no context, and without it
+            # each mistake surfaces where it is.
+            lexer="basic",
+            keep_all_tokens=True,
+            maybe_placeholders=False,
+            transformer=builder,
+        )
+
+    def parse(self, text: str) -> Any:
+        """What the builder makes of the whole text."""
+        from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+
+        try:
+            return self.lark.parse(text)
+        except UnexpectedToken as problem:
+            raise Refused(problem.token) from None
+        except UnexpectedCharacters as problem:
+            raise Unreadable(problem.pos_in_stream) from None
+
+    def tokens(self, text: str) -> list[Token]:
+        from lark.exceptions import UnexpectedCharacters
+
+        try:
+            return list(self.lark.lex(text))
+        except UnexpectedCharacters as problem:
+            raise Unreadable(problem.pos_in_stream) from None
+
+    def stepper(self) -> Stepper:
+        return Stepper(self.lark.parse_interactive(""))
+
+
+class Stepper:
+    """A parser that is fed one token at a time, and can be copied to try something."""
+
+    def __init__(self, interactive: InteractiveParser):
+        self._interactive = interactive
+
+    def copy(self) -> Stepper:
+        return Stepper(self._interactive.copy(deepcopy_values=False))
+
+    def feed(self, token: Token) -> Any:
+        """Take ``token``; for the end of the text, give back what was built."""
+        from lark.exceptions import UnexpectedToken
+
+        try:
+            return self._interactive.feed_token(token)
+        except UnexpectedToken:
+            raise Refused(token) from None
+
+    def accepts(self) -> frozenset[str]:
+        """The kinds of token that may come next."""
+        return frozenset(self._interactive.accepts())
+
+    def reach(self, kinds: Iterable[str]) -> int:
+        """How many tokens of these ``kinds`` the parser would take, building nothing."""
+        from lark import Token
+        from lark.exceptions import UnexpectedToken
+
+        trial = self._interactive.copy(deepcopy_values=False)
+        trial.parser_state.parse_conf = copy(trial.parser_state.parse_conf)
+        trial.parser_state.parse_conf.callbacks = {}
+        taken = 0
+        try:
+            for kind in kinds:
+                trial.feed_token(Token(kind, ""))
+                taken += 1
+        except UnexpectedToken:
+            pass
+        return taken
+
+
+def end_token(offset: int) -> Token:
+    return make_token(END, "", offset)
+
+
+def make_token(kind: str, text: str, offset: int) -> Token:
+    from lark import Token
+
+    return Token(kind, text, start_pos=offset, end_pos=offset + len(text))
+
+
+@cache
+def grammar() -> Grammar:
+    """The grammar, read on first use."""
+    from surgery.language.build import Builder
+
+    return Grammar(Builder())

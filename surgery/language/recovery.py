@@ -1,0 +1,153 @@
+"""Going on after a mistake, so that one pass finds them all and each is told once.
+
+A text that fails to parse is read again, item by item: a mistake spoils only its own item or, in
+the body of a definition, its own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from surgery.language.checks import check
+from surgery.language.diagnostics import Diagnostic
+from surgery.language.explain import Failure, explain
+from surgery.language.lalr import END, Refused, Stepper, grammar, make_token
+from surgery.language.scan import POISON, scan
+from surgery.language.source import Source
+from surgery.language.syntax import Item, Node
+from surgery.language.words import ITEMS, STEPS
+
+if TYPE_CHECKING:
+    from lark import Token
+
+_NEVER_AFTER_AN_OPENER = {"EQUAL", "COMMA", "RPAR", "RSQB", "QMARK", "DOT", "TILDE", "ASSIGN"}
+
+
+def find_errors(source: Source) -> list[Diagnostic]:
+    """All that is wrong with a text that does not parse, in the order of the text."""
+    grammar().builder.begin(source)
+    tokens, problems = scan(source)
+    tokens.append(make_token(END, "", len(source.text.rstrip())))
+    items: list[Item] = []
+    for start, stop in _chunks(tokens):
+        chunk = _Chunk(source, tokens[start:stop], tokens[stop])
+        chunk.parse()
+        problems += chunk.problems
+        items += chunk.items
+    problems += grammar().builder.problems
+    spans = [label.span for problem in problems for label in problem.labels[:1]]
+    whole = [item for item in items if not any(_inside(item, span.start) for span in spans)]
+    problems += check(whole)
+    return sorted(problems, key=lambda d: d.labels[0].span.start)
+
+
+def _inside(node: Node, offset: int) -> bool:
+    return node.span.start <= offset < node.span.end
+
+
+def _chunks(tokens: list[Token]) -> Iterator[tuple[int, int]]:
+    """Where items start and stop, told from the words alone."""
+    start = depth = 0
+    for place, token in enumerate(tokens):
+        if token.type == "LBRACE":
+            depth += 1
+        elif token.type == "RBRACE":
+            depth -= 1
+        elif token.type == END or (token.type == "SEMICOLON" and depth <= 0):
+            if place > start:
+                yield start, place
+            start, depth = place + 1, 0
+        elif place > start and _opens_item(tokens, place, depth):
+            yield start, place
+            start, depth = place, 0
+
+
+def _opens_item(tokens: list[Token], place: int, depth: int) -> bool:
+    kind = tokens[place].type
+    if kind not in ITEMS or (kind == "LET" and depth > 0):
+        return False
+    # `f: block` is a kind of parameter, and `use = 3` or `let train` a reserved word misused.
+    before, after = tokens[place - 1].type, tokens[place + 1].type
+    named = before in {"LET", "METHOD", "AS", "PARAM"} or (before == "BLOCK" and after == "LPAR")
+    return not named and before != "COLON" and after not in _NEVER_AFTER_AN_OPENER
+
+
+class _Chunk:
+    """One item, or what should have been one; ``after`` is the token that follows it."""
+
+    def __init__(self, source: Source, tokens: list[Token], after: Token):
+        self.source = source
+        self.tokens = tokens
+        self.after = after
+        self.problems: list[Diagnostic] = []
+        self.items: list[Item] = []
+        self.opened: list[Token] = []
+
+    def parse(self) -> None:
+        stepper, step = grammar().stepper(), None
+        place = 0
+        while place <= len(self.tokens):
+            before = stepper.copy()
+            try:
+                self._feed(stepper, place)
+            except Refused:
+                self._report(before, place, step)
+                if step is None or place == len(self.tokens):
+                    return
+                stepper, place = step[0].copy(), self._next_step(place, step[1])
+                del self.opened[1:]
+                continue
+            if self._in_body() and self._opens_step(place):
+                step = before, place
+            place += 1
+
+    def _feed(self, stepper: Stepper, place: int) -> None:
+        if place == len(self.tokens):
+            self.items = stepper.feed(make_token(END, "", self.after.start_pos or 0))
+            return
+        token = self.tokens[place]
+        stepper.feed(token)
+        if token.type in {"LPAR", "LSQB", "LBRACE"}:
+            self.opened.append(token)
+        elif token.type in {"RPAR", "RSQB", "RBRACE"}:
+            self.opened.pop()
+
+    def _in_body(self) -> bool:
+        return [token.type for token in self.opened] == ["LBRACE"]
+
+    def _opens_step(self, place: int) -> bool:
+        token = self.tokens[place]
+        if token.type in STEPS or token.type in {"LBRACE", "SEMICOLON"}:
+            return True
+        assigns = {"EQUAL", "ASSIGN"}
+        after = self.tokens[place + 1].type if place + 1 < len(self.tokens) else END
+        return token.type == "NAME" and after in assigns
+
+    def _next_step(self, place: int, start: int) -> int:
+        """Where to go on after the step at ``start`` failed at ``place``."""
+        depth = sum(_turn(token) for token in self.tokens[start + 1 : place])
+        place = max(place, start + 1)
+        while place < len(self.tokens):
+            kind = self.tokens[place].type
+            if kind in STEPS or kind in {"SEMICOLON", "RBRACE"}:
+                break
+            if depth <= 0 and self._opens_step(place):
+                break
+            depth += _turn(self.tokens[place])
+            place += 1
+        return place
+
+    def _report(self, before: Stepper, place: int, step: tuple[Stepper, int] | None) -> None:
+        tokens = [*self.tokens, self.after]
+        if tokens[place].type == POISON or any(t.type == POISON for t in tokens[:place]):
+            return
+        origin, start = step or (grammar().stepper(), 0)
+        failure = Failure(
+            self.source, self.tokens, place, self.after, before, origin, start, self.opened
+        )
+        self.problems.append(explain(failure))
+
+
+def _turn(token: Token) -> int:
+    return {"LPAR": 1, "LSQB": 1, "RPAR": -1, "RSQB": -1}.get(token.type, 0)

@@ -1,0 +1,101 @@
+"""Reading the words of a text that may hold some that are none."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from surgery.language.diagnostics import Diagnostic, Label
+from surgery.language.lalr import Unreadable, grammar, make_token
+from surgery.language.source import Source, Span
+
+if TYPE_CHECKING:
+    from lark import Token
+
+POISON = "POISON"
+"""The kind of a token that stands where a word was unreadable: already reported."""
+
+_CLOSED_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_BAD_ESCAPE = re.compile(r'\\[^"\\nt]')
+_NUMBER_AND_WORD = re.compile(r"[0-9][0-9A-Za-z_.]*")
+_STRANGE = re.compile(r"""[^\s\x21-\x7e]+|.""", re.DOTALL)
+
+_INSTEAD = {
+    "'": 'strings stand between double quotes: `"sum"`',
+    "&": "write `and`",
+    "!": "write `not`, or `!=`",
+    "^": "there is no such operator",
+    "“": 'strings stand between straight quotes: `"sum"`',
+    "”": 'strings stand between straight quotes: `"sum"`',
+    "−": "write `-`",
+    "–": "write `-`",
+    "×": "write `*`",
+    "≤": "write `<=`",
+    "≥": "write `>=`",
+    "≠": "write `!=`",
+}
+
+
+def scan(source: Source) -> tuple[list[Token], list[Diagnostic]]:
+    """The tokens of ``source``, with poison where a diagnostic tells of an unreadable word."""
+    text = source.text
+    problems: list[Diagnostic] = []
+    poison: list[Token] = []
+    while True:
+        try:
+            tokens = grammar().tokens(text)
+        except Unreadable as problem:
+            end, diagnostic = _unreadable(source, problem.offset)
+            problems.append(diagnostic)
+            poison.append(make_token(POISON, "", problem.offset))
+            text = text[: problem.offset] + " " * (end - problem.offset) + text[end:]
+        else:
+            return sorted([*tokens, *poison], key=lambda t: t.start_pos or 0), problems
+
+
+def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
+    """How far the unreadable text from ``start`` goes, and what to say of it."""
+    text = source.text
+    newline = text.find("\n", start)
+    line_end = len(text) if newline < 0 else newline
+    if text[start] == "`":
+        opener = Label(Span(source, start, start + 1), "opened here")
+        return line_end, Diagnostic(
+            "S103", "this path is never closed", (opener,), "a path ends with a backtick on its line"
+        )
+    if text[start] == '"':
+        return _string(source, start, line_end)
+    if found := _NUMBER_AND_WORD.match(text, start):
+        span = Span(source, start, found.end())
+        message = f"the number runs into a word: `{found[0]}`"
+        help = "a name starts with a letter" if not re.fullmatch(r"[\d_]+", found[0]) else None
+        return found.end(), Diagnostic("S102", message, (Label(span),), help)
+    end = start + 1
+    if strange := _STRANGE.match(text, start):
+        end = strange.end()
+    signs = text[start:end]
+    help = _INSTEAD.get(signs)
+    if help is None and signs.isalpha():
+        help = "names are written in ASCII letters, digits and `_`"
+    message = f"`{signs}` means nothing here"
+    return end, Diagnostic("S102", message, (Label(Span(source, start, end)),), help)
+
+
+def _string(source: Source, start: int, line_end: int) -> tuple[int, Diagnostic]:
+    closed = _CLOSED_STRING.match(source.text, start)
+    if not closed:
+        opener = Label(Span(source, start, start + 1), "opened here")
+        return line_end, Diagnostic(
+            "S103", "this string is never closed", (opener,), "a string ends on the line it starts on"
+        )
+    # Pairs are read from the left, so that the second half of `\\` opens no escape.
+    escape = next(
+        found for found in re.finditer(r"\\.", closed[0]) if _BAD_ESCAPE.fullmatch(found[0])
+    )
+    place = start + escape.start()
+    return closed.end(), Diagnostic(
+        "S102",
+        f"`{escape[0]}` means nothing in a string",
+        (Label(Span(source, place, place + 2)),),
+        r'the escapes are `\"`, `\\`, `\n` and `\t`',
+    )

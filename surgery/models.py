@@ -1,0 +1,183 @@
+"""A model from what a user types, and a merged model back to disk.
+
+A MODEL is a transformers directory, a hub id, a GGUF file (or a directory that holds just one), or
+``package.module:factory``: something that gives an ``nn.Module`` when called, or is one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from surgery.language.diagnostics import SurgeryError, did_you_mean, error, nearest
+from surgery.pretrained import (
+    KINDS,
+    Place,
+    is_pretrained,
+    listed,
+    read_model,
+    read_tokenizer,
+    unknown,
+    write_model,
+)
+
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def load_model(text: str | os.PathLike[str]) -> nn.Module:
+    """The model that ``text`` names, its weights loaded, in its own dtype, on the CPU."""
+    text = os.fspath(text)
+    if _FACTORY.fullmatch(text):
+        made = _from_factory(text)
+        if not isinstance(made, nn.Module):
+            raise error(
+                "S506",
+                f"`{text}` gives a {type(made).__name__}, and a torch.nn.Module was expected",
+                help="a factory returns the model itself",
+            )
+        return made
+    return read_model(_locate(text))
+
+
+def load_tokenizer(text: str | os.PathLike[str]) -> Any:
+    """The tokenizer beside the model that ``text`` names; a factory must give one itself."""
+    text = os.fspath(text)
+    if _FACTORY.fullmatch(text):
+        return _from_factory(text)
+    return read_tokenizer(_locate(text))
+
+
+def save_model(
+    model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any | None = None
+) -> Path:
+    """Write a whole model, and the tokenizer if given, into ``directory``; return that path.
+
+    A transformers model is written in its own format and then read back without its values: what
+    its architecture would not load again exactly is an error, and then nothing is left behind.
+    Any other module becomes one safetensors file of its state dict, tied tensors stored once.
+    """
+    target = Path(directory).resolve()
+    if target.exists() and not target.is_dir():
+        raise error("S509", f"`{directory}` is a file, and a directory was expected")
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+            draft = Path(beside, target.name)
+            draft.mkdir()
+            if is_pretrained(model):
+                write_model(model, draft)
+            else:
+                safetensors.torch.save_model(model, str(draft / "model.safetensors"))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(draft)
+            _publish(draft, target)
+    return target
+
+
+def _locate(text: str) -> Place:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return Place(str(path))
+        packed = sorted(p.name for p in path.glob("*.gguf"))
+        if len(packed) == 1:
+            return Place(str(path), packed[0])
+        if packed:
+            help = f"name one of them: {listed([str(path / name) for name in packed])}"
+            raise error("S501", f"`{text}` holds {len(packed)} GGUF files", help=help)
+        raise error(
+            "S501", f"`{text}` holds no config.json and no GGUF file", help=f"a model is {KINDS}"
+        )
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return Place(str(path.parent), path.name)
+        raise error("S501", f"`{text}` is a file of no kind known here", help=f"a model is {KINDS}")
+    if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
+        return Place(text, hub=True)
+    raise unknown(text, "there is no such file or directory")
+
+
+def _from_factory(text: str) -> object:
+    name, _, attribute = text.partition(":")
+    with _importable(Path.cwd()):
+        module = _import(name)
+        if not hasattr(module, attribute):
+            known = [n for n in vars(module) if not n.startswith("_")]
+            help = did_you_mean(attribute, known) or f"it has {listed(known)}"
+            raise error("S504", f"module `{name}` has no `{attribute}`", help=help)
+        found: object = getattr(module, attribute)
+        if isinstance(found, nn.Module) or not callable(found):
+            return found
+        try:
+            return found()
+        except SurgeryError:
+            raise
+        except Exception as cause:
+            raise error(
+                "S505",
+                f"`{text}` raised {type(cause).__name__}: {cause}",
+                help="a factory is called without arguments, in the current directory",
+            ) from cause
+
+
+def _import(name: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except Exception as cause:
+        absent = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if absent is None or not (name == absent or name.startswith(f"{absent}.")):
+            message = f"importing `{name}` raised {type(cause).__name__}: {cause}"
+            raise error("S503", message) from cause
+        parent, _, last = absent.rpartition(".")
+        folders = list(getattr(sys.modules.get(parent), "__path__", ())) or [os.getcwd()]
+        close = nearest(last, [m.name for m in pkgutil.iter_modules(folders)])
+        meant = f"{parent}.{close}" if parent else close
+        here = "modules are also looked for in the current directory"
+        help = f"did you mean `{meant}`?" if close else here
+        raise error("S503", f"there is no module `{absent}`", help=help) from cause
+
+
+@contextmanager
+def _importable(folder: Path) -> Generator[None]:
+    """Let modules in ``folder`` be imported, as ``python -m`` does."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+@contextmanager
+def _writing(target: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as cause:
+        reason = str(cause).partition("\n")[0]
+        raise error("S509", f"`{target}` can't be written: {reason}") from cause
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Move the finished files over; a killed run leaves whole files, never parts of one."""
+    if not target.exists():
+        draft.rename(target)
+        return
+    written = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    for file in written:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (draft / file).replace(target / file)
+    for old in [*target.glob("model-*-of-*.safetensors"), *target.glob("*.safetensors.index.json")]:
+        if old.relative_to(target) not in written:
+            old.unlink()

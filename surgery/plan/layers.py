@@ -1,0 +1,77 @@
+"""Kinds of layer that read as the operator `linear`, and their sizes.
+
+A convolution is a linear map over patches and an embedding one over one-hot ids, so each kind
+only says how its weight is a matrix [n, m].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import nn
+
+LayerKind = Literal["linear", "transposed", "convolution", "embedding"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear-like layer. ``groups`` > 1 for grouped convolutions, whose groups share no inputs.
+
+    ``native`` says that the class computes what its kind does, so that its forward may be
+    written out; otherwise (a quantised linear, say) its own forward is called.
+    """
+
+    kind: LayerKind
+    out: int
+    into: int
+    bias: bool
+    spatial: int = 0
+    groups: int = 1
+    native: bool = True
+
+
+_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+def read_layer(module: nn.Module) -> Layer | None:
+    """How ``module`` reads as a linear layer, or None if it does not."""
+    cls = type(module)
+    if isinstance(module, nn.Linear):
+        return Layer(
+            "linear",
+            module.out_features,
+            module.in_features,
+            _has_bias(module),
+            native=cls.forward is nn.Linear.forward and _is_plain(module, (module.out_features, module.in_features)),
+        )
+    if isinstance(module, nn.Embedding):
+        native = cls.forward is nn.Embedding.forward
+        return Layer("embedding", module.embedding_dim, module.num_embeddings, False, native=native)
+    for convolution, spatial in _CONVOLUTIONS.items():
+        if isinstance(module, convolution):
+            weight: torch.Tensor = module.weight
+            return Layer(
+                "convolution",
+                weight.shape[0],
+                prod(weight.shape[1:]),
+                _has_bias(module),
+                spatial,
+                int(module.groups),
+                native=cls.forward is convolution.forward,
+            )
+    if any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__):
+        weight = module.get_parameter("weight")
+        return Layer("transposed", weight.shape[1], weight.shape[0], _has_bias(module))
+    return None
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return getattr(module, "bias", None) is not None
+
+
+def _is_plain(module: nn.Module, shape: tuple[int, int]) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.shape == shape

@@ -1,0 +1,148 @@
+"""A spec, read: its statements, the rules it can name, and the texts that say all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.language.parse import parse
+from surgery.language.source import Source
+from surgery.rules.evaluate import Constants, chain, evaluate
+from surgery.rules.library import (
+    Prelude,
+    Reader,
+    Scope,
+    disk_reader,
+    memory_reader,
+    prelude,
+    scope_of,
+)
+from surgery.rules.program import check_block, check_method
+from surgery.rules.shapes import Shapes
+from surgery.rules.values import Closure
+
+Statement = syntax.On | syntax.Freeze | syntax.Train
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """A parsed spec with its names resolved. Made by :func:`read_spec`."""
+
+    file: syntax.File
+    scope: Scope
+    constants: Constants
+    files: Mapping[str, str]
+    rules: Prelude = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.file.source.name
+
+    @property
+    def text(self) -> str:
+        return self.file.source.text
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        return tuple(
+            i for i in self.file.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)
+        )
+
+    def closure(self, statement: syntax.On) -> Closure:
+        """The method of an `on`, with its arguments."""
+        return chain(statement.application, self.constants)
+
+    def texts(self) -> dict[str, Any]:
+        """All that is needed to read this spec again, without any file: text, files, rules."""
+        return {
+            "name": self.name,
+            "text": self.text,
+            "files": dict(self.files),
+            "rules": self.rules.used,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return spec_from_texts, (self.texts(),)
+
+    def __deepcopy__(self, memo: object) -> Spec:
+        return self
+
+
+def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
+    """Read a spec from text, a path, or a parsed file.
+
+    A string is taken for a path if it ends in `.peft` and holds no space or newline.
+
+    Raises:
+        SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read.
+    """
+    if isinstance(spec, Spec):
+        return spec
+    folder = Path()
+    if isinstance(spec, syntax.File):
+        file = spec
+    elif isinstance(spec, os.PathLike) or _is_path(spec):
+        path = Path(spec)
+        folder = path.parent
+        try:
+            file = parse(Source(str(path), path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as problem:
+            raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
+    else:
+        file = parse(Source("<spec>", spec))
+    return _resolve(file, disk_reader(folder), prelude())
+
+
+def _is_path(text: str) -> bool:
+    return text.endswith(".peft") and not any(c.isspace() for c in text)
+
+
+def spec_from_texts(texts: Mapping[str, Any]) -> Spec:
+    """The spec that :meth:`Spec.texts` came from."""
+    file = parse(Source(texts["name"], texts["text"]))
+    return _resolve(file, memory_reader(texts["files"]), Prelude(texts["rules"]))
+
+
+def _resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
+    files: dict[str, str] = {}
+    scope = scope_of(file, read, rules, files)
+    constants = Constants(scope, {}, Shapes())
+    found: list[Diagnostic] = []
+    for item in file.items:
+        try:
+            _check(item, constants)
+        except SurgeryError as problem:
+            found += [d for d in problem.diagnostics if d not in found]
+    if found:
+        raise SurgeryError(found)
+    return Spec(file, scope, constants, files, rules)
+
+
+def _check(item: syntax.Item, constants: Constants) -> None:
+    match item:
+        case syntax.Let():
+            if item.name in constants.values:
+                raise error("S215", f"`{item.name}` is already something here", item.name_span)
+            constants.values[item.name] = evaluate(item.value, constants)
+        case syntax.On():
+            closure = chain(item.application, constants)
+            if closure.is_block:
+                name = closure.definition.name
+                raise error(
+                    "S209",
+                    f"`{name}` is a block, and a block needs a verb that says where it goes",
+                    item.application.name_span,
+                    help=f"`sequential {name}(…)`, `parallel {name}(…)` or `pfeiffer {name}(…)`",
+                )
+            check_method(closure.definition)
+        case syntax.Method():
+            check_method(constants.scope.require(item.name, item.name_span))
+        case syntax.Block():
+            check_block(constants.scope.require(item.name, item.name_span))
+        case _:
+            pass

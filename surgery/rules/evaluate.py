@@ -1,0 +1,396 @@
+"""Expressions of the language → values: numbers, tensors, functions, methods and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Label, did_you_mean, error
+from surgery.language.source import Span
+from surgery.rules.dims import FUNCTIONS, Dim
+from surgery.rules.expression import STAR, Attribute, Expression, number
+from surgery.rules.library import Definition, Scope
+from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, reduced
+from surgery.rules.shapes import Shapes, show_shape
+from surgery.rules.simplify import make
+from surgery.rules.values import Closure, Condition, HostModule, Opaque, Value, describe
+
+
+class Names(Protocol):
+    """What a body can name; ``lookup`` gives None for a name it does not know."""
+
+    scope: Scope
+    shapes: Shapes
+    path: str
+
+    def lookup(self, name: str, span: Span) -> Value | None: ...
+    def known(self) -> list[str]: ...
+    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression: ...
+
+
+def evaluate(e: syntax.Expression, names: Names) -> Value:
+    """The value of ``e``.
+
+    Raises:
+        SurgeryError: S207 unknown name, S208 wrong arguments, S21x dims that do not fit.
+    """
+    match e:
+        case syntax.Number():
+            return Dim.of(e.value)
+        case syntax.Text():
+            return e.value
+        case syntax.Star():
+            return STAR
+        case syntax.Name():
+            return _name(e, names)
+        case syntax.Unary():
+            return _unary(e, names)
+        case syntax.Binary():
+            return _binary(e, names)
+        case syntax.Call():
+            return _call(e, names)
+
+
+def _name(e: syntax.Name, names: Names) -> Value:
+    value = names.lookup(e.name, e.span)
+    if value is not None:
+        return value
+    if e.name in PRIMITIVES:
+        return PRIMITIVES[e.name]
+    definition = names.scope.find(e.name)
+    if definition is not None:
+        return bind(definition, (), e.span, names)
+    known = names.known()
+    raise error(
+        "S207",
+        f"nothing here is named `{e.name}`",
+        e.span,
+        help=did_you_mean(e.name, [*known, *PRIMITIVES, *names.scope.names()])
+        or (f"known are {', '.join(known)}" if known else None),
+    )
+
+
+def tensor(value: Value, span: Span) -> Expression:
+    """``value`` as a tensor; numbers become scalars.
+
+    Raises:
+        SurgeryError: S208 for anything else.
+    """
+    if isinstance(value, Expression):
+        return value
+    if isinstance(value, Dim):
+        return number(value, span)
+    raise error("S208", f"expected a tensor or a number, and this is {describe(value)}", span)
+
+
+def scalar(value: Value, span: Span) -> Dim:
+    """``value`` as a number known from arguments and dims.
+
+    Raises:
+        SurgeryError: S208 for anything else.
+    """
+    if isinstance(value, Expression) and value.number is not None:
+        return value.number
+    if not isinstance(value, Dim):
+        raise error("S208", f"expected a number, and this is {describe(value)}", span)
+    return value
+
+
+def _unary(e: syntax.Unary, names: Names) -> Value:
+    value = evaluate(e.operand, names)
+    if e.operator == "not":
+        return Condition("not", (condition(e.operand, names),))
+    if isinstance(value, Dim):
+        return -value
+    operand = tensor(value, e.operand.span)
+    return make("negate", (operand,), operand.shape, span=e.span)
+
+
+def condition(e: syntax.Expression, names: Names) -> Condition:
+    """``e`` as a condition on dims and numbers.
+
+    Raises:
+        SurgeryError: S208 if it is something else.
+    """
+    value = evaluate(e, names)
+    if not isinstance(value, Condition):
+        raise error("S208", f"expected a condition, and this is {describe(value)}", e.span)
+    return value
+
+
+def _binary(e: syntax.Binary, names: Names) -> Value:
+    if e.operator in ("and", "or"):
+        return Condition(e.operator, (condition(e.left, names), condition(e.right, names)))
+    left, right = evaluate(e.left, names), evaluate(e.right, names)
+    if e.operator in ("<", "<=", ">", ">=", "==", "!="):
+        sides = scalar(left, e.left.span), scalar(right, e.right.span)
+        return Condition(e.operator, sides)
+    if isinstance(left, Dim) and isinstance(right, Dim) and e.operator != "@":
+        return _arithmetic(e, left, right)
+    if e.operator == "%":
+        raise error("S208", "`%` is for numbers and dims", e.span)
+    a, b = tensor(left, e.left.span), tensor(right, e.right.span)
+    op = OPERATORS[e.operator]
+    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span), span=e.span)
+
+
+def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
+    if e.operator in "/%" and not right.terms:
+        raise error("S213", "division by zero", e.span, Label(e.right.span, "is 0"))
+    match e.operator:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+        case "/":
+            return left / right
+        case _:
+            return left % right
+
+
+def _call(e: syntax.Call, names: Names) -> Value:
+    local = names.lookup(e.function, e.function_span)
+    if isinstance(local, Primitive):
+        return _primitive(local, e, names)
+    if isinstance(local, Closure | Opaque):
+        (argument,) = _tensors(e, e.arguments, names, (1, 1))
+        return names.call_block(local, argument, e.span)
+    if isinstance(local, HostModule):
+        (argument,) = _tensors(e, e.arguments, names, (1, 1))
+        if not local.present:
+            return argument
+        return Expression("host", (argument,), (("name", local.name),), argument.shape, e.span)
+    definition = names.scope.find(e.function)
+    if definition is not None:
+        return bind(definition, e.arguments, e.span, names)
+    if e.function in FUNCTIONS:
+        values = [evaluate(a.value, names) for a in e.arguments]
+        numbers = [v for v in values if isinstance(v, Dim)]
+        if len(numbers) == len(values) > 0:
+            return _dim_function(e, numbers)
+    if e.function in PRIMITIVES:
+        return _primitive(PRIMITIVES[e.function], e, names)
+    raise error(
+        "S207",
+        f"no function or block is named `{e.function}`",
+        e.function_span,
+        help=did_you_mean(e.function, [*PRIMITIVES, *FUNCTIONS, *names.known(), *names.scope.names()]),
+    )
+
+
+def _dim_function(e: syntax.Call, numbers: list[Dim]) -> Dim:
+    try:
+        return Dim.named(e.function, *numbers)
+    except (TypeError, ValueError) as problem:
+        raise error("S208", f"`{e.function}` cannot take these: {problem}", e.span) from None
+
+
+def _tensors(
+    e: syntax.Call, arguments: tuple[syntax.Argument, ...], names: Names, arity: tuple[int, int]
+) -> tuple[Expression, ...]:
+    low, high = arity
+    if not low <= len(arguments) <= high:
+        wanted = str(low) if low == high else f"{low} or {high}"
+        raise error(
+            "S208",
+            f"`{e.function}` takes {wanted} argument{'s' * (high > 1)}, and {len(arguments)} are given",
+            e.span,
+        )
+    return tuple(tensor(evaluate(a.value, names), a.value.span) for a in arguments)
+
+
+def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    known = dict(primitive.attributes)
+    for argument in e.arguments:
+        if argument.name is not None and argument.name not in known:
+            raise error(
+                "S208",
+                f"`{primitive.name}` has no argument `{argument.name}`",
+                argument.span,
+                help=did_you_mean(argument.name, known),
+            )
+    arguments = _tensors(e, tuple(a for a in e.arguments if a.name is None), names, primitive.arity)
+    shape = primitive.shape(names.shapes, arguments, e.span)
+    given = {a.name: a.value for a in e.arguments if a.name is not None}
+    attributes: list[tuple[str, Attribute]] = []
+    for name in known:
+        if name not in given:
+            raise error("S208", f"`{primitive.name}` needs `{name} = DIM`", e.span)
+        axis = _axis(scalar(evaluate(given[name], names), given[name].span), arguments[0], names, e.span)
+        attributes.append(("axis", axis))
+        if primitive.keeps_ones:
+            shape = reduced(shape, axis)
+    return make(primitive.name, arguments, shape, tuple(attributes), e.span)
+
+
+def _axis(dim: Dim, of: Expression, names: Names, span: Span) -> int:
+    wanted = names.shapes.resolve(dim)
+    places = [i for i, d in enumerate(of.shape) if names.shapes.resolve(d) == wanted]
+    if len(places) != 1:
+        problem = "none of" if not places else "more than one of"
+        raise error("S214", f"`{dim}` is {problem} the dims {show_shape(of.shape)}", span)
+    return places[0] - len(of.shape)
+
+
+def bind(
+    definition: Definition,
+    arguments: tuple[syntax.Argument, ...],
+    span: Span,
+    names: Names,
+    operand: Value | None = None,
+    path: str | None = None,
+) -> Closure:
+    """Give a method or block its arguments; missing ones take their defaults when it runs.
+
+    Raises:
+        SurgeryError: S208 for an unknown, repeated, missing or unfit argument.
+    """
+    formal = definition.syntax.parameters
+    values: dict[str, Value] = {}
+    positional = list(formal)
+    if operand is not None:
+        taker = next((p for p in formal if p.kind != "value"), None)
+        if taker is None:
+            raise error(
+                "S209",
+                f"`{definition.name}` is no verb: it takes no method or block",
+                span,
+                Label(definition.syntax.name_span, "defined here"),
+            )
+        values[taker.name] = _fit(taker, operand, span, definition)
+        positional.remove(taker)
+    for argument in arguments:
+        value = evaluate(argument.value, names)
+        if argument.name is None:
+            if not positional:
+                raise error(
+                    "S208", f"`{definition.name}` takes {len(formal)} arguments, and more are given", argument.span
+                )
+            parameter = positional.pop(0)
+        else:
+            found = next((p for p in formal if p.name == argument.name), None)
+            if found is None:
+                known = [p.name for p in formal]
+                raise error(
+                    "S208",
+                    f"`{definition.name}` has no argument `{argument.name}`",
+                    argument.span,
+                    Label(definition.syntax.name_span, "defined here"),
+                    help=did_you_mean(argument.name, known) or f"it takes {', '.join(known) or 'none'}",
+                )
+            if found.name in values:
+                raise error("S208", f"`{found.name}` is given twice", argument.span)
+            parameter = found
+            positional = [p for p in positional if p is not found]
+        values[parameter.name] = _fit(parameter, value, argument.value.span, definition)
+    missing = [p for p in positional if p.default is None and p.name not in values]
+    if missing:
+        raise error(
+            "S208",
+            f"`{definition.name}` needs {' and '.join(f'`{p.name}`' for p in missing)}",
+            span,
+            Label(definition.syntax.name_span, "defined here"),
+            help=f"write {_example(definition)}",
+        )
+    return Closure(definition, values, span, f"{names.path}{definition.name}." if path is None else path)
+
+
+def _example(definition: Definition) -> str:
+    parts = [f"{p.name} = …" for p in definition.syntax.parameters if p.default is None]
+    return f"`{definition.name}({', '.join(parts)})`"
+
+
+def _fit(parameter: syntax.Parameter, value: Value, span: Span, definition: Definition) -> Value:
+    if parameter.kind == "value":
+        if isinstance(value, Dim | Expression | Primitive | str):
+            return value
+        raise error(
+            "S208",
+            f"`{parameter.name}` of `{definition.name}` is a value, and this is {describe(value)}",
+            span,
+            Label(parameter.span, "declared here"),
+        )
+    if isinstance(value, Closure | Opaque) and value.kind == parameter.kind:
+        return value
+    raise error(
+        "S209",
+        f"`{definition.name}` takes a {parameter.kind}, and this is {describe(value)}",
+        span,
+        Label(parameter.span, "declared here"),
+        help=_suggest(parameter.kind, definition),
+    )
+
+
+def _suggest(kind: str, definition: Definition) -> str | None:
+    fitting: dict[str, Callable[[Definition], bool]] = {
+        "block": lambda d: isinstance(d.syntax, syntax.Block),
+        "method": lambda d: isinstance(d.syntax, syntax.Method),
+    }
+    names = [n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)]
+    return f"a {kind} is one of {', '.join(sorted(names))}" if names else None
+
+
+@dataclass
+class Constants:
+    """The names a spec's own expressions know: its `let`s and the library."""
+
+    scope: Scope
+    values: dict[str, Value]
+    shapes: Shapes
+    path: str = ""
+
+    def lookup(self, name: str, span: Span) -> Value | None:
+        return self.values.get(name)
+
+    def known(self) -> list[str]:
+        return list(self.values)
+
+    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
+        raise error("S208", "a block is called inside a method", span)
+
+
+def chain(application: syntax.Application, names: Names, core: bool = True) -> Closure:
+    """`gated sequential adapter(48)` as nested closures; params of the last take no prefix.
+
+    Raises:
+        SurgeryError: S201 and S208 as for :func:`bind`; S209 where verbs and methods do not fit.
+    """
+    operand = chain(application.operand, names, core) if application.operand else None
+    local = names.lookup(application.name, application.name_span)
+    if isinstance(local, Closure) and operand is None:
+        return _override(local, application, names)
+    definition = names.scope.require(application.name, application.name_span)
+    innermost = core and operand is None and not _holds_closure(application, names)
+    return bind(
+        definition,
+        application.arguments,
+        application.name_span,
+        names,
+        operand,
+        path="" if innermost else None,
+    )
+
+
+def _holds_closure(application: syntax.Application, names: Names) -> bool:
+    return any(isinstance(a.value, syntax.Call) and names.scope.find(a.value.function) for a in application.arguments)
+
+
+def _override(closure: Closure, application: syntax.Application, names: Names) -> Closure:
+    """`apply m(gate = …)`: the method passed in, with some arguments replaced."""
+    formal = {p.name: p for p in closure.definition.syntax.parameters}
+    values = dict(closure.arguments)
+    for argument in application.arguments:
+        if argument.name is None or argument.name not in formal:
+            raise error(
+                "S210",
+                f"`{closure.definition.name}` has no argument `{argument.name or '…'}` to be given here",
+                closure.span,
+                Label(argument.span, "given here"),
+                help=f"a method that can be used so declares it: `method {closure.definition.name}(…, {argument.name or 'gate'} = 1)`",
+            )
+        values[argument.name] = evaluate(argument.value, names)
+    return replace(closure, arguments=values)

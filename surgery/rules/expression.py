@@ -1,0 +1,175 @@
+"""The intermediate representation: typed tensor expressions.
+
+A rule, given its arguments, becomes one expression for the operator's result. Everything that is
+derived (identity, merge, cost, the graph that runs) is a walk over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from surgery.language.source import Span
+from surgery.rules.dims import Dim
+
+STAR = Dim.named("*")
+Shape = tuple[Dim, ...]
+Attribute = Dim | str | bool | int
+
+
+@dataclass(frozen=True)
+class Expression:
+    """``op`` applied to ``arguments``; ``attributes`` are what is no tensor (an axis, a rate).
+
+    Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    ``number``. Equality ignores spans: equal expressions compute equal values.
+    """
+
+    op: str
+    arguments: tuple[Expression, ...] = ()
+    attributes: tuple[tuple[str, Attribute], ...] = ()
+    shape: Shape = field(default=(), compare=False)
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.op, self.arguments, self.attributes))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Expression) or self._hash != other._hash:
+            return False
+        return (self.op, self.attributes, self.arguments) == (
+            other.op,
+            other.attributes,
+            other.arguments,
+        )
+
+    def attribute(self, name: str) -> Attribute:
+        return dict(self.attributes)[name]
+
+    @property
+    def name(self) -> str:
+        """The name of an operand or param leaf."""
+        return str(self.attribute("name"))
+
+    @property
+    def number(self) -> Dim | None:
+        """The value of a ``number`` leaf, else None."""
+        value = self.attribute("value") if self.op == "number" else None
+        return value if isinstance(value, Dim) else None
+
+    @cached_property
+    def leaves(self) -> frozenset[Expression]:
+        """The operand and param leaves below (or this one)."""
+        if self.op in ("operand", "param"):
+            return frozenset((self,))
+        below: frozenset[Expression] = frozenset()
+        for argument in self.arguments:
+            below |= argument.leaves
+        return below
+
+    def reads(self, name: str) -> bool:
+        """Whether the operand ``name`` occurs below."""
+        return any(leaf.op == "operand" and leaf.name == name for leaf in self.leaves)
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether the value depends on what flows through the model, not on tensors it holds."""
+        if self.op == "base":
+            return True
+        if self.op == "operand":
+            return self.name not in ("W", "b")
+        return any(a.varies for a in self.arguments)
+
+    def __str__(self) -> str:
+        return show(self)
+
+
+def operand(name: str, shape: Shape, span: Span | None = None) -> Expression:
+    return Expression("operand", (), (("name", name),), shape, span)
+
+
+def param(name: str, shape: Shape, span: Span | None = None) -> Expression:
+    return Expression("param", (), (("name", name),), shape, span)
+
+
+def number(value: Dim | int | float, span: Span | None = None) -> Expression:
+    return Expression("number", (), (("value", Dim.of(value)),), (), span)
+
+
+def is_number(expression: Expression, value: float) -> bool:
+    known = expression.number
+    return known is not None and known.number == value
+
+
+def rebuild(
+    expression: Expression,
+    change: Callable[[Expression], Expression | None],
+    build: Callable[[Expression, tuple[Expression, ...]], Expression] | None = None,
+    _memo: dict[Expression, Expression] | None = None,
+) -> Expression:
+    """Replace, from the top down, every subexpression for which ``change`` gives another.
+
+    ``build(old, arguments)`` makes the node again where arguments changed; the default keeps its
+    op, attributes, shape and span.
+    """
+    memo: dict[Expression, Expression] = {} if _memo is None else _memo
+    if expression in memo:
+        return memo[expression]
+    result = change(expression)
+    if result is None:
+        arguments = tuple(rebuild(a, change, build, memo) for a in expression.arguments)
+        if build:
+            result = build(expression, arguments)
+        elif all(a is b for a, b in zip(arguments, expression.arguments, strict=True)):
+            result = expression
+        else:
+            result = Expression(
+                expression.op, arguments, expression.attributes, expression.shape, expression.span
+            )
+    memo[expression] = result
+    return result
+
+
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Every distinct subexpression once, arguments before what uses them."""
+    seen: set[Expression] = set()
+
+    def visit(e: Expression) -> Iterator[Expression]:
+        if e in seen:
+            return
+        seen.add(e)
+        for a in e.arguments:
+            yield from visit(a)
+        yield e
+
+    yield from visit(expression)
+
+
+_INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "matmul": "@"}
+
+
+def show(expression: Expression) -> str:
+    """The expression as a rule would write it."""
+    e = expression
+    if e.op in ("operand", "param"):
+        return e.name
+    if e.op == "number":
+        return str(e.attribute("value"))
+    parts = [show(a) for a in e.arguments]
+    if e.op in _INFIX:
+        shown = [
+            f"({p})" if a.op in _INFIX and a.op != e.op else p
+            for a, p in zip(e.arguments, parts, strict=True)
+        ]
+        return f" {_INFIX[e.op]} ".join(shown)
+    if e.op == "negate":
+        return f"-{parts[0]}"
+    extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]
+    return f"{e.op}({', '.join(parts + extra)})"

@@ -1,0 +1,194 @@
+"""Definitions by name: the prelude in `rules/`, the files a spec uses, and its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, error
+from surgery.language.parse import parse
+from surgery.language.resources import resource
+from surgery.language.source import Source, Span
+
+_DEFINES = re.compile(r"^\s*(?:method|block)\s+([A-Za-z_]\w*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A method or block, with the scope its body looks names up in."""
+
+    syntax: syntax.Method | syntax.Block
+    scope: Scope
+
+    @property
+    def name(self) -> str:
+        return self.syntax.name
+
+
+@dataclass(eq=False)
+class Scope:
+    """The definitions one file can name: its own, then those it uses, then the prelude's."""
+
+    own: dict[str, Definition] = field(default_factory=dict[str, Definition])
+    prelude: Prelude | None = None
+
+    def find(self, name: str) -> Definition | None:
+        return self.own.get(name) or (self.prelude.find(name) if self.prelude else None)
+
+    def names(self) -> list[str]:
+        return [*self.own, *(self.prelude.names() if self.prelude else ())]
+
+    def require(self, name: str, span: Span | None) -> Definition:
+        found = self.find(name)
+        if found is None:
+            known = self.names()
+            raise error(
+                "S201",
+                f"no method or block is named `{name}`",
+                span,
+                help=did_you_mean(name, known) or f"known are {', '.join(sorted(known))}",
+            )
+        return found
+
+
+class Prelude:
+    """Rule files known without `use`, parsed when one of their names is first asked for."""
+
+    def __init__(self, texts: Mapping[str, str]):
+        self.texts = dict(texts)
+        self._file_of = {n: f for f, text in self.texts.items() for n in _DEFINES.findall(text)}
+        self._scope = Scope(prelude=self)
+        self._parsed: set[str] = set()
+
+    def names(self) -> Iterable[str]:
+        return self._file_of
+
+    def find(self, name: str) -> Definition | None:
+        file = self._file_of.get(name)
+        if file and file not in self._parsed:
+            self._parsed.add(file)
+            define(self._scope, parse(Source(file, self.texts[file])))
+        return self._scope.own.get(name)
+
+    @property
+    def used(self) -> dict[str, str]:
+        """The texts of the files that were needed so far, by name."""
+        return {f: self.texts[f] for f in sorted(self._parsed)}
+
+
+@cache
+def _prelude_texts() -> dict[str, str]:
+    folder = resource("rules")
+    return {f"rules/{p.name}": p.read_text(encoding="utf-8") for p in sorted(folder.glob("*.peft"))}
+
+
+def prelude() -> Prelude:
+    """The rules that come with the package."""
+    return Prelude(_prelude_texts())
+
+
+def define(scope: Scope, file: syntax.File) -> None:
+    """Add the definitions of ``file`` to ``scope``; one name twice is an error at both places."""
+    for item in file.items:
+        if isinstance(item, syntax.Method | syntax.Block):
+            earlier = scope.own.get(item.name)
+            if earlier is not None:
+                raise SurgeryError(
+                    Diagnostic(
+                        "S202",
+                        f"`{item.name}` is defined twice",
+                        (
+                            Label(item.name_span, "again here"),
+                            Label(earlier.syntax.name_span, "first here"),
+                        ),
+                    )
+                )
+            scope.own[item.name] = Definition(item, scope)
+
+
+Reader = Callable[[str, Span], Source]
+
+
+def disk_reader(folder: Path) -> Reader:
+    """Read used files relative to ``folder``."""
+
+    def read(path: str, span: Span) -> Source:
+        target = folder / path
+        try:
+            return Source(path, target.read_text(encoding="utf-8"))
+        except OSError as problem:
+            near = [p.name for p in target.parent.glob("*.peft")] if target.parent.is_dir() else []
+            raise error(
+                "S203",
+                f"cannot read `{path}`: {problem.strerror or problem}",
+                span,
+                help=did_you_mean(target.name, near) or f"looked in {target.parent}",
+            ) from None
+
+    return read
+
+
+def memory_reader(texts: Mapping[str, str]) -> Reader:
+    """Read used files from ``texts``, as a saved adapter carries them."""
+
+    def read(path: str, span: Span) -> Source:
+        if path not in texts:
+            raise error("S203", f"`{path}` is not among the saved files", span)
+        return Source(path, texts[path])
+
+    return read
+
+
+def scope_of(file: syntax.File, read: Reader, rules: Prelude, files: dict[str, str]) -> Scope:
+    """The scope of ``file``; the texts of all files it uses, at any depth, go into ``files``."""
+    return _scope_of(file, read, rules, files, ())
+
+
+def _scope_of(
+    file: syntax.File, read: Reader, rules: Prelude, files: dict[str, str], chain: tuple[str, ...]
+) -> Scope:
+    scope = Scope(prelude=rules)
+    for item in file.items:
+        if not isinstance(item, syntax.Use):
+            continue
+        if item.path in chain:
+            raise error("S204", f"`{item.path}` uses itself: {' → '.join([*chain, item.path])}", item.span)
+        used = parse(read(item.path, item.span))
+        files[item.path] = used.source.text
+        statement = next(
+            (i for i in used.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)), None
+        )
+        if statement is not None:
+            raise error(
+                "S205",
+                f"`{item.path}` is a spec, not a file of rules",
+                item.span,
+                Label(statement.span, "a statement here"),
+                help="`use` brings in methods and blocks; apply a spec as one of its own",
+            )
+        _import(scope, _scope_of(used, read, rules, files, (*chain, item.path)), item)
+    define(scope, file)
+    return scope
+
+
+def _import(scope: Scope, source: Scope, item: syntax.Use) -> None:
+    for name in item.names if item.names is not None else tuple(source.own):
+        found = source.own.get(name)
+        if found is None:
+            raise error(
+                "S206",
+                f"`{item.path}` defines no `{name}`",
+                item.span,
+                help=did_you_mean(name, source.own) or f"it defines {', '.join(source.own)}",
+            )
+        if scope.own.setdefault(name, found) is not found:
+            raise error(
+                "S202",
+                f"`{name}` is brought in twice",
+                item.span,
+                Label(scope.own[name].syntax.name_span, "first this one"),
+            )

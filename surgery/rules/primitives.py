@@ -1,0 +1,172 @@
+"""The primitives of the rule language, one entry each: shape, torch function, algebra, cost.
+
+Torch functions are named, not imported: reading and checking rules needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from surgery.language.diagnostics import error
+from surgery.language.source import Span
+from surgery.rules.dims import Dim
+from surgery.rules.expression import STAR, Expression, Shape
+from surgery.rules.shapes import ONE, Shapes, mismatch, show_shape
+
+Arguments = tuple[Expression, ...]
+ShapeRule = Callable[[Shapes, Arguments, Span | None], Shape]
+# How a value that is affine in x passes through; see rules/affine.py.
+Affine = Literal["linear", "add", "scale", "divide", "negate", "same", "matmul", "none"]
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """One row of the table.
+
+    ``zeros`` are the positions of which one zero argument makes the result zero. ``attributes``
+    maps a keyword that is no tensor to what it takes: an axis named by its dim, or a number.
+    """
+
+    name: str
+    arity: tuple[int, int]
+    shape: ShapeRule
+    torch: str
+    affine: Affine = "none"
+    zeros: tuple[int, ...] = ()
+    attributes: tuple[tuple[str, Literal["axis", "number"]], ...] = ()
+    keeps_ones: bool = False
+
+
+def _same(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    return arguments[0].shape
+
+
+def _elementwise(what: str) -> ShapeRule:
+    return lambda shapes, arguments, span: shapes.broadcast(*arguments, what, span)
+
+
+def _linear(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    x, weight = arguments[:2]
+    _need_rank("linear", weight, 2, span)
+    rows, columns = weight.shape
+    if not x.shape or not shapes.equal(x.shape[-1], columns, "linear", span):
+        raise mismatch("linear", x, weight, span)
+    if len(arguments) == 3 and not shapes.fits(arguments[2].shape, (rows,), "linear", span):
+        raise mismatch("the bias of linear", weight, arguments[2], span)
+    return (*x.shape[:-1], shapes.resolve(rows))
+
+
+def _matmul(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    left, right = arguments
+    _need_rank("@", right, 2, span)
+    if len(left.shape) < 2 or not shapes.equal(left.shape[-1], right.shape[0], "@", span):
+        raise mismatch("@", left, right, span)
+    return (*left.shape[:-1], right.shape[1])
+
+
+def _transpose(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    _need_rank("transpose", arguments[0], 2, span)
+    return arguments[0].shape[::-1]
+
+
+def _row_norm(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    _need_rank("row_norm", arguments[0], 2, span)
+    return arguments[0].shape[:1]
+
+
+def _kron(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    for argument in arguments:
+        _need_rank("kron", argument, 2, span)
+    (a, b), (c, d) = arguments[0].shape, arguments[1].shape
+    return (a * c, b * d)
+
+
+def _need_rank(what: str, value: Expression, rank: int, span: Span | None) -> None:
+    if len(value.shape) != rank or STAR in value.shape:
+        raise error(
+            "S212", f"{what} takes a matrix, and `{value}` is {show_shape(value.shape)}", span
+        )
+
+
+def reduced(shape: Shape, axis: int) -> Shape:
+    """A reduced dim stays, as 1, so that the result still lines up with its argument."""
+    position = len(shape) + axis
+    return (*shape[:position], ONE, *shape[position + 1 :])
+
+
+_OVER: tuple[tuple[str, Literal["axis", "number"]], ...] = (("over", "axis"),)
+
+_TABLE = (
+    Primitive("scale_rows", (2, 2), _same, "surgery.graft.kernels.scale_rows", zeros=(0, 1)),
+    Primitive("linear", (2, 3), _linear, "torch.nn.functional.linear", "linear", (0, 1)),
+    Primitive("add", (2, 2), _elementwise("+"), "operator.add", "add"),
+    Primitive("subtract", (2, 2), _elementwise("-"), "operator.sub", "add"),
+    Primitive("multiply", (2, 2), _elementwise("*"), "operator.mul", "scale", (0, 1)),
+    Primitive("divide", (2, 2), _elementwise("/"), "operator.truediv", "divide", (0,)),
+    Primitive("negate", (1, 1), _same, "operator.neg", "negate", (0,)),
+    Primitive("matmul", (2, 2), _matmul, "torch.matmul", "matmul", (0, 1)),
+    Primitive("transpose", (1, 1), _transpose, "torch.t", zeros=(0,)),
+    Primitive("kron", (2, 2), _kron, "torch.kron", zeros=(0, 1)),
+    Primitive("row_norm", (1, 1), _row_norm, "torch.linalg.vector_norm", zeros=(0,)),
+    Primitive(
+        "dropout",
+        (2, 2),
+        _same,
+        "torch.nn.functional.dropout",
+        "same",
+        (0,),
+    ),
+    Primitive("detach", (1, 1), _same, "torch.detach", "same", (0,)),
+    Primitive("relu", (1, 1), _same, "torch.nn.functional.relu", zeros=(0,)),
+    Primitive("gelu", (1, 1), _same, "torch.nn.functional.gelu", zeros=(0,)),
+    Primitive("silu", (1, 1), _same, "torch.nn.functional.silu", zeros=(0,)),
+    Primitive("tanh", (1, 1), _same, "torch.tanh", zeros=(0,)),
+    Primitive("sigmoid", (1, 1), _same, "torch.sigmoid"),
+    Primitive("softplus", (1, 1), _same, "torch.nn.functional.softplus"),
+    Primitive("exp", (1, 1), _same, "torch.exp"),
+    Primitive("log", (1, 1), _same, "torch.log"),
+    Primitive("sqrt", (1, 1), _same, "torch.sqrt", zeros=(0,)),
+    Primitive("abs", (1, 1), _same, "torch.abs", zeros=(0,)),
+    Primitive("identity", (1, 1), _same, "operator.pos", "same", (0,)),
+    Primitive("softmax", (1, 1), _same, "torch.softmax", attributes=_OVER),
+    Primitive("mean", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
+    Primitive("sum", (1, 1), _same, "torch.sum", zeros=(0,), attributes=_OVER, keeps_ones=True),
+    Primitive("max", (1, 1), _same, "torch.amax", zeros=(0,), attributes=_OVER, keeps_ones=True),
+)
+
+PRIMITIVES: dict[str, Primitive] = {p.name: p for p in _TABLE}
+OPERATORS = {
+    "+": "add",
+    "-": "subtract",
+    "*": "multiply",
+    "/": "divide",
+    "@": "matmul",
+}
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
+    "kaiming_uniform": ("a",),
+    "xavier_uniform": ("gain",),
+    "normal": ("std",),
+    "uniform": ("bound",),
+    "orthogonal": (),
+}
+
+
+def flops(expression: Expression) -> Dim:
+    """Multiplications and additions of one node, for one position of the leading dims."""
+    if expression.op == "linear":
+        rows, columns = expression.arguments[1].shape
+        return rows * columns * 2
+    if expression.op == "matmul":
+        rows, inner = expression.arguments[0].shape[-2:]
+        columns = expression.arguments[1].shape[1]
+        leading = rows if rows != STAR else Dim.of(1)
+        return leading * inner * columns * 2
+    if expression.op in ("operand", "param", "number", "base", "transpose", "detach", "identity"):
+        return Dim.of(0)
+    size = Dim.of(1)
+    source = expression.arguments[0] if expression.op == "row_norm" else expression
+    for dim in source.shape:
+        size = size * (Dim.of(1) if dim == STAR else dim)
+    return size

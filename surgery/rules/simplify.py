@@ -1,0 +1,110 @@
+"""Algebra that holds for every value: 0·e = 0, e + 0 = e, e / e = 1, dropout at rate 0."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from surgery.language.source import Span
+from surgery.rules.dims import Dim
+from surgery.rules.expression import Attribute, Expression, Shape, is_number, number, rebuild
+from surgery.rules.primitives import PRIMITIVES
+
+_FOLD = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": lambda a, b: a / b,
+}
+
+
+def make(
+    op: str,
+    arguments: tuple[Expression, ...],
+    shape: Shape = (),
+    attributes: tuple[tuple[str, Attribute], ...] = (),
+    span: Span | None = None,
+) -> Expression:
+    """Build ``op(arguments)`` in its simplest equal form."""
+    numbers = [a.number for a in arguments]
+    if op in _FOLD and len(numbers) == 2 and None not in numbers:
+        left, right = numbers
+        if isinstance(left, Dim) and isinstance(right, Dim) and not (op == "divide" and not right.terms):
+            return number(_FOLD[op](left, right), span)
+    short = _shortcut(op, arguments)
+    if short is not None:
+        return short
+    return Expression(op, arguments, attributes, shape, span)
+
+
+def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
+    zero = [is_number(a, 0) for a in arguments]
+    primitive = PRIMITIVES.get(op)
+    if op == "linear" and len(arguments) == 3 and (zero[0] or zero[1]):
+        return arguments[2]
+    if op == "linear" and len(arguments) == 3 and zero[2]:
+        return make("linear", arguments[:2], arguments[0].shape[:-1] + arguments[1].shape[:1])
+    if primitive and any(zero[i] for i in primitive.zeros if i < len(zero)):
+        return number(0)
+    match op, arguments:
+        case "add", (a, b) if zero[0] or zero[1]:
+            return b if zero[0] else a
+        case "subtract", (a, b) if zero[1]:
+            return a
+        case "subtract", (a, b) if zero[0]:
+            return make("negate", (b,), b.shape)
+        case "subtract", (a, b) if a == b:
+            return number(0)
+        case "subtract", (a, b) if a.op == "add" and b in a.arguments:
+            return a.arguments[1 - a.arguments.index(b)]
+        case "multiply", (a, b) if is_number(a, 1) or is_number(b, 1):
+            return b if is_number(a, 1) else a
+        case "divide", (a, b) if is_number(b, 1):
+            return a
+        case "divide", (a, b) if a == b:
+            return number(1)
+        case "dropout", (x, _) if zero[1]:
+            return x
+        case "identity", (x,):
+            return x
+        case ("detach" | "negate"), (x,) if x.number is not None:
+            return x if op == "detach" else number(-x.number)
+        case _:
+            return None
+
+
+def substitute(expression: Expression, values: Mapping[Expression, Expression]) -> Expression:
+    """Replace subexpressions and simplify what changed."""
+
+    def build(old: Expression, arguments: tuple[Expression, ...]) -> Expression:
+        if all(a is b for a, b in zip(arguments, old.arguments, strict=True)):
+            return old
+        return make(old.op, arguments, old.shape, old.attributes, old.span)
+
+    return rebuild(expression, values.get, build)
+
+
+def value_of(expression: Expression) -> Expression:
+    """The expression without what changes no value at inference: dropout and detach."""
+
+    def build(old: Expression, arguments: tuple[Expression, ...]) -> Expression:
+        if old.op in ("dropout", "detach"):
+            return arguments[0]
+        if old.op == "linear" and len(arguments) == 3:
+            product = make("linear", arguments[:2], old.shape)
+            return make("add", (product, arguments[2]), old.shape)
+        return make(old.op, arguments, old.shape, old.attributes, old.span)
+
+    return rebuild(expression, lambda _: None, build)
+
+
+def summands(expression: Expression) -> Counter[Expression]:
+    """The terms of a sum, regardless of order and grouping."""
+    if expression.op == "add":
+        return summands(expression.arguments[0]) + summands(expression.arguments[1])
+    return Counter((expression,))
+
+
+def same_value(left: Expression, right: Expression) -> bool:
+    """Whether two expressions are equal by the algebra known here (never wrongly yes)."""
+    return summands(value_of(left)) == summands(value_of(right))
