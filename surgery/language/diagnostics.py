@@ -48,7 +48,9 @@ class SurgeryError(Exception):
         return type(self), (self.diagnostics,)
 
 
-def error(code: str, message: str, *labels: Label | Span | None, help: str | None = None) -> SurgeryError:
+def error(
+    code: str, message: str, *labels: Label | Span | None, help: str | None = None
+) -> SurgeryError:
     """A :class:`SurgeryError` of one diagnostic; bare spans become labels, None is dropped."""
     marks = tuple(Label(x) if isinstance(x, Span) else x for x in labels if x is not None)
     return SurgeryError(Diagnostic(code, message, marks, help))

@@ -33,7 +33,9 @@ def compile_glob(pattern: str) -> Callable[[str], bool]:
 @lru_cache(maxsize=1024)
 def translate(pattern: str) -> str:
     """The regular expression, for a full match, that ``pattern`` stands for."""
-    return "|".join(_Alternative(text, offset).translate() for text, offset in alternatives(pattern))
+    return "|".join(
+        _Alternative(text, offset).translate() for text, offset in alternatives(pattern)
+    )
 
 
 def alternatives(pattern: str) -> list[tuple[str, int]]:

@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Any
 from surgery.language.resources import resource
 
 if TYPE_CHECKING:
-    from lark import Lark, Token
-    from lark.parsers.lalr_interactive_parser import InteractiveParser
+    from lark import Token
 
     from surgery.language.build import Builder
 
 END = "$END"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The parser cannot go on with ``token``."""
 
-    def __init__(self, token: Token):
+    def __init__(self, token: Any):
         super().__init__(token)
         self.token = token
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """No word of the language starts at ``offset``."""
 
     def __init__(self, offset: int):
@@ -41,7 +40,7 @@ class Grammar:
         from lark import Lark
 
         self.builder = builder
-        self.lark: Lark = Lark(
+        self._lark: Any = Lark(
             resource("grammar", "peft.lark").read_text(encoding="utf-8"),
             start="file",
             parser="lalr",
@@ -58,28 +57,28 @@ class Grammar:
         from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
         try:
-            return self.lark.parse(text)
+            return self._lark.parse(text)
         except UnexpectedToken as problem:
-            raise Refused(problem.token) from None
+            raise RefusedError(_token(problem)) from None
         except UnexpectedCharacters as problem:
-            raise Unreadable(problem.pos_in_stream) from None
+            raise _unreadable(problem) from None
 
     def tokens(self, text: str) -> list[Token]:
         from lark.exceptions import UnexpectedCharacters
 
         try:
-            return list(self.lark.lex(text))
+            return list(self._lark.lex(text))
         except UnexpectedCharacters as problem:
-            raise Unreadable(problem.pos_in_stream) from None
+            raise _unreadable(problem) from None
 
     def stepper(self) -> Stepper:
-        return Stepper(self.lark.parse_interactive(""))
+        return Stepper(self._lark.parse_interactive(""))
 
 
 class Stepper:
     """A parser that is fed one token at a time, and can be copied to try something."""
 
-    def __init__(self, interactive: InteractiveParser):
+    def __init__(self, interactive: Any):
         self._interactive = interactive
 
     def copy(self) -> Stepper:
@@ -92,7 +91,7 @@ class Stepper:
         try:
             return self._interactive.feed_token(token)
         except UnexpectedToken:
-            raise Refused(token) from None
+            raise RefusedError(token) from None
 
     def accepts(self) -> frozenset[str]:
         """The kinds of token that may come next."""
@@ -116,8 +115,12 @@ class Stepper:
         return taken
 
 
-def end_token(offset: int) -> Token:
-    return make_token(END, "", offset)
+def _token(problem: Any) -> Token:
+    return problem.token
+
+
+def _unreadable(problem: Any) -> UnreadableError:
+    return UnreadableError(problem.pos_in_stream)
 
 
 def make_token(kind: str, text: str, offset: int) -> Token:

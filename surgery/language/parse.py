@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from surgery.language.checks import check
 from surgery.language.diagnostics import Diagnostic, SurgeryError
-from surgery.language.lalr import Refused, Unreadable, grammar
+from surgery.language.lalr import RefusedError, UnreadableError, grammar
+from surgery.language.recovery import find_errors
 from surgery.language.source import Source
 from surgery.language.syntax import Comment, File
 
@@ -20,10 +22,11 @@ def parse(text: str | Source, name: str = "<spec>") -> File:
     try:
         items = running.parse(source.text)
         problems: list[Diagnostic] = list(running.builder.problems)
-    except (Refused, Unreadable):
-        raise
+        problems += check(items)
+    except (RefusedError, UnreadableError):
+        raise SurgeryError(find_errors(source)) from None
     if problems:
-        raise SurgeryError(problems)
+        raise SurgeryError(sorted(problems, key=lambda d: d.labels[0].span.start))
     return File(items, source, comments(source.text))
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from surgery.language.checks import check
 from surgery.language.diagnostics import Diagnostic
-from surgery.language.explain import Failure, explain
-from surgery.language.lalr import END, Refused, Stepper, grammar, make_token
+from surgery.language.explain import explain
+from surgery.language.failure import Failure
+from surgery.language.lalr import END, RefusedError, Stepper, grammar, make_token
 from surgery.language.scan import POISON, scan
 from surgery.language.source import Source
 from surgery.language.syntax import Item, Node
@@ -91,15 +92,18 @@ class _Chunk:
             before = stepper.copy()
             try:
                 self._feed(stepper, place)
-            except Refused:
+            except RefusedError:
                 self._report(before, place, step)
                 if step is None or place == len(self.tokens):
                     return
                 stepper, place = step[0].copy(), self._next_step(place, step[1])
                 del self.opened[1:]
                 continue
-            if self._in_body() and self._opens_step(place):
-                step = before, place
+            if self._in_body():
+                if self._opens_step(place) and before.reach(["MATCH"]):
+                    step = before, place
+                elif self.tokens[place].type in {"LBRACE", "SEMICOLON"}:
+                    step = stepper.copy(), place + 1
             place += 1
 
     def _feed(self, stepper: Stepper, place: int) -> None:
@@ -118,7 +122,7 @@ class _Chunk:
 
     def _opens_step(self, place: int) -> bool:
         token = self.tokens[place]
-        if token.type in STEPS or token.type in {"LBRACE", "SEMICOLON"}:
+        if token.type in STEPS:
             return True
         assigns = {"EQUAL", "ASSIGN"}
         after = self.tokens[place + 1].type if place + 1 < len(self.tokens) else END
@@ -139,8 +143,7 @@ class _Chunk:
         return place
 
     def _report(self, before: Stepper, place: int, step: tuple[Stepper, int] | None) -> None:
-        tokens = [*self.tokens, self.after]
-        if tokens[place].type == POISON or any(t.type == POISON for t in tokens[:place]):
+        if place < len(self.tokens) and self.tokens[place].type == POISON:
             return
         origin, start = step or (grammar().stepper(), 0)
         failure = Failure(

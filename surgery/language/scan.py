@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from surgery.language.diagnostics import Diagnostic, Label
-from surgery.language.lalr import Unreadable, grammar, make_token
+from surgery.language.lalr import UnreadableError, grammar, make_token
 from surgery.language.source import Source, Span
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ POISON = "POISON"
 _CLOSED_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _BAD_ESCAPE = re.compile(r'\\[^"\\nt]')
 _NUMBER_AND_WORD = re.compile(r"[0-9][0-9A-Za-z_.]*")
-_STRANGE = re.compile(r"""[^\s\x21-\x7e]+|.""", re.DOTALL)
+_STRANGE = re.compile(r"""'[^'\n]*'|[^\s\x21-\x7e]+|.""", re.DOTALL)
 
 _INSTEAD = {
     "'": 'strings stand between double quotes: `"sum"`',
@@ -44,7 +44,7 @@ def scan(source: Source) -> tuple[list[Token], list[Diagnostic]]:
     while True:
         try:
             tokens = grammar().tokens(text)
-        except Unreadable as problem:
+        except UnreadableError as problem:
             end, diagnostic = _unreadable(source, problem.offset)
             problems.append(diagnostic)
             poison.append(make_token(POISON, "", problem.offset))
@@ -61,7 +61,10 @@ def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
     if text[start] == "`":
         opener = Label(Span(source, start, start + 1), "opened here")
         return line_end, Diagnostic(
-            "S103", "this path is never closed", (opener,), "a path ends with a backtick on its line"
+            "S103",
+            "this path is never closed",
+            (opener,),
+            "a path ends with a backtick on its line",
         )
     if text[start] == '"':
         return _string(source, start, line_end)
@@ -74,7 +77,7 @@ def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
     if strange := _STRANGE.match(text, start):
         end = strange.end()
     signs = text[start:end]
-    help = _INSTEAD.get(signs)
+    help = _INSTEAD.get(signs) or _INSTEAD.get(signs[0])
     if help is None and signs.isalpha():
         help = "names are written in ASCII letters, digits and `_`"
     message = f"`{signs}` means nothing here"
@@ -86,7 +89,10 @@ def _string(source: Source, start: int, line_end: int) -> tuple[int, Diagnostic]
     if not closed:
         opener = Label(Span(source, start, start + 1), "opened here")
         return line_end, Diagnostic(
-            "S103", "this string is never closed", (opener,), "a string ends on the line it starts on"
+            "S103",
+            "this string is never closed",
+            (opener,),
+            "a string ends on the line it starts on",
         )
     # Pairs are read from the left, so that the second half of `\\` opens no escape.
     escape = next(
@@ -97,5 +103,5 @@ def _string(source: Source, start: int, line_end: int) -> tuple[int, Diagnostic]
         "S102",
         f"`{escape[0]}` means nothing in a string",
         (Label(Span(source, place, place + 2)),),
-        r'the escapes are `\"`, `\\`, `\n` and `\t`',
+        r"the escapes are `\"`, `\\`, `\n` and `\t`",
     )

@@ -48,9 +48,7 @@ class Unary(Node):
 
 @dataclass(frozen=True, slots=True)
 class Binary(Node):
-    operator: Literal[
-        "+", "-", "*", "/", "@", "%", "<", "<=", ">", ">=", "==", "!=", "and", "or"
-    ]
+    operator: Literal["+", "-", "*", "/", "@", "%", "<", "<=", ">", ">=", "==", "!=", "and", "or"]
     left: Expression
     right: Expression
 
@@ -215,7 +213,7 @@ class Parameter(Node):
 
 @dataclass(frozen=True, slots=True)
 class Operand(Node):
-    """`x[*, m]` in a pattern; `b?` is absent at some sites. ``dims`` is None where none are named."""
+    """`x[*, m]` in a pattern; `b?` is absent at some sites. ``dims`` is None if none are named."""
 
     name: str
     dims: tuple[Expression, ...] | None

@@ -13,6 +13,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.parse import parse
 from surgery.language.source import Source
 from surgery.rules.evaluate import Constants, chain, evaluate
+from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
     Prelude,
     Reader,
@@ -24,7 +25,6 @@ from surgery.rules.library import (
 )
 from surgery.rules.program import check_block, check_method
 from surgery.rules.shapes import Shapes
-from surgery.rules.values import Closure
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
 
@@ -38,6 +38,7 @@ class Spec:
     constants: Constants
     files: Mapping[str, str]
     rules: Prelude = field(repr=False)
+    _wrapped: dict[int, Wrapped] = field(default_factory=dict[int, Wrapped], repr=False)
 
     @property
     def name(self) -> str:
@@ -53,9 +54,14 @@ class Spec:
             i for i in self.file.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)
         )
 
-    def closure(self, statement: syntax.On) -> Closure:
-        """The method of an `on`, with its arguments."""
-        return chain(statement.application, self.constants)
+    def wrapped(self, number: int) -> Wrapped:
+        """The method of statement ``number``, an `on`; the same object every time."""
+        if number not in self._wrapped:
+            statement = self.statements[number]
+            assert isinstance(statement, syntax.On)
+            child = statement.name or child_name(statement.application)
+            self._wrapped[number] = Wrapped(child, chain(statement.application, self.constants))
+        return self._wrapped[number]
 
     def texts(self) -> dict[str, Any]:
         """All that is needed to read this spec again, without any file: text, files, rules."""

@@ -72,9 +72,11 @@ def _walk(e: Expression, memo: dict[Expression, Value]) -> Value:
 def _value(e: Expression, arguments: list[Value]) -> Value:
     if e.op == "operand" and e.name == "x":
         return Map(None, number(0))
+    if e.op == "base":
+        raise _Stop(NotAffine(e, "the module is no linear layer, so it has no one weight"))
+    if e.op == "operand" and e.varies:
+        raise _Stop(NotAffine(e, f"`{e.name}` comes from elsewhere in the model"))
     if not any(isinstance(a, Map) for a in arguments):
-        if e.op in ("operand", "base") and e.varies:
-            raise _Stop(NotAffine(e, "is not a linear layer" if e.op == "base" else "varies"))
         return e
     primitive = PRIMITIVES.get(e.op)
     match primitive.affine if primitive else "none":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
@@ -98,7 +98,8 @@ class Program:
                 )
 
 
-def build(signature: Signature, applied: Iterable[Wrapped]) -> Program:
+@lru_cache(maxsize=4096)
+def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
     """Fold the methods of a site, in the order written.
 
     Raises:
@@ -133,8 +134,9 @@ def _at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
     values: dict[Expression, Expression] = {}
     for d in params:
         if d.init.value is not None:
-            values[Expression("param", (), (("name", d.name),))] = d.init.value
-    return substitute(value_of(result), {k: value_of(v) for k, v in values.items()})
+            start = substitute(value_of(d.init.value), values)
+            values[Expression("param", (), (("name", d.name),))] = start
+    return substitute(value_of(result), values)
 
 
 def _varying_flops(result: Expression) -> Dim:

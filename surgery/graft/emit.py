@@ -1,0 +1,376 @@
+"""Expressions → calls: the one place where a rule becomes torch operations.
+
+An :class:`Emitter` turns each expression into one call of a torch function, through whatever
+``call`` it is given: one that adds a node to an fx graph, or one that runs it. It knows how a kind
+of layer lays out its values, and nothing of hosts.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+
+from surgery.graft import kernels
+from surgery.graft.patches import push_input
+from surgery.plan.layers import Layer
+from surgery.rules.dims import Dim, Scalar
+from surgery.rules.expression import STAR, Expression
+from surgery.rules.primitives import PRIMITIVES
+
+Call = Callable[..., Any]
+
+
+def function(path: str) -> Any:
+    """The function that a primitive names."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+class Host:
+    """What an emitter asks of the graph it writes into; values are nodes, or tensors."""
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        """Apply a function; a ``str`` target is a method of the first argument."""
+        raise NotImplementedError
+
+    def leaf(self, expression: Expression) -> Any:
+        """The value of an operand or param, the weight in the layer's own layout."""
+        raise NotImplementedError
+
+    def module(self) -> Any:
+        """The adapted module itself."""
+        raise NotImplementedError
+
+    def base(self, x: Any) -> Any:
+        """What the adapted module computed of ``x`` before."""
+        raise NotImplementedError
+
+    def training(self) -> Any:
+        raise NotImplementedError
+
+    def held(self, name: str, value: Any) -> Any:
+        """A module of the model applied to ``value``."""
+        raise NotImplementedError
+
+    def fold(self, expression: Expression, emitter: Emitter) -> Any:
+        """A value that depends on parameters alone; may be kept between forwards."""
+        return emitter.compute(expression)
+
+
+class Emitter:
+    """Emits the expressions of one site. ``features`` tells which axis carries them."""
+
+    def __init__(
+        self,
+        host: Host,
+        layer: Layer | None,
+        sizes: Mapping[str, Scalar],
+        features: str = "last",
+        rank: int | None = None,
+        folding: bool = False,
+    ):
+        self.host = host
+        self.layer = layer
+        self.sizes = sizes
+        self.first = features == "first"
+        self.spatial = layer.spatial if layer else (rank or 2) - 2
+        self.groups = layer.groups if layer else 1
+        self.folding = folding
+        self._done: dict[Expression, Any] = {}
+
+    def emit(self, e: Expression) -> Any:
+        """The value of ``e``; equal expressions are computed once."""
+        if e not in self._done:
+            kept = self.folding and not e.varies and _is_worth_keeping(e)
+            self._done[e] = self.host.fold(e, self) if kept else self.compute(e)
+        return self._done[e]
+
+    def compute(self, e: Expression) -> Any:
+        """Emit ``e`` itself."""
+        if e.op == "number":
+            return self._scalar(e.attribute("value"))
+        if e.op in ("operand", "param"):
+            value = self.host.leaf(e)
+            return self._as_matrix(value) if e.op == "operand" and e.name == "W" else value
+        if e.op == "base":
+            return self.host.base(self.emit(e.arguments[0]))
+        if e.op == "host":
+            return self.host.held(e.name, self.emit(e.arguments[0]))
+        if e.op == "linear" and e.varies:
+            return self._linear(e)
+        if e.op == "add":
+            return self._add(e)
+        special = _SPECIAL.get(e.op)
+        return special(self, e) if special else self._elementwise(e)
+
+    def _scalar(self, value: Any) -> Any:
+        return value.value(self.sizes) if isinstance(value, Dim) else value
+
+    def _elementwise(self, e: Expression) -> Any:
+        arguments = [self._aligned(a, e) for a in e.arguments]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
+
+    def _aligned(self, e: Expression, within: Expression) -> Any:
+        """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
+        value = self.emit(e)
+        if not within.varies or e.varies or not e.shape or not self.first:
+            return value
+        return self._channels(value, e)
+
+    def _channels(self, value: Any, e: Expression) -> Any:
+        size = e.shape[-1].value(self.sizes)
+        if self.groups > 1 and self.layer and size != self.layer.out:
+            value = self.host.call("repeat", value, self.groups)
+        return self.host.call("view", value, -1, *[1] * self.spatial) if self.spatial else value
+
+    def _add(self, e: Expression) -> Any:
+        left, right = e.arguments
+        for one, other in ((left, right), (right, left)):
+            if other.op == "multiply" and e.varies and one.varies and other.varies:
+                for factor, value in (other.arguments, other.arguments[::-1]):
+                    if factor.number is not None:
+                        scale = self._scalar(factor.number)
+                        return self.host.call(
+                            torch.add, self.emit(one), self.emit(value), alpha=scale
+                        )
+        return self._elementwise(e)
+
+    # linear, on the input of a layer and on what follows from it
+
+    def _linear(self, e: Expression) -> Any:
+        x, weight, *rest = e.arguments
+        bias = rest[0] if rest else None
+        if self.layer and _is_input(x):
+            return self._on_input(x, weight, bias)
+        if self.layer and self.layer.kind in ("convolution", "embedding") and not self._is_real(x):
+            return self.emit(push_input(e))
+        factored = _factored(weight)
+        if factored is not None:
+            return self.emit(factored(x, bias, e))
+        return self._on_features(self.emit(x), weight, bias)
+
+    def _is_real(self, x: Expression) -> bool:
+        """Whether ``x`` is a tensor of features, not still made of patches or ids."""
+        if not x.varies:
+            return True
+        if _is_input(x):
+            return False
+        return x.op in ("linear", "base", "host") or all(self._is_real(a) for a in x.arguments)
+
+    def _on_input(self, x: Expression, weight: Expression, bias: Expression | None) -> Any:
+        assert self.layer
+        own = weight.op == "operand" and weight.name == "W"
+        own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
+        if own and x.op == "operand" and (own_bias or (bias is None and not self.layer.bias)):
+            return self.host.base(self.emit(x))
+        if own and not self.layer.native:
+            return self._opaque(x, bias)
+        factored = None if own else _factored(weight)
+        if factored is not None:
+            return self.emit(factored(x, bias, None))
+        offset = self.emit(bias) if bias is not None else None
+        match self.layer.kind:
+            case "convolution":
+                return self._convolve(x, weight, own, offset, bias)
+            case "embedding":
+                return self._embed(x, weight, own, offset)
+            case _:
+                return self.host.call(functional.linear, self.emit(x), self.emit(weight), offset)
+
+    def _opaque(self, x: Expression, bias: Expression | None) -> Any:
+        assert self.layer
+        value = self.host.base(self.emit(x))
+        if self.layer.bias:
+            own = self.host.leaf(Expression("operand", (), (("name", "b"),)))
+            value = self.host.call(operator.sub, value, own)
+        return value if bias is None else self.host.call(operator.add, value, self.emit(bias))
+
+    def _convolve(
+        self, x: Expression, weight: Expression, own: bool, offset: Any, bias: Expression | None
+    ) -> Any:
+        assert self.layer
+        if own:
+            kernel = self.host.leaf(weight)
+        else:
+            kernel = self.emit(weight)
+            rows = weight.shape[0].value(self.sizes)
+            if self.groups > 1 and rows != self.layer.out:
+                kernel = self.host.call("repeat", kernel, self.groups, 1)
+                if offset is not None:
+                    offset = self.host.call("repeat", offset, self.groups)
+            kernel = self.host.call(kernels.as_kernel, kernel, self.host.module())
+        return self.host.call("_conv_forward", self.host.module(), self.emit(x), kernel, offset)
+
+    def _embed(self, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:
+        ids = x
+        while ids.op == "dropout":
+            ids = ids.arguments[0]
+        table = self.host.leaf(weight) if own else self.host.call(torch.t, self.emit(weight))
+        rows = self.host.call(kernels.look_up, self.emit(ids), table)
+        if x.op == "dropout":
+            rate = self.emit(x.arguments[1])
+            rows = self.host.call(kernels.drop_rows, rows, rate, self.host.training())
+        return rows if offset is None else self.host.call(operator.add, rows, offset)
+
+    def _on_features(self, x: Any, weight: Expression, bias: Expression | None) -> Any:
+        matrix = self.emit(weight)
+        offset = None if bias is None else self.emit(bias)
+        if not self.first or not self.spatial:
+            return self.host.call(functional.linear, x, matrix, offset)
+        if self.groups > 1 and self.layer:
+            if weight.shape[0].value(self.sizes) != self.layer.out:
+                matrix = self.host.call("repeat", matrix, self.groups, 1)
+                offset = offset and self.host.call("repeat", offset, self.groups)
+        kernel = self.host.call("view", matrix, *matrix_shape(weight, self), *[1] * self.spatial)
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[self.spatial - 1]
+        return self.host.call(convolve, x, kernel, offset, groups=self.groups)
+
+    def _as_matrix(self, weight: Any) -> Any:
+        """The layer's weight as a matrix [n, m]."""
+        kind = self.layer.kind if self.layer else "linear"
+        if kind == "convolution":
+            return self.host.call(torch.flatten, weight, 1)
+        return self.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight
+
+    # primitives with something of their own
+
+    def _matmul(self, e: Expression) -> Any:
+        left, right = e.arguments
+        if not e.varies:
+            return self.host.call(torch.matmul, self.emit(left), self.emit(right))
+        transposed = Expression("transpose", (right,), (), right.shape[::-1])
+        return self.emit(Expression("linear", (left, transposed), (), e.shape, e.span))
+
+    def _dropout(self, e: Expression) -> Any:
+        x, rate = (self.emit(a) for a in e.arguments)
+        return self.host.call(functional.dropout, x, rate, self.host.training())
+
+    def _over(self, e: Expression) -> Any:
+        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
+        if e.varies and self.first and axis == -1:
+            axis = -1 - self.spatial
+        extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
+        return self.host.call(function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra)
+
+    def _detach(self, e: Expression) -> Any:
+        inner = e.arguments[0]
+        found = _low_rank_norm(inner)
+        if found is None:
+            return self.host.call(torch.detach, self.emit(inner))
+        weight, up, down, scale = found
+        return self.host.call(
+            kernels.constant_low_rank_norm,
+            self.emit(weight),
+            self.emit(up),
+            self.emit(down),
+            self._scalar(scale),
+        )
+
+    def _eye(self, e: Expression) -> Any:
+        weight = self.host.leaf(Expression("operand", (), (("name", "W"),)))
+        return self.host.call(kernels.eye, weight, self._scalar(e.attribute("size")))
+
+    def _identity(self, e: Expression) -> Any:
+        return self.emit(e.arguments[0])
+
+
+_SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
+    "matmul": Emitter._matmul,
+    "dropout": Emitter._dropout,
+    "mean": Emitter._over,
+    "sum": Emitter._over,
+    "max": Emitter._over,
+    "softmax": Emitter._over,
+    "detach": Emitter._detach,
+    "eye": Emitter._eye,
+    "identity": Emitter._identity,
+}
+
+
+def matrix_shape(weight: Expression, emitter: Emitter) -> tuple[int, int]:
+    rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)
+    grouped = emitter.layer is not None and rows != emitter.layer.out
+    return rows * (emitter.groups if grouped else 1), columns
+
+
+def _is_input(x: Expression) -> bool:
+    while x.op == "dropout":
+        x = x.arguments[0]
+    return x.op == "operand" and x.name == "x"
+
+
+def _is_worth_keeping(e: Expression) -> bool:
+    """Vectors that cost more to compute than to keep; a matrix would double a layer's memory."""
+    return len(e.shape) == 1 and STAR not in e.shape and _depth(e) > 1
+
+
+def _depth(e: Expression) -> int:
+    return 1 + max((_depth(a) for a in e.arguments), default=0) if e.arguments else 0
+
+
+Factored = Callable[[Expression, Expression | None, Expression | None], Expression]
+
+
+def _factored(weight: Expression) -> Factored | None:
+    """linear(x, W) for a weight that is a sum or product: through its parts, never out × in."""
+    shape = (STAR, *weight.shape[:1])
+
+    def bias_of(bias: Expression | None) -> tuple[Expression, ...]:
+        return () if bias is None else (bias,)
+
+    if weight.op == "add" and any(_is_low_rank(a) for a in weight.arguments):
+        left, right = weight.arguments
+
+        def summed(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
+            one = Expression("linear", (x, left, *bias_of(bias)), (), shape)
+            return Expression("add", (one, Expression("linear", (x, right), (), shape)), (), shape)
+
+        return summed
+    if weight.op == "matmul":
+        outer, inner = weight.arguments
+
+        def chained(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
+            hidden = Expression("linear", (x, inner), (), (STAR, *inner.shape[:1]))
+            return Expression("linear", (hidden, outer, *bias_of(bias)), (), shape)
+
+        return chained
+    if weight.op == "multiply" and _is_low_rank(weight):
+        factor, matrix = sorted(weight.arguments, key=lambda a: a.number is None)
+
+        def scaled(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
+            product = Expression("linear", (x, matrix), (), shape)
+            result = Expression("multiply", (factor, product), (), shape)
+            return result if bias is None else Expression("add", (result, bias), (), shape)
+
+        return scaled
+    return None
+
+
+def _is_low_rank(e: Expression) -> bool:
+    if e.op == "matmul":
+        return True
+    if e.op == "multiply":
+        return any(a.number is not None for a in e.arguments) and any(_is_low_rank(a) for a in e.arguments)
+    return e.op == "add" and any(_is_low_rank(a) for a in e.arguments)
+
+
+def _low_rank_norm(e: Expression) -> tuple[Expression, Expression, Expression, Dim] | None:
+    """row_norm(W + s·(B @ A)), whatever way round it is written."""
+    if e.op != "row_norm" or e.arguments[0].op != "add":
+        return None
+    weight, update = e.arguments[0].arguments
+    scale = Dim.of(1)
+    if update.op == "multiply":
+        numbers = [a for a in update.arguments if a.number is not None]
+        others = [a for a in update.arguments if a.number is None]
+        if len(numbers) != 1 or numbers[0].number is None:
+            return None
+        scale, update = numbers[0].number, others[0]
+    if update.op != "matmul":
+        return None
+    return weight, update.arguments[0], update.arguments[1], scale

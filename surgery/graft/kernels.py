@@ -1,0 +1,151 @@
+"""Functions that generated forwards call. Kept at module level so that graphs pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def take(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
+    """The argument ``name`` of a call, given by keyword or by position."""
+    return kwargs[name] if name in kwargs else args[position]
+
+
+def put_args(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any) -> Any:
+    """Positional arguments with ``name`` replaced, if it was given by position."""
+    return args if name in kwargs else (*args[:position], value, *args[position + 1 :])
+
+
+def put_kwargs(kwargs: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Keyword arguments with ``name`` replaced, if it was given by keyword."""
+    return {**kwargs, name: value} if name in kwargs else kwargs
+
+
+def call_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the forward that ``module`` had before it was adapted."""
+    return type(module).surgery_base.forward(module, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def first(output: Any, key: int | str) -> Any:
+    """The hidden states in a tuple, mapping or dataclass output."""
+    return output[key]
+
+
+def with_first(output: Any, key: int | str, value: Any) -> Any:
+    """``output`` with its hidden states replaced; its type stays."""
+    if isinstance(key, str):
+        changed = type(output)(**{**dict(output), key: value})
+        return changed
+    items = [*output[:key], value, *output[key + 1 :]]
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*items)
+    return type(output)(items) if isinstance(output, list) else tuple(items)
+
+
+class Tap:
+    """Carries one value from the module where it is seen to the one where it is used."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
+        copy = memo.setdefault(id(self), Tap())
+        return copy
+
+    def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
+        return Tap, ()
+
+
+def write_tap(tap: Tap, value: Any) -> None:
+    tap.value = value
+
+
+def read_tap(tap: Tap) -> Any:
+    value = tap.value
+    tap.value = None
+    return value
+
+
+class Held:
+    """Holds a module without owning it, so that no parameter gets a second name."""
+
+    __slots__ = ("module",)
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+
+def call_held(held: Held, value: Tensor) -> Tensor:
+    return held.module(value)
+
+
+def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
+    """diag(factors) @ matrix."""
+    return matrix * factors.unsqueeze(1)
+
+
+def row_norm(matrix: Tensor) -> Tensor:
+    """The Euclidean norm of each row."""
+    return torch.linalg.vector_norm(matrix, dim=1)
+
+
+def eye(like: Tensor, size: int) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+@torch.no_grad()
+def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
+    """Row norms of ``weight + scale * up @ down`` as a constant, without forming the sum.
+
+    ‖w + s·uA‖² = ‖w‖² + 2s·(WAᵀ⊙U) + s²·(U(AAᵀ)⊙U), summed over each row.
+    """
+    squared = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+    cross = (weight @ down.t()).float()
+    wide = up.float()
+    gram = down.float() @ down.float().t()
+    squared = squared + ((2 * scale) * cross + (scale * scale) * (wide @ gram)).mul(wide).sum(1)
+    return squared.clamp_min(0).sqrt().to(weight.dtype)
+
+
+def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
+    """What depends on parameters alone: computed anew while it may train, else kept.
+
+    The kept value is tied to the versions and addresses of the tensors it came from, and is
+    dropped by the first forward that records gradients.
+    """
+    compute = type(module).surgery_folds[key]  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling():
+        return compute(*tensors)
+    kept: dict[str, Any] = module.__dict__.setdefault("_surgery_kept", {})
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        kept.clear()
+        return compute(*tensors)
+    if any(t.is_inference() or t.is_meta or type(t) not in (nn.Parameter, Tensor) for t in tensors):
+        return compute(*tensors)
+    stamp = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)  # pyright: ignore[reportPrivateUsage]
+    found = kept.get(key)
+    if found is None or found[0] != stamp:
+        found = (stamp, compute(*tensors).detach())
+        kept[key] = found
+    return found[1]
+
+
+def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:
+    """A matrix over patches as a kernel for the convolution ``module``."""
+    return matrix.unflatten(1, module.weight.shape[1:])  # type: ignore[union-attr,arg-type]
+
+
+def look_up(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of ``table`` [ids, features]: what one-hot ids select of a matrix."""
+    return torch.nn.functional.embedding(ids, table)
+
+
+def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:
+    """Dropout of one-hot ids: whole rows are dropped, as their only element is."""
+    if not training or rate == 0:
+        return rows
+    return rows * torch.nn.functional.dropout(torch.ones_like(rows[..., :1]), rate, True)

@@ -1,0 +1,150 @@
+"""A plan: all that a spec changes in one model, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from surgery.anatomy.site import Port
+from surgery.language.diagnostics import Diagnostic
+from surgery.plan.layers import Layer
+from surgery.plan.spec import Spec, spec_from_texts
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter to add. ``name`` is its full name in the adapted model."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: str
+    trained: bool
+    shared: bool
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        total = 1
+        for d in self.shape:
+            total *= d
+        return total
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One method at one site.
+
+    ``statement`` counts the spec's statements; ``sizes`` give the rule's dims their values;
+    ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
+    itself). ``flops`` are those added for each position, before anything is folded.
+    """
+
+    site: str
+    paths: tuple[str, ...]
+    child: str
+    statement: int
+    method: str
+    place: str
+    formula: str
+    operator: str
+    layer: Layer | None
+    sizes: dict[str, int]
+    entry: Port
+    exit: Port
+    residual: Port | None
+    norm: str | None
+    features: str
+    rank: int | None
+    tensors: tuple[Tensor, ...]
+    identity: bool
+    merges: bool
+    reason: str | None
+    flops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`surgery.apply` will do to a model, and what :func:`surgery.diff` shows.
+
+    ``base`` fingerprints the model the plan was made for. ``trained`` and ``frozen`` name the base
+    parameters whose training the spec decides.
+    """
+
+    spec: Spec = field(repr=False)
+    base: str
+    edits: tuple[Edit, ...]
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    parameters: int
+    """Elements of the base model's parameters."""
+    trained_elements: int
+    """Elements that train in the base model after the spec is applied."""
+    warnings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(t for e in self.edits for t in e.tensors)
+
+    @property
+    def added(self) -> int:
+        """Elements of all parameters added; a shared one counts once."""
+        sizes: dict[Any, int] = {}
+        for edit in self.edits:
+            for t in edit.tensors:
+                key = (edit.method, t.name.rpartition(".")[2], t.shape) if t.shared else t.name
+                sizes[key] = t.size
+        return sum(sizes.values())
+
+    @property
+    def trainable(self) -> int:
+        """Elements that train after the spec is applied: added ones and the base's."""
+        return self.trained_elements + sum(t.size for t in self.tensors if t.trained)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON data, with the spec's texts and the fingerprint."""
+        edits = [asdict(e) for e in self.edits]
+        return {
+            "fingerprint": self.fingerprint,
+            "base": self.base,
+            "spec": self.spec.texts(),
+            "parameters": self.parameters,
+            "added": self.added,
+            "trainable": self.trainable,
+            "trained_elements": self.trained_elements,
+            "trained": list(self.trained),
+            "frozen": list(self.frozen),
+            "edits": edits,
+            "warnings": [d.message for d in self.warnings],
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything the plan does; two plans with one fingerprint do the same."""
+        text = repr((self.base, self.edits, self.trained, self.frozen))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.as_dict(), indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """A plan read from a file: the spec to plan again, and the fingerprint that must come out."""
+
+    spec: Spec
+    fingerprint: str
+    base: str
+
+    @staticmethod
+    def read(source: str | Path | Mapping[str, Any]) -> SavedPlan:
+        """Read what :meth:`Plan.save` wrote."""
+        if not isinstance(source, Mapping):
+            source = json.loads(Path(source).read_text(encoding="utf-8"))
+        assert isinstance(source, Mapping)
+        return SavedPlan(spec_from_texts(source["spec"]), source["fingerprint"], source["base"])

@@ -1,0 +1,95 @@
+"""Which of the base's own parameters a spec trains and which it freezes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from surgery.anatomy.read import Anatomy
+from surgery.anatomy.select import select
+from surgery.language import syntax
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
+from surgery.plan.spec import Spec
+
+
+@dataclass(frozen=True)
+class Training:
+    """Names of base parameters the spec decides about, and counts of elements."""
+
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    elements: int
+    trained_elements: int
+
+
+def decide(
+    model: nn.Module,
+    spec: Spec,
+    anatomy: Callable[[], Anatomy],
+    found: list[Diagnostic],
+    warnings: list[Diagnostic],
+) -> Training:
+    """Work out `freeze` and `train` in the order written.
+
+    A spec that grafts or trains anything freezes the base first. `freeze A except B` trains B
+    within A, and `train A except B` freezes it. Errors go to ``found``.
+    """
+    parameters = dict(model.named_parameters())
+    statements = spec.statements
+    starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
+    trains: dict[str, bool] = dict.fromkeys(parameters, False) if starts_frozen else {}
+    for statement in statements:
+        if isinstance(statement, syntax.On):
+            continue
+        try:
+            chosen, spared = _split(model, statement, anatomy, warnings)
+        except SurgeryError as problem:
+            found += problem.diagnostics
+            continue
+        freeze = isinstance(statement, syntax.Freeze)
+        trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
+    trained = tuple(n for n in parameters if trains.get(n))
+    frozen = tuple(n for n in parameters if trains.get(n) is False)
+    now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
+    grafts = any(isinstance(s, syntax.On) for s in statements)
+    if not grafts and statements and not any(now.values()) and not found:
+        found.append(
+            Diagnostic(
+                "S409",
+                "nothing would train: every parameter is frozen",
+                (Label(statements[-1].span),),
+                "train something: `train bias`, or `freeze all except head`",
+            )
+        )
+    return Training(
+        trained,
+        frozen,
+        sum(p.numel() for p in parameters.values()),
+        sum(p.numel() for n, p in parameters.items() if now[n]),
+    )
+
+
+def _split(
+    model: nn.Module,
+    statement: syntax.Freeze | syntax.Train,
+    anatomy: Callable[[], Anatomy],
+    warnings: list[Diagnostic],
+) -> tuple[list[str], list[str]]:
+    selector = statement.selector
+    selection = select(model, selector, anatomy, of="parameters")
+    warnings += selection.warnings
+    chosen = _names(model, [s.path for s in selection.sites])
+    if selector.exceptions is None:
+        return chosen, []
+    whole = select(model, replace(selector, exceptions=None, expect=None), anatomy, of="parameters")
+    kept = set(chosen)
+    return chosen, [n for n in _names(model, [s.path for s in whole.sites]) if n not in kept]
+
+
+def _names(model: nn.Module, paths: list[str]) -> list[str]:
+    """The names by which ``named_parameters`` knows these; tied ones have one."""
+    first: dict[int, str] = {id(p): n for n, p in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    return [first[id(every[p])] for p in paths]
