@@ -4,53 +4,85 @@ from __future__ import annotations
 
 import inspect
 import linecache
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from surgery.graft.container import HidesGrafts
 
-_GENERATED: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+SELF = "surgery_self"
+"""The attribute by which a graph refers to the module it runs on."""
+
+_GENERATED: dict[tuple[type[nn.Module], Recipe], type[nn.Module]] = {}
 
 
-def _source(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+Names = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sources of a generated class, with the functions they name: enough to make it again."""
+
+    sources: tuple[tuple[str, str, Names], ...]
+    properties: tuple[str, ...]
+
+    def __deepcopy__(self, memo: object) -> Recipe:
+        return self
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module by its name, since modules do not pickle."""
+
+    name: str
+
+
+def _source(name: str, graph: fx.Graph) -> tuple[str, str, Names]:
     code = graph.python_code("self")
-    return code.src, code.globals
+    used = set(compile(code.src, name, "exec").co_consts[0].co_names) | {"torch"}
+    names = tuple(
+        (k, _Module(v.__name__) if isinstance(v, ModuleType) else v)
+        for k, v in sorted(code.globals.items())
+        if k in used
+    )
+    return name, code.src, names
 
 
-def _function(name: str, source: str, names: dict[str, Any], label: str) -> Any:
+def _function(source: str, names: Names, label: str) -> Any:
     filename = f"<surgery {label} {len(linecache.cache)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    scope = dict(names)
+    scope = {k: import_module(v.name) if isinstance(v, _Module) else v for k, v in names}
     exec(compile(source, filename, "exec"), scope)
-    return scope[name]
+    return scope["forward"]
 
 
 def adapted_class(
     base: type[nn.Module],
     graph: fx.Graph,
     folds: dict[str, fx.Graph],
-    extra: dict[str, Any] | None = None,
+    properties: dict[str, fx.Graph],
 ) -> type[nn.Module]:
-    """A subclass of ``base`` that runs ``graph``, of which the first placeholder is `self`.
+    """A subclass of ``base`` that runs ``graph``, whose attributes are those of the module.
 
-    ``folds`` are the computations on parameters alone that the forward keeps between calls. The
-    subclass has the base's name and module, and its instances pickle by their source.
+    ``folds`` are the computations on parameters alone that the forward keeps between calls.
+    ``properties`` are attributes that are computed where they are read. The subclass has the
+    base's name and module, and its instances pickle by their source.
     """
-    recipe = {"forward": _source(graph)} | {key: _source(g) for key, g in folds.items()}
-    return _from_recipe(base, recipe, extra or {})
+    graphs = {"forward": graph, **folds, **properties}
+    sources = tuple(_source(name, g) for name, g in graphs.items())
+    return _from_recipe(base, Recipe(sources, tuple(properties)))
 
 
-def _from_recipe(
-    base: type[nn.Module], recipe: dict[str, tuple[str, dict[str, Any]]], extra: dict[str, Any]
-) -> type[nn.Module]:
-    key = (base, repr([(k, v[0], sorted(map(repr, v[1].items()))) for k, v in recipe.items()]) + repr(extra))
+def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+    key = (base, recipe)
     if key in _GENERATED:
         return _GENERATED[key]
     functions = {
-        name: _function("forward", source, names, f"{base.__name__}.{name}")
-        for name, (source, names) in recipe.items()
+        name: _function(source, names, f"{base.__name__}.{name}")
+        for name, source, names in recipe.sources
     }
     forward = functions.pop("forward")
     forward.__signature__ = inspect.signature(base.forward)
@@ -58,14 +90,15 @@ def _from_recipe(
     bases = (HidesGrafts, base) if issubclass(base, nn.Sequential | nn.ModuleList) else (base,)
     body: dict[str, Any] = {
         "forward": forward,
+        SELF: property(lambda self: self),
         "surgery_base": base,
         "surgery_folds": functions,
-        "surgery_recipe": (recipe, extra),
+        "surgery_recipe": recipe,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__reduce_ex__": _reduce,
-        **extra,
+        **{name: property(functions[name]) for name in recipe.properties},
     }
     made = type(base.__name__, bases, body)
     _GENERATED[key] = made
@@ -74,12 +107,12 @@ def _from_recipe(
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
     cls: Any = type(self)
-    recipe, extra = cls.surgery_recipe
-    return _restore, (cls.surgery_base, recipe, extra), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+    state = super(cls, self).__reduce_ex__(protocol)[2]
+    return _restore, (cls.surgery_base, cls.surgery_recipe), state
 
 
-def _restore(base: type[nn.Module], recipe: Any, extra: dict[str, Any]) -> nn.Module:
-    return base.__new__(_from_recipe(base, recipe, extra))
+def _restore(base: type[nn.Module], recipe: Recipe) -> nn.Module:
+    return base.__new__(_from_recipe(base, recipe))
 
 
 def is_adapted(module: nn.Module) -> bool:

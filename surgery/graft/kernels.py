@@ -90,7 +90,12 @@ def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
 
 def row_norm(matrix: Tensor) -> Tensor:
     """The Euclidean norm of each row."""
-    return torch.linalg.vector_norm(matrix, dim=1)
+    return _squared_rows(matrix).sqrt().to(matrix.dtype)
+
+
+def _squared_rows(matrix: Tensor) -> Tensor:
+    wide = torch.promote_types(matrix.dtype, torch.float32)
+    return torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
 
 
 def eye(like: Tensor, size: int) -> Tensor:
@@ -103,11 +108,11 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
 
     ‖w + s·uA‖² = ‖w‖² + 2s·(WAᵀ⊙U) + s²·(U(AAᵀ)⊙U), summed over each row.
     """
-    squared = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
-    cross = (weight @ down.t()).float()
-    wide = up.float()
-    gram = down.float() @ down.float().t()
-    squared = squared + ((2 * scale) * cross + (scale * scale) * (wide @ gram)).mul(wide).sum(1)
+    squared = _squared_rows(weight)
+    wide_up, wide_down = up.to(squared.dtype), down.to(squared.dtype)
+    cross = (weight @ down.t()).to(squared.dtype)
+    gram = wide_up @ (wide_down @ wide_down.t())
+    squared = squared + ((2 * scale) * cross + (scale * scale) * gram).mul(wide_up).sum(1)
     return squared.clamp_min(0).sqrt().to(weight.dtype)
 
 
@@ -119,17 +124,17 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     """
     compute = type(module).surgery_folds[key]  # type: ignore[attr-defined]
     if torch.compiler.is_compiling():
-        return compute(*tensors)
+        return compute(module, *tensors)
     kept: dict[str, Any] = module.__dict__.setdefault("_surgery_kept", {})
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         kept.clear()
-        return compute(*tensors)
+        return compute(module, *tensors)
     if any(t.is_inference() or t.is_meta or type(t) not in (nn.Parameter, Tensor) for t in tensors):
-        return compute(*tensors)
+        return compute(module, *tensors)
     stamp = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)  # pyright: ignore[reportPrivateUsage]
     found = kept.get(key)
     if found is None or found[0] != stamp:
-        found = (stamp, compute(*tensors).detach())
+        found = (stamp, compute(module, *tensors).detach())
         kept[key] = found
     return found[1]
 
@@ -149,3 +154,8 @@ def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:
     if not training or rate == 0:
         return rows
     return rows * torch.nn.functional.dropout(torch.ones_like(rows[..., :1]), rate, True)
+
+
+def own_parameter(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter itself, where a property of the same name stands before it."""
+    return module._parameters[name]

@@ -18,11 +18,7 @@ END = "$END"
 
 
 class RefusedError(Exception):
-    """The parser cannot go on with ``token``."""
-
-    def __init__(self, token: Any):
-        super().__init__(token)
-        self.token = token
+    """The parser cannot go on with a token."""
 
 
 class UnreadableError(Exception):
@@ -58,18 +54,19 @@ class Grammar:
 
         try:
             return self._lark.parse(text)
-        except UnexpectedToken as problem:
-            raise RefusedError(_token(problem)) from None
+        except UnexpectedToken:
+            raise RefusedError from None
         except UnexpectedCharacters as problem:
-            raise _unreadable(problem) from None
+            raise UnreadableError(_offset(problem)) from None
 
     def tokens(self, text: str) -> list[Token]:
         from lark.exceptions import UnexpectedCharacters
 
+        reading = self._lark.parse_interactive(text)
         try:
-            return list(self._lark.lex(text))
+            return list(reading.lexer_thread.lex(reading.parser_state))
         except UnexpectedCharacters as problem:
-            raise _unreadable(problem) from None
+            raise UnreadableError(_offset(problem)) from None
 
     def stepper(self) -> Stepper:
         return Stepper(self._lark.parse_interactive(""))
@@ -91,7 +88,7 @@ class Stepper:
         try:
             return self._interactive.feed_token(token)
         except UnexpectedToken:
-            raise RefusedError(token) from None
+            raise RefusedError from None
 
     def accepts(self) -> frozenset[str]:
         """The kinds of token that may come next."""
@@ -115,12 +112,8 @@ class Stepper:
         return taken
 
 
-def _token(problem: Any) -> Token:
-    return problem.token
-
-
-def _unreadable(problem: Any) -> UnreadableError:
-    return UnreadableError(problem.pos_in_stream)
+def _offset(problem: Any) -> int:
+    return problem.pos_in_stream
 
 
 def make_token(kind: str, text: str, offset: int) -> Token:

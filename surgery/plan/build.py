@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from surgery.anatomy.read import Anatomy, read
+if TYPE_CHECKING:
+    from surgery.anatomy.read import Anatomy
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
@@ -21,7 +22,7 @@ from surgery.plan.spec import Spec
 from surgery.plan.training import decide
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Program, Signature, build
+from surgery.rules.program import Program, Signature, build, calls_norm
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -37,7 +38,18 @@ class Planner:
 
     @cached_property
     def anatomy(self) -> Anatomy:
+        from surgery.anatomy.read import read
         return read(self.model, self.example_inputs)
+
+    @cached_property
+    def weight_owners(self) -> dict[int, list[str]]:
+        """The paths of the modules that hold each weight, by the identity of the parameter."""
+        found: dict[int, list[str]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            weight = module._parameters.get("weight")
+            if weight is not None:
+                found.setdefault(id(weight), []).append(path)
+        return found
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,8 +140,14 @@ class _Draft:
             )
         sizes = place.sizes
         program.check(sizes)
-        standing.append(wrapped)
         merged = program.merge
+        if place.layer and place.layer.read and isinstance(merged, NotAffine):
+            raise error(
+                "S413",
+                f"the layer is never called: its module reads the weight, so a method must merge, "
+                f"and {_reason(merged)}",
+            )
+        standing.append(wrapped)
         return Edit(
             site=site.path,
             paths=site.paths,
@@ -144,7 +162,9 @@ class _Draft:
             entry=place.site.entry,
             exit=place.site.exit,
             residual=place.site.residual if program.result.reads("residual") else None,
-            norm=place.site.norm if _calls_norm(program) else None,
+            norm=place.site.norm if calls_norm(program) else None,
+            has_residual=place.signature.residual,
+            has_norm=place.signature.norm,
             features=place.features,
             rank=place.rank,
             tensors=place.tensors(program, wrapped.child),
@@ -169,7 +189,8 @@ class _Place:
         self.site = site
         model = planner.model
         self.module = model.get_submodule(site.exit.path if site.kind == "region" else site.path)
-        self.layer: Layer | None = read_layer(self.module) if site.kind == "module" else None
+        parent = model.get_submodule(site.path.rpartition(".")[0])
+        self.layer: Layer | None = read_layer(self.module, parent) if site.kind == "module" else None
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
 
@@ -265,12 +286,6 @@ def _method_text(statement: syntax.On) -> str:
 
 def _formula(program: Program, child: str) -> str:
     return str(program.result).replace(f"{child}.", "")
-
-
-def _calls_norm(program: Program) -> bool:
-    from surgery.rules.expression import walk
-
-    return any(e.op == "host" for e in walk(program.result))
 
 
 def _reason(found: NotAffine) -> str:

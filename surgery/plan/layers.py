@@ -31,12 +31,14 @@ class Layer:
     spatial: int = 0
     groups: int = 1
     native: bool = True
+    read: bool = False
+    """Whether the parent reads the weight and never calls the layer (`nn.MultiheadAttention`)."""
 
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
-def read_layer(module: nn.Module) -> Layer | None:
+def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | None:
     """How ``module`` reads as a linear layer, or None if it does not."""
     cls = type(module)
     if isinstance(module, nn.Linear):
@@ -46,6 +48,7 @@ def read_layer(module: nn.Module) -> Layer | None:
             module.in_features,
             _has_bias(module),
             native=cls.forward is nn.Linear.forward and _is_plain(module, (module.out_features, module.in_features)),
+            read=isinstance(parent, nn.MultiheadAttention),
         )
     if isinstance(module, nn.Embedding):
         native = cls.forward is nn.Embedding.forward

@@ -58,6 +58,8 @@ class Edit:
     exit: Port
     residual: Port | None
     norm: str | None
+    has_residual: bool
+    has_norm: bool
     features: str
     rank: int | None
     tensors: tuple[Tensor, ...]

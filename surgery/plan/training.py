@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from surgery.anatomy.read import Anatomy
 from surgery.anatomy.select import select
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
 from surgery.plan.spec import Spec
+
+
+if TYPE_CHECKING:
+    from surgery.anatomy.read import Anatomy
 
 
 @dataclass(frozen=True)

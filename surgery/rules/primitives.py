@@ -109,7 +109,7 @@ _TABLE = (
     Primitive("matmul", (2, 2), _matmul, "torch.matmul", "matmul", (0, 1)),
     Primitive("transpose", (1, 1), _transpose, "torch.t", zeros=(0,)),
     Primitive("kron", (2, 2), _kron, "torch.kron", zeros=(0, 1)),
-    Primitive("row_norm", (1, 1), _row_norm, "torch.linalg.vector_norm", zeros=(0,)),
+    Primitive("row_norm", (1, 1), _row_norm, "surgery.graft.kernels.row_norm", zeros=(0,)),
     Primitive(
         "dropout",
         (2, 2),

@@ -139,6 +139,11 @@ def _at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
     return substitute(value_of(result), values)
 
 
+def calls_norm(program: Program) -> bool:
+    """Whether the program runs the norm that follows its site."""
+    return any(e.op == "host" for e in walk(program.result))
+
+
 def _varying_flops(result: Expression) -> Dim:
     total = Dim.of(0)
     for e in walk(result):

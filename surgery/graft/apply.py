@@ -1,0 +1,220 @@
+"""Carrying out a plan on a model, and taking it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.container import Graft
+from surgery.graft.hosts import host_of
+from surgery.graft.initialise import initial
+from surgery.graft.sites import program_of
+from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
+from surgery.language.diagnostics import did_you_mean, error
+from surgery.plan.build import Planner
+from surgery.plan.plan import Edit, Plan, SavedPlan
+from surgery.plan.spec import Spec
+from surgery.rules.expression import Expression
+
+
+def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
+    """Plan ``spec`` for ``model``, which may be adapted already."""
+    surgery = surgery_of(model)
+    if surgery is None:
+        return Planner(model, example_inputs).plan(spec)
+    with host_of(model).detached(model):
+        planner = Planner(model, example_inputs, surgery.standing())
+        return planner.plan(spec, surgery.base)
+
+
+def apply_spec(
+    model: nn.Module, spec: Spec | SavedPlan, example_inputs: Any = None, seed: int | None = None
+) -> Plan:
+    """Plan ``spec`` and carry it out; either all of it happens or nothing.
+
+    Raises:
+        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same.
+    """
+    if isinstance(spec, SavedPlan):
+        plan = make_plan(model, spec.spec, example_inputs)
+        if plan.fingerprint != spec.fingerprint:
+            cause = "the model is another" if plan.base != spec.base else "it plans differently now"
+            raise error(
+                "S511",
+                f"the saved plan does not fit: {cause}",
+                help="plan the spec anew and review the difference",
+            )
+    else:
+        plan = make_plan(model, spec, example_inputs)
+    _check_instances(model, plan)
+    if seed is None:
+        seed = int(torch.randint(2**62, ()).item())
+    host = host_of(model)
+    surgery = surgery_of(model) or Surgery(plan.base)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    created = _create(model, surgery, plan, seed, parameters)
+    decided = (*plan.trained, *plan.frozen)
+    applied = Applied(
+        plan,
+        list(plan.edits),
+        seed,
+        {n: parameters[n].requires_grad for n in decided},
+        {n: parameters[n].detach().clone() for n in plan.trained},
+    )
+    host.uninstall(model)
+    surgery.applied.append(applied)
+    model.__dict__[ATTRIBUTE] = surgery
+    for edit, tensors in created:
+        _register(model, edit, tensors)
+    for names, flag in ((plan.trained, True), (plan.frozen, False)):
+        for name in names:
+            parameters[name].requires_grad_(flag)
+    host.install(model, surgery)
+    return plan
+
+
+def _check_instances(model: nn.Module, plan: Plan) -> None:
+    for path in dict.fromkeys(e.exit.path for e in plan.edits):
+        if "forward" in model.get_submodule(path).__dict__:
+            raise error(
+                "S414",
+                f"`{path}` has a forward of its own set on the instance, which would pass the graft by",
+                help="apply the spec first and wrap the forward after (as accelerate's hooks do)",
+            )
+
+
+def _create(
+    model: nn.Module,
+    surgery: Surgery,
+    plan: Plan,
+    seed: int,
+    parameters: dict[str, nn.Parameter],
+) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
+    """All new parameters, made before anything of the model changes."""
+    standing = surgery.standing()
+    shared: dict[tuple[str, str, tuple[int, ...]], nn.Parameter] = {}
+    fresh: dict[str, nn.Parameter] = {}
+    created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
+    for edit in plan.edits:
+        wraps = standing.setdefault(edit.site, [])
+        wraps.append(plan.spec.wrapped(edit.statement))
+        declarations = dict(program_of(edit, wraps).declarations)[edit.child]
+        owner = edit.exit.path
+        like = _like(model.get_submodule(owner), edit)
+        made: dict[str, nn.Parameter] = {}
+
+        def value(e: Expression, owner: str = owner) -> Tensor:
+            name = {"W": "weight", "b": "bias"}[e.name] if e.op == "operand" else e.name
+            full = f"{owner}.{name}" if owner else name
+            return (fresh.get(full) if full in fresh else parameters[full]).detach()  # type: ignore[union-attr]
+
+        for declaration, tensor in zip(declarations, edit.tensors, strict=True):
+            local = declaration.name
+            key = (edit.method, declaration.name, tensor.shape)
+            if declaration.shared and key in shared:
+                made[local] = fresh[tensor.name] = shared[key]
+                continue
+            stream = f"{seed}:{key if declaration.shared else tensor.name}"
+            made[local] = initial(declaration, stream, edit.layer, edit.sizes, like, value)
+            fresh[tensor.name] = made[local]
+            if declaration.shared:
+                shared[key] = made[local]
+        created.append((edit, made))
+    return created
+
+
+def _like(module: nn.Module, edit: Edit) -> Tensor:
+    """An empty tensor with the dtype and device that the new parameters take."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dtype = getattr(torch, edit.tensors[0].dtype) if edit.tensors else torch.get_default_dtype()
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) -> None:
+    module = model.get_submodule(edit.exit.path)
+    for name, parameter in tensors.items():
+        child, _, rest = name.partition(".")
+        if child not in module._modules:
+            module.add_module(child, Graft())
+        graft = module._modules[child]
+        assert isinstance(graft, Graft)
+        graft.put(rest, parameter)
+
+
+def remove_specs(model: nn.Module, name: str | None = None) -> None:
+    """Take back everything, or what goes by ``name``; base parameters get their bits back.
+
+    Raises:
+        SurgeryError: S512 if nothing was applied, or nothing by that name.
+    """
+    surgery = surgery_of(model)
+    if surgery is None:
+        raise error("S512", "nothing was applied to this model")
+    names = {e.child for _, e in surgery.edits()}
+    if name is not None and name not in names:
+        raise error("S512", f"nothing here is named `{name}`", help=did_you_mean(name, names) or _named(names))
+    host = host_of(model)
+    host.uninstall(model)
+    for applied in surgery.applied:
+        drop_edits(model, applied, [e for e in applied.edits if name in (None, e.child)])
+    for applied in reversed(surgery.applied):
+        if not applied.edits:
+            _restore(model, applied)
+    surgery.applied = [a for a in surgery.applied if a.edits]
+    if surgery.applied:
+        host.install(model, surgery)
+    else:
+        del model.__dict__[ATTRIBUTE]
+
+
+def _named(names: set[str]) -> str | None:
+    return f"there are {', '.join(sorted(names))}" if names else None
+
+
+def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
+    """Forget ``edits`` and take their parameters out of the model."""
+    for edit in edits:
+        applied.edits.remove(edit)
+        modules = model.get_submodule(edit.exit.path)._modules
+        if isinstance(modules.get(edit.child), Graft):
+            del modules[edit.child]
+
+
+def _restore(model: nn.Module, applied: Applied) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, value in applied.values.items():
+            parameters[name].copy_(value)
+    for name, flag in applied.flags.items():
+        parameters[name].requires_grad_(flag)
+
+
+@contextmanager
+def disabled_specs(model: nn.Module) -> Iterator[nn.Module]:
+    """The base model, to the bit, while inside; adaptations are back after."""
+    surgery = surgery_of(model)
+    if surgery is None:
+        yield model
+        return
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    before = {n: v for a in reversed(surgery.applied) for n, v in a.values.items()}
+    kept = {n: parameters[n].data for n in before}
+    with host_of(model).detached(model):
+        try:
+            for name, value in before.items():
+                parameters[name].data = value
+            yield model
+        finally:
+            for name, value in kept.items():
+                parameters[name].data = value
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name: added ones and the base's."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+

@@ -1,0 +1,140 @@
+"""The eager host: grafts on the modules of a model, in place, by changing their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+
+from surgery.anatomy.site import Port
+from surgery.graft import fastpath
+from surgery.graft.container import Graft
+from surgery.graft.forward import Design, Part, write_effective, write_forward
+from surgery.graft.generate import adapted_class, base_class, is_adapted
+from surgery.graft.kernels import Held, Tap
+from surgery.graft.sites import Site, sites_of
+from surgery.graft.state import Surgery
+from surgery.plan.layers import Layer, read_layer
+
+PREFIX = "_surgery_"
+_CLASSES: dict[tuple[type[nn.Module], Layer | None, Design], type[nn.Module]] = {}
+
+
+class _Wiring:
+    """Which module runs which parts, and which values pass between modules."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.parts: dict[str, list[Part]] = {}
+        self.writes: dict[str, list[tuple[str, Port]]] = {}
+        self.attributes: list[tuple[str, str, object]] = []
+
+    def add(self, site: Site) -> None:
+        edit = site.edits[0]
+        program = site.program
+        taps: list[tuple[str, str]] = []
+        if not site.is_own and program.result.reads("x"):
+            taps.append(("x", self.tap(edit.entry, edit.exit.path)))
+        residual = next((e.residual for e in site.edits if e.residual), None)
+        if residual:
+            taps.append(("residual", self.tap(residual, edit.exit.path)))
+        norm = next((e.norm for e in site.edits if e.norm), None)
+        held = self.hold(norm, edit.exit.path) if norm else None
+        part = Part(
+            program,
+            edit.layer,
+            tuple(edit.sizes.items()),
+            edit.features,
+            edit.rank,
+            site.is_own,
+            replace(edit.entry, path=""),
+            replace(edit.exit, path=""),
+            tuple(taps),
+            held,
+        )
+        parts = self.parts.setdefault(edit.exit.path, [])
+        parts.insert(0, part) if site.is_own else parts.append(part)
+
+    def name(self, path: str, kind: str) -> str:
+        taken = {name for p, name, _ in self.attributes if p == path}
+        return next(n for i in range(1000) if (n := f"{PREFIX}{kind}{i}") not in taken)
+
+    def tap(self, source: Port, reader: str) -> str:
+        tap = Tap()
+        written, read = self.name(source.path, "tap"), ""
+        self.attributes.append((source.path, written, tap))
+        self.writes.setdefault(source.path, []).append((written, replace(source, path="")))
+        read = self.name(reader, "tap")
+        self.attributes.append((reader, read, tap))
+        return read
+
+    def hold(self, norm: str, reader: str) -> str:
+        name = self.name(reader, "norm")
+        self.attributes.append((reader, name, Held(self.model.get_submodule(norm))))
+        return name
+
+
+def install(model: nn.Module, surgery: Surgery) -> None:
+    """Make the modules of ``model`` run what ``surgery`` records; parameters are in place."""
+    wiring = _Wiring(model)
+    for site in sites_of(surgery).values():
+        wiring.add(site)
+    for path, name, value in wiring.attributes:
+        model.get_submodule(path).__dict__[name] = value
+    for path in dict.fromkeys([*wiring.parts, *wiring.writes]):
+        module = model.get_submodule(path)
+        design = Design(tuple(wiring.parts.get(path, ())), tuple(wiring.writes.get(path, ())))
+        module.__class__ = _class_for(module, design)
+    fastpath.close(model, wiring.parts)
+
+
+def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
+    base = base_class(module)
+    own = next((p for p in design.parts if p.own), None)
+    layer = own.layer if own else read_layer(module)
+    key = (base, layer, design)
+    if key not in _CLASSES:
+        built = write_forward(base, layer, design)
+        effective = write_effective(own) if own and layer and layer.read else {}
+        _CLASSES[key] = adapted_class(base, built.graph, built.folds, effective)
+    return _CLASSES[key]
+
+
+def uninstall(model: nn.Module) -> None:
+    """Give every module its own class back; parameters that were added stay where they are."""
+    fastpath.reopen(model)
+    for module in model.modules():
+        if is_adapted(module):
+            module.__class__ = base_class(module)
+        for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
+            del module.__dict__[name]
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """The base model inside: without adapted classes and without the added parameters."""
+    adapted = [path for path, m in model.named_modules() if is_adapted(m)]
+    classes = [(m, type(m)) for m in model.modules() if is_adapted(m)]
+    children = [
+        (m, dict(m._modules))
+        for m in model.modules()
+        if any(isinstance(c, Graft) for c in m._modules.values()) and not isinstance(m, Graft)
+    ]
+    try:
+        for module, _ in classes:
+            module.__class__ = base_class(module)
+        for module, every in children:
+            for name, child in every.items():
+                if isinstance(child, Graft):
+                    del module._modules[name]
+        fastpath.reopen(model)
+        yield
+    finally:
+        fastpath.close(model, adapted)
+        for module, cls in classes:
+            module.__class__ = cls
+        for module, every in children:
+            module._modules.clear()
+            module._modules.update(every)

@@ -1,0 +1,288 @@
+"""The graph of one adapted module's forward.
+
+Own methods of the module come first, then those of regions that end at it. What a region needs
+from elsewhere arrives by taps, which the modules where it passes write to.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as functional
+from torch import fx, nn
+
+from surgery.anatomy.site import Port
+from surgery.graft import kernels
+from surgery.graft.emit import Emitter, Host
+from surgery.graft.generate import SELF
+from surgery.plan.layers import Layer
+from surgery.rules.affine import NotAffine
+from surgery.rules.dims import Scalar
+from surgery.rules.expression import Expression
+from surgery.rules.program import Program
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program to run at a module.
+
+    ``own`` programs read the module's input; the others are of regions that end here. ``taps``
+    name the module attributes from which `x` (of a region) and `residual` are read, and ``held``
+    the one that holds the norm module.
+    """
+
+    program: Program
+    layer: Layer | None
+    sizes: tuple[tuple[str, Scalar], ...]
+    features: str
+    rank: int | None
+    own: bool
+    entry: Port
+    exit: Port
+    taps: tuple[tuple[str, str], ...] = ()
+    held: str | None = None
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that decides a generated forward: modules with equal designs share a class."""
+
+    parts: tuple[Part, ...] = ()
+    writes: tuple[tuple[str, Port], ...] = ()
+
+
+@dataclass
+class Built:
+    graph: fx.Graph
+    folds: dict[str, fx.Graph] = field(default_factory=dict[str, fx.Graph])
+
+
+class _GraphHost(Host):
+    """Writes into the graph of a module's forward."""
+
+    def __init__(self, frame: _Frame, part: Part, current: fx.Node | None):
+        self.frame = frame
+        self.part = part
+        self.current = current
+        self.taps = dict(part.taps)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.frame.call(target, *args, **kwargs)
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        name = expression.name
+        if expression.op == "param":
+            return self.frame.attribute(name)
+        if name in self.taps:
+            return self.frame.tap(self.taps[name])
+        if name == "x":
+            return self.frame.input(self.part.entry)
+        return self.frame.attribute({"W": "weight", "b": "bias"}[name])
+
+    def module(self) -> fx.Node:
+        return self.frame.self_node
+
+    def training(self) -> fx.Node:
+        return self.frame.attribute("training")
+
+    def held(self, name: str, value: fx.Node) -> fx.Node:
+        assert self.part.held
+        return self.call(kernels.call_held, self.frame.attribute(self.part.held), value)
+
+    def base(self, x: fx.Node) -> fx.Node:
+        if not self.part.own:
+            assert self.current is not None
+            return self.current
+        return self.frame.base(x, self.part)
+
+    def fold(self, expression: Expression, emitter: Emitter) -> fx.Node:
+        leaves = sorted(expression.leaves, key=str)
+        key = self.frame.new_fold(expression, leaves, emitter)
+        values = tuple(self.leaf(leaf) for leaf in leaves)
+        return self.call(kernels.fold, self.frame.self_node, key, values)
+
+
+class _FoldHost(Host):
+    """Writes the computation of one folded value, of which the leaves are arguments."""
+
+    def __init__(self, graph: fx.Graph, arguments: Mapping[Expression, fx.Node]):
+        self.graph = graph
+        self.arguments = arguments
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return _call(self.graph, target, args, kwargs)
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        return self.arguments[expression]
+
+
+def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+    if isinstance(target, str):
+        return graph.call_method(target, args, kwargs)
+    return graph.call_function(target, args, kwargs)
+
+
+class _Frame:
+    """The graph being written, for a module of class ``cls``."""
+
+    def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool):
+        self.graph = fx.Graph()
+        self.folds: dict[str, fx.Graph] = {}
+        self.layer = layer
+        self.raw: fx.Node | None = None
+        self._attributes: dict[str, fx.Node] = {}
+        self._taps: dict[str, fx.Node] = {}
+        self._inputs: dict[str, fx.Node] = {}
+        self.parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
+        self.plain = plain
+        if plain:
+            self.only = self.graph.placeholder(self.parameters[0])
+        else:
+            self.args = self.graph.placeholder("*args")
+            self.kwargs = self.graph.placeholder("**kwargs")
+
+    @property
+    def self_node(self) -> fx.Node:
+        return self.attribute(SELF)
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return _call(self.graph, target, args, kwargs)
+
+    def attribute(self, name: str) -> fx.Node:
+        if name not in self._attributes:
+            self._attributes[name] = self.graph.get_attr(name)
+        return self._attributes[name]
+
+    def tap(self, name: str) -> fx.Node:
+        if name not in self._taps:
+            self._taps[name] = self.call(kernels.read_tap, self.attribute(name))
+        return self._taps[name]
+
+    def input(self, port: Port) -> fx.Node:
+        if self.plain:
+            return self.only
+        name = port.argument or self.parameters[0]
+        if name not in self._inputs:
+            position = self.parameters.index(name)
+            self._inputs[name] = self.call(kernels.take, self.args, self.kwargs, position, name)
+        return self._inputs[name]
+
+    def base(self, x: fx.Node, part: Part) -> fx.Node:
+        """The module's own forward on ``x``; its hidden states."""
+        layer = part.layer
+        if self.plain:
+            if layer and layer.kind == "linear" and layer.native:
+                bias = self.attribute("bias") if layer.bias else None
+                return self.call(functional.linear, x, self.attribute("weight"), bias)
+            return self.call(kernels.call_base, self.self_node, (x,), {})
+        args, kwargs = self.args, self.kwargs
+        name = part.entry.argument or self.parameters[0]
+        if x is not self.input(part.entry):
+            position = self.parameters.index(name)
+            args = self.call(kernels.put_args, args, kwargs, position, name, x)
+            kwargs = self.call(kernels.put_kwargs, kwargs, name, x)
+        self.raw = self.call(kernels.call_base, self.self_node, args, kwargs)
+        return self.output(part.exit)
+
+    def base_unchanged(self) -> fx.Node:
+        """The module's forward where no program of its own has run it."""
+        if self.plain:
+            return self.base(self.only, _unchanged(self.layer))
+        self.raw = self.call(kernels.call_base, self.self_node, self.args, self.kwargs)
+        return self.raw
+
+    def output(self, port: Port) -> fx.Node:
+        if self.raw is None or port.index is None:
+            return self.raw  # type: ignore[return-value]
+        return self.call(kernels.first, self.raw, port.index)
+
+    def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitter) -> str:
+        key = f"fold{len(self.folds)}"
+        graph = fx.Graph()
+        arguments = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
+        inner = Emitter(_FoldHost(graph, arguments), emitter.layer, emitter.sizes)
+        graph.output(inner.compute(expression))
+        self.folds[key] = graph
+        return key
+
+
+def _unchanged(layer: Layer | None) -> Part:
+    port = Port("", "input")
+    return Part(None, layer, (), "last", None, True, port, port)  # type: ignore[arg-type]
+
+
+def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
+    """The forward of a module of class ``cls`` with ``design`` grafted on it."""
+    plain = layer is not None and layer.native and layer.kind != "transposed" or _is_simple(layer)
+    frame = _Frame(cls, layer, plain)
+    for tap, port in design.writes:
+        if port.side == "input":
+            frame.call(kernels.write_tap, frame.attribute(tap), frame.input(port))
+    value: fx.Node | None = None
+    exit_port: Port | None = None
+    for part in design.parts:
+        if value is None and not part.own:
+            value = frame.base_unchanged()
+            if not frame.plain:
+                value = frame.output(part.exit)
+        emitter = Emitter(
+            _GraphHost(frame, part, value),
+            part.layer,
+            dict(part.sizes),
+            part.features,
+            part.rank,
+            folding=True,
+        )
+        value = emitter.emit(part.program.result)
+        exit_port = part.exit
+    result = value if value is not None else frame.base_unchanged()
+    if not frame.plain and value is not None and exit_port and exit_port.index is not None:
+        result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
+    for tap, port in design.writes:
+        if port.side == "output":
+            seen = result if frame.plain or port.index is None else frame.call(kernels.first, result, port.index)
+            frame.call(kernels.write_tap, frame.attribute(tap), seen)
+    frame.graph.output(result)
+    return Built(frame.graph, frame.folds)
+
+
+def write_effective(part: Part) -> dict[str, fx.Graph]:
+    """Graphs of the effective weight and bias of a layer that is read and never called.
+
+    Raises:
+        ValueError: if the part's program has no merge.
+    """
+    merged = part.program.merge
+    if isinstance(merged, NotAffine) or part.layer is None:
+        raise ValueError("only a method that merges has an effective weight")
+    graphs: dict[str, fx.Graph] = {}
+    for name, expression in (("weight", merged.weight), ("bias", merged.bias)):
+        graph = fx.Graph()
+        host = _EffectiveHost(graph)
+        value = Emitter(host, part.layer, dict(part.sizes)).emit(expression)
+        graph.output(value if isinstance(value, fx.Node) else None)
+        graphs[name] = graph
+    return graphs
+
+
+class _EffectiveHost(Host):
+    """Reads a layer's own tensors beneath the properties that replace them."""
+
+    def __init__(self, graph: fx.Graph):
+        self.graph = graph
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return _call(self.graph, target, args, kwargs)
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        if expression.op == "param":
+            return self.graph.get_attr(expression.name)
+        name = {"W": "weight", "b": "bias"}[expression.name]
+        return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)
+
+
+def _is_simple(layer: Layer | None) -> bool:
+    return layer is not None and layer.kind == "transposed"

@@ -1,0 +1,29 @@
+"""The kinds of model that grafts go on, behind one interface."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import fx, nn
+
+from surgery.graft.state import Surgery
+
+
+class ModelHost(Protocol):
+    """Puts the programs of a model's sites in force, and takes them out."""
+
+    def install(self, model: nn.Module, surgery: Surgery) -> None: ...
+    def uninstall(self, model: nn.Module) -> None: ...
+    def detached(self, model: nn.Module) -> AbstractContextManager[None]: ...
+
+
+def host_of(model: nn.Module) -> ModelHost:
+    """The host for ``model``: its graph if it is traced, else its modules."""
+    if isinstance(model, fx.GraphModule):
+        from surgery.graft import traced
+
+        return traced
+    from surgery.graft import eager
+
+    return eager

@@ -1,0 +1,96 @@
+"""New parameters: their first values, from a seed that is theirs alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.emit import Emitter, Host
+from surgery.plan.layers import Layer
+from surgery.rules.dims import Scalar
+from surgery.rules.expression import Expression
+from surgery.rules.values import Declaration, Init
+
+
+class Tensors(Host):
+    """Runs expressions on tensors at once: for initial values and merges."""
+
+    def __init__(self, values: Callable[[Expression], Tensor]):
+        self.values = values
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(target, str):
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def leaf(self, expression: Expression) -> Tensor:
+        return self.values(expression)
+
+
+def compute(
+    expression: Expression,
+    layer: Layer | None,
+    sizes: Mapping[str, Scalar],
+    values: Callable[[Expression], Tensor],
+) -> Any:
+    """The value of an expression that does not depend on the input (a tensor, or a number)."""
+    return Emitter(Tensors(values), layer, sizes).emit(expression)
+
+
+def initial(
+    declaration: Declaration,
+    key: str,
+    layer: Layer | None,
+    sizes: Mapping[str, Scalar],
+    like: Tensor,
+    values: Callable[[Expression], Tensor],
+) -> nn.Parameter:
+    """A parameter as declared, on the device of ``like`` and in its dtype.
+
+    Random values are drawn on the CPU by a generator seeded from ``key``, so they do not depend on
+    the device, on the order of sites, or on what else is drawn.
+    """
+    shape = tuple(int(d.value(sizes)) for d in declaration.shape)
+    if like.device.type == "meta":
+        tensor = torch.empty(shape, dtype=like.dtype, device="meta")
+    elif declaration.init.value is not None:
+        value = compute(declaration.init.value, layer, sizes, values)
+        tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
+        if isinstance(value, Tensor):
+            tensor.copy_(value.expand(shape))
+        else:
+            tensor.fill_(value)
+    else:
+        one_hot = bool(layer and layer.kind == "embedding" and str(declaration.shape[-1]) == "m")
+        tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
+    return nn.Parameter(tensor, requires_grad=not declaration.frozen)
+
+
+def _draw(
+    init: Init, shape: tuple[int, ...], sizes: Mapping[str, Scalar], key: str, one_hot: bool
+) -> Tensor:
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    arguments = {name: float(d.value(sizes)) for name, d in init.arguments}
+    tensor = torch.empty(shape)
+    # A one-hot input has a single element to sum over.
+    fan_in = 1 if one_hot else math.prod(shape[1:])
+    match init.distribution:
+        case "kaiming_uniform":
+            gain = math.sqrt(2.0 / (1 + arguments["a"] ** 2))
+            bound = gain * math.sqrt(3.0 / max(1, fan_in))
+            return tensor.uniform_(-bound, bound, generator=generator)
+        case "xavier_uniform":
+            bound = arguments["gain"] * math.sqrt(6.0 / (fan_in + shape[0]))
+            return tensor.uniform_(-bound, bound, generator=generator)
+        case "normal":
+            return tensor.normal_(0, arguments["std"], generator=generator)
+        case "uniform":
+            return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=generator)
+        case _:
+            return nn.init.orthogonal_(tensor, generator=generator)

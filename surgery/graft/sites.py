@@ -1,0 +1,49 @@
+"""The edits in force at each site, folded into one program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from surgery.graft.state import Surgery
+from surgery.plan.plan import Edit
+from surgery.rules.expand import Wrapped
+from surgery.rules.program import Program, Signature, build
+
+
+@dataclass
+class Site:
+    """The edits of one site, in order."""
+
+    edits: list[Edit] = field(default_factory=list[Edit])
+    wraps: list[Wrapped] = field(default_factory=list[Wrapped])
+
+    @property
+    def program(self) -> Program:
+        return program_of(self.edits[0], self.wraps)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the site is one module, not a region that ends at it."""
+        return self.edits[0].site == self.edits[0].exit.path
+
+
+def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
+    """The program of a site with these methods, given any edit planned for it."""
+    bias = edit.layer is not None and edit.layer.bias
+    signature = Signature(
+        "linear" if edit.operator == "linear" else "module",
+        bias=bias,
+        norm=edit.has_norm,
+        residual=edit.has_residual,
+    )
+    return build(signature, tuple(wraps))
+
+
+def sites_of(surgery: Surgery) -> dict[str, Site]:
+    """The sites of all edits in force, by site path."""
+    sites: dict[str, Site] = {}
+    for applied, edit in surgery.edits():
+        site = sites.setdefault(edit.site, Site())
+        site.edits.append(edit)
+        site.wraps.append(applied.plan.spec.wrapped(edit.statement))
+    return sites

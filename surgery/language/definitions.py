@@ -1,0 +1,113 @@
+"""The layout of methods and blocks: what their bodies begin with stands in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from surgery.language.layout import STEP, Doc, bracketed, flat, layout
+from surgery.language.placement import Piece, body_start, finish, place, written
+from surgery.language.syntax import (
+    Apply,
+    Assign,
+    Block,
+    Comment,
+    Let,
+    Match,
+    Method,
+    Operand,
+    Param,
+    Parameter,
+    Require,
+    Return,
+    Step,
+)
+from surgery.language.unparse import arguments, dims, expression, quote
+
+_WIDEST_ALIGNED = 32
+_COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3}
+
+
+def definition(node: Method | Block, comments: Iterable[Comment]) -> str:
+    """The text of ``node`` with those of ``comments`` that stand in its body."""
+    source, start = node.span.source, body_start(node)
+    inside = [c for c in comments if start <= c.offset < node.span.end]
+    header = layout(_header(node))
+    if inside and not source.text[start : inside[0].offset].strip(" \t"):
+        header += f"  {written(inside.pop(0))}"
+    lines = [header]
+    indent = " " * STEP
+    if node.doc is not None:
+        lines += [indent + quote(line) for line in node.doc.split("\n")]
+    pieces = place(node.body, inside, source)
+    column = max((_COLUMN.get(type(step), 0) for step in node.body), default=0)
+    for piece, width in zip(pieces, _param_widths(pieces), strict=True):
+        text = layout(_step(piece.node, column, width), STEP) if piece.node else ""
+        lines += finish(piece, text, indent)
+    return "\n".join([*lines, "}"])
+
+
+def _header(node: Method | Block) -> Doc:
+    word = "block" if isinstance(node, Block) else "method"
+    given = bracketed("(", [_parameter(parameter) for parameter in node.parameters], ")")
+    of: Doc = (" of ", _operand(node.input)) if isinstance(node, Block) else ""
+    return (f"{word} {node.name}", given, of, " {")
+
+
+def _parameter(node: Parameter) -> Doc:
+    kind = "" if node.kind == "value" else f": {node.kind}"
+    default: Doc = "" if node.default is None else (" = ", expression(node.default))
+    return (node.name, kind, default)
+
+
+def _operand(node: Operand) -> Doc:
+    return (node.name, "" if node.dims is None else dims(node.dims), "?" if node.optional else "")
+
+
+def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
+    """For each piece, how wide the params it stands among are before their sign."""
+    widths: list[int] = []
+    run: list[int] = []
+    for piece in [*pieces, None]:
+        if piece and isinstance(piece.node, Param) and not (piece.blank and run):
+            run.append(len(_declared(piece.node)))
+            continue
+        narrow = [width for width in run if width <= _WIDEST_ALIGNED]
+        widths += [max(narrow, default=0)] * len(run)
+        run = []
+        if piece and isinstance(piece.node, Param):
+            run = [len(_declared(piece.node))]
+        elif piece:
+            widths.append(0)
+    return widths
+
+
+def _declared(node: Param) -> str:
+    flags = ("frozen " if node.frozen else "") + ("shared " if node.shared else "")
+    return flags + node.name + flat(dims(node.dims))
+
+
+def _step(node: Step, column: int, width: int) -> Doc:
+    def opened(word: str, rest: Doc) -> Doc:
+        return (f"{word:<{column}} ", rest)
+
+    match node:
+        case Match():
+            operands = bracketed("(", [_operand(operand) for operand in node.operands], ")")
+            return opened("match", (_operand(node.result), " = ", node.operator, operands))
+        case Require():
+            return opened("require", expression(node.condition))
+        case Param():
+            sign = "~" if node.random else "="
+            declared = f"{_declared(node):<{width}} {sign} "
+            return opened("param", (declared, expression(node.init)))
+        case Let():
+            return opened("let", (f"{node.name} = ", expression(node.value)))
+        case Apply():
+            inner = node.application
+            given = arguments(inner.arguments) if inner.arguments else ""
+            return opened("apply", (inner.name, given))
+        case Return():
+            return ("return ", expression(node.value))
+        case Assign():
+            wide = max(column, len(node.target) + len(node.operator) - 1)
+            return (f"{node.target:<{wide}}{node.operator:>2} ", expression(node.value))
