@@ -28,7 +28,7 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
         return Planner(model, example_inputs).plan(spec)
     with host_of(model).detached(model):
         planner = Planner(model, example_inputs, surgery.standing())
-        return planner.plan(spec, surgery.base)
+        return planner.plan(spec, surgery.digests)
 
 
 def apply_spec(
@@ -54,7 +54,7 @@ def apply_spec(
     if seed is None:
         seed = int(torch.randint(2**62, ()).item())
     host = host_of(model)
-    surgery = surgery_of(model) or Surgery(plan.base)
+    surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     created = _create(model, surgery, plan, seed, parameters)
     decided = (*plan.trained, *plan.frozen)

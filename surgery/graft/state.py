@@ -32,9 +32,10 @@ class Applied:
 
 @dataclass
 class Surgery:
-    """All specs applied to one model, in order, and the fingerprint it had before the first."""
+    """All specs applied to one model, in order, and what told its base then."""
 
     base: str
+    digests: dict[str, str]
     applied: list[Applied] = field(default_factory=list[Applied])
 
     def edits(self) -> Iterator[tuple[Applied, Edit]]:
@@ -61,7 +62,7 @@ class Surgery:
             )
             for a in self.applied
         ]
-        return Surgery(self.base, copies)
+        return Surgery(self.base, self.digests, copies)
 
 
 def surgery_of(model: nn.Module) -> Surgery | None:

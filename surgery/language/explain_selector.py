@@ -89,7 +89,12 @@ def _no_method(failure: Failure) -> Diagnostic | None:
 def _no_method_wanted(failure: Failure) -> Diagnostic | None:
     word = failure.tokens[failure.start]
     named = failure.kind == "NAME" and failure.next_kind == "LPAR"
-    if word == "on" or not (named or failure.kind == "APPLY") or failure.opened:
+    if (
+        word == "on"
+        or word.start_pos == word.end_pos
+        or not (named or failure.kind == "APPLY")
+        or failure.opened
+    ):
         return None
     return failure.diagnose(
         "S122",

@@ -5,37 +5,64 @@ from __future__ import annotations
 import re
 
 from surgery.language.checks import check
-from surgery.language.diagnostics import Diagnostic, SurgeryError
-from surgery.language.lalr import RefusedError, UnreadableError, grammar
-from surgery.language.recovery import find_errors
-from surgery.language.source import Source
-from surgery.language.syntax import Comment, File
+from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.language.lalr import RefusedError, UnreadableError, grammar, make_token
+from surgery.language.recovery import read
+from surgery.language.source import Source, Span
+from surgery.language.syntax import Comment, File, Freeze, Selector
 
-_QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*')
+_DEEPEST = 64
+_LANDMARK = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*|[(){}\[\]]')
 
 
 def parse(text: str | Source, name: str = "<spec>") -> File:
     """The syntax tree of ``text``; a :class:`SurgeryError` holds all that is wrong with it."""
     source = Source(name, text) if isinstance(text, str) else text
+    comments = _survey(source)
     running = grammar()
     running.builder.begin(source)
     try:
         items = running.parse(source.text)
-        problems: list[Diagnostic] = list(running.builder.problems)
-        problems += check(items)
     except (RefusedError, UnreadableError):
-        raise SurgeryError(find_errors(source)) from None
+        raise SurgeryError(read(source)[1]) from None
+    problems: list[Diagnostic] = [*running.builder.problems, *check(items)]
     if problems:
         raise SurgeryError(sorted(problems, key=lambda d: d.labels[0].span.start))
-    return File(items, source, comments(source.text))
+    return File(items, source, comments)
 
 
-def comments(text: str) -> tuple[Comment, ...]:
-    """Every `# …` of ``text``, without the sign and the blanks around."""
-    if "#" not in text:
-        return ()
-    return tuple(
-        Comment(found[0][1:].strip(), found.start())
-        for found in _QUOTED_OR_COMMENT.finditer(text)
-        if found[0].startswith("#")
-    )
+def parse_selector(text: str | Source, name: str = "<selector>") -> Selector:
+    """The syntax tree of ``text``, which is one selector."""
+    source = Source(name, text) if isinstance(text, str) else text
+    _survey(source)
+    everything = Span(source, 0, len(source.text))
+    if not source.text.strip():
+        raise error("S120", "this selector is empty", everything)
+    lead = make_token("FREEZE", "freeze", 0)
+    lead.end_pos = 0
+    items, problems = read(source, lead)
+    if problems:
+        raise SurgeryError(problems)
+    match items:
+        case [Freeze(selector=selector)]:
+            return selector
+        case _:
+            raise error("S101", "expected one selector, found statements", everything)
+
+
+def _survey(source: Source) -> tuple[Comment, ...]:
+    """The comments; an error where brackets nest so deep that no reader could follow."""
+    comments: list[Comment] = []
+    depth = 0
+    for found in _LANDMARK.finditer(source.text):
+        first = found[0][0]
+        if first == "#":
+            comments.append(Comment(found[0][1:].strip(), found.start()))
+        elif first in "([{":
+            depth += 1
+            if depth > _DEEPEST:
+                here = Span(source, found.start(), found.end())
+                raise error("S124", "this nests too deep", here)
+        elif first in ")]}":
+            depth -= 1
+    return tuple(comments)

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 _NEVER_AFTER_AN_OPENER = {"EQUAL", "COMMA", "RPAR", "RSQB", "QMARK", "DOT", "TILDE", "ASSIGN"}
 
 
-def find_errors(source: Source) -> list[Diagnostic]:
-    """All that is wrong with a text that does not parse, in the order of the text."""
+def read(source: Source, *lead: Token) -> tuple[list[Item], list[Diagnostic]]:
+    """The sound items of ``source``, as if ``lead`` stood before it, and all that is wrong.
+
+    The diagnostics come in the order of the text.
+    """
     grammar().builder.begin(source)
     tokens, problems = scan(source)
+    tokens[:0] = lead
     tokens.append(make_token(END, "", len(source.text.rstrip())))
     items: list[Item] = []
     for start, stop in _chunks(tokens):
@@ -40,7 +44,7 @@ def find_errors(source: Source) -> list[Diagnostic]:
     spans = [label.span for problem in problems for label in problem.labels[:1]]
     whole = [item for item in items if not any(_inside(item, span.start) for span in spans)]
     problems += check(whole)
-    return sorted(problems, key=lambda d: d.labels[0].span.start)
+    return items, sorted(problems, key=lambda d: d.labels[0].span.start)
 
 
 def _inside(node: Node, offset: int) -> bool:

@@ -25,6 +25,7 @@ _INSTEAD = {
     "&": "write `and`",
     "!": "write `not`, or `!=`",
     "^": "there is no such operator",
+    "\u00a0": "this is a no-break space: write a plain one",
     "“": 'strings stand between straight quotes: `"sum"`',
     "”": 'strings stand between straight quotes: `"sum"`',
     "−": "write `-`",

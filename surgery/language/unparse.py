@@ -87,9 +87,8 @@ def _number(node: Number) -> str:
     # `5e-4` stays `5e-4` if that is how it was written.
     written = node.span.text
     same = _NUMBER.fullmatch(written) and float(written) == node.value
-    return (
-        written if same and written.isdigit() == isinstance(node.value, int) else repr(node.value)
-    )
+    same = same and written.isdigit() == isinstance(node.value, int)
+    return written if same else repr(node.value)
 
 
 def arguments(given: tuple[Argument, ...]) -> Doc:

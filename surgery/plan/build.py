@@ -15,7 +15,7 @@ from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
-from surgery.plan.fingerprint import fingerprint
+from surgery.plan.fingerprint import digests, fingerprint
 from surgery.plan.layers import Layer, read_layer
 from surgery.plan.plan import Edit, Plan, Tensor
 from surgery.plan.spec import Spec
@@ -52,10 +52,10 @@ class Planner:
         return found
 
     @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.model)
+    def own_digests(self) -> Mapping[str, str]:
+        return digests(self.model)
 
-    def plan(self, spec: Spec, base: str | None = None) -> Plan:
+    def plan(self, spec: Spec, base: Mapping[str, str] | None = None) -> Plan:
         """Plan ``spec``.
 
         Raises:
@@ -69,9 +69,11 @@ class Planner:
         training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings)
         if draft.found:
             raise SurgeryError(draft.found)
+        known = base or self.own_digests
         return Plan(
             spec,
-            base or self.fingerprint,
+            fingerprint(known),
+            known,
             tuple(draft.edits),
             training.trained,
             training.frozen,
@@ -170,7 +172,8 @@ class _Draft:
             tensors=place.tensors(program, wrapped.child),
             identity=program.is_identity,
             merges=not isinstance(merged, NotAffine) and place.unmergeable is None,
-            reason=place.unmergeable or (_reason(merged) if isinstance(merged, NotAffine) else None),
+            reason=_reason(merged) if isinstance(merged, NotAffine) else None,
+            obstacle=place.unmergeable,
             flops=int(
                 program.flops.value({**sizes, **_UNIT})
                 - build(place.signature, tuple(standing[:-1])).flops.value({**sizes, **_UNIT})

@@ -1,8 +1,9 @@
-"""A short digest that tells one base model from another."""
+"""Short digests that tell one base model from another, and say where they differ."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -11,23 +12,43 @@ SAMPLES = 64
 """Elements looked at in each parameter, evenly spread."""
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Digest the names, shapes, dtypes and a sample of the values of ``model``'s parameters.
+def digests(model: nn.Module) -> dict[str, str]:
+    """For each parameter its dtype and shape, and a digest of a sample of its values.
 
-    The work is the same for a large tensor as for a small one; tensors on the meta device count
-    by name, shape and dtype.
+    The work is the same for a large tensor as for a small one; tensors on the meta device have no
+    values, and count by dtype and shape.
     """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype};".encode())
-        digest.update(_sample(parameter.detach()))
-    return digest.hexdigest()[:16]
+    return {name: _digest(parameter.detach()) for name, parameter in model.named_parameters()}
 
 
-def _sample(tensor: torch.Tensor) -> bytes:
+def fingerprint(parts: Mapping[str, str]) -> str:
+    """One digest of all :func:`digests`."""
+    text = repr(sorted(parts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """In words, how a model differs from the one that ``saved`` was taken of."""
+    missing = [n for n in saved if n not in now]
+    extra = [n for n in now if n not in saved]
+    if missing or extra:
+        name, verb = (missing[0], "lacks") if missing else (extra[0], "has also")
+        more = len(missing) + len(extra) - 1
+        return f"this one {verb} `{name}`{f', and {more} more names differ' if more else ''}"
+    formed = [n for n in saved if saved[n].split()[:2] != now[n].split()[:2]]
+    if formed:
+        name = formed[0]
+        was, found = (" ".join(d[name].split()[:2]) for d in (saved, now))
+        return f"`{name}` was {was} and is {found}"
+    valued = [n for n in saved if saved[n] != now[n]]
+    return f"{len(valued)} of {len(saved)} parameters have other values, first `{valued[0]}`"
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    form = f"{str(tensor.dtype).removeprefix('torch.')} {'×'.join(map(str, tensor.shape))}"
     if tensor.device.type == "meta" or tensor.numel() == 0:
-        return b""
-    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.flatten()
-    step = max(1, flat.numel() // SAMPLES)
-    sample = flat[::step][:SAMPLES].cpu().contiguous()
-    return sample.view(torch.uint8).numpy().tobytes() if sample.element_size() else b""
+        return form
+    flat = tensor.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].contiguous().cpu()
+    content = sample.view(torch.uint8).numpy().tobytes()
+    return f"{form} {hashlib.blake2b(content, digest_size=6).hexdigest()}"

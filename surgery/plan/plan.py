@@ -66,6 +66,7 @@ class Edit:
     identity: bool
     merges: bool
     reason: str | None
+    obstacle: str | None
     flops: int
 
 
@@ -73,12 +74,13 @@ class Edit:
 class Plan:
     """What :func:`surgery.apply` will do to a model, and what :func:`surgery.diff` shows.
 
-    ``base`` fingerprints the model the plan was made for. ``trained`` and ``frozen`` name the base
+    ``base`` fingerprints the model the plan was made for, from the ``digests`` of its parameters. ``trained`` and ``frozen`` name the base
     parameters whose training the spec decides.
     """
 
     spec: Spec = field(repr=False)
     base: str
+    digests: Mapping[str, str] = field(repr=False)
     edits: tuple[Edit, ...]
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
