@@ -1,0 +1,63 @@
+"""A declarative language for changing PyTorch models, and its compiler.
+
+>>> import torch, surgery
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+>>> x = torch.ones(1, 4)
+>>> before = model(x)
+>>> model = surgery.apply(model, "on Linear apply lora(r = 2); train bias")
+>>> torch.equal(model(x), before)
+True
+>>> model = surgery.remove(model)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.api import (
+        apply as apply,
+        disabled as disabled,
+        load as load,
+        merge as merge,
+        merged as merged,
+        plan as plan,
+        remove as remove,
+        save as save,
+        select as select,
+        trainable as trainable,
+    )
+    from surgery.diff import diff as diff
+    from surgery.inspection import explain as explain, inspect as inspect
+    from surgery.language.diagnostics import SurgeryError as SurgeryError
+    from surgery.models import load_model as load_model
+    from surgery.plan.spec import read_spec as read_spec
+    from surgery.verify import verify as verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SurgeryError": "surgery.language.diagnostics",
+    "read_spec": "surgery.plan.spec",
+    "diff": "surgery.diff",
+    "explain": "surgery.inspection",
+    "inspect": "surgery.inspection",
+    "load_model": "surgery.models",
+    "verify": "surgery.verify",
+} | dict.fromkeys(
+    "apply disabled load merge merged plan remove save select trainable".split(), "surgery.api"
+)
+__all__ = ["SurgeryError", *sorted(set(_HOMES) - {"SurgeryError"})]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

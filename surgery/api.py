@@ -1,21 +1,24 @@
-"""The Python API; `import surgery` gives these names."""
+"""The Python API; `import surgery` gives these names.
+
+A spec is a text, a path ending in `.peft`, or a parsed spec.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from surgery.anatomy.read import read
+from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
-from surgery.graft.apply import (
-    apply_spec,
-    disabled_specs,
-    make_plan,
-    remove_specs,
-    trainable_parameters,
-)
+from surgery.graft import apply as grafting
+from surgery.graft.hosts import host_of
+from surgery.graft.merge import MergeReport, merge_specs, merged_specs
+from surgery.graft.save import load_adapter, save_adapter
 from surgery.language import syntax
 from surgery.plan.plan import Plan, SavedPlan
 from surgery.plan.spec import Spec, read_spec
@@ -25,10 +28,136 @@ SpecLike = str | os.PathLike[str] | syntax.File | Spec
 
 def apply(
     model: nn.Module,
-    spec: SpecLike | SavedPlan,
+    spec: SpecLike | Plan | SavedPlan,
     *,
     example_inputs: Any = None,
     seed: int | None = None,
 ) -> nn.Module:
-    apply_spec(model, spec if isinstance(spec, SavedPlan) else read_spec(spec), example_inputs, seed)
+    """Change ``model`` as ``spec`` says, in place.
+
+    All of the spec takes effect or nothing does. The base's parameters keep their names; new ones
+    live in children named after the method, as in `q_proj.lora.A`, in the dtype and on the device
+    of the layer they belong to.
+
+    Args:
+        model: any module, also one that is adapted already.
+        spec: the spec, or a plan of it; a plan must still come out the same.
+        example_inputs: a tensor, a tuple, or a dict of keyword arguments for one forward, if the
+            spec needs the model's anatomy and inputs cannot be made up from the model.
+        seed: decides the random initial values; drawn from torch's default generator if None.
+
+    Returns:
+        The same model.
+
+    Raises:
+        SurgeryError: with everything that is wrong with the spec, or with it on this model.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> model = surgery.apply(model, "on Linear apply lora(r = 2)", seed=0)
+    >>> sorted(surgery.trainable(model))
+    ['0.lora.A', '0.lora.B', '2.lora.A', '2.lora.B']
+    """
+    if isinstance(spec, Plan):
+        spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
+    ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
+    grafting.apply_spec(model, ready, example_inputs, seed)
     return model
+
+
+def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Plan:
+    """Everything ``spec`` would change in ``model``, as data; the model stays as it is.
+
+    Raises:
+        SurgeryError: as :func:`apply` would.
+
+    >>> import torch, surgery
+    >>> plan = surgery.plan(torch.nn.Linear(8, 4), "on Linear apply ia3")
+    >>> [(t.name, t.shape) for t in plan.tensors]
+    [('ia3.l', (4,))]
+    """
+    return grafting.make_plan(model, read_spec(spec), example_inputs)
+
+
+def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
+    """The sites of ``model`` that ``selector`` means, in the model's order.
+
+    Raises:
+        SurgeryError: S1xx if it cannot be read, S3xx if a part of it matches nothing.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    >>> [site.path for site in surgery.select(model, "Linear")]
+    ['0']
+    """
+    with host_of(model).detached(model):
+        found = select_sites(model, selector, lambda: read(model, example_inputs))
+    return list(found.sites)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name: those added, and the base's own."""
+    return grafting.trainable_parameters(model)
+
+
+def merge(model: nn.Module) -> MergeReport:
+    """Write all that merges into the base's weights, for good, in place.
+
+    The new weights are computed in float32 or wider and rounded once. What has no merge stays
+    grafted, and the report says why.
+
+    Raises:
+        SurgeryError: S512 if nothing was applied, S513 if none of it merges.
+    """
+    return merge_specs(model)
+
+
+def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """A context in which all that merges is merged; every bit is as before after it."""
+    return merged_specs(model)
+
+
+def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    """A context in which the model is its base, to the bit."""
+    return grafting.disabled_specs(model)
+
+
+def remove(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take back what goes by ``name`` (`as NAME`, or the method's), or everything.
+
+    When the last method of a spec goes, the base's parameters that it trained get back their
+    values and flags, to the bit.
+
+    Raises:
+        SurgeryError: S512 if there is no such thing.
+    """
+    grafting.remove_specs(model, name)
+    return model
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Save all that was applied to ``model``, with its parameters, as one safetensors file.
+
+    Args:
+        model: an adapted model.
+        path: a directory, for `adapter.safetensors` in it, or a name that ends in `.safetensors`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+    """
+    return save_adapter(model, path)
+
+
+def load(
+    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: Any = None
+) -> nn.Module:
+    """Apply a saved adaptation to ``model``, in place; the file carries spec and rules.
+
+    Raises:
+        SurgeryError: S514 if the file is no adaptation; S515 if ``model`` is not the base that it
+            was made for, with the difference; S516 if its content does not fit.
+    """
+    return load_adapter(model, path, example_inputs)
