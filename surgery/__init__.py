@@ -28,23 +28,23 @@ if TYPE_CHECKING:
         select as select,
         trainable as trainable,
     )
-    from surgery.diff import diff as diff
+    from surgery.difference import diff as diff
     from surgery.inspection import explain as explain, inspect as inspect
     from surgery.language.diagnostics import SurgeryError as SurgeryError
     from surgery.models import load_model as load_model
-    from surgery.plan.spec import read_spec as read_spec
-    from surgery.verify import verify as verify
+    from surgery.planning.spec import read_spec as read_spec
+    from surgery.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "SurgeryError": "surgery.language.diagnostics",
-    "read_spec": "surgery.plan.spec",
-    "diff": "surgery.diff",
+    "read_spec": "surgery.planning.spec",
+    "diff": "surgery.difference",
     "explain": "surgery.inspection",
     "inspect": "surgery.inspection",
     "load_model": "surgery.models",
-    "verify": "surgery.verify",
+    "verify": "surgery.verification",
 } | dict.fromkeys(
     "apply disabled load merge merged plan remove save select trainable".split(), "surgery.api"
 )

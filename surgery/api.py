@@ -20,8 +20,8 @@ from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import load_adapter, save_adapter
 from surgery.language import syntax
-from surgery.plan.plan import Plan, SavedPlan
-from surgery.plan.spec import Spec, read_spec
+from surgery.planning.plan import Plan, SavedPlan
+from surgery.planning.spec import Spec, read_spec
 
 SpecLike = str | os.PathLike[str] | syntax.File | Spec
 

@@ -15,9 +15,9 @@ from surgery.graft.initialise import initial
 from surgery.graft.sites import program_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import did_you_mean, error
-from surgery.plan.build import Planner
-from surgery.plan.plan import Edit, Plan, SavedPlan
-from surgery.plan.spec import Spec
+from surgery.planning.build import Planner
+from surgery.planning.plan import Edit, Plan, SavedPlan
+from surgery.planning.spec import Spec
 from surgery.rules.expression import Expression
 
 

@@ -16,7 +16,7 @@ from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.kernels import Held, Tap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.plan.layers import Layer, read_layer
+from surgery.planning.layers import Layer, read_layer
 
 PREFIX = "_surgery_"
 _CLASSES: dict[tuple[type[nn.Module], Layer | None, Design], type[nn.Module]] = {}

@@ -17,7 +17,7 @@ import torch.nn.functional as functional
 
 from surgery.graft import kernels
 from surgery.graft.patches import push_input
-from surgery.plan.layers import Layer
+from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression
 from surgery.rules.primitives import PRIMITIVES

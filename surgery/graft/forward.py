@@ -18,7 +18,7 @@ from surgery.anatomy.site import Port
 from surgery.graft import kernels
 from surgery.graft.emit import Emitter, Host
 from surgery.graft.generate import SELF
-from surgery.plan.layers import Layer
+from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression

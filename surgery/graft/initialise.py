@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.emit import Emitter, Host
-from surgery.plan.layers import Layer
+from surgery.planning.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration, Init

@@ -16,8 +16,8 @@ from surgery.graft.initialise import compute
 from surgery.graft.sites import Site, program_of, sites_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
-from surgery.plan.layers import Layer
-from surgery.plan.plan import Edit
+from surgery.planning.layers import Layer
+from surgery.planning.plan import Edit
 from surgery.rules.affine import Merge, NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression

@@ -17,8 +17,8 @@ from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.state import Surgery, surgery_of
 from surgery.language.diagnostics import SurgeryError, error
-from surgery.plan.fingerprint import difference, digests
-from surgery.plan.spec import spec_from_texts
+from surgery.planning.fingerprint import difference, digests
+from surgery.planning.spec import spec_from_texts
 
 FILE = "adapter.safetensors"
 KEY = "surgery"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from surgery.graft.state import Surgery
-from surgery.plan.plan import Edit
+from surgery.planning.plan import Edit
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Program, Signature, build
 

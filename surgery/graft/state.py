@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgery.plan.plan import Edit, Plan
+from surgery.planning.plan import Edit, Plan
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"

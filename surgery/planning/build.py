@@ -15,11 +15,11 @@ from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
-from surgery.plan.fingerprint import digests, fingerprint
-from surgery.plan.layers import Layer, read_layer
-from surgery.plan.plan import Edit, Plan, Tensor
-from surgery.plan.spec import Spec
-from surgery.plan.training import decide
+from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.layers import Layer, read_layer
+from surgery.planning.plan import Edit, Plan, Tensor
+from surgery.planning.spec import Spec
+from surgery.planning.training import decide
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Program, Signature, build, calls_norm

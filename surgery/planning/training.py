@@ -11,7 +11,7 @@ from torch import nn
 from surgery.anatomy.select import select
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
-from surgery.plan.spec import Spec
+from surgery.planning.spec import Spec
 
 
 if TYPE_CHECKING:

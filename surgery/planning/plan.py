@@ -12,8 +12,8 @@ from typing import Any
 
 from surgery.anatomy.site import Port
 from surgery.language.diagnostics import Diagnostic
-from surgery.plan.layers import Layer
-from surgery.plan.spec import Spec, spec_from_texts
+from surgery.planning.layers import Layer
+from surgery.planning.spec import Spec, spec_from_texts
 
 
 @dataclass(frozen=True)
