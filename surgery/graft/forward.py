@@ -18,6 +18,7 @@ from surgery.anatomy.site import Port
 from surgery.graft import kernels
 from surgery.graft.emit import Emitter, Host
 from surgery.graft.generate import SELF
+from surgery.graft.passes import optimise
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Scalar
@@ -246,6 +247,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             seen = result if frame.plain or port.index is None else frame.call(kernels.first, result, port.index)
             frame.call(kernels.write_tap, frame.attribute(tap), seen)
     frame.graph.output(result)
+    optimise(frame.graph)
     return Built(frame.graph, frame.folds)
 
 

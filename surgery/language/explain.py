@@ -31,6 +31,7 @@ def explain(failure: Failure) -> Diagnostic:
         explain_expression.explain,
         _unknown_statement,
         _misplaced_doc,
+        _broken_off,
         _missing_sign,
     ):
         if diagnostic := understand(failure):
@@ -149,6 +150,22 @@ def _misplaced_doc(failure: Failure) -> Diagnostic | None:
     )
 
 
+def _broken_off(failure: Failure) -> Diagnostic | None:
+    """`param A[r] ~` and then `y += 1`, whose `y` was taken for the value."""
+    begun = failure.kind in {"EQUAL", "ASSIGN"} and failure.previous() == "NAME"
+    if not begun or failure.opened[1:] or failure.place - 1 <= failure.start:
+        return None
+    step = failure.kinds[failure.start : failure.place - 1]
+    if failure.origin.reach([*step, "RBRACE"]) > len(step):
+        return None
+    return failure.diagnose(
+        "S101",
+        f"expected an expression, found the next step, `{failure.tokens[failure.place - 1]}`",
+        failure.span(failure.place - 1),
+        help=_form(failure),
+    )
+
+
 def _missing_sign(failure: Failure) -> Diagnostic | None:
     for kind in ("COMMA", "EQUAL", "LBRACE", "OF", "COLON"):
         if kind in failure.accepts and failure.repaired(failure.place, 0, kind):
@@ -162,11 +179,13 @@ def _missing_sign(failure: Failure) -> Diagnostic | None:
 
 
 def _unexpected(failure: Failure) -> Diagnostic:
+    message = f"expected {failure.expected()}, found {failure.found()}"
+    return failure.diagnose("S101", message, help=_form(failure))
+
+
+def _form(failure: Failure) -> str | None:
+    """How the statement or step that failed is written."""
     assigned = failure.accepts <= {"EQUAL", "ASSIGN"} and failure.opener not in {"LET", "MATCH"}
-    form = FORMS.get("NAME" if assigned else failure.opener)
-    opener = "" if assigned or failure.opener not in RESERVED else f"`{RESERVED[failure.opener]}` "
-    return failure.diagnose(
-        "S101",
-        f"expected {failure.expected()}, found {failure.found()}",
-        help=form and f"{'an assignment' if not opener else opener.strip()} is written `{form}`",
-    )
+    opener = "NAME" if assigned else failure.opener
+    what = f"`{RESERVED[opener]}`" if opener in RESERVED else "an assignment"
+    return f"{what} is written `{FORMS[opener]}`" if opener in FORMS else None

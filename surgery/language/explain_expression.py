@@ -34,6 +34,8 @@ def explain(failure: Failure) -> Diagnostic | None:
                 failure.span(place - 1, place),
                 help="a comment starts with `#`",
             )
+        case "LSQB" if "NUMBER" in failure.accepts:
+            return failure.diagnose("S119", "there are no lists", help="give each value a name")
         case "LSQB" if within:
             return failure.diagnose(
                 "S119",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from surgery.language.diagnostics import Diagnostic, Label
 from surgery.language.lalr import END, Stepper
 from surgery.language.source import Source, Span
-from surgery.language.words import ITEMS, RESERVED, SIGNS
+from surgery.language.words import CLAUSES, ITEMS, RESERVED, SIGNS, STEPS
 
 if TYPE_CHECKING:
     from lark import Token
@@ -129,6 +129,8 @@ class Failure:
             (_OPERAND, "an operand"),
             (_SELECTOR, "a selector"),
             (set(ITEMS), "the next statement"),
+            ({*STEPS, "NAME", "RBRACE"}, "the next step"),
+            (set(CLAUSES), "a clause"),
         ):
             if group <= left:
                 words.append(name)

@@ -62,7 +62,7 @@ def _survey(source: Source) -> tuple[Comment, ...]:
             depth += 1
             if depth > _DEEPEST:
                 here = Span(source, found.start(), found.end())
-                raise error("S124", "this nests too deep", here)
+                raise error("S123", "this nests too deep", here)
         elif first in ")]}":
             depth -= 1
     return tuple(comments)

@@ -108,6 +108,8 @@ class _Chunk:
                     step = before, place
                 elif self.tokens[place].type in {"LBRACE", "SEMICOLON"}:
                     step = stepper.copy(), place + 1
+            elif not self.opened:
+                step = None
             place += 1
 
     def _feed(self, stepper: Stepper, place: int) -> None:
@@ -134,17 +136,23 @@ class _Chunk:
 
     def _next_step(self, place: int, start: int) -> int:
         """Where to go on after the step at ``start`` failed at ``place``."""
-        depth = sum(_turn(token) for token in self.tokens[start + 1 : place])
+        if place - 1 > start and self._opens_step(place - 1):
+            place -= 1  # `param A[r] ~` and then `y += 1`: what is refused is the sign of a step
         place = max(place, start + 1)
-        while place < len(self.tokens):
-            kind = self.tokens[place].type
-            if kind in STEPS or kind in {"SEMICOLON", "RBRACE"}:
-                break
-            if depth <= 0 and self._opens_step(place):
-                break
+        end = place
+        while end < len(self.tokens) and not self._surely_ends_step(end):
+            end += 1
+        turns = [_turn(token) for token in self.tokens[start + 1 : end]]
+        # Brackets that are never closed count as closed here, where the step broke off.
+        depth = sum(turns[: place - start - 1]) - max(0, sum(turns))
+        while place < end and not (depth <= 0 and self._opens_step(place)):
             depth += _turn(self.tokens[place])
             place += 1
         return place
+
+    def _surely_ends_step(self, place: int) -> bool:
+        kind = self.tokens[place].type
+        return kind in STEPS or kind in {"SEMICOLON", "RBRACE"}
 
     def _report(self, before: Stepper, place: int, step: tuple[Stepper, int] | None) -> None:
         if place < len(self.tokens) and self.tokens[place].type == POISON:

@@ -35,7 +35,9 @@ def arguments(
     values: st.SearchStrategy[syntax.Expression],
 ) -> st.SearchStrategy[tuple[syntax.Argument, ...]]:
     """Some without a name, then some with names that differ."""
-    bare = st.lists(st.builds(syntax.Argument, st.none(), values, span=st.just(NOWHERE)), max_size=2)
+    bare = st.lists(
+        st.builds(syntax.Argument, st.none(), values, span=st.just(NOWHERE)), max_size=2
+    )
     named = st.lists(
         st.builds(syntax.Argument, names, values, span=st.just(NOWHERE)),
         max_size=2,
@@ -78,9 +80,7 @@ _primaries = (
     | st.builds(
         syntax.Role, st.lists(_small, min_size=1, max_size=2).map(".".join), span=st.just(NOWHERE)
     )
-    | st.builds(
-        syntax.Class, names.filter(lambda name: name[0].isupper()), span=st.just(NOWHERE)
-    )
+    | st.builds(syntax.Class, names.filter(lambda name: name[0].isupper()), span=st.just(NOWHERE))
     | st.builds(syntax.All, span=st.just(NOWHERE))
 )
 _bounds = st.none() | st.integers(-9, 9)
@@ -139,9 +139,7 @@ applications = st.recursive(
     max_leaves=2,
 )
 statements = (
-    st.builds(
-        syntax.On, selectors, applications, st.none() | names, span=st.just(NOWHERE)
-    )
+    st.builds(syntax.On, selectors, applications, st.none() | names, span=st.just(NOWHERE))
     | st.builds(syntax.Freeze, selectors, span=st.just(NOWHERE))
     | st.builds(syntax.Train, selectors, span=st.just(NOWHERE))
     | st.builds(
@@ -215,9 +213,7 @@ def definitions(draw: st.DrawFn, name: str) -> syntax.Method | syntax.Block:
         operator_span=NOWHERE,
     )
     steps = [step() for _ in range(draw(st.integers(0, 3)))]
-    return syntax.Method(
-        name, parameters, doc, (match, *steps), span=NOWHERE, name_span=NOWHERE
-    )
+    return syntax.Method(name, parameters, doc, (match, *steps), span=NOWHERE, name_span=NOWHERE)
 
 
 @st.composite

@@ -32,7 +32,10 @@ def commented(draw: st.DrawFn) -> tuple[str, list[str]]:
     comments: list[str] = []
     for number, place in enumerate(sorted(places, reverse=True)):
         comments.append(f"note {number}")
-        lead, tail = draw(st.sampled_from(["", "\n", "\n\n\n  "])), draw(st.sampled_from(["", "\n"]))
+        lead, tail = (
+            draw(st.sampled_from(["", "\n", "\n\n\n  "])),
+            draw(st.sampled_from(["", "\n"])),
+        )
         text = f"{text[:place]}{lead}#note {number}\n{tail}{text[place:]}"
     return text, comments
 
