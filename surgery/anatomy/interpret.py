@@ -29,7 +29,7 @@ class _StackInterpreter(fx.Interpreter):
         super().__init__(module)
         self.recorder = recorder
         self.prefix = prefix
-        self.stacks = _stacks(module)
+        self.stacks = stacks(module)
         self.open: list[tuple[str, Call]] = []
         self.seen: list[Call] = []
 
@@ -87,7 +87,7 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
     return given
 
 
-def _stacks(module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
+def stacks(module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
     """For each node the flattened modules around it, outermost first."""
     nodes = [n for n in module.graph.nodes if n.op.startswith("call_")]
     recorded = {node: node.meta.get("nn_module_stack") for node in nodes}

@@ -73,8 +73,25 @@ def apply_spec(
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
         for name in names:
             parameters[name].requires_grad_(flag)
-    host.install(model, surgery)
+    try:
+        host.install(model, surgery)
+    except BaseException:
+        _withdraw(model, surgery, applied)
+        raise
     return plan
+
+
+def _withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
+    """Take back the newest spec, and put the rest in force again."""
+    host = host_of(model)
+    host.uninstall(model)
+    drop_edits(model, applied, list(applied.edits))
+    _restore(model, applied)
+    surgery.applied.remove(applied)
+    if surgery.applied:
+        host.install(model, surgery)
+    else:
+        del model.__dict__[ATTRIBUTE]
 
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:

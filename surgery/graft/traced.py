@@ -1,0 +1,256 @@
+"""The traced host: grafts as nodes in the graph of an `fx.GraphModule`.
+
+Methods at a leaf are emitted behind its call; methods at a module that tracing flattened, or at a
+region, between the nodes that came from it. The original graph is kept, and comes back whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as functional
+from torch import fx, nn
+
+from surgery.anatomy.interpret import stacks
+from surgery.anatomy.site import Port, covers
+from surgery.graft.container import Graft
+from surgery.graft.emit import Emitter, Host
+from surgery.graft.passes import optimise
+from surgery.graft.sites import Site, sites_of
+from surgery.graft.state import Surgery
+from surgery.language.diagnostics import error
+from surgery.planning.plan import Edit
+from surgery.rules.expression import Expression
+
+_ORIGINAL = "_surgery_graph"
+_STACK = "nn_module_stack"
+
+
+def install(model: nn.Module, surgery: Surgery) -> None:
+    """Rewrite the graph of ``model`` to what ``surgery`` records; parameters are in place."""
+    assert isinstance(model, fx.GraphModule)
+    original = model.graph
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(original, mapping)
+    graph.output(result)
+    flattened = stacks(model)
+    stack_of = {mapping[node]: path for node, path in flattened.items() if node in mapping}
+    writer = _Writer(model, graph, stack_of)
+    sites = sites_of(surgery).values()
+    for site in sorted(sites, key=lambda s: (not s.is_own, -s.edits[0].site.count("."))):
+        writer.write(site)
+    optimise(graph, writer.added)
+    model.__dict__[_ORIGINAL] = original
+    model.graph = graph
+    graph.eliminate_dead_code()
+    model.recompile()
+
+
+def uninstall(model: nn.Module) -> None:
+    """Give ``model`` its own graph back; parameters that were added stay where they are."""
+    assert isinstance(model, fx.GraphModule)
+    original = model.__dict__.pop(_ORIGINAL, None)
+    if original is not None:
+        model.graph = original
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """The base model inside: its own graph, without the added parameters."""
+    assert isinstance(model, fx.GraphModule)
+    adapted = model.graph if _ORIGINAL in model.__dict__ else None
+    original = model.__dict__.get(_ORIGINAL)
+    children = [
+        (m._modules, dict(m._modules))
+        for m in model.modules()
+        if not isinstance(m, Graft) and any(isinstance(c, Graft) for c in m._modules.values())
+    ]
+    try:
+        if original is not None:
+            model.graph = original
+        for modules, every in children:
+            for name, child in every.items():
+                if isinstance(child, Graft):
+                    del modules[name]
+        yield
+    finally:
+        for modules, every in children:
+            modules.clear()
+            modules.update(every)
+        if adapted is not None:
+            model.graph = adapted
+
+
+class _Writer:
+    """A graph being rewritten, and which flattened modules each node came from."""
+
+    def __init__(
+        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[str, ...]]
+    ):
+        self.model = model
+        self.graph = graph
+        self.stack_of = stack_of
+        self.added: set[fx.Node] = set()
+
+    def write(self, site: Site) -> None:
+        edit = site.edits[0]
+        calls = self.calls(edit.exit.path) if edit.layer else []
+        if edit.layer and not calls:
+            raise _unreachable(edit)
+        for node in calls or [self.output(edit.exit)]:
+            self.emit(site, edit, node)
+
+    def calls(self, path: str) -> list[fx.Node]:
+        """The nodes that run the layer at ``path``: its calls, or functions of its weight."""
+        weight = f"{path}.weight" if path else "weight"
+        return [
+            n
+            for n in self.graph.nodes
+            if (n.op == "call_module" and n.target == path)
+            or (
+                n.op == "call_function"
+                and n.target is functional.linear
+                and n not in self.added
+                and isinstance(n.args[1], fx.Node)
+                and n.args[1].op == "get_attr"
+                and n.args[1].target == weight
+            )
+        ]
+
+    def inside(self, path: str) -> list[fx.Node]:
+        """The nodes that came from the flattened module at ``path``."""
+        return [
+            n
+            for n in self.graph.nodes
+            if any(covers(path, p) for p in self.stack_of.get(n, ()))
+            or (n.op == "call_module" and covers(path, str(n.target)))
+        ]
+
+    def input(self, port: Port) -> fx.Node:
+        """The node whose value enters at ``port``."""
+        nodes = self.inside(port.path)
+        own = set(nodes)
+        for node in nodes:
+            for source in node.all_input_nodes:
+                if source not in own and source.op != "get_attr" and source not in self.added_params:
+                    return source
+        raise error("S417", f"nothing enters `{port.path}` in the traced graph")
+
+    @property
+    def added_params(self) -> set[fx.Node]:
+        return {n for n in self.added if n.op == "get_attr"}
+
+    def output(self, port: Port) -> fx.Node:
+        """The node whose value leaves at ``port``."""
+        nodes = self.inside(port.path)
+        own = set(nodes)
+        leaving = [n for n in nodes if any(user not in own for user in n.users)]
+        if not leaving:
+            raise error("S417", f"nothing leaves `{port.path}` in the traced graph")
+        return leaving[-1]
+
+    def emit(self, site: Site, edit: Edit, base: fx.Node) -> None:
+        before = set(self.graph.nodes)
+        users = list(base.users)
+        host = _NodeHost(self, site, edit, base)
+        emitter = Emitter(host, edit.layer, edit.sizes, edit.features, edit.rank)
+        with self.graph.inserting_after(base):
+            host.start()
+            result = emitter.emit(site.program.result)
+        fresh = set(self.graph.nodes) - before
+        self.added |= fresh
+        for node in fresh:
+            self.stack_of[node] = self.stack_of.get(base, ())
+            if _STACK in base.meta:
+                node.meta[_STACK] = base.meta[_STACK]
+        for user in users:
+            user.replace_input_with(base, result)
+
+
+def _unreachable(edit: Edit) -> Exception:
+    return error("S417", f"the traced graph never runs `{edit.site}`")
+
+
+class _NodeHost(Host):
+    """Emits behind one node of the graph."""
+
+    def __init__(self, writer: _Writer, site: Site, edit: Edit, base: fx.Node):
+        self.writer = writer
+        self.graph = writer.graph
+        self.site = site
+        self.edit = edit
+        self.node = base
+        self.last = base
+        path = edit.exit.path
+        self.prefix = f"{path}." if path else ""
+        self._attributes: dict[str, fx.Node] = {}
+        self.x: fx.Node | None = None
+
+    def start(self) -> None:
+        if self.edit.layer:
+            self.x = self.node.all_input_nodes[0]
+        elif self.site.program.result.reads("x"):
+            self.x = self.writer.input(self.edit.entry)
+
+    def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.create_node(op, target, args, kwargs)
+        return self.last
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self._put("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
+
+    def attribute(self, name: str) -> fx.Node:
+        full = self.prefix + name
+        if full not in self._attributes:
+            self._attributes[full] = self._put("get_attr", full, (), {})
+        return self._attributes[full]
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        if expression.op == "param":
+            return self.attribute(expression.name)
+        if expression.name == "x":
+            assert self.x is not None
+            return self.x
+        if expression.name == "residual":
+            port = next(e.residual for e in self.site.edits if e.residual)
+            return self.writer.output(port) if port.side == "output" else self.writer.input(port)
+        return self.attribute({"W": "weight", "b": "bias"}[expression.name])
+
+    def module(self) -> fx.Node:
+        return self._put("get_attr", self.edit.exit.path, (), {})
+
+    def training(self) -> fx.Node:
+        return self._put("get_attr", "training", (), {})
+
+    def held(self, name: str, value: fx.Node) -> fx.Node:
+        norm = next(e.norm for e in self.site.edits if e.norm)
+        return self._put("call_module", norm, (value,), {})
+
+    def base(self, x: fx.Node) -> fx.Node:
+        if x is self.x or self.x is None:
+            return self.node
+        if self.node.op == "call_module" or self.edit.layer:
+            args = (x, *self.node.args[1:])
+            return self._put(self.node.op, self.node.target, args, self.node.kwargs)
+        return self._again(x)
+
+    def _again(self, x: fx.Node) -> fx.Node:
+        """The nodes of a flattened module once more, on another input."""
+        copies: dict[fx.Node, fx.Node] = {}
+        if self.x is not None:
+            copies[self.x] = x
+        for node in self.writer.inside(self.edit.site):
+            if node is self.last:
+                break
+            with self.graph.inserting_after(self.last):
+                self.last = self.graph.node_copy(node, lambda n: copies.get(n, n))
+            copies[node] = self.last
+            if node is self.node:
+                break
+        return self.last
+
+
