@@ -38,6 +38,7 @@ def apply_spec(
 
     Raises:
         SurgeryError: as the planner; S511 if a saved plan no longer comes out the same.
+
     """
     if isinstance(spec, SavedPlan):
         plan = make_plan(model, spec.spec, example_inputs)
@@ -167,13 +168,18 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
 
     Raises:
         SurgeryError: S512 if nothing was applied, or nothing by that name.
+
     """
     surgery = surgery_of(model)
     if surgery is None:
         raise error("S512", "nothing was applied to this model")
     names = {e.child for _, e in surgery.edits()}
     if name is not None and name not in names:
-        raise error("S512", f"nothing here is named `{name}`", help=did_you_mean(name, names) or _named(names))
+        raise error(
+            "S512",
+            f"nothing here is named `{name}`",
+            help=did_you_mean(name, names) or _named(names),
+        )
     host = host_of(model)
     host.uninstall(model)
     for applied in surgery.applied:
@@ -233,5 +239,3 @@ def disabled_specs(model: nn.Module) -> Iterator[nn.Module]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by name: added ones and the base's."""
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-

@@ -24,7 +24,9 @@ class Graft(nn.Module):
         child.put(rest, parameter)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{n}: {list(p.shape)}" for n, p in self._parameters.items() if p is not None)
+        return ", ".join(
+            f"{n}: {list(p.shape)}" for n, p in self._parameters.items() if p is not None
+        )
 
 
 class HidesGrafts:

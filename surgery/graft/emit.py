@@ -255,7 +255,9 @@ class Emitter:
         if e.varies and self.first and axis == -1:
             axis = -1 - self.spatial
         extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
-        return self.host.call(function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra)
+        return self.host.call(
+            function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra
+        )
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
@@ -355,7 +357,9 @@ def _is_low_rank(e: Expression) -> bool:
     if e.op == "matmul":
         return True
     if e.op == "multiply":
-        return any(a.number is not None for a in e.arguments) and any(_is_low_rank(a) for a in e.arguments)
+        return any(a.number is not None for a in e.arguments) and any(
+            _is_low_rank(a) for a in e.arguments
+        )
     return e.op == "add" and any(_is_low_rank(a) for a in e.arguments)
 
 

@@ -217,7 +217,7 @@ def _unchanged(layer: Layer | None) -> Part:
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
     """The forward of a module of class ``cls`` with ``design`` grafted on it."""
-    plain = layer is not None and layer.native and layer.kind != "transposed" or _is_simple(layer)
+    plain = (layer is not None and layer.native and layer.kind != "transposed") or _is_simple(layer)
     frame = _Frame(cls, layer, plain)
     for tap, port in design.writes:
         if port.side == "input":
@@ -244,7 +244,11 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
     for tap, port in design.writes:
         if port.side == "output":
-            seen = result if frame.plain or port.index is None else frame.call(kernels.first, result, port.index)
+            seen = (
+                result
+                if frame.plain or port.index is None
+                else frame.call(kernels.first, result, port.index)
+            )
             frame.call(kernels.write_tap, frame.attribute(tap), seen)
     frame.graph.output(result)
     optimise(frame.graph)
@@ -256,6 +260,7 @@ def write_effective(part: Part) -> dict[str, fx.Graph]:
 
     Raises:
         ValueError: if the part's program has no merge.
+
     """
     merged = part.program.merge
     if isinstance(merged, NotAffine) or part.layer is None:

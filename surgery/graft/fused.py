@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
-    """base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
+    """Base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
     if base.dim() == 2:
         return torch.addmm(base, hidden, up.t(), alpha=scale)
     if base.dim() < 2 or base.shape[:-1] != hidden.shape[:-1]:
@@ -65,12 +65,16 @@ def magnitude(
     factor: Tensor,
     bias: Tensor | None,
 ) -> Tensor:
-    """factor ⊙ (x @ weightᵀ + scale · hidden @ upᵀ) + bias.
+    """Factor ⊙ (x @ weightᵀ + scale · hidden @ upᵀ) + bias.
 
     While ``factor`` trains, the product is not kept for its gradient but computed again, which
     costs one product with ``weight`` in backward and saves a tensor as large as the output.
     """
-    if torch.is_grad_enabled() and factor.requires_grad and not torch.is_autocast_enabled(x.device.type):
+    if (
+        torch.is_grad_enabled()
+        and factor.requires_grad
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
         return _Magnitude.apply(x, weight, hidden, up, scale, factor, bias)  # type: ignore[no-any-return]
     product = add_product(functional.linear(x, weight), hidden, up, scale)
     return product * factor if bias is None else torch.addcmul(bias, product, factor)

@@ -124,5 +124,3 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     """The class ``module`` had before it was adapted."""
     cls: Any = type(module)
     return cls.surgery_base if is_adapted(module) else cls
-
-

@@ -13,7 +13,9 @@ def take(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str
     return kwargs[name] if name in kwargs else args[position]
 
 
-def put_args(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any) -> Any:
+def put_args(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
+) -> Any:
     """Positional arguments with ``name`` replaced, if it was given by position."""
     return args if name in kwargs else (*args[:position], value, *args[position + 1 :])
 

@@ -41,7 +41,9 @@ class MergeReport:
     stayed: tuple[Stayed, ...]
 
     def __str__(self) -> str:
-        lines = [f"Merged: {len(self.merged)} methods into {len({s for s, _ in self.merged})} layers."]
+        lines = [
+            f"Merged: {len(self.merged)} methods into {len({s for s, _ in self.merged})} layers."
+        ]
         reasons: dict[str, list[str]] = {}
         for s in self.stayed:
             reasons.setdefault(f"{s.child}: {s.reason}", []).append(s.site)
@@ -76,6 +78,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
 
     Raises:
         SurgeryError: S512 if nothing was applied; S513 if nothing of it merges.
+
     """
     surgery = surgery_of(model)
     if surgery is None:
@@ -239,7 +242,10 @@ def _work(
         offset = None
     if layer.kind == "embedding" and offset is not None:
         # A one-hot input sums to one, so the bias is the same row added to each.
-        matrix, offset = matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset), None
+        matrix, offset = (
+            matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset),
+            None,
+        )
     shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
     merged = shaped.to(weight.dtype).reshape(weight.shape).contiguous()
     if offset is None:

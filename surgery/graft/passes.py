@@ -63,7 +63,7 @@ def _fuse_dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _fuse_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """y + s·linear(h, B) → one addmm, without the product as a tensor of its own."""
+    """Y + s·linear(h, B) → one addmm, without the product as a tensor of its own."""
     if not _is(node, torch.add, operator.add):
         return None
     scale = node.kwargs.get("alpha", 1)
@@ -113,9 +113,7 @@ def _magnitude(graph: fx.Graph, scaled: fx.Node, bias: Any) -> fx.Node | None:
         x, weight, *own = base.args
         if own and own[0] is not None:
             continue
-        return graph.call_function(
-            fused.magnitude, (x, weight, hidden, up, scale, factor, bias)
-        )
+        return graph.call_function(fused.magnitude, (x, weight, hidden, up, scale, factor, bias))
     return None
 
 

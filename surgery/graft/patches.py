@@ -16,6 +16,7 @@ def push_input(e: Expression) -> Expression:
 
     Raises:
         SurgeryError: S412 if it cannot be moved there.
+
     """
     x, weight, *rest = e.arguments
     match x.op:

@@ -36,6 +36,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+
     """
     surgery = surgery_of(model)
     if surgery is None:
@@ -91,6 +92,7 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
     Raises:
         SurgeryError: S514 if the file is none.
+
     """
     target = adapter_path(path)
     try:
@@ -103,7 +105,9 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         raise error("S514", f"`{target}` was not saved by surgery: it carries no spec")
     content = json.loads(metadata[KEY])
     if content["version"] != VERSION:
-        raise error("S514", f"`{target}` is of version {content['version']}, and this reads {VERSION}")
+        raise error(
+            "S514", f"`{target}` is of version {content['version']}, and this reads {VERSION}"
+        )
     return content, tensors
 
 
@@ -115,6 +119,7 @@ def load_adapter(
     Raises:
         SurgeryError: S514 if the file is no adaptation, S515 if the model is another base, S516 if
             the plan or the tensors do not come out as saved.
+
     """
     content, tensors = read_adapter(path)
     surgery = surgery_of(model)
@@ -131,7 +136,9 @@ def load_adapter(
         for spec, saved in zip(specs, content["applied"], strict=True):
             plan = make_plan(model, spec, example_inputs)
             if plan.fingerprint != saved["fingerprint"] and not before:
-                raise error("S516", "the spec plans differently on this model than when it was saved")
+                raise error(
+                    "S516", "the spec plans differently on this model than when it was saved"
+                )
             apply_spec(model, spec, example_inputs, saved["seed"])
             _keep_only(model, saved["kept"])
         _copy(model, tensors)
@@ -158,7 +165,9 @@ def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         target = parameters.get(name)
         if target is None or target.shape != tensor.shape:
-            raise error("S516", f"the file's `{name}` {list(tensor.shape)} has no place in this model")
+            raise error(
+                "S516", f"the file's `{name}` {list(tensor.shape)} has no place in this model"
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)

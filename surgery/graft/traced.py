@@ -135,7 +135,11 @@ class _Writer:
         own = set(nodes)
         for node in nodes:
             for source in node.all_input_nodes:
-                if source not in own and source.op != "get_attr" and source not in self.added_params:
+                if (
+                    source not in own
+                    and source.op != "get_attr"
+                    and source not in self.added_params
+                ):
                     return source
         raise error("S417", f"nothing enters `{port.path}` in the traced graph")
 
@@ -201,7 +205,9 @@ class _NodeHost(Host):
         return self.last
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        return self._put("call_method" if isinstance(target, str) else "call_function", target, args, kwargs)
+        return self._put(
+            "call_method" if isinstance(target, str) else "call_function", target, args, kwargs
+        )
 
     def attribute(self, name: str) -> fx.Node:
         full = self.prefix + name
@@ -252,5 +258,3 @@ class _NodeHost(Host):
             if node is self.node:
                 break
         return self.last
-
-

@@ -15,14 +15,14 @@ from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
+from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
-from surgery.planning.layers import Layer, read_layer
-from surgery.planning.plan import Edit, Plan, Tensor
+from surgery.planning.place import Place
+from surgery.planning.plan import Edit, Plan
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
-from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Program, Signature, build, calls_norm
+from surgery.rules.program import build
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -39,6 +39,7 @@ class Planner:
     @cached_property
     def anatomy(self) -> Anatomy:
         from surgery.anatomy.read import read
+
         return read(self.model, self.example_inputs)
 
     @cached_property
@@ -61,6 +62,7 @@ class Planner:
         Raises:
             SurgeryError: everything that is wrong with the spec on this model: S3xx where selectors
                 match nothing, S4xx where methods do not fit their sites.
+
         """
         draft = _Draft(self, spec)
         for number, statement in enumerate(spec.statements):
@@ -128,7 +130,7 @@ class _Draft:
         """Plan one method at one site, or raise why it does not fit there."""
         if site.kind == "parameter":
             raise error("S401", "a method is applied to modules, and this selects parameters")
-        place = _Place(self.planner, site)
+        place = Place(self.planner, site)
         standing = self.applied.setdefault(site.path, [])
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
@@ -140,14 +142,13 @@ class _Draft:
                 f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "
                 f"have {place.rank}",
             )
-        sizes = place.sizes
-        program.check(sizes)
-        merged = program.merge
-        if place.layer and place.layer.read and isinstance(merged, NotAffine):
+        before = build(place.signature, tuple(standing))
+        derived = derive(program, before, wrapped.child, tuple(place.sizes.items()))
+        if place.layer and place.layer.read and derived.reason:
             raise error(
                 "S413",
-                f"the layer is never called: its module reads the weight, so a method must merge, "
-                f"and {_reason(merged)}",
+                "the layer is never called, its module reads the weight, so a method must merge, "
+                f"and this does not: {derived.reason}",
             )
         standing.append(wrapped)
         return Edit(
@@ -157,118 +158,28 @@ class _Draft:
             statement=number,
             method=_method_text(statement),
             place=str(statement.span).rpartition(":")[0],
-            formula=_formula(program, wrapped.child),
+            formula=derived.formula,
             operator=place.signature.kind,
             layer=place.layer,
-            sizes=sizes,
+            sizes=place.sizes,
             entry=place.site.entry,
             exit=place.site.exit,
-            residual=place.site.residual if program.result.reads("residual") else None,
-            norm=place.site.norm if calls_norm(program) else None,
+            residual=place.site.residual if program.reads_residual else None,
+            norm=place.site.norm if program.calls_norm else None,
             has_residual=place.signature.residual,
             has_norm=place.signature.norm,
             features=place.features,
             rank=place.rank,
-            tensors=place.tensors(program, wrapped.child),
+            tensors=place.tensors(derived),
             identity=program.is_identity,
-            merges=not isinstance(merged, NotAffine) and place.unmergeable is None,
-            reason=_reason(merged) if isinstance(merged, NotAffine) else None,
+            merges=derived.reason is None and place.unmergeable is None,
+            reason=derived.reason,
             obstacle=place.unmergeable,
-            flops=int(
-                program.flops.value({**sizes, **_UNIT})
-                - build(place.signature, tuple(standing[:-1])).flops.value({**sizes, **_UNIT})
-            ),
+            flops=derived.flops,
         )
 
 
-_UNIT = {f"*{i}": 1 for i in range(8)}
-
-
-class _Place:
-    """A site with what the planner must know of it; shapes are looked up only when asked for."""
-
-    def __init__(self, planner: Planner, site: Site):
-        self.planner = planner
-        self.site = site
-        model = planner.model
-        self.module = model.get_submodule(site.exit.path if site.kind == "region" else site.path)
-        parent = model.get_submodule(site.path.rpartition(".")[0])
-        self.layer: Layer | None = read_layer(self.module, parent) if site.kind == "module" else None
-        self.features = "first" if self.layer and self.layer.spatial else "last"
-        self.rank: int | None = None
-
-    @cached_property
-    def signature(self) -> Signature:
-        if self.layer is not None:
-            return Signature("linear", bias=self.layer.bias)
-        site = self.planner.anatomy.place_of(self.site)
-        return Signature("module", norm=site.norm is not None, residual=site.residual is not None)
-
-    def locate(self) -> None:
-        """Look up where hidden states pass, and their layout."""
-        self.site = self.planner.anatomy.place_of(self.site)
-        call = self.planner.anatomy.call(self.site.exit.path)
-        if call is None:
-            raise error(
-                "S408",
-                "this module never runs in the model's forward",
-                help="pass example_inputs that reach it, or leave it out",
-            )
-        self.rank = len(call.output_shape)
-        if self.layer is None:
-            self.features = call.layout
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        if self.layer is not None:
-            return {"n": self.layer.out, "m": self.layer.into}
-        anatomy = self.planner.anatomy
-        into = anatomy.port_shape(self.site.entry)
-        out = anatomy.port_shape(self.site.exit)
-        axis = 1 if self.features == "first" else -1
-        return {"n": out[axis], "m": into[axis]}
-
-    @cached_property
-    def unmergeable(self) -> str | None:
-        """Why the weight of this very layer cannot be changed, whatever the rule."""
-        if self.layer is None:
-            return None
-        shared = self.planner.weight_owners.get(id(getattr(self.module, "weight", None)), ())
-        others = [p for p in shared if p not in self.site.paths]
-        if others:
-            return f"the weight is tied with `{others[0]}`, which would change too"
-        if not self.layer.native and self.layer.kind == "linear":
-            return "the layer does not hold a plain weight"
-        return None
-
-    def tensors(self, program: Program, child: str) -> tuple[Tensor, ...]:
-        dtype = _dtype(self.module)
-        owner = self.site.exit.path if self.site.kind == "region" else self.site.path
-        prefix = f"{owner}." if owner else ""
-        declarations = dict(program.declarations)[child]
-        return tuple(
-            Tensor(
-                prefix + d.name,
-                tuple(int(s.value(self.sizes)) for s in d.shape),
-                str(d.init),
-                not d.frozen,
-                d.shared,
-                dtype,
-            )
-            for d in declarations
-        )
-
-
-def _dtype(module: nn.Module) -> str:
-    import torch
-
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            return str(parameter.dtype).removeprefix("torch.")
-    return str(torch.get_default_dtype()).removeprefix("torch.")
-
-
-def _check_name(child: str, place: _Place, standing: Sequence[Wrapped]) -> None:
+def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
     if any(w.child == child for w in standing):
         raise error(
             "S407",
@@ -285,14 +196,6 @@ def _check_name(child: str, place: _Place, standing: Sequence[Wrapped]) -> None:
 
 def _method_text(statement: syntax.On) -> str:
     return " ".join(statement.application.span.text.split())
-
-
-def _formula(program: Program, child: str) -> str:
-    return str(program.result).replace(f"{child}.", "")
-
-
-def _reason(found: NotAffine) -> str:
-    return f"{found.reason}{f' ({found.span})' if found.span else ''}"
 
 
 def _located(diagnostic: Diagnostic, statement: syntax.On, paths: list[str]) -> Diagnostic:

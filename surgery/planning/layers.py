@@ -47,7 +47,8 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
             module.out_features,
             module.in_features,
             _has_bias(module),
-            native=cls.forward is nn.Linear.forward and _is_plain(module, (module.out_features, module.in_features)),
+            native=cls.forward is nn.Linear.forward
+            and _is_plain(module, (module.out_features, module.in_features)),
             read=isinstance(parent, nn.MultiheadAttention),
         )
     if isinstance(module, nn.Embedding):
@@ -65,7 +66,9 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
                 int(module.groups),
                 native=cls.forward is convolution.forward,
             )
-    if any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__):
+    if any(
+        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__
+    ):
         weight = module.get_parameter("weight")
         return Layer("transposed", weight.shape[1], weight.shape[0], _has_bias(module))
     return None

@@ -86,6 +86,7 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
 
     Raises:
         SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read.
+
     """
     if isinstance(spec, Spec):
         return spec

@@ -13,7 +13,6 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
 from surgery.planning.spec import Spec
 
-
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
 

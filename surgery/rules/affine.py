@@ -87,7 +87,9 @@ def _value(e: Expression, arguments: list[Value]) -> Value:
         case "scale":
             return _scale(e, arguments)
         case "divide" if isinstance(arguments[1], Expression):
-            return _scale(e, [arguments[0], make("divide", (number(1), arguments[1]), arguments[1].shape)])
+            return _scale(
+                e, [arguments[0], make("divide", (number(1), arguments[1]), arguments[1].shape)]
+            )
         case "negate":
             return _scale(e, [arguments[0], number(-1)])
         case "same" if isinstance(arguments[0], Map):

@@ -144,11 +144,7 @@ class Dim:
 
     def __mul__(self, other: Scalar | Dim) -> Dim:
         return Dim._collect(
-            [
-                (_times(a, b, 1), x * y)
-                for a, x in self.terms
-                for b, y in Dim.of(other).terms
-            ]
+            [(_times(a, b, 1), x * y) for a, x in self.terms for b, y in Dim.of(other).terms]
         )
 
     def __truediv__(self, other: Scalar | Dim) -> Dim:

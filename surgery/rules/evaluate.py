@@ -27,7 +27,9 @@ class Names(Protocol):
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def known(self) -> list[str]: ...
-    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression: ...
+    def call_block(
+        self, block: Closure | Opaque, argument: Expression, span: Span
+    ) -> Expression: ...
 
 
 def evaluate(e: syntax.Expression, names: Names) -> Value:
@@ -35,6 +37,7 @@ def evaluate(e: syntax.Expression, names: Names) -> Value:
 
     Raises:
         SurgeryError: S207 unknown name, S208 wrong arguments, S21x dims that do not fit.
+
     """
     match e:
         case syntax.Number():
@@ -77,6 +80,7 @@ def tensor(value: Value, span: Span) -> Expression:
 
     Raises:
         SurgeryError: S208 for anything else.
+
     """
     if isinstance(value, Expression):
         return value
@@ -90,6 +94,7 @@ def scalar(value: Value, span: Span) -> Dim:
 
     Raises:
         SurgeryError: S208 for anything else.
+
     """
     if isinstance(value, Expression) and value.number is not None:
         return value.number
@@ -113,6 +118,7 @@ def condition(e: syntax.Expression, names: Names) -> Condition:
 
     Raises:
         SurgeryError: S208 if it is something else.
+
     """
     value = evaluate(e, names)
     if not isinstance(value, Condition):
@@ -178,7 +184,9 @@ def _call(e: syntax.Call, names: Names) -> Value:
         "S207",
         f"no function or block is named `{e.function}`",
         e.function_span,
-        help=did_you_mean(e.function, [*PRIMITIVES, *FUNCTIONS, *names.known(), *names.scope.names()]),
+        help=did_you_mean(
+            e.function, [*PRIMITIVES, *FUNCTIONS, *names.known(), *names.scope.names()]
+        ),
     )
 
 
@@ -220,7 +228,9 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
     for name in known:
         if name not in given:
             raise error("S208", f"`{primitive.name}` needs `{name} = DIM`", e.span)
-        axis = _axis(scalar(evaluate(given[name], names), given[name].span), arguments[0], names, e.span)
+        axis = _axis(
+            scalar(evaluate(given[name], names), given[name].span), arguments[0], names, e.span
+        )
         attributes.append(("axis", axis))
         if primitive.keeps_ones:
             shape = reduced(shape, axis)
@@ -248,6 +258,7 @@ def bind(
 
     Raises:
         SurgeryError: S208 for an unknown, repeated, missing or unfit argument.
+
     """
     formal = definition.syntax.parameters
     values: dict[str, Value] = {}
@@ -268,7 +279,9 @@ def bind(
         if argument.name is None:
             if not positional:
                 raise error(
-                    "S208", f"`{definition.name}` takes {len(formal)} arguments, and more are given", argument.span
+                    "S208",
+                    f"`{definition.name}` takes {len(formal)} arguments, and more are given",
+                    argument.span,
                 )
             parameter = positional.pop(0)
         else:
@@ -280,7 +293,8 @@ def bind(
                     f"`{definition.name}` has no argument `{argument.name}`",
                     argument.span,
                     Label(definition.syntax.name_span, "defined here"),
-                    help=did_you_mean(argument.name, known) or f"it takes {', '.join(known) or 'none'}",
+                    help=did_you_mean(argument.name, known)
+                    or f"it takes {', '.join(known) or 'none'}",
                 )
             if found.name in values:
                 raise error("S208", f"`{found.name}` is given twice", argument.span)
@@ -296,7 +310,9 @@ def bind(
             Label(definition.syntax.name_span, "defined here"),
             help=f"write {_example(definition)}",
         )
-    return Closure(definition, values, span, f"{names.path}{definition.name}." if path is None else path)
+    return Closure(
+        definition, values, span, f"{names.path}{definition.name}." if path is None else path
+    )
 
 
 def _example(definition: Definition) -> str:
@@ -330,7 +346,9 @@ def _suggest(kind: str, definition: Definition) -> str | None:
         "block": lambda d: isinstance(d.syntax, syntax.Block),
         "method": lambda d: isinstance(d.syntax, syntax.Method),
     }
-    names = [n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)]
+    names = [
+        n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)
+    ]
     return f"a {kind} is one of {', '.join(sorted(names))}" if names else None
 
 
@@ -358,6 +376,7 @@ def chain(application: syntax.Application, names: Names, core: bool = True) -> C
 
     Raises:
         SurgeryError: S201 and S208 as for :func:`bind`; S209 where verbs and methods do not fit.
+
     """
     operand = chain(application.operand, names, core) if application.operand else None
     local = names.lookup(application.name, application.name_span)
@@ -376,7 +395,10 @@ def chain(application: syntax.Application, names: Names, core: bool = True) -> C
 
 
 def _holds_closure(application: syntax.Application, names: Names) -> bool:
-    return any(isinstance(a.value, syntax.Call) and names.scope.find(a.value.function) for a in application.arguments)
+    return any(
+        isinstance(a.value, syntax.Call) and names.scope.find(a.value.function)
+        for a in application.arguments
+    )
 
 
 def _override(closure: Closure, application: syntax.Application, names: Names) -> Closure:

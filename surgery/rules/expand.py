@@ -106,7 +106,9 @@ class Frame:
     def define(self, name: str, value: Value, span: Span) -> None:
         if name in self.values or name in self.targets:
             first = self.spans.get(name)
-            raise error("S215", f"`{name}` is already something here", span, first and Label(first, "this"))
+            raise error(
+                "S215", f"`{name}` is already something here", span, first and Label(first, "this")
+            )
         self.values[name] = value
         self.spans[name] = span
 
@@ -145,7 +147,12 @@ class Frame:
         name = self.path + step.name
         earlier = next((d for d in self.state.declarations if d.name == name), None)
         if earlier:
-            raise error("S215", f"the param `{name}` is declared twice", step.name_span, Label(earlier.span, "first"))
+            raise error(
+                "S215",
+                f"the param `{name}` is declared twice",
+                step.name_span,
+                Label(earlier.span, "first"),
+            )
         self.state.declarations.append(
             Declaration(name, shape, init, step.frozen, step.shared, step.name_span)
         )
@@ -155,7 +162,9 @@ class Frame:
         if not step.random:
             value = tensor(evaluate(step.init, self), step.init.span)
             if value.varies:
-                raise error("S217", "a param cannot start from what flows through the model", step.init.span)
+                raise error(
+                    "S217", "a param cannot start from what flows through the model", step.init.span
+                )
             if not self.shapes.fits(value.shape, shape, "param", step.span):
                 raise error(
                     "S211",
@@ -173,12 +182,16 @@ class Frame:
             name = argument.name or (names[position] if position < len(names) else "")
             if name not in names or name in given:
                 raise error(
-                    "S218", f"`{step.init.function}` takes {', '.join(names) or 'nothing'}", argument.span
+                    "S218",
+                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
+                    argument.span,
                 )
             given[name] = scalar(evaluate(argument.value, self), argument.span)
         missing = [n for n in names if n not in given]
         if missing:
-            raise error("S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span)
+            raise error(
+                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
+            )
         std = given.get("std", given.get("bound"))
         if std is not None and std.number == 0:
             return Init(None, value=number(0, step.init.span))
@@ -215,12 +228,18 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
 
     Raises:
         SurgeryError: S401 if its `match` is of another operator; S2xx for faults of the rule.
+
     """
     if isinstance(closure, Opaque):
         state.changed = True
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
-        raise error("S209", f"`{closure.definition.name}` is a block", closure.span, help=_verb_help(closure))
+        raise error(
+            "S209",
+            f"`{closure.definition.name}` is a block",
+            closure.span,
+            help=_verb_help(closure),
+        )
     method = closure.definition.syntax
     frame = Frame(closure.definition.scope, state, closure.path)
     matched = False
@@ -267,7 +286,11 @@ def _match(step: syntax.Match, frame: Frame) -> None:
         raise error("S401", "this matches a linear layer, and the site is none", step.operator_span)
     formal = OPERANDS[step.operator]
     if len(step.operands) > len(formal):
-        raise error("S219", f"`{step.operator}` has the operands {', '.join(formal)}", step.operands[-1].span)
+        raise error(
+            "S219",
+            f"`{step.operator}` has the operands {', '.join(formal)}",
+            step.operands[-1].span,
+        )
     _bind_dims(step.result, state.result, frame)
     frame.targets[step.result.name] = "y"
     for given, canonical in zip(step.operands, formal, strict=False):
@@ -303,7 +326,9 @@ def _bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
     if not starred and value.shape and value.shape[0] == STAR:
         leading = len(names) - len(value.shape) + 1
         if frame.state.named_dims not in (None, leading):
-            raise error("S212", "another rule here names another number of leading dims", given.span)
+            raise error(
+                "S212", "another rule here names another number of leading dims", given.span
+            )
         frame.state.named_dims = leading
         _spread(frame.state, leading)
         value = _retyped(value, leading)
@@ -316,7 +341,9 @@ def _bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
         bound = frame.values.get(dim.name)
         if bound is None:
             frame.define(dim.name, size, dim.span)
-        elif not isinstance(bound, Dim) or not frame.shapes.equal(bound, size, f"`{dim.name}`", dim.span):
+        elif not isinstance(bound, Dim) or not frame.shapes.equal(
+            bound, size, f"`{dim.name}`", dim.span
+        ):
             raise error("S211", f"`{dim.name}` stands for two different dims", dim.span)
 
 
@@ -333,7 +360,8 @@ def _spread(state: State, leading: int) -> None:
     """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
     state.result = _retyped(state.result, leading)
     state.operands = {
-        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v) for k, v in state.operands.items()
+        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
+        for k, v in state.operands.items()
     }
 
 

@@ -156,7 +156,9 @@ def _scope_of(
         if not isinstance(item, syntax.Use):
             continue
         if item.path in chain:
-            raise error("S204", f"`{item.path}` uses itself: {' → '.join([*chain, item.path])}", item.span)
+            raise error(
+                "S204", f"`{item.path}` uses itself: {' → '.join([*chain, item.path])}", item.span
+            )
         used = parse(read(item.path, item.span))
         files[item.path] = used.source.text
         statement = next(

@@ -68,17 +68,32 @@ class Program:
         """Floating-point operations added to the base's, for one position, before folding."""
         return _varying_flops(self.result) - _varying_flops(self.base)
 
+    @cached_property
+    def calls_norm(self) -> bool:
+        """Whether the norm that follows the site is run."""
+        return any(e.op == "host" for e in walk(self.result))
+
+    @cached_property
+    def reads_residual(self) -> bool:
+        """Whether the residual that joins the site's result is used."""
+        return self.result.reads("residual")
+
     def check(self, sizes: Mapping[str, Scalar]) -> None:
         """Hold the rules' requirements against a site's sizes.
 
         Raises:
             SurgeryError: S404 for an unmet `require`, S405 for dims that differ here, S406 for a
                 param that would have no whole, positive size.
+
         """
         for requirement in self.requirements:
             known = {**sizes}
-            if requirement.condition.names() <= known.keys() and not requirement.condition.holds(known):
-                inside = ", ".join(f"{k} = {known[k]}" for k in sorted(requirement.condition.names()))
+            if requirement.condition.names() <= known.keys() and not requirement.condition.holds(
+                known
+            ):
+                inside = ", ".join(
+                    f"{k} = {known[k]}" for k in sorted(requirement.condition.names())
+                )
                 raise error(
                     "S404",
                     f"this requirement does not hold here{f' ({inside})' if inside else ''}",
@@ -87,7 +102,9 @@ class Program:
         for equation in self.equations:
             left, right = equation.left.value(sizes), equation.right.value(sizes)
             if left != right:
-                raise error("S405", f"{equation.reason}: {left} is not {right} at this site", equation.span)
+                raise error(
+                    "S405", f"{equation.reason}: {left} is not {right} at this site", equation.span
+                )
         for declaration in self.params:
             shape = [d.value(sizes) for d in declaration.shape]
             if any(not isinstance(d, int) or d < 1 for d in shape):
@@ -104,6 +121,7 @@ def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
 
     Raises:
         SurgeryError: where a method does not fit the operator or what stands before it.
+
     """
     state = operator(
         signature.kind, bias=signature.bias, norm=signature.norm, residual=signature.residual
@@ -139,11 +157,6 @@ def _at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
     return substitute(value_of(result), values)
 
 
-def calls_norm(program: Program) -> bool:
-    """Whether the program runs the norm that follows its site."""
-    return any(e.op == "host" for e in walk(program.result))
-
-
 def _varying_flops(result: Expression) -> Dim:
     total = Dim.of(0)
     for e in walk(result):
@@ -165,6 +178,7 @@ def check_method(definition: Definition) -> Facts:
 
     Raises:
         SurgeryError: where the rule contradicts itself.
+
     """
     method = definition.syntax
     assert isinstance(method, syntax.Method)

@@ -29,7 +29,11 @@ def make(
     numbers = [a.number for a in arguments]
     if op in _FOLD and len(numbers) == 2 and None not in numbers:
         left, right = numbers
-        if isinstance(left, Dim) and isinstance(right, Dim) and not (op == "divide" and not right.terms):
+        if (
+            isinstance(left, Dim)
+            and isinstance(right, Dim)
+            and not (op == "divide" and not right.terms)
+        ):
             return number(_FOLD[op](left, right), span)
     short = _shortcut(op, arguments)
     if short is not None:
@@ -67,7 +71,7 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return x
         case "identity", (x,):
             return x
-        case ("detach" | "negate"), (x,) if x.number is not None:
+        case (("detach" | "negate"), (x,)) if x.number is not None:
             return x if op == "detach" else number(-x.number)
         case _:
             return None

@@ -1,0 +1,108 @@
+"""A site with what planning must know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from surgery.anatomy.site import Site
+from surgery.language.diagnostics import error
+from surgery.planning.derived import Derived
+from surgery.planning.layers import Layer, read_layer
+from surgery.planning.plan import Tensor
+from surgery.rules.program import Signature
+
+if TYPE_CHECKING:
+    from surgery.anatomy.read import Anatomy
+
+
+class Knows(Protocol):
+    """What a place asks of the planner."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def anatomy(self) -> Anatomy: ...
+    @property
+    def weight_owners(self) -> Mapping[int, Sequence[str]]: ...
+
+
+class Place:
+    """A site with what the planner must know of it; shapes are looked up only when asked for."""
+
+    def __init__(self, planner: Knows, site: Site):
+        self.planner = planner
+        self.site = site
+        model = planner.model
+        self.module = model.get_submodule(site.exit.path if site.kind == "region" else site.path)
+        parent = model.get_submodule(site.path.rpartition(".")[0])
+        self.layer: Layer | None = (
+            read_layer(self.module, parent) if site.kind == "module" else None
+        )
+        self.features = "first" if self.layer and self.layer.spatial else "last"
+        self.rank: int | None = None
+
+    @cached_property
+    def signature(self) -> Signature:
+        if self.layer is not None:
+            return Signature("linear", bias=self.layer.bias)
+        site = self.planner.anatomy.place_of(self.site)
+        return Signature("module", norm=site.norm is not None, residual=site.residual is not None)
+
+    def locate(self) -> None:
+        """Look up where hidden states pass, and their layout."""
+        self.site = self.planner.anatomy.place_of(self.site)
+        call = self.planner.anatomy.call(self.site.exit.path)
+        if call is None:
+            raise error(
+                "S408",
+                "this module never runs in the model's forward",
+                help="pass example_inputs that reach it, or leave it out",
+            )
+        self.rank = len(call.output_shape)
+        if self.layer is None:
+            self.features = call.layout
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        if self.layer is not None:
+            return {"n": self.layer.out, "m": self.layer.into}
+        anatomy = self.planner.anatomy
+        into = anatomy.port_shape(self.site.entry)
+        out = anatomy.port_shape(self.site.exit)
+        axis = 1 if self.features == "first" else -1
+        return {"n": out[axis], "m": into[axis]}
+
+    @cached_property
+    def unmergeable(self) -> str | None:
+        """Why the weight of this very layer cannot be changed, whatever the rule."""
+        if self.layer is None:
+            return None
+        shared = self.planner.weight_owners.get(id(getattr(self.module, "weight", None)), ())
+        others = [p for p in shared if p not in self.site.paths]
+        if others:
+            return f"the weight is tied with `{others[0]}`, which would change too"
+        if not self.layer.native and self.layer.kind == "linear":
+            return "the layer does not hold a plain weight"
+        return None
+
+    def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
+        """The parameters that a method adds here."""
+        dtype = _dtype(self.module)
+        owner = self.site.exit.path if self.site.kind == "region" else self.site.path
+        prefix = f"{owner}." if owner else ""
+        return tuple(
+            Tensor(prefix + t.name, t.shape, t.init, t.trained, t.shared, dtype)
+            for t in derived.tensors
+        )
+
+
+def _dtype(module: nn.Module) -> str:
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return str(parameter.dtype).removeprefix("torch.")
+    return str(torch.get_default_dtype()).removeprefix("torch.")
