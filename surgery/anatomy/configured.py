@@ -19,9 +19,6 @@ def from_config(model: nn.Module, device: torch.device) -> Iterator[dict[str, An
     main = str(getattr(model, "main_input_name", "input_ids"))
     if main in made or main not in accepted:
         yield _ready(model, made, accepted, device)
-        if "input_ids" in made and "attention_mask" in accepted:
-            mask = torch.ones_like(made["input_ids"])
-            yield _ready(model, {**made, "attention_mask": mask}, accepted, device)
     dummies = _dummies(model)
     if dummies:
         kept = {name: value for name, value in dummies.items() if name in accepted}
@@ -97,8 +94,9 @@ def _text(model: nn.Module, accepted: set[str]) -> dict[str, Any]:
     ids = _ids(length, vocabulary, config)
     made: dict[str, Any] = {}
     if "input_ids" in accepted:
-        # Without a mask at first: whether it is all ones is a question no meta tensor answers.
         made["input_ids"] = ids
+        if "attention_mask" in accepted:
+            made["attention_mask"] = torch.ones_like(ids)
     decodes = getattr(config, "is_encoder_decoder", False) or "input_ids" not in accepted
     if "decoder_input_ids" in accepted and decodes:
         made["decoder_input_ids"] = ids.clone()

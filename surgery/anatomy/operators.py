@@ -1,101 +1,88 @@
-"""What the names of recorded functions mean for the features that pass them."""
+"""What kinds of operator there are, by the names of the functions that PyTorch calls them by."""
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Literal
 
+Kind = Literal[
+    "linear",
+    "conv",
+    "core",
+    "norm",
+    "batch_norm",
+    "activation",
+    "softmax",
+    "embedding",
+    "add",
+    "mul",
+    "div",
+    "shape",
+    "choice",
+    "mixing",
+    "product",
+    "other",
+]
 
-@cache
-def kind(name: str) -> str:
-    """One name for a function, its method, its operator and its in-place form."""
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-        if name[:1] in ("i", "r") and name[1:] in _OPERATORS:
-            name = name[1:]
-    elif name.endswith("_"):
-        name = name.rstrip("_")
-    return _SYNONYMS.get(name, name)
+MULTI_HEAD = "multi_head_attention_forward"
+SDPA = "scaled_dot_product_attention"
 
-
-_OPERATORS = frozenset("add sub mul truediv matmul pow".split())
-_SYNONYMS = {
-    "truediv": "div",
-    "true_divide": "div",
-    "divide": "div",
-    "multiply": "mul",
-    "subtract": "sub",
-    "grouped_mm_fallback": "grouped_mm",
-    "_grouped_mm": "grouped_mm",
-    "_softmax": "softmax",
-    "swapaxes": "transpose",
-    "swapdims": "transpose",
-}
-
-RESHAPES = frozenset(
-    """
-    view reshape transpose permute contiguous flatten unflatten unsqueeze squeeze to type float
-    half bfloat16 double clone detach alias movedim moveaxis T mT H t view_as reshape_as type_as
-    dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout requires_grad data identity
-    """.split()
+PRODUCTS = frozenset(
+    "linear matmul rmatmul mm bmm addmm baddbmm einsum tensordot grouped_mm scaled_mm inner".split()
 )
-"""The same elements, elsewhere: what comes out is what went in."""
-
-SELECTIONS = frozenset(
-    """
-    getitem split chunk unbind tensor_split split_with_sizes narrow select index_select expand
-    expand_as repeat repeat_interleave broadcast_to tile roll gather unfold masked_select
-    """.split()
-)
-"""A part of the elements, or more of the same."""
-
-PASSIVE = RESHAPES | SELECTIONS
-
-ACTIVATIONS = frozenset(
-    """
-    relu relu6 gelu silu sigmoid tanh erf leaky_relu elu selu celu softplus mish hardswish
-    hardsigmoid prelu rrelu glu logsigmoid softsign hardtanh hardshrink softshrink tanhshrink
-    threshold special_erf erfc sin swish
-    """.split()
-)
-
-ARITHMETIC = frozenset(
-    """
-    add sub rsub mul div pow neg maximum minimum where masked_fill clamp clamp_min clamp_max exp
-    square sqrt rsqrt abs reciprocal lerp addcmul addcdiv log log1p expm1 sign max min nan_to_num
-    """.split()
-)
-
-POINTWISE = ACTIVATIONS | ARITHMETIC
-
+CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 NORMS = frozenset(
-    """
-    layer_norm rms_norm batch_norm group_norm instance_norm native_layer_norm sync_batch_norm
-    """.split()
+    "layer_norm rms_norm group_norm instance_norm native_layer_norm local_response_norm".split()
 )
 
-STATISTICS = frozenset("mean var var_mean std norm vector_norm sum".split())
-ROOTS = frozenset("rsqrt sqrt div reciprocal pow".split())
+_KINDS: dict[str, Kind] = {}
 
-CONVOLUTIONS = frozenset(
-    """
-    conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d
-    """.split()
+
+def _kind(kind: Kind, names: str) -> None:
+    _KINDS.update(dict.fromkeys(names.split(), kind))
+
+
+_kind("core", f"{SDPA} {MULTI_HEAD}")
+_kind("conv", "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d unfold")
+_kind("norm", " ".join(NORMS))
+_kind("batch_norm", "batch_norm")
+_kind("softmax", "softmax log_softmax")
+_kind("embedding", "embedding embedding_bag")
+_kind("add", "add iadd radd sub isub rsub")
+_kind("mul", "mul imul rmul multiply")
+_kind("div", "div truediv itruediv rtruediv")
+_kind("choice", "topk argmax max")
+_kind(
+    "activation",
+    "relu relu6 gelu silu sigmoid tanh elu selu celu leaky_relu mish softplus hardswish hardtanh "
+    "hardsigmoid logsigmoid softsign prelu rrelu erf glu threshold hardshrink square pow",
+)
+_kind(
+    "mixing",
+    "cumsum cumprod logcumsumexp flip exp rnn_tanh lstm gru fft_fft fft_fftn fft_rfft fft_rfft2 "
+    "conv_transpose1d associative_scan",
+)
+_kind(
+    "shape",
+    "view reshape transpose permute contiguous to type type_as float half bfloat16 double clone "
+    "detach alias unsqueeze squeeze flatten unflatten t T mT H mH adjoint expand expand_as "
+    "getitem chunk split tensor_split unbind narrow select dropout feature_dropout repeat "
+    "repeat_interleave movedim swapaxes swapdims moveaxis view_as reshape_as slice dequantize "
+    "requires_grad data alpha_dropout dropout1d dropout2d index_select",
 )
 
-CHANNELS_FIRST = CONVOLUTIONS | frozenset(
-    """
-    batch_norm group_norm instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d
-    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
-    adaptive_max_pool2d adaptive_max_pool3d interpolate pixel_shuffle pixel_unshuffle upsample
-    local_response_norm lp_pool2d boolean_dispatch _max_pool2d sync_batch_norm grid_sample
-    """.split()
+SAME = frozenset(
+    "contiguous to type type_as float half bfloat16 double clone detach alias dropout dropout1d "
+    "dropout2d feature_dropout alpha_dropout data requires_grad".split()
 )
+"""Functions whose result is their input, up to precision and memory layout."""
 
-PRODUCTS = frozenset("matmul mm bmm baddbmm addbmm addmm einsum tensordot mv".split())
-"""Products that may be between activations; `linear` and convolutions always have a weight."""
 
-WEIGHTED = PRODUCTS | CONVOLUTIONS | frozenset(("linear", "grouped_mm"))
+def plain(name: str) -> str:
+    """`__iadd__`, `add_` and `_grouped_mm` without their decoration."""
+    return name.strip("_")
 
-ATTENTIONS = frozenset(("scaled_dot_product_attention", "flex_attention"))
-WHOLE_ATTENTIONS = frozenset(("multi_head_attention_forward",))
-"""Functions that project, attend and project again, all in one."""
+
+def kind_of(name: str) -> Kind:
+    """The kind of a function; products and convolutions need a look at their operands, too."""
+    name = plain(name)
+    return "product" if name in PRODUCTS else _KINDS.get(name, "other")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -42,7 +43,7 @@ def record(model: nn.Module, given: Any = None, paths: Paths | None = None) -> R
 def _ways(model: nn.Module) -> tuple[str, ...]:
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
-        return ("meta", "fake") if all(tensor.is_meta for tensor in tensors) else ("fake",)
+        return ("fake",)
     small = sum(tensor.numel() for tensor in tensors) <= KEPT_PARAMETERS
     return ("real", "fake") if small else ("fake", "real")
 
@@ -50,6 +51,7 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
 def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Record:
     recorder = Recorder(paths)
     with ExitStack() as stack:
+        stack.enter_context(_uncollected())
         stack.enter_context(untouched(model, copy=how == "real"))
         if how == "fake":
             mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
@@ -63,6 +65,19 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Recor
         stack.enter_context(recorder)
         model(*args, **kwargs)
     return recorder.finished(how)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    # A record is a hundred thousand small objects and no garbage; looking for it takes longer
+    # than the forward.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -135,7 +135,7 @@ class _Evaluation:
     def parameters(self, site: Site) -> list[str]:
         if site.kind == "parameter":
             return [site.path]
-        return [name for path in site.members or (site.path,) for name in self.paths.below(path)]
+        return [name for path in site.spans for name in self.paths.below(path)]
 
     def ordered(self, sites: Iterable[Site]) -> tuple[Site, ...]:
         """Each once, in model order; of two readings of one place the one that knows its role."""
@@ -143,7 +143,7 @@ class _Evaluation:
         for site in sites:
             if site.path not in best or (best[site.path].role is None and site.role is not None):
                 best[site.path] = site
-        keys = {path: self.paths.order(_first(site)) for path, site in best.items()}
+        keys = {path: self.paths.order(site.spans[0]) for path, site in best.items()}
         return tuple(best[path] for path in sorted(best, key=keys.__getitem__))
 
     def narrowed(
@@ -224,10 +224,6 @@ class _Evaluation:
 
     def fail(self, code: str, message: str, node: syntax.Node, help: str | None = None) -> None:
         self.errors.append(Diagnostic(code, message, (Label(node.span),), help))
-
-
-def _first(site: Site) -> str:
-    return site.members[0] if site.members else site.path
 
 
 def _within(error: Diagnostic, part: Part) -> bool:

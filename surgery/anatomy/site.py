@@ -67,6 +67,11 @@ class Site:
     norm: str | None = None
     members: tuple[str, ...] = ()
 
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """The modules or the parameter that the site consists of."""
+        return self.members if self.kind == "region" else (self.path,)
+
 
 def module_site(path: str, paths: tuple[str, ...] = ()) -> Site:
     """A module of which no more than its name is known."""

@@ -53,7 +53,7 @@ class _Facts:
         match name:
             case "index":
                 anatomy = self.anatomy()
-                return anatomy.layer_of((self.site.members or (self.site.path,))[0])
+                return anatomy.layer_of(self.site.spans[0])
             case "inputs" | "outputs":
                 features = features_of(self.site, self.paths)
                 return features and features[name == "outputs"]
@@ -78,8 +78,7 @@ class _Facts:
     def count(self) -> int:
         if self.site.kind == "parameter":
             return self.paths.parameters[self.site.path].numel()
-        members = self.site.members or (self.site.path,)
-        names = dict.fromkeys(name for member in members for name in self.paths.below(member))
+        names = dict.fromkeys(name for member in self.site.spans for name in self.paths.below(member))
         found = {id(self.paths.parameters[n]): self.paths.parameters[n].numel() for n in names}
         return sum(found.values())
 

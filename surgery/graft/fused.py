@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
-    """Base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
+    """base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
     if base.dim() == 2:
         return torch.addmm(base, hidden, up.t(), alpha=scale)
     if base.dim() < 2 or base.shape[:-1] != hidden.shape[:-1]:
@@ -20,97 +20,126 @@ def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tenso
 
 
 def dropped_linear(x: Tensor, weight: Tensor, rate: float, training: bool) -> Tensor:
-    """linear(dropout(x), weight). In training a mask of one byte an element is kept for backward.
-
-    The dropped copy of ``x`` is made again from ``x``, which is alive anyway.
-    """
-    if not training or rate == 0:
-        return functional.linear(x, weight)
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-        return functional.linear(functional.dropout(x, rate, True), weight)
-    return _DroppedLinear.apply(x, weight, rate)  # type: ignore[no-any-return]
+    """linear(dropout(x), weight)."""
+    return functional.linear(functional.dropout(x, rate, training), weight)
 
 
-class _DroppedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, rate: float) -> Tensor:
-        mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
-        ctx.save_for_backward(x, weight, mask)
-        ctx.scale = 1 / (1 - rate) if rate < 1 else 0.0
-        return functional.linear(x * mask, weight) * ctx.scale
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        x, weight, mask = ctx.saved_tensors
-        scaled = gradient * ctx.scale
-        to_x = to_weight = None
-        if ctx.needs_input_grad[0]:
-            to_x = (scaled @ weight) * mask
-        if ctx.needs_input_grad[1]:
-            to_weight = _outer(scaled, x * mask)
-        return to_x, to_weight, None
-
-
-def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """gradientᵀ @ x, summed over all leading dims."""
-    return gradient.reshape(-1, gradient.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
-
-
-def magnitude(
+def low_rank(
     x: Tensor,
     weight: Tensor,
-    hidden: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
     up: Tensor,
     scale: float,
-    factor: Tensor,
-    bias: Tensor | None,
+    rate: float = 0,
+    training: bool = False,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    """Factor ⊙ (x @ weightᵀ + scale · hidden @ upᵀ) + bias.
+    """factor ⊙ (x Wᵀ + scale · dropout(x) downᵀ upᵀ) + bias; without ``factor`` it is 1.
 
-    While ``factor`` trains, the product is not kept for its gradient but computed again, which
-    costs one product with ``weight`` in backward and saves a tensor as large as the output.
+    Kept for backward are `x`, which is alive anyway, the hidden states of the small rank and, with
+    dropout, a mask of one byte an element. The product that the factor's gradient needs is
+    computed again. The order of the small products is that in which they run fastest.
     """
-    if (
-        torch.is_grad_enabled()
-        and factor.requires_grad
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
-        return _Magnitude.apply(x, weight, hidden, up, scale, factor, bias)  # type: ignore[no-any-return]
-    product = add_product(functional.linear(x, weight), hidden, up, scale)
-    return product * factor if bias is None else torch.addcmul(bias, product, factor)
+    if not training or rate == 0:
+        rate = 0.0
+    tensors = (x, weight, bias, down, up, factor)
+    if x.dim() < 2 or not _runs_as_written(tensors):
+        hidden = functional.linear(functional.dropout(x, rate, training), down)
+        if factor is None:
+            return add_product(functional.linear(x, weight, bias), hidden, up, scale)
+        product = add_product(functional.linear(x, weight), hidden, up, scale) * factor
+        return product if bias is None else product + bias
+    if torch.is_grad_enabled():
+        return _LowRank.apply(x, weight, bias, down, up, scale, rate, factor)  # type: ignore[no-any-return]
+    return _forward(x, weight, bias, down, up, scale, rate, factor)[0]
 
 
-class _Magnitude(torch.autograd.Function):
+def _runs_as_written(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nothing rewrites operations: no compiler, autocast, transform or tensor subclass."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        return False
+    plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
+    return plain and not torch.is_autocast_enabled()
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    rate: float,
+    factor: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The result, the hidden states, and the mask of what dropout keeps."""
+    result = functional.linear(x, weight, bias if factor is None else None)
+    kept = None
+    if rate:
+        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
+        hidden = functional.linear(x * kept, down).mul_(_gain(rate))
+    else:
+        hidden = functional.linear(x, down)
+    result.flatten(0, -2).addmm_(hidden.flatten(0, -2), up.t(), alpha=scale)
+    if factor is not None:
+        result.mul_(factor)
+        if bias is not None:
+            result.add_(bias)
+    return result, hidden, kept
+
+
+def _gain(rate: float) -> float:
+    return 1 / (1 - rate) if rate < 1 else 0.0
+
+
+class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
-        hidden: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
         up: Tensor,
         scale: float,
-        factor: Tensor,
-        bias: Tensor | None,
+        rate: float,
+        factor: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, hidden, up, factor)
-        ctx.scale = scale
-        product = add_product(functional.linear(x, weight), hidden, up, scale)
-        return product * factor if bias is None else torch.addcmul(bias, product, factor)
+        result, hidden, kept = _forward(x, weight, bias, down, up, scale, rate, factor)
+        ctx.save_for_backward(x, weight, down, up, hidden, kept, factor)
+        ctx.scale, ctx.rate = scale, rate
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, hidden, up, factor = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        inner = gradient * factor
-        to_x = inner @ weight if needs[0] else None
-        to_weight = _outer(inner, x) if needs[1] else None
-        to_hidden = (inner @ up) * ctx.scale if needs[2] else None
-        to_up = _outer(inner, hidden) * ctx.scale if needs[3] else None
-        leading = tuple(range(gradient.dim() - 1))
-        to_factor = to_bias = None
-        if needs[5]:
-            product = add_product(functional.linear(x, weight), hidden, up, ctx.scale)
-            to_factor = (gradient * product).sum(leading) if leading else gradient * product
-        if needs[6]:
-            to_bias = gradient.sum(leading) if leading else gradient
-        return to_x, to_weight, to_hidden, to_up, None, to_factor, to_bias
+        x, weight, down, up, hidden, kept, factor = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_down, needs_up, _, _, needs_factor = (
+            ctx.needs_input_grad
+        )
+        outer = gradient.flatten(0, -2)
+        rows, small = x.flatten(0, -2), hidden.flatten(0, -2)
+        to_x = to_weight = to_bias = to_down = to_up = to_factor = None
+        if needs_bias:
+            to_bias = outer.sum(0)
+        if needs_factor:
+            product = functional.linear(rows, weight).addmm_(small, up.t(), alpha=ctx.scale)
+            to_factor = product.mul_(outer).sum(0)
+        if factor is not None:
+            outer = outer * factor
+        if needs_up:
+            to_up = (small.t() @ outer).t().mul(ctx.scale)
+        turned = (up.t() @ outer.t()).mul(ctx.scale * (_gain(ctx.rate) if ctx.rate else 1))
+        masked = None if kept is None else kept.flatten(0, -2)
+        if needs_down:
+            to_down = turned @ (rows if masked is None else rows * masked)
+        if needs_weight:
+            to_weight = outer.t() @ rows
+        if needs_x:
+            to_x = outer @ weight
+            if masked is None:
+                to_x = to_x.addmm_(turned.t(), down)
+            else:
+                to_x = to_x.addcmul_(turned.t() @ down, masked)
+            to_x = to_x.view(x.shape)
+        return to_x, to_weight, to_bias, to_down, to_up, None, None, to_factor

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft import fused
+from surgery.graft import fused, kernels
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
 
@@ -53,7 +53,7 @@ def _only_use(value: fx.Node) -> bool:
 
 
 def _fuse_dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """linear(dropout(x), A) → one kernel that keeps a mask of bits, not a dropped copy of x."""
+    """linear(dropout(x), A) → one node."""
     if not _is(node, functional.linear) or len(node.args) < 2:
         return None
     x, weight, *bias = node.args
@@ -84,42 +84,61 @@ def _is_features(base: Any) -> bool:
     return isinstance(base, fx.Node) and base.op != "get_attr"
 
 
-def _fuse_magnitude(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """g·(linear(x, W) + s·linear(h, B)) + b: in training the product is computed again for g's
-    gradient rather than kept.
-    """
-    if not _is(node, torch.add, operator.add) or "alpha" in node.kwargs:
+def _fuse_low_rank(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """linear(x, W, b) + s·linear(linear(x, A), B) → one kernel that saves no copy of anything."""
+    if not _is(node, fused.add_product):
         return None
-    for scaled, bias in (node.args, node.args[::-1]):
-        if _is(scaled, operator.mul) and _only_use(scaled):
-            found = _magnitude(graph, scaled, bias)
-            if found is not None:
-                return found
+    base, hidden, up, scale = node.args
+    if not (_is(base, functional.linear) and _only_use(base)):
+        return None
+    if not (_is(hidden, functional.linear, fused.dropped_linear) and _only_use(hidden)):
+        return None
+    x, weight, *bias = base.args
+    if hidden.args[0] is not x or _is_features(weight):
+        return None
+    down = hidden.args[1]
+    dropping = hidden.args[2:] if hidden.target is fused.dropped_linear else (0, False)
+    if hidden.target is functional.linear and any(a is not None for a in hidden.args[2:]):
+        return None
+    offset = bias[0] if bias else None
+    return graph.call_function(
+        fused.low_rank, (x, weight, offset, down, up, scale, *dropping, None)
+    )
+
+
+def _fuse_factor(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """factor · low_rank(…) → the same kernel with the factor in it."""
+    if not _is(node, operator.mul):
+        return None
+    for factor, product in (node.args, node.args[::-1]):
+        if _is(product, fused.low_rank) and _only_use(product) and _is_vector(factor):
+            *front, none = product.args
+            if none is None and front[2] is None:
+                return graph.call_function(fused.low_rank, (*front, factor))
     return None
 
 
-def _fuse_bare_magnitude(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """The same, of a layer without a bias."""
-    return _magnitude(graph, node, None) if _is(node, operator.mul) else None
+def _is_vector(factor: Any) -> bool:
+    """Whether a node gives what depends on parameters alone."""
+    return isinstance(factor, fx.Node) and (factor.op == "get_attr" or _is(factor, kernels.fold))
 
 
-def _magnitude(graph: fx.Graph, scaled: fx.Node, bias: Any) -> fx.Node | None:
-    for factor, product in (scaled.args, scaled.args[::-1]):
-        if not _is(product, fused.add_product) or not _only_use(product):
-            continue
-        base, hidden, up, scale = product.args
-        if not _is(base, functional.linear) or not _only_use(base):
-            continue
-        x, weight, *own = base.args
-        if own and own[0] is not None:
-            continue
-        return graph.call_function(fused.magnitude, (x, weight, hidden, up, scale, factor, bias))
+def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """low_rank(…) with a factor + bias → the same kernel with the bias in it."""
+    if not _is(node, torch.add, operator.add) or "alpha" in node.kwargs:
+        return None
+    for product, bias in (node.args, node.args[::-1]):
+        if _is(product, fused.low_rank) and _only_use(product) and not _is_features(bias):
+            x, weight, none, *rest = product.args
+            if none is None and rest[-1] is not None:
+                return graph.call_function(fused.low_rank, (x, weight, bias, *rest))
     return None
 
 
 _PASSES: tuple[Rewrite, ...] = (
     _fuse_dropout,
     _fuse_product,
-    _fuse_magnitude,
-    _fuse_bare_magnitude,
+    _fuse_low_rank,
+    _fuse_factor,
+    _fuse_offset,
 )

@@ -192,8 +192,9 @@ def test_reading_a_text_needs_no_framework() -> None:
         "format_text('freeze all')\n"
         "print([m for m in ('torch', 'networkx', 'typer', 'rich') if m in sys.modules])"
     )
+    root = resource("grammar").parent
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 

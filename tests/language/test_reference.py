@@ -36,7 +36,7 @@ def test_there_are_examples_of_both_kinds() -> None:
 def test_reserved_words() -> None:
     lookahead = re.search(r"^NAME: /\(\?!\(\?:([a-z|]+)\)", GRAMMAR, re.MULTILINE)
     documented = re.search(r"^\| reserved \| (.*) \|$", REFERENCE, re.MULTILINE)
-    quoted = {word for word in re.findall(r'"([a-z]+)"', GRAMMAR)}
+    quoted = set(re.findall(r'"([a-z]+)"', GRAMMAR))
     assert lookahead
     assert documented
     assert quoted == set(RESERVED.values()) == set(lookahead[1].split("|"))

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from surgery.anatomy.flow import Flow
-from surgery.anatomy.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, RESHAPES, WEIGHTED
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, RESHAPES, WEIGHTED
 from surgery.anatomy.record import Call, Op, Value
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from surgery.anatomy.flow import Flow
-from surgery.anatomy.linears import Linear, operands_of
-from surgery.anatomy.operators import ATTENTIONS, PASSIVE, POINTWISE, PRODUCTS, WHOLE_ATTENTIONS
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.linears import Linear, operands_of
+from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, POINTWISE, PRODUCTS, WHOLE_ATTENTIONS
 from surgery.anatomy.record import Op, Value
 
 
