@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.site import covers
 
@@ -28,17 +30,17 @@ class Layers:
 
 def find_layers(attention: list[str], mlp: list[str], called: list[str], paths: Paths) -> Layers:
     """Layers from the paths of the two kinds of block, in the order modules were called."""
-    found: dict[str, None] = {}
     both = _ancestors(attention) & _ancestors(mlp)
+    sure: set[str] = set()
+    likely: set[str] = set()
     for path in (*attention, *mlp):
-        layer = _lowest(path, both) or _numbered(path)
+        layer = _lowest(path, both)
         if layer is not None:
-            found[layer] = None
-    # A block around another (a list of two of them in each layer of T5) is the layer.
-    outer = [p for p in found if not any(p != o and covers(o, p) for o in found)]
-    nested = {o for p in found for o in found if p != o and covers(o, p)}
-    chosen = set(outer) if nested and _all_numbered(nested) else set(found) - nested
-    chosen |= _siblings(chosen, called)
+            sure.add(layer)
+        elif (numbered := _numbered(path)) is not None:
+            likely.add(numbered)
+    chosen = sure | {p for p in likely if not any(covers(p, s) or covers(s, p) for s in sure)}
+    chosen |= _siblings(chosen, called, paths)
     ordered = [path for path in dict.fromkeys(called) if path in chosen]
     ordered += [path for path in sorted(chosen, key=paths.order) if path not in ordered]
     return _counted(ordered)
@@ -88,15 +90,19 @@ def _is_numbered(path: str) -> bool:
     return bool(path) and path[-1].isdigit()
 
 
-def _all_numbered(paths: Iterable[str]) -> bool:
-    return all(_is_numbered(path) for path in paths)
-
-
-def _siblings(chosen: set[str], called: list[str]) -> set[str]:
+def _siblings(chosen: set[str], called: list[str], paths: Paths) -> set[str]:
     """Layers that hold neither block (a state-space layer among others) are layers all the same."""
-    parents = {path.rpartition(".")[0] for path in chosen if path.rpartition(".")[2].isdigit()}
-    return {
-        path
-        for path in called
-        if path.rpartition(".")[2].isdigit() and path.rpartition(".")[0] in parents
-    }
+    kinds: dict[str, set[type]] = {}
+    for path in chosen:
+        parent, _, name = path.rpartition(".")
+        if name.isdigit():
+            kinds.setdefault(parent, set()).add(type(paths.modules[path]))
+    found: set[str] = set()
+    for path in called:
+        parent, _, name = path.rpartition(".")
+        if parent in kinds and name.isdigit():
+            # In a Sequential, stems and heads stand beside the layers.
+            listed = isinstance(paths.modules[parent], nn.ModuleList)
+            if listed or type(paths.modules[path]) in kinds[parent]:
+                found.add(path)
+    return found

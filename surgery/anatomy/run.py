@@ -51,7 +51,7 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
 def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Record:
     recorder = Recorder(paths)
     with ExitStack() as stack:
-        stack.enter_context(_uncollected())
+        stack.enter_context(uncollected())
         stack.enter_context(untouched(model, copy=how == "real"))
         if how == "fake":
             mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
@@ -68,7 +68,8 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Recor
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector away."""
     # A record is a hundred thousand small objects and no garbage; looking for it takes longer
     # than the forward.
     enabled = gc.isenabled()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -225,15 +225,24 @@ def disabled_specs(model: nn.Module) -> Iterator[nn.Module]:
         return
     parameters = dict(model.named_parameters(remove_duplicate=False))
     before = {n: v for a in reversed(surgery.applied) for n, v in a.values.items()}
+    flags = {n: f for a in reversed(surgery.applied) for n, f in a.flags.items()}
     kept = {n: parameters[n].data for n in before}
+    now = {n: parameters[n].requires_grad for n in flags}
     with host_of(model).detached(model):
         try:
-            for name, value in before.items():
-                parameters[name].data = value
+            _set(parameters, before, flags)
             yield model
         finally:
-            for name, value in kept.items():
-                parameters[name].data = value
+            _set(parameters, kept, now)
+
+
+def _set(
+    parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], flags: Mapping[str, bool]
+) -> None:
+    for name, value in values.items():
+        parameters[name].data = value
+    for name, flag in flags.items():
+        parameters[name].requires_grad_(flag)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -38,11 +38,11 @@ class Place:
         self.planner = planner
         self.site = site
         model = planner.model
-        self.module = model.get_submodule(site.exit.path if site.kind == "region" else site.path)
-        parent = model.get_submodule(site.path.rpartition(".")[0])
-        self.layer: Layer | None = (
-            read_layer(self.module, parent) if site.kind == "module" else None
-        )
+        path = site.exit.path if site.kind == "region" else site.path
+        self.module = model.get_submodule(path)
+        self.layer: Layer | None = None
+        if site.kind == "module":
+            self.layer = read_layer(self.module, model.get_submodule(path.rpartition(".")[0]))
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
 

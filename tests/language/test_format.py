@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.language.format import format_file, format_text
@@ -25,9 +25,10 @@ def test_format_is_idempotent(tree: File) -> None:
 
 @st.composite
 def commented(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """A valid text with comments, blank lines and `;` strewn between its words."""
+    """A valid text with comments and blank lines strewn among its words."""
     text = format_file(draw(files()))
-    edges = [token.start_pos or 0 for token in grammar().tokens(text)] + [len(text)]
+    tokens = grammar().tokens(text)
+    edges = [0, *(edge for token in tokens for edge in (token.start_pos or 0, token.end_pos or 0))]
     places = draw(st.lists(st.sampled_from(edges), max_size=6))
     comments: list[str] = []
     for number, place in enumerate(sorted(places, reverse=True)):
@@ -40,6 +41,7 @@ def commented(draw: st.DrawFn) -> tuple[str, list[str]]:
     return text, comments
 
 
+@settings(max_examples=100)
 @given(commented())
 def test_comments_stay(given: tuple[str, list[str]]) -> None:
     text, comments = given
@@ -48,3 +50,89 @@ def test_comments_stay(given: tuple[str, list[str]]) -> None:
     assert parse(formatted) == parse(text)
     assert format_text(formatted) == formatted
     assert "\n\n\n" not in formatted
+
+
+def test_layout() -> None:
+    text = """
+# head
+
+# lead
+
+
+on q apply lora # same line
+freeze all; train bias # last of the line
+on q # inside
+   # inside, too
+   apply lora(r = 8, # rank
+   alpha = 16)
+# above the method
+method parallel(f: block, gate = 1) { match y = module(x)  y += gate * f(x) } # below
+let lr = 5e-4
+on attention.self|`model.*.q_proj`|Linear in layer[-4:] where inputs > 100 except norm apply lora(
+  r = 8)
+on q apply lora(r = 8, alpha = 16, dropout = 0.1, gate = 3 * (1 - 2 / (3 + 4)), last_argument = 5)
+block short(r) of h[*,d] { # note
+   "Doc." # of the doc
+   param a[1] = 0 # first
+
+
+   param frozen bb[1] ~ normal()
+   require r < 3
+   # of the let
+   let z = aaaaaaaaaaaaaaaaaaaaaaaaaaa + (bbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccc) - dddd
+   return z
+   # last
+}
+# end
+"""
+    assert (
+        format_text(text)
+        == """\
+# head
+
+# lead
+
+on q apply lora  # same line
+freeze all
+train bias  # last of the line
+# inside
+# inside, too
+# rank
+on q apply lora(r = 8, alpha = 16)
+
+# above the method
+method parallel(f: block, gate = 1) {
+  match y = module(x)
+  y    += gate * f(x)
+}  # below
+
+let lr = 5e-4
+on attention.self|`model.*.q_proj`|Linear in layer[-4:] where inputs > 100 except norm
+  apply lora(r = 8)
+on q
+  apply lora(
+    r = 8,
+    alpha = 16,
+    dropout = 0.1,
+    gate = 3 * (1 - 2 / (3 + 4)),
+    last_argument = 5,
+  )
+
+block short(r) of h[*, d] {  # note
+  "Doc."
+  # of the doc
+  param   a[1] = 0  # first
+
+  param   frozen bb[1] ~ normal()
+  require r < 3
+  # of the let
+  let     z = aaaaaaaaaaaaaaaaaaaaaaaaaaa
+    + bbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccc
+    - dddd
+  return z
+  # last
+}
+
+# end
+"""
+    )
