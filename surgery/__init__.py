@@ -18,18 +18,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgery.api import (
         apply as apply,
+    )
+    from surgery.api import (
         disabled as disabled,
+    )
+    from surgery.api import (
         load as load,
+    )
+    from surgery.api import (
         merge as merge,
+    )
+    from surgery.api import (
         merged as merged,
+    )
+    from surgery.api import (
         plan as plan,
+    )
+    from surgery.api import (
         remove as remove,
+    )
+    from surgery.api import (
         save as save,
+    )
+    from surgery.api import (
         select as select,
+    )
+    from surgery.api import (
         trainable as trainable,
     )
     from surgery.difference import diff as diff
-    from surgery.inspection import explain as explain, inspect as inspect
+    from surgery.inspection import explain as explain
+    from surgery.inspection import inspect as inspect
     from surgery.language.diagnostics import SurgeryError as SurgeryError
     from surgery.models import load_model as load_model
     from surgery.planning.spec import read_spec as read_spec
@@ -46,7 +65,7 @@ _HOMES = {
     "load_model": "surgery.models",
     "verify": "surgery.verification",
 } | dict.fromkeys(
-    "apply disabled load merge merged plan remove save select trainable".split(), "surgery.api"
+    ["apply", "disabled", "load", "merge", "merged", "plan", "remove", "save", "select", "trainable"], "surgery.api"
 )
 __all__ = ["SurgeryError", *sorted(set(_HOMES) - {"SurgeryError"})]
 

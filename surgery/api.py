@@ -57,6 +57,7 @@ def apply(
     >>> model = surgery.apply(model, "on Linear apply lora(r = 2)", seed=0)
     >>> sorted(surgery.trainable(model))
     ['0.lora.A', '0.lora.B', '2.lora.A', '2.lora.B']
+
     """
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
@@ -75,6 +76,7 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
     >>> plan = surgery.plan(torch.nn.Linear(8, 4), "on Linear apply ia3")
     >>> [(t.name, t.shape) for t in plan.tensors]
     [('ia3.l', (4,))]
+
     """
     return grafting.make_plan(model, read_spec(spec), example_inputs)
 
@@ -89,6 +91,7 @@ def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> li
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
     >>> [site.path for site in surgery.select(model, "Linear")]
     ['0']
+
     """
     with host_of(model).detached(model):
         found = select_sites(model, selector, lambda: read(model, example_inputs))
@@ -108,6 +111,7 @@ def merge(model: nn.Module) -> MergeReport:
 
     Raises:
         SurgeryError: S512 if nothing was applied, S513 if none of it merges.
+
     """
     return merge_specs(model)
 
@@ -130,6 +134,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
 
     Raises:
         SurgeryError: S512 if there is no such thing.
+
     """
     grafting.remove_specs(model, name)
     return model
@@ -147,6 +152,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+
     """
     return save_adapter(model, path)
 
@@ -159,5 +165,6 @@ def load(
     Raises:
         SurgeryError: S514 if the file is no adaptation; S515 if ``model`` is not the base that it
             was made for, with the difference; S516 if its content does not fit.
+
     """
     return load_adapter(model, path, example_inputs)

@@ -1,117 +1,138 @@
-"""What is known of a model once it has been run."""
+"""The anatomy of a model: its roles, its layers, and what passes its modules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
-from surgery.anatomy.graph import Graph
-from surgery.anatomy.layers import Layers
-from surgery.anatomy.layout import Layout, layout_of
-from surgery.anatomy.outer import main_input, main_output, module_ports
+from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Key, Record
-from surgery.anatomy.roles import Reader
-from surgery.anatomy.run import record, uncollected
-from surgery.anatomy.site import Site
+from surgery.anatomy.roles.places import Reading
+from surgery.anatomy.record import Call, Record
+from surgery.anatomy.run import record
+from surgery.anatomy.site import Port, Site
+
+
+def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
+    """Run ``model`` once and read its anatomy; the model is left exactly as it was.
+
+    Raises:
+        SurgeryError: S501 if no inputs can be made up, S502 if the model does not run on them.
+
+    >>> from torch import nn
+    >>> anatomy = read(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    >>> [site.path for site in anatomy.places["mlp"]]
+    ['[linear1..linear2]']
+    """
+    paths = Paths(model)
+    return Anatomy(record(model, example_inputs, paths), paths)
 
 
 @dataclass(frozen=True)
-class CallFacts:
-    """How one module was called, for the first time if it was called often.
+class Passage:
+    """How a module was called: the shape of what it returned, where features are, how often."""
 
-    ``argument`` and ``index`` say which parameter carries the hidden states in and where in the
-    output they are; ``layout`` which axis of that output counts features: the "last", or the
-    "first" after the batch, as in feature maps.
-    """
-
-    path: str
-    times: int
-    inputs: dict[str, tuple[int, ...]]
-    argument: str | None
-    index: Key
-    input_shape: tuple[int, ...] | None
-    output_shape: tuple[int, ...] | None
-    dtype: torch.dtype | None
+    output_shape: tuple[int, ...]
     layout: Layout
+    times: int
 
 
 class Anatomy:
-    """The recorded forward of a model, and the roles its modules were seen to play."""
+    """What one forward of a model tells of it."""
 
-    def __init__(self, paths: Paths, graph: Graph, places: dict[str, tuple[Site, ...]], layers: Layers):
-        self.record: Record = graph.record
-        self.places = places
-        self.layers = layers
+    def __init__(self, record: Record, paths: Paths):
+        self.record = record
         self.paths = paths
-        self._graph = graph
-
-    def layer_of(self, path: str) -> int | None:
-        """The index of the layer that a module or parameter lies in."""
-        layer = self.layers.holding(self.paths.canonical(path))
-        return None if layer is None else self.layers.index[layer]
-
-    def stack_of(self, site: Site) -> str | None:
-        """The stack of layers (encoder, decoder) that a site lies in."""
-        layer = self.layers.holding(site.spans[0])
-        return None if layer is None else self.layers.stack[layer]
-
-    def call(self, path: str) -> CallFacts | None:
-        """How the module at ``path`` was called; None if it was not."""
-        calls = self.record.calls_of.get(self.paths.canonical(path))
-        return None if not calls else self._facts(calls)
-
-    def roles_of(self, path: str) -> tuple[str, ...]:
-        """The roles of a module, region or parameter."""
-        return self._roles.get(self.paths.canonical(path), ())
-
-    def site_for_module(self, path: str) -> Site:
-        """The site of any module, with what was seen of its ports and its layer."""
-        canonical = self.paths.canonical(path)
-        entry, exit = module_ports(self._graph, canonical)
-        paths = self.paths.of(self.paths.modules[canonical])
-        return Site(
-            canonical, paths, "module", None, self.layer_of(canonical), entry, exit
-        )
 
     @cached_property
-    def _roles(self) -> dict[str, tuple[str, ...]]:
+    def reading(self) -> Reading:
+        """The analysis behind the roles."""
+        return Reading(self.record, self.paths)
+
+    @property
+    def places(self) -> dict[str, tuple[Site, ...]]:
+        """The sites of each role that occurs, in model order."""
+        return self.reading.places
+
+    @cached_property
+    def _roles(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for role, sites in self.places.items():
             for site in sites:
                 for path in site.paths:
                     found.setdefault(path, []).append(role)
-        return {path: tuple(roles) for path, roles in found.items()}
+        return found
 
-    def _facts(self, calls: list[Call]) -> CallFacts:
-        shapes = self.record.shapes
-        first = calls[0]
-        entering, leaving = main_input(self._graph, first), main_output(self._graph, first)
-        inputs = {name: shapes[values[0][1]] for name, values in first.inputs.items()}
-        return CallFacts(
-            path=first.path,
-            times=len(calls),
-            inputs=inputs,
-            argument=entering[0] if entering and not first.virtual else None,
-            index=leaving[0] if leaving else None,
-            input_shape=shapes[entering[2]] if entering else None,
-            output_shape=shapes[leaving[1]] if leaving else None,
-            dtype=self.record.dtypes[leaving[1]] if leaving else None,
-            layout=layout_of(self._graph, leaving[1]) if leaving else "last",
+    def roles_of(self, path: str) -> tuple[str, ...]:
+        """The roles of the module, or region, at ``path``."""
+        return tuple(self._roles.get(path, ()))
+
+    def place_of(self, site: Site) -> Site:
+        """``site`` with its ports, residual, norm and layer as the forward showed them.
+
+        A site that a role has found is complete. A module or parameter gets its main hidden
+        states; where it never ran, it stays as it is, but for its layer.
+        """
+        if site.kind == "region" or (site.role is not None and site.entry.argument is not None):
+            return site
+        path = self.paths.canonical(site.exit.path)
+        layer = self.layer_of(path)
+        for role in ("attention", "mlp"):
+            for place in self.places.get(role, ()):
+                if place.kind == "module" and place.path == path and site.kind == "module":
+                    return replace(place, path=site.path, paths=site.paths, role=site.role or role)
+        calls = self._calls(path)
+        if not calls:
+            return replace(site, layer=layer)
+        found = self.reading.described(calls[0], site.role)
+        return replace(
+            found, path=site.path, paths=site.paths, kind=site.kind, role=site.role, layer=layer
         )
 
+    def call(self, path: str) -> Passage | None:
+        """How the module at ``path`` was called, or None if it never was."""
+        calls = self._calls(path)
+        if not calls:
+            return None
+        flow = self.reading.flow
+        value = flow.main_output(calls[0])
+        if value is None:
+            value = next((value for _, value in calls[0].outputs), None)
+        if value is None:
+            return Passage((), "last", len(calls))
+        return Passage(self.record.shapes[value], layout(flow, value), len(calls))
 
-def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
-    """Run ``model`` once, leaving it as it was, and tell its parts by what they do."""
-    paths = Paths(model)
-    with uncollected():
-        graph = Graph(record(model, example_inputs, paths), paths)
-        roles = Reader(graph).read()
-    return Anatomy(paths, graph, roles.places, roles.layers)
+    def port_shape(self, port: Port) -> tuple[int, ...]:
+        """The shape of the value at ``port`` in the recorded forward; () if it was never seen."""
+        for call in self._calls(port.path):
+            if port.side == "output":
+                values = call.outputs
+            elif port.argument is None:
+                value = self.reading.flow.main_input(call)
+                return self.record.shapes[value] if value is not None else ()
+            else:
+                values = call.inputs.get(port.argument, [])
+            for key, value in values:
+                if key == port.index:
+                    return self.record.shapes[value]
+        return ()
+
+    def layer_of(self, path: str) -> int | None:
+        """The number of the layer that ``path`` lies in, or None outside of all."""
+        return self.reading.regions.layer(self.paths.canonical(path))
+
+    def stack_of(self, place: Site | str) -> str | None:
+        """The path of the list of layers that ``place`` lies in, or None outside of all."""
+        path = place if isinstance(place, str) else (place.members or place.paths)[0]
+        found = self.reading.regions.layer_at(self.paths.canonical(path))
+        return found.stack if found is not None else None
+
+    def _calls(self, path: str) -> list[Call]:
+        return self.record.calls_of.get(self.paths.canonical(path), [])
 
 
-__all__ = ["Anatomy", "CallFacts", "read"]
+
+

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -217,7 +217,7 @@ def _restore(model: nn.Module, applied: Applied) -> None:
 
 
 @contextmanager
-def disabled_specs(model: nn.Module) -> Iterator[nn.Module]:
+def disabled_specs(model: nn.Module) -> Generator[nn.Module]:
     """The base model, to the bit, while inside; adaptations are back after."""
     surgery = surgery_of(model)
     if surgery is None:

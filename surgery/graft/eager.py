@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -113,9 +113,9 @@ def uninstall(model: nn.Module) -> None:
 
 
 @contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
+def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: without adapted classes and without the added parameters."""
-    adapted = [path for path, m in model.named_modules() if is_adapted(m)]
+    adapted: list[str] = [path for path, m in model.named_modules() if is_adapted(m)]
     classes = [(m, type(m)) for m in model.modules() if is_adapted(m)]
     children = [
         (m, dict(m._modules))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
-    """base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
+    """Base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
     if base.dim() == 2:
         return torch.addmm(base, hidden, up.t(), alpha=scale)
     if base.dim() < 2 or base.shape[:-1] != hidden.shape[:-1]:
@@ -35,7 +35,7 @@ def low_rank(
     training: bool = False,
     factor: Tensor | None = None,
 ) -> Tensor:
-    """factor ⊙ (x Wᵀ + scale · dropout(x) downᵀ upᵀ) + bias; without ``factor`` it is 1.
+    """Factor ⊙ (x Wᵀ + scale · dropout(x) downᵀ upᵀ) + bias; without ``factor`` it is 1.
 
     Kept for backward are `x`, which is alive anyway, the hidden states of the small rank and, with
     dropout, a mask of one byte an element. The product that the factor's gradient needs is

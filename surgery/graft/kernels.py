@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ def put_kwargs(kwargs: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 def call_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the forward that ``module`` had before it was adapted."""
-    return type(module).surgery_base.forward(module, *args, **kwargs)  # type: ignore[attr-defined]
+    cls: Any = type(module)
+    return cls.surgery_base.forward(module, *args, **kwargs)
 
 
 def first(output: Any, key: int | str) -> Any:
@@ -40,10 +42,11 @@ def with_first(output: Any, key: int | str, value: Any) -> Any:
     if isinstance(key, str):
         changed = type(output)(**{**dict(output), key: value})
         return changed
-    items = [*output[:key], value, *output[key + 1 :]]
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*items)
-    return type(output)(items) if isinstance(output, list) else tuple(items)
+    items: list[Any] = [*output[:key], value, *output[key + 1 :]]
+    cls: Any = type(output)
+    if hasattr(cls, "_fields"):
+        return cls(*items)
+    return items if cls is list else tuple(items)
 
 
 class Tap:
@@ -97,7 +100,8 @@ def row_norm(matrix: Tensor) -> Tensor:
 
 def _squared_rows(matrix: Tensor) -> Tensor:
     wide = torch.promote_types(matrix.dtype, torch.float32)
-    return torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
+    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=wide)  # pyright: ignore
+    return norms.square()
 
 
 def eye(like: Tensor, size: int) -> Tensor:
@@ -124,7 +128,8 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     The kept value is tied to the versions and addresses of the tensors it came from, and is
     dropped by the first forward that records gradients.
     """
-    compute = type(module).surgery_folds[key]  # type: ignore[attr-defined]
+    cls: Any = type(module)
+    compute: Callable[..., Tensor] = cls.surgery_folds[key]
     if torch.compiler.is_compiling():
         return compute(module, *tensors)
     kept: dict[str, Any] = module.__dict__.setdefault("_surgery_kept", {})
@@ -133,8 +138,8 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
         return compute(module, *tensors)
     if any(t.is_inference() or t.is_meta or type(t) not in (nn.Parameter, Tensor) for t in tensors):
         return compute(module, *tensors)
-    stamp = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)  # pyright: ignore[reportPrivateUsage]
-    found = kept.get(key)
+    stamp = tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
+    found: tuple[Any, Tensor] | None = kept.get(key)
     if found is None or found[0] != stamp:
         found = (stamp, compute(module, *tensors).detach())
         kept[key] = found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -106,7 +106,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
 
 
 @contextmanager
-def merged_specs(model: nn.Module) -> Iterator[nn.Module]:
+def merged_specs(model: nn.Module) -> Generator[nn.Module]:
     """The model with all that merges merged, while inside; every bit is back after."""
     surgery = surgery_of(model)
     if surgery is None:

@@ -48,18 +48,30 @@ def _is(value: Any, *targets: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "call_function" and value.target in targets
 
 
-def _only_use(value: fx.Node) -> bool:
-    return len(value.users) == 1
+def _arguments(value: Any, *targets: Any) -> tuple[Any, ...] | None:
+    """The arguments of a call of one of ``targets`` whose result has a single use, else None."""
+    return tuple(value.args) if _is(value, *targets) and len(value.users) == 1 else None
+
+
+def _sides(node: fx.Node) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """The operands of a commutative call, both ways round."""
+    left, right = node.args
+    return (left, right), (right, left)
+
+
+def _absent(arguments: tuple[Any, ...]) -> bool:
+    return all(a is None for a in arguments)
 
 
 def _fuse_dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """linear(dropout(x), A) → one node."""
-    if not _is(node, functional.linear) or len(node.args) < 2:
+    if not _is(node, functional.linear):
         return None
     x, weight, *bias = node.args
-    if not _is(x, functional.dropout) or (bias and bias[0] is not None) or not _only_use(x):
+    dropped = _arguments(x, functional.dropout)
+    if dropped is None or not _absent(tuple(bias)):
         return None
-    return graph.call_function(fused.dropped_linear, (x.args[0], weight, *x.args[1:]))
+    return graph.call_function(fused.dropped_linear, (dropped[0], weight, *dropped[1:]))
 
 
 def _fuse_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -67,54 +79,43 @@ def _fuse_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if not _is(node, torch.add, operator.add):
         return None
     scale = node.kwargs.get("alpha", 1)
-    sides = [(node.args[0], node.args[1])]
-    if scale == 1:
-        sides.append((node.args[1], node.args[0]))
-    for base, product in sides:
-        if not isinstance(base, fx.Node) or not _is(product, functional.linear):
-            continue
-        hidden, weight, *bias = product.args
-        if _only_use(product) and not (bias and bias[0] is not None) and _is_features(base):
-            return graph.call_function(fused.add_product, (base, hidden, weight, scale))
+    for base, other in _sides(node)[: 2 if scale == 1 else 1]:
+        product = _arguments(other, functional.linear)
+        if product and _is_hidden(base) and _absent(product[2:]):
+            return graph.call_function(fused.add_product, (base, *product[:2], scale))
     return None
 
 
-def _is_features(base: Any) -> bool:
+def _is_hidden(value: Any) -> bool:
     """Whether a node gives hidden states rather than a tensor held by a module."""
-    return isinstance(base, fx.Node) and base.op != "get_attr"
+    return isinstance(value, fx.Node) and value.op != "get_attr"
 
 
 def _fuse_low_rank(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """linear(x, W, b) + s·linear(linear(x, A), B) → one kernel that saves no copy of anything."""
     if not _is(node, fused.add_product):
         return None
-    base, hidden, up, scale = node.args
-    if not (_is(base, functional.linear) and _only_use(base)):
+    first, second, up, scale = node.args
+    base = _arguments(first, functional.linear)
+    hidden = _arguments(second, functional.linear)
+    dropped = _arguments(second, fused.dropped_linear)
+    if hidden and _absent(hidden[2:]):
+        dropped = (*hidden[:2], 0, False)
+    if not base or not dropped or dropped[0] is not base[0] or _is_hidden(base[1]):
         return None
-    if not (_is(hidden, functional.linear, fused.dropped_linear) and _only_use(hidden)):
-        return None
-    x, weight, *bias = base.args
-    if hidden.args[0] is not x or _is_features(weight):
-        return None
-    down = hidden.args[1]
-    dropping = hidden.args[2:] if hidden.target is fused.dropped_linear else (0, False)
-    if hidden.target is functional.linear and any(a is not None for a in hidden.args[2:]):
-        return None
-    offset = bias[0] if bias else None
-    return graph.call_function(
-        fused.low_rank, (x, weight, offset, down, up, scale, *dropping, None)
-    )
+    x, weight, bias = (*base, None)[:3]
+    down, *dropping = dropped[1:]
+    return graph.call_function(fused.low_rank, (x, weight, bias, down, up, scale, *dropping, None))
 
 
 def _fuse_factor(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """factor · low_rank(…) → the same kernel with the factor in it."""
+    """Factor · low_rank(…) → the same kernel with the factor in it."""
     if not _is(node, operator.mul):
         return None
-    for factor, product in (node.args, node.args[::-1]):
-        if _is(product, fused.low_rank) and _only_use(product) and _is_vector(factor):
-            *front, none = product.args
-            if none is None and front[2] is None:
-                return graph.call_function(fused.low_rank, (*front, factor))
+    for factor, other in _sides(node):
+        product = _arguments(other, fused.low_rank)
+        if product and product[-1] is None and product[2] is None and _is_vector(factor):
+            return graph.call_function(fused.low_rank, (*product[:-1], factor))
     return None
 
 
@@ -127,11 +128,11 @@ def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """low_rank(…) with a factor + bias → the same kernel with the bias in it."""
     if not _is(node, torch.add, operator.add) or "alpha" in node.kwargs:
         return None
-    for product, bias in (node.args, node.args[::-1]):
-        if _is(product, fused.low_rank) and _only_use(product) and not _is_features(bias):
-            x, weight, none, *rest = product.args
-            if none is None and rest[-1] is not None:
-                return graph.call_function(fused.low_rank, (x, weight, bias, *rest))
+    for other, bias in _sides(node):
+        product = _arguments(other, fused.low_rank)
+        if product and product[2] is None and product[-1] is not None and not _is_hidden(bias):
+            x, weight, _, *rest = product
+            return graph.call_function(fused.low_rank, (x, weight, bias, *rest))
     return None
 
 

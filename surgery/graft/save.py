@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
@@ -19,6 +19,10 @@ from surgery.graft.state import Surgery, surgery_of
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.planning.fingerprint import difference, digests
 from surgery.planning.spec import spec_from_texts
+
+# safetensors has no types of its own.
+open_safetensors: Any = safe_open
+save_file: Any = safetensors.torch.save_file
 
 FILE = "adapter.safetensors"
 KEY = "surgery"
@@ -96,9 +100,9 @@ def read_adapter(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     """
     target = adapter_path(path)
     try:
-        with safe_open(target, framework="pt") as file:
+        with open_safetensors(target, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            tensors: dict[str, Tensor] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError) as problem:
         raise error("S514", f"cannot read `{target}`: {problem}") from None
     if KEY not in metadata:

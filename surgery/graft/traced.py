@@ -6,7 +6,7 @@ region, between the nodes that came from it. The original graph is kept, and com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,7 +58,7 @@ def uninstall(model: nn.Module) -> None:
 
 
 @contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
+def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: its own graph, without the added parameters."""
     assert isinstance(model, fx.GraphModule)
     adapted = model.graph if _ORIGINAL in model.__dict__ else None

@@ -23,7 +23,7 @@ from surgery.language.syntax import (
 )
 from surgery.language.unparse import arguments, dims, expression, quote
 
-_WIDEST_ALIGNED = 32
+_WIDEST = 32
 _COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3}
 
 
@@ -64,21 +64,18 @@ def _operand(node: Operand) -> Doc:
 
 
 def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
-    """For each piece, how wide the params it stands among are before their sign."""
-    widths: list[int] = []
-    run: list[int] = []
-    for piece in [*pieces, None]:
-        if piece and isinstance(piece.node, Param) and not (piece.blank and run):
-            run.append(len(_declared(piece.node)))
-            continue
-        narrow = [width for width in run if width <= _WIDEST_ALIGNED]
-        widths += [max(narrow, default=0)] * len(run)
-        run = []
-        if piece and isinstance(piece.node, Param):
-            run = [len(_declared(piece.node))]
-        elif piece:
-            widths.append(0)
-    return widths
+    """How wide each param is written: as the widest beside it that has the same flags."""
+    runs: list[int] = []
+    before = None
+    for piece in pieces:
+        param = piece.node if isinstance(piece.node, Param) else None
+        flags = param and (param.frozen, param.shared)
+        same = flags == before and not piece.blank
+        runs.append(runs[-1] if runs and same else len(runs))
+        before = flags
+    own = [len(_declared(p.node)) if isinstance(p.node, Param) else 0 for p in pieces]
+    narrow = [(run, width) for run, width in zip(runs, own, strict=True) if width <= _WIDEST]
+    return [max((width for other, width in narrow if other == run), default=0) for run in runs]
 
 
 def _declared(node: Param) -> str:

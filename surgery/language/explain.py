@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from surgery.language import explain_expression, explain_selector
 from surgery.language.diagnostics import Diagnostic, Label
 from surgery.language.failure import Failure
-from surgery.language.lalr import END
+from surgery.language.lalr import END, grammar
 from surgery.language.source import Span
 from surgery.language.words import CLOSERS, FORMS, ITEMS, RESERVED, SIGNS, STEPS
 
@@ -76,10 +76,8 @@ def _misspelt_word(failure: Failure) -> Diagnostic | None:
 
 def _goes_on(failure: Failure, place: int, kind: str) -> bool:
     """Whether a statement that opens with ``kind`` at ``place`` would make sense."""
-    from surgery.language.lalr import grammar
-
-    rest = [kind, *failure.kinds[place + 1 :], END]
-    return grammar().stepper().reach(rest) >= min(3, len(rest))
+    opening = [kind, *failure.kinds[place + 1 :], END][:3]
+    return grammar().stepper().reach(opening) == len(opening)
 
 
 def _unclosed(failure: Failure) -> Diagnostic | None:

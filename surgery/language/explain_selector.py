@@ -8,6 +8,7 @@ from surgery.language.words import CLAUSES
 
 _PART_ENDS = {"NAME", "PATH", "ALL", "RPAR", "RSQB"}
 _PART_STARTS = {"NAME", "PATH", "ALL"}
+_MOST_PARTS = 8
 _PATH_SIGNS = {"STAR", "NUMBER", "STRING", "QMARK", "LBRACE", "DOT", "SLASH"}
 
 
@@ -45,13 +46,8 @@ def _bare_path(failure: Failure) -> Diagnostic | None:
         last += 1
     span = failure.span(first, last)
     path = span.text.strip('"')
-    help = f"`` `{path}` ``" if failure.kind == "STRING" else f"write `` `{path}` ``"
-    return failure.diagnose(
-        "S117",
-        "a path is written between backticks",
-        span,
-        help=help if failure.kind != "STRING" else f"write {help}",
-    )
+    message = "a path is written between backticks"
+    return failure.diagnose("S117", message, span, help=f"write `` `{path}` ``")
 
 
 def _in_test(failure: Failure) -> bool:
@@ -123,6 +119,7 @@ def _missing_bar(failure: Failure) -> Diagnostic | None:
         for place in range(failure.start + 2, min(failure.place + 1, len(failure.tokens)))
         if failure.kinds[place] in _PART_STARTS and failure.kinds[place - 1] in _PART_ENDS
     ]
+    gaps = gaps[:_MOST_PARTS]
     for first in range(len(gaps)):
         for last in range(len(gaps), first, -1):
             if _joined(failure, gaps[first:last]):
@@ -143,8 +140,8 @@ def _joined(failure: Failure, gaps: list[int]) -> bool:
     for place in range(failure.start, len(failure.kinds)):
         kinds += ["VBAR"] if place in gaps else []
         kinds.append(failure.kinds[place])
-    past = failure.place + 1 - failure.start + len(gaps)
-    return failure.origin.reach(kinds) >= min(past + 1, len(kinds))
+    enough = kinds[: failure.place - failure.start + len(gaps) + 2]
+    return failure.origin.reach(enough) == len(enough)
 
 
 def _bare_arguments(failure: Failure) -> Diagnostic | None:

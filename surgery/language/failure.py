@@ -104,7 +104,8 @@ class Failure:
         """
         repaired = [*self.kinds[self.start : place], *kinds, *self.kinds[place + replace :], END]
         past = self.place + 1 - self.start + len(kinds) - replace
-        return self.origin.reach(repaired) >= min(past + 1, len(repaired))
+        enough = repaired[: past + 1]
+        return self.origin.reach(enough) == len(enough)
 
     def diagnose(
         self, code: str, message: str, *labels: Label | Span, help: str | None = None

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 POISON = "POISON"
 """The kind of a token that stands where a word was unreadable: already reported."""
 
+_MOST = 20
+"""So many unreadable places, and the rest is not worth reading."""
+
 _CLOSED_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _BAD_ESCAPE = re.compile(r'\\[^"\\nt]')
 _NUMBER_AND_WORD = re.compile(r"[0-9][0-9A-Za-z_.]*")
@@ -49,7 +52,8 @@ def scan(source: Source) -> tuple[list[Token], list[Diagnostic]]:
             end, diagnostic = _unreadable(source, problem.offset)
             problems.append(diagnostic)
             poison.append(make_token(POISON, "", problem.offset))
-            text = text[: problem.offset] + " " * (end - problem.offset) + text[end:]
+            rest = text[end:] if len(problems) < _MOST else ""
+            text = text[: problem.offset] + " " * (end - problem.offset) + rest
         else:
             return sorted([*tokens, *poison], key=lambda t: t.start_pos or 0), problems
 

@@ -71,16 +71,18 @@ def _expression(node: Expression) -> tuple[Doc, int]:
 def _chain(node: Binary) -> Doc:
     """Operators of one level, which group to the left, as one run that breaks as one."""
     level = _LEVEL[node.operator]
-    compares = node.operator in _LEVELS[3]
     run: list[Doc] = []
     left: Expression = node
-    while isinstance(left, Binary) and _LEVEL[left.operator] == level:
+    while isinstance(left, Binary) and (left is node or _run_on(left.operator, node.operator)):
         run.append((Line(), f"{left.operator} ", expression(left.right, level + 1)))
         left = left.left
-        if compares:
-            break
-    first = expression(left, level + 1 if compares else level)
-    return Group((first, Nest(tuple(reversed(run)))))
+    return Group((expression(left, level + 1), Nest(tuple(reversed(run)))))
+
+
+def _run_on(left: str, right: str) -> bool:
+    """Whether `a left b right c` reads well; `(a @ b) * c` keeps its parentheses."""
+    same = _LEVEL[left] == _LEVEL[right] != _LEVEL["<"]
+    return same and (left == right or not {left, right} & {"@", "%"})
 
 
 def _number(node: Number) -> str:

@@ -7,6 +7,7 @@ the names their values; :meth:`Dim.value` then evaluates what the rule worked ou
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +20,17 @@ def _divisor(number: Scalar, limit: Scalar) -> Scalar:
     return next(k for k in range(max(1, int(limit)), 0, -1) if number % k == 0)
 
 
+def _quotient(number: Scalar, by: Scalar) -> Scalar:
+    return number // by if number % by == 0 else number / by
+
+
 FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "min": min,
     "max": max,
     "sqrt": math.sqrt,
     "divisor": _divisor,
-    "quotient": lambda a, b: a // b if a % b == 0 else a / b,
-    "remainder": lambda a, b: a % b,
+    "quotient": _quotient,
+    "remainder": operator.mod,
 }
 
 

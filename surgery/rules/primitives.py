@@ -44,7 +44,10 @@ def _same(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
 
 
 def _elementwise(what: str) -> ShapeRule:
-    return lambda shapes, arguments, span: shapes.broadcast(*arguments, what, span)
+    def rule(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+        return shapes.broadcast(arguments[0], arguments[1], what, span)
+
+    return rule
 
 
 def _linear(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:

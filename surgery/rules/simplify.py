@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Attribute, Expression, Shape, is_number, number, rebuild
 from surgery.rules.primitives import PRIMITIVES
 
-_FOLD = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "divide": lambda a, b: a / b,
+_FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
+    "add": Dim.__add__,
+    "subtract": Dim.__sub__,
+    "multiply": Dim.__mul__,
+    "divide": Dim.__truediv__,
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hypothesis import strategies as st
 
 from surgery.language import syntax
@@ -11,8 +9,6 @@ from surgery.language.source import Source, Span
 from surgery.language.words import RESERVED
 
 NOWHERE = Span(Source("", ""), 0, 0)
-
-Draw = Callable[..., object]
 
 _known = st.sampled_from(["q", "x", "gate", "norm", "weight", "shared", "frozen", "one", "A", "W"])
 names = (_known | st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True)).filter(

@@ -77,7 +77,8 @@ block short(r) of h[*,d] { # note
 
 
    param frozen bb[1] ~ normal()
-   require r < 3
+   param c[1] ~ normal()
+   require r < (a @ b) * c / (d * e)
    # of the let
    let z = aaaaaaaaaaaaaaaaaaaaaaaaaaa + (bbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccc) - dddd
    return z
@@ -124,7 +125,8 @@ block short(r) of h[*, d] {  # note
   param   a[1] = 0  # first
 
   param   frozen bb[1] ~ normal()
-  require r < 3
+  param   c[1] ~ normal()
+  require r < (a @ b) * c / (d * e)
   # of the let
   let     z = aaaaaaaaaaaaaaaaaaaaaaaaaaa
     + bbbbbbbbbbbbbbbbbbbbbbbbbb * cccccccccccccccccccc

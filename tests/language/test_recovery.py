@@ -133,3 +133,20 @@ def test_deep_nesting() -> None:
 def test_a_thousand_lines() -> None:
     line = "on q|v in layer[-4:] where width > 100 except `a.**.b` expect 12 apply lora(r = 8)\n"
     assert len(parse(line * 1000).items) == 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x00\x01é" * 50_000,
+        "\"`'" * 50_000,
+        "on " + "a " * 20_000 + "5",
+        "method m() { match y = module(x)\n" + "y = = 3\n" * 500 + "}",
+        "the quick brown fox, it says: (nothing) of use\n" * 2000,
+        "{" * 30 + "}" * 30_000,
+    ],
+    ids=["bytes", "quotes", "names", "steps", "prose", "braces"],
+)
+@pytest.mark.timeout(60)
+def test_large_nonsense_takes_no_time(text: str) -> None:
+    assert told(text)

@@ -1,0 +1,70 @@
+"""Attention cores: softmax(q kᵀ) v, by whatever functions it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.linears import Linear, operands_of
+from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PRODUCTS, WHOLE_ATTENTIONS
+from surgery.anatomy.record import Op, Value
+
+
+@dataclass(frozen=True)
+class Core:
+    """One attention: the three operands, the result, and the operators it consists of.
+
+    ``whole`` marks functions with the projections inside: their operands are hidden states.
+    """
+
+    q: int
+    k: int
+    v: int
+    result: int
+    ops: tuple[Op, ...]
+    whole: bool = False
+
+
+def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
+    """The attention cores of a record, in order."""
+    for op, kind in zip(flow.ops, flow.kinds, strict=True):
+        if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
+            named = [op.kwargs.get(name) for name in ("query", "key", "value")]
+            given = [v for v in (*op.args[:3], *named) if isinstance(v, Value)]
+            if len(given) >= 3:
+                q, k, v = (value.number for value in given[:3])
+                yield Core(q, k, v, op.outputs[0], (op,), kind in WHOLE_ATTENTIONS)
+        elif kind == "softmax":
+            core = _around(flow, linears, op)
+            if core is not None:
+                yield core
+
+
+def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | None:
+    """The products of activations on both sides of a softmax."""
+    def is_product(op: Op) -> bool:
+        return flow.kinds[op.index] in PRODUCTS and op.index not in linears
+
+    def stop(op: Op) -> bool:
+        kind = flow.kinds[op.index]
+        return op.index in linears or is_product(op) or kind in NORMS or kind == "embedding"
+
+    scores: Op | None = None
+    for op in flow.backward(softmax.inputs[0], lambda _, op: stop(op)):
+        # DeBERTa adds products with positions later than the one with keys.
+        if is_product(op) and (scores is None or op.index < scores.index):
+            scores = op
+    if scores is None:
+        return None
+    for op in flow.forward(softmax.outputs[0], stop):
+        if not is_product(op):
+            continue
+        q, k = operands_of(scores, flow.kinds[scores.index])
+        weights, values = operands_of(op, flow.kinds[op.index])
+        softened = flow.bit(softmax.outputs[0])
+        if flow.history(values) & softened:
+            weights, values = values, weights
+        if flow.history(weights) & softened and not flow.history(values) & softened:
+            return Core(q, k, values, op.outputs[0], (scores, softmax, op))
+    return None

@@ -1,0 +1,148 @@
+"""Feed-forwards: linear, nonlinearity, linear, on a branch beside a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.operators import ACTIVATIONS, NORMS, PASSIVE, POINTWISE, STATISTICS
+from surgery.anatomy.record import Op
+from surgery.anatomy.roles.residual import Sum, branch_ends
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The linears of one feed-forward; ``roles`` by the index of the linear's operator."""
+
+    down: Linear
+    roles: Mapping[int, str]
+    source: int
+
+
+def feed_forwards(
+    flow: Flow, linears: Mapping[int, Linear], sums: list[Sum], taken: Collection[int]
+) -> Iterator[FeedForward]:
+    """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
+    by_result = {flow.same(linear.result): linear for linear in linears.values()}
+    seen: set[int] = set()
+    for item in sums:
+        for branch in item.branches:
+            for end, _ in branch_ends(flow, branch):
+                down = by_result.get(end)
+                if down is None or down.op.index in seen or down.op.index in taken:
+                    continue
+                seen.add(down.op.index)
+                found = feed_forward(flow, linears, down)
+                if found is not None and flow.depends(found.source, _base(flow, item.skip)):
+                    yield found
+
+
+def _base(flow: Flow, skip: int) -> int:
+    return list(branch_ends(flow, skip))[0][0]
+
+
+def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> FeedForward | None:
+    """What lies behind ``down``, if that is linears, something pointwise with a bend, no more."""
+    if not down.pointwise:
+        return None
+    reached = _behind(flow, linears, down, through=True)
+    if reached is None or not reached.linears or not reached.bent:
+        return None
+    firsts = [linears[index] for index in sorted(reached.linears)]
+    sources = {flow.same(first.source) for first in firsts}
+    if len(sources) > 1 or not all(first.pointwise for first in firsts):
+        return None
+    if reached.convolved and not all(_is_plain(flow, x) for x in (*firsts, down)):
+        return None
+    straight = _behind(flow, linears, down, through=False)
+    roles = _roles(flow, firsts, down, straight.linears if straight else set())
+    if roles is None:
+        return None
+    return FeedForward(down, {**roles, down.op.index: "down"}, firsts[0].source)
+
+
+@dataclass
+class _Reached:
+    linears: set[int]
+    bent: bool
+    convolved: bool
+
+
+def _behind(
+    flow: Flow, linears: Mapping[int, Linear], down: Linear, *, through: bool
+) -> _Reached | None:
+    """The nearest linears before ``down``; with ``through`` False only those no activation bends.
+
+    None if there is anything that mixes positions on the way: then this is no feed-forward.
+    """
+    found = _Reached(set(), False, False)
+    allowed = PASSIVE | POINTWISE | NORMS | STATISTICS | {"cat"}
+
+    def stop(_: int, op: Op) -> bool:
+        linear = linears.get(op.index)
+        if linear is not None:
+            return not linear.depthwise
+        return not through and flow.kinds[op.index] in ACTIVATIONS
+
+    for op in flow.backward(down.source, stop):
+        linear = linears.get(op.index)
+        kind = flow.kinds[op.index]
+        if linear is not None and not linear.depthwise:
+            found.linears.add(op.index)
+        elif linear is not None:
+            if kind != "conv2d":
+                return None
+            found.convolved = True
+        elif kind not in allowed:
+            return None
+        elif kind in ACTIVATIONS:
+            found.bent = True
+    return found
+
+
+def _is_plain(flow: Flow, linear: Linear) -> bool:
+    # Between convolutions, a depthwise one makes an inverted bottleneck, not a feed-forward.
+    return not flow.kinds[linear.op.index].startswith("conv")
+
+
+def _roles(
+    flow: Flow, firsts: list[Linear], down: Linear, straight: set[int]
+) -> dict[int, str] | None:
+    shapes = flow.record.shapes
+    if len(firsts) == 1:
+        axis = _features(flow, firsts[0])
+        fused = shapes[firsts[0].result][axis] == 2 * shapes[down.source][axis]
+        return {firsts[0].op.index: "gate_up" if fused else "up"}
+    if len(firsts) == 2:
+        ups = [first for first in firsts if first.op.index in straight]
+        gates = [first for first in firsts if first.op.index not in straight]
+        if len(ups) == 1:
+            return {ups[0].op.index: "up", gates[0].op.index: "gate"}
+        if len(ups) == 2:
+            # A gelu written out leads past its own bend, too; the gate is the one that has one.
+            return _written_out(flow, firsts)
+    return None
+
+
+def _written_out(flow: Flow, firsts: list[Linear]) -> dict[int, str] | None:
+    bent = [
+        first
+        for first in firsts
+        if any(
+            flow.kinds[op.index] in ACTIVATIONS
+            for op in flow.forward(
+                first.op.outputs[0],
+                lambda op: flow.kinds[op.index] not in PASSIVE | POINTWISE,
+            )
+        )
+    ]
+    if len(bent) != 1:
+        return None
+    return {first.op.index: "gate" if first in bent else "up" for first in firsts}
+
+
+def _features(flow: Flow, linear: Linear) -> int:
+    kind = flow.kinds[linear.op.index]
+    return -int(kind[4]) - 1 if kind.startswith("conv") and kind[4:5].isdigit() else -1

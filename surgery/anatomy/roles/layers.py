@@ -1,0 +1,84 @@
+"""Layers: the modules of which a model is a stack, and their numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.record import Op
+
+
+_NUMBER = re.compile(r"\d+(?=\.|$)|(?<=[A-Za-z_])\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, the path that it shares with the others of its stack, and its number there."""
+
+    path: str
+    stack: str
+    index: int
+
+
+def find_layers(
+    flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Op]
+) -> dict[str, Layer]:
+    """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
+    sums = list(sums)
+    paths = _shared(set(attentions), feed_forwards) or _numbered(flow, sums)
+    paths |= _siblings(flow, paths, sums)
+    modules = flow.paths.rank
+    counts: dict[str, int] = {}
+    found: dict[str, Layer] = {}
+    for path in sorted(paths, key=lambda path: modules.get(path, 0)):
+        # The blocks of all stages are one stack, counted through.
+        stack = _NUMBER.sub("*", path)
+        number = counts.get(stack, 0)
+        counts[stack] = number + 1
+        written = _NUMBER.findall(path)
+        found[path] = Layer(path, stack, int(written[0]) if len(written) == 1 else number)
+    return found
+
+
+def _shared(attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
+    """The lowest modules that hold both an attention and a feed-forward."""
+    attended: set[str] = set()
+    for path in attentions:
+        attended.update(_above(path))
+    found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
+    higher = {above for path in found for above in list(_above(path))[1:]}
+    return {path for path in found if path and path not in higher}
+
+
+def _above(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _numbered(flow: Flow, sums: list[Op]) -> set[str]:
+    """Without attention: the numbered modules that have a residual of their own."""
+    found: set[str] = set()
+    for op in sums:
+        for call in flow.record.stack(op.call):
+            if call.path.rpartition(".")[2].isdigit():
+                found.add(call.path)
+                break
+    return found
+
+
+def _siblings(flow: Flow, paths: set[str], sums: list[Op]) -> set[str]:
+    """The other modules of the same lists that are of the same class or have a residual."""
+    lists = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2].isdigit()}
+    modules = flow.paths.modules
+    kinds = {(path.rpartition(".")[0], type(modules[path])) for path in paths if path in modules}
+    residual = {call.path for op in sums for call in flow.record.stack(op.call)}
+    found: set[str] = set()
+    for path in flow.record.calls_of:
+        parent, _, name = path.rpartition(".")
+        if parent in lists and name.isdigit() and path in modules:
+            if (parent, type(modules[path])) in kinds or path in residual:
+                found.add(path)
+    return found

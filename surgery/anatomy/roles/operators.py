@@ -1,0 +1,101 @@
+"""What the names of recorded functions mean for the features that pass them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+
+@cache
+def kind(name: str) -> str:
+    """One name for a function, its method, its operator and its in-place form."""
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        if name[:1] in ("i", "r") and name[1:] in _OPERATORS:
+            name = name[1:]
+    elif name.endswith("_"):
+        name = name.rstrip("_")
+    return _SYNONYMS.get(name, name)
+
+
+_OPERATORS = frozenset("add sub mul truediv matmul pow".split())
+_SYNONYMS = {
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "grouped_mm_fallback": "grouped_mm",
+    "_grouped_mm": "grouped_mm",
+    "_softmax": "softmax",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+}
+
+RESHAPES = frozenset(
+    """
+    view reshape transpose permute contiguous flatten unflatten unsqueeze squeeze to type float
+    half bfloat16 double clone detach alias movedim moveaxis T mT H t view_as reshape_as type_as
+    dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout requires_grad data identity
+    """.split()
+)
+"""The same elements, elsewhere: what comes out is what went in."""
+
+SELECTIONS = frozenset(
+    """
+    getitem split chunk unbind tensor_split split_with_sizes narrow select index_select expand
+    expand_as repeat repeat_interleave broadcast_to tile roll gather unfold masked_select
+    """.split()
+)
+"""A part of the elements, or more of the same."""
+
+PASSIVE = RESHAPES | SELECTIONS
+
+ACTIVATIONS = frozenset(
+    """
+    relu relu6 gelu silu sigmoid tanh erf leaky_relu elu selu celu softplus mish hardswish
+    hardsigmoid prelu rrelu glu logsigmoid softsign hardtanh hardshrink softshrink tanhshrink
+    threshold special_erf erfc sin swish
+    """.split()
+)
+
+ARITHMETIC = frozenset(
+    """
+    add sub rsub mul div pow neg maximum minimum where masked_fill clamp clamp_min clamp_max exp
+    square sqrt rsqrt abs reciprocal lerp addcmul addcdiv log log1p expm1 sign max min nan_to_num
+    """.split()
+)
+
+POINTWISE = ACTIVATIONS | ARITHMETIC
+
+NORMS = frozenset(
+    """
+    layer_norm rms_norm batch_norm group_norm instance_norm native_layer_norm sync_batch_norm
+    """.split()
+)
+
+STATISTICS = frozenset("mean var var_mean std norm vector_norm linalg_vector_norm linalg_norm sum".split())
+ROOTS = frozenset("rsqrt sqrt div reciprocal pow".split())
+
+CONVOLUTIONS = frozenset(
+    """
+    conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d
+    """.split()
+)
+
+CHANNELS_FIRST = CONVOLUTIONS | frozenset(
+    """
+    batch_norm group_norm instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d interpolate pixel_shuffle pixel_unshuffle upsample
+    local_response_norm lp_pool2d boolean_dispatch _max_pool2d sync_batch_norm grid_sample
+    """.split()
+)
+
+PRODUCTS = frozenset("matmul mm bmm baddbmm addbmm addmm einsum tensordot mv".split())
+"""Products that may be between activations; `linear` and convolutions always have a weight."""
+
+WEIGHTED = PRODUCTS | CONVOLUTIONS | frozenset(("linear", "grouped_mm"))
+
+ATTENTIONS = frozenset(("scaled_dot_product_attention", "flex_attention"))
+WHOLE_ATTENTIONS = frozenset(("multi_head_attention_forward",))
+"""Functions that project, attend and project again, all in one."""

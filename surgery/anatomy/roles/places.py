@@ -1,0 +1,221 @@
+"""All roles of a model, told from the structure of what one forward did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from surgery.anatomy.roles.cores import cores
+from surgery.anatomy.roles.experts import Mixture, mixtures
+from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.heads import embeddings, heads
+from surgery.anatomy.roles.layers import find_layers
+from surgery.anatomy.roles.linears import Linear, linears
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.roles.ports import Ports
+from surgery.anatomy.roles.projections import Attention, Projections
+from surgery.anatomy.record import Call, Record, Value
+from surgery.anatomy.roles.regions import Border, Regions
+from surgery.anatomy.roles.residual import sums
+from surgery.anatomy.site import ROLES, Port, Site, covers
+
+
+_WHOLE = {11: "o", 18: "q", 19: "k", 20: "v"}
+"""Where `multi_head_attention_forward` is given the weights of the projections."""
+
+
+class Reading:
+    """The roles in one record; ``places`` are the sites of each in model order."""
+
+    def __init__(self, record: Record, paths: Paths):
+        self.record = record
+        self.paths = paths
+        self.flow = flow = Flow(record, paths)
+        self.linears = linears(flow)
+        self.sums = sums(flow, self.linears)
+        self.ports = Ports(flow, self.sums)
+        found = list(cores(flow, self.linears))
+        projections = Projections(flow, self.linears, found, self.sums)
+        self.attentions = [projections.around(core) for core in found]
+        self.mixtures = list(mixtures(flow, self.linears, self.ports))
+        outputs = {a.o.op.index for a in self.attentions if a.o is not None}
+        self.feed_forwards = list(feed_forwards(flow, self.linears, self.sums, outputs))
+        self.feed_forwards += self._experts()
+        adds = [op for item in self.sums if (op := flow.op(item.result)) is not None]
+        beside = [
+            *(f.down.path for f in self.feed_forwards if f.down.path),
+            *(m.call.path for m in self.mixtures),
+        ]
+        attended = [
+            a.o.path if a.o and a.o.path else self.record.calls[a.core.ops[-1].call].path
+            for a in self.attentions
+        ]
+        self.layers = find_layers(flow, attended, beside, adds)
+        self.regions = Regions(flow, self.ports, self.layers)
+        self._sites: dict[str, dict[str, Site]] = {role: {} for role in ROLES}
+        self._collect()
+        self.places = {
+            role: tuple(sorted(sites.values(), key=self._order))
+            for role, sites in self._sites.items()
+            if sites
+        }
+
+    def _collect(self) -> None:
+        for attention in self.attentions:
+            self._attention(attention)
+        expert_paths = {path for mixture in self.mixtures for path in mixture.expert}
+        mixed = {mixture.call.path for mixture in self.mixtures if mixture.sum is not None}
+        for found in self.feed_forwards:
+            self._feed_forward(found, expert_paths, mixed)
+        for mixture in self.mixtures:
+            self._mixture(mixture)
+        for path in self.layers:
+            self._called(path, "layer")
+        for call in self.flow.norms.values():
+            self._called(call.path, "norm")
+        for path in embeddings(self.flow):
+            self._called(path, "embedding")
+        taken = {path for sites in self._sites.values() for path in sites}
+        for linear in heads(self.flow, self.linears):
+            if linear.path and linear.path not in taken:
+                self._called(linear.path, "head")
+
+    def _attention(self, attention: Attention) -> None:
+        core = attention.core
+        if core.whole:
+            self._whole(attention)
+            return
+        firsts = [self.linears[index] for index in attention.roles]
+        for index, role in attention.roles.items():
+            self._linear(self.linears[index], role)
+        last = attention.o
+        if last is None:
+            return
+        self._linear(last, "o")
+        queries = [f for f in firsts if "q" in attention.roles[f.op.index]] or firsts
+        if not queries:
+            return
+        border = Border(
+            queries[0].source,
+            last.result,
+            tuple(sorted((f.op for f in firsts), key=lambda op: op.index)),
+            last.op,
+            queries[0].call,
+            last.call,
+            () if attention.cross else attention.sources,
+        )
+        site = self.regions.site(border, "attention")
+        if site is not None:
+            self._both(site, attention)
+
+    def _whole(self, attention: Attention) -> None:
+        op = attention.core.ops[0]
+        call = self.record.calls[op.call]
+        entry = self.ports.input(call, attention.core.q)
+        exit = self.ports.output(call, attention.core.result)
+        if entry is None or exit is None:
+            return
+        self._both(self.regions.module(call, "attention", entry, exit), attention)
+        for position, role in _WHOLE.items():
+            given = op.kwargs.get(f"{role}_proj_weight")
+            if role == "o":
+                given = op.kwargs.get("out_proj_weight", op.args[position:][:1])
+                given = given[0] if isinstance(given, tuple) and given else given
+            if not isinstance(given, Value):
+                continue
+            owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
+            if name == "weight" and owner != call.path and covers(call.path, owner):
+                self._add(replace(self.paths.module(owner), role=role), role)
+
+    def _both(self, site: Site, attention: Attention) -> None:
+        self._add(site, "attention")
+        kind = "attention.cross" if attention.cross else "attention.self"
+        self._add(replace(site, role=kind), kind)
+
+    def _feed_forward(
+        self, found: FeedForward, expert_paths: set[str], mixed: set[str]
+    ) -> None:
+        for index, role in found.roles.items():
+            self._linear(self.linears[index], role)
+        firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
+        ops = tuple(sorted((f.op for f in firsts), key=lambda op: op.index))
+        first = min(firsts, key=lambda f: f.op.index)
+        down = found.down
+        border = Border(found.source, down.result, ops, down.op, first.call, down.call)
+        site = self.regions.site(border, "mlp")
+        if site is None:
+            return
+        holder = site.members[0] if site.members else site.path
+        inside = any(covers(path, holder) and path != holder for path in mixed)
+        if inside or any(covers(path, holder) for path in expert_paths):
+            self._add(replace(site, role="expert"), "expert")
+        else:
+            self._add(site, "mlp")
+
+    def _mixture(self, mixture: Mixture) -> None:
+        entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
+        if mixture.sum is not None and entry is not None and exit is not None:
+            self._add(self.regions.module(mixture.call, "mlp", entry, exit), "mlp")
+        self._called(mixture.router, "router")
+        if mixture.experts is not None:
+            self._called(mixture.experts, "experts")
+        for path in mixture.expert:
+            if path not in self._sites["expert"]:
+                self._called(path, "expert")
+
+    def _experts(self) -> Iterable[FeedForward]:
+        """Feed-forwards inside mixtures: their results join no residual of their own."""
+        paths = {mixture.call.path for mixture in self.mixtures}
+        known = {f.down.op.index for f in self.feed_forwards}
+        for linear in self.linears.values():
+            if linear.op.index in known or linear.path is None:
+                continue
+            if any(covers(path, linear.path) for path in paths):
+                found = feed_forward(self.flow, self.linears, linear)
+                if found is not None:
+                    yield found
+
+    def _linear(self, linear: Linear, role: str) -> None:
+        if linear.call is not None:
+            self._call(linear.call, role)
+
+    def _called(self, path: str, role: str) -> None:
+        calls = self.record.calls_of.get(path)
+        if calls:
+            self._call(calls[0], role)
+        elif path in self.paths.modules:
+            site = self.paths.module(path)
+            self._add(replace(site, role=role, layer=self.regions.layer(path)), role)
+
+    def _call(self, call: Call, role: str) -> None:
+        if call.path not in self._sites[role]:
+            self._add(self.described(call, role), role)
+
+    def described(self, call: Call, role: str | None) -> Site:
+        """The site of a module that was called, as far as it can be told."""
+        entry, exit = self.ports.main_input(call), self.ports.main_output(call)
+        if entry is not None and exit is not None:
+            return self.regions.module(call, role, entry, exit)
+        plain = self.paths.module(call.path)
+        return replace(
+            plain,
+            role=role,
+            layer=self.regions.layer(call.path),
+            entry=entry or _first(call) or plain.entry,
+            exit=exit or plain.exit,
+        )
+
+    def _add(self, site: Site, role: str) -> None:
+        self._sites[role].setdefault(site.path, site)
+
+    def _order(self, site: Site) -> tuple[int, str]:
+        return self.paths.order(site.members[0] if site.members else site.path)
+
+
+def _first(call: Call) -> Port | None:
+    """The first argument of any kind: the ids an embedding is given."""
+    for name, values in call.inputs.items():
+        for key, _ in values:
+            return Port(call.path, "input", name, key)
+    return None

@@ -1,0 +1,132 @@
+"""Where a value can be seen from outside: as an argument or a result of a module that is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.residual import Sum, branch_ends, unscaled
+from surgery.anatomy.site import Port
+
+
+class Ports:
+    """Finds ports for values, and the residual and the norm of a place."""
+
+    def __init__(self, flow: Flow, sums: list[Sum]):
+        self.flow = flow
+        self.sums = sums
+
+    def input(self, call: Call, value: int) -> Port | None:
+        """The argument through which ``call`` gets ``value``, up to its shape."""
+        wanted = self.flow.same(value)
+        for name, values in call.inputs.items():
+            for key, given in values:
+                if self.flow.same(given) == wanted:
+                    return Port(call.path, "input", name, key)
+        return None
+
+    def output(self, call: Call, value: int) -> Port | None:
+        """The result in which ``call`` hands out ``value``, up to its shape."""
+        wanted = self.flow.same(value)
+        for key, made in call.outputs:
+            if self.flow.same(made) == wanted:
+                return Port(call.path, "output", None, key)
+        return None
+
+    def main_input(self, call: Call) -> Port | None:
+        """The argument with the hidden states."""
+        value = self.flow.main_input(call)
+        return None if value is None else self.input(call, value)
+
+    def main_output(self, call: Call) -> Port | None:
+        """The result with the hidden states."""
+        value = self.flow.main_output(call)
+        return None if value is None else self.output(call, value)
+
+    @cached_property
+    def joins(self) -> Mapping[int, Sum]:
+        """The residual sum that each value joins as it is, but for its scale."""
+        found: dict[int, Sum] = {}
+        for item in self.sums:
+            for value in item.partial:
+                end, _ = next(iter(branch_ends(self.flow, value)))
+                found.setdefault(end, item)
+        return found
+
+    def sum_of(self, value: int) -> Sum | None:
+        """The residual sum that ``value`` joins."""
+        return self.joins.get(unscaled(self.flow, value))
+
+    def residual(self, item: Sum, entry: Port, source: int, exit: Op) -> Port | None:
+        """Where the other summand can be seen before the operator ``exit`` has run.
+
+        At the place's own input if it is that; else at the norm before the place; else at the
+        latest call that gets or returns it.
+        """
+        seen = self._seen(item.skip)
+        if source == item.skip:
+            return entry
+        norm = self.flow.norms.get(self.flow.same(source))
+        for call, port in seen:
+            if norm is not None and call.number == norm.number and port.side == "input":
+                return port
+        before = [
+            (call, port)
+            for call, port in seen
+            if (call.first if port.side == "input" else call.last + 1) <= exit.index
+        ]
+        given = [(call, port) for call, port in before if port.side == "input"]
+        # Only what runs in the same layer: a value seen long ago would be kept alive for nothing.
+        latest = max(given or before, key=lambda found: found[0].number, default=None)
+        return latest[1] if latest else None
+
+    def _seen(self, value: int) -> list[tuple[Call, Port]]:
+        return self._at.get(value, [])
+
+    @cached_property
+    def _at(self) -> dict[int, list[tuple[Call, Port]]]:
+        skips = {item.skip for item in self.sums}
+        found: dict[int, list[tuple[Call, Port]]] = {}
+        for call in self.flow.record.calls:
+            if call.virtual:
+                continue
+            for name, values in call.inputs.items():
+                for key, value in values:
+                    if value in skips:
+                        port = Port(call.path, "input", name, key)
+                        found.setdefault(value, []).append((call, port))
+            for key, value in call.outputs:
+                if value in skips:
+                    port = Port(call.path, "output", None, key)
+                    found.setdefault(value, []).append((call, port))
+        return found
+
+    def norm(self, item: Sum) -> Call | None:
+        """The norm that is applied to the sum and is all that reads it."""
+        flow, value = self.flow, item.result
+        while True:
+            readers = flow.record.consumers[value]
+            calls = [c for c in self._norms.get(value, ()) if _all_in(c, readers)]
+            if calls:
+                return calls[0]
+            if len(readers) != 1 or not flow.ops[readers[0]].outputs:
+                return None
+            result = flow.ops[readers[0]].outputs[0]
+            if flow.same(result) != flow.same(value):
+                return None
+            value = result
+
+    @cached_property
+    def _norms(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = {}
+        for call in self.flow.norms.values():
+            value = self.flow.main_input(call)
+            if value is not None:
+                found.setdefault(value, []).append(call)
+        return found
+
+
+def _all_in(call: Call, readers: list[int]) -> bool:
+    return all(call.first <= reader <= call.last for reader in readers)

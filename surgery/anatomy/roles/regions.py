@@ -1,0 +1,160 @@
+"""From linears to a site: the one module that starts and ends with them, or a region of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.ports import Ports
+from surgery.anatomy.record import Call, Op
+from surgery.anatomy.site import Port, Site, region_path
+
+
+@dataclass(frozen=True)
+class Border:
+    """Where hidden states enter something and where they leave it.
+
+    ``ops`` are its first operators, ``last`` the final one; ``first_call`` and ``last_call`` the
+    modules that run these alone, if there are such.
+    """
+
+    source: int
+    result: int
+    ops: tuple[Op, ...]
+    last: Op
+    first_call: Call | None
+    last_call: Call | None
+    others: tuple[int, ...] = ()
+
+
+class Regions:
+    """Makes sites; knows the layers and residuals that they get."""
+
+    def __init__(self, flow: Flow, ports: Ports, layers: dict[str, Layer]):
+        self.flow = flow
+        self.ports = ports
+        self.layers = layers
+
+    def site(self, border: Border, role: str) -> Site | None:
+        """The site within ``border``: a module if one has just that inside, else a region."""
+        call = self.flow.lowest((*border.ops, border.last))
+        # Of queries and values that differ (positions are added to one) either will do.
+        given = (self.ports.input(call, source) for source in (border.source, *border.others))
+        entry = next((port for port in given if port is not None), None)
+        exit = self.ports.output(call, border.result)
+        if entry is not None and exit is not None:
+            return self.module(call, role, entry, exit, border)
+        return self.region(border, role)
+
+    def module(
+        self, call: Call, role: str | None, entry: Port, exit: Port, border: Border | None = None
+    ) -> Site:
+        """The site of one module, with its residual, its norm and its layer."""
+        module = self.flow.paths.modules.get(call.path)
+        paths = self.flow.paths.of(module) if module is not None else (call.path,)
+        site = Site(call.path, paths, "module", role, self.layer(call.path), entry, exit)
+        source, result = self._value(call, entry), self._value(call, exit)
+        ends = self.flow.ops[call.last] if border is None and call.last >= call.first else None
+        return self._joined(site, source, result, border.last if border else ends)
+
+    def region(self, border: Border, role: str) -> Site | None:
+        """The modules between the border's first and its last, as one site."""
+        first, last = border.first_call, border.last_call
+        if first is None or last is None or first.virtual or last.virtual:
+            return None
+        entry = self.ports.input(first, border.source)
+        exit = self.ports.output(last, border.result)
+        if entry is None or exit is None:
+            return None
+        members = self.members(border)
+        path = region_path(members, first.path, last.path)
+        site = Site(
+            path, (path,), "region", role, self.layer(first.path), entry, exit, members=members
+        )
+        return self._joined(site, border.source, border.result, border.last)
+
+    def members(self, border: Border) -> tuple[str, ...]:
+        """The largest modules that run nothing but what lies between the borders."""
+        flow = self.flow
+        starts = 0
+        for op in border.ops:
+            starts |= 1 << op.index
+        ends = flow.ancestors[border.last.index] | 1 << border.last.index
+        last = border.last_call.last if border.last_call else border.last.index
+        inside = {
+            index
+            for index in range(border.ops[0].index, last + 1)
+            if (ends >> index & 1 and (starts >> index & 1 or flow.ancestors[index] & starts))
+            or (border.last_call and border.last_call.first <= index)
+            or (border.first_call and border.first_call.first <= index <= border.first_call.last)
+        }
+        found: list[Call] = []
+        held: set[int] = set()
+        common = flow.lowest((*border.ops, border.last))
+        for call in flow.record.calls[common.number + 1 :]:
+            if call.first > last or call.first > common.last:
+                break
+            if call.parent in held:
+                held.add(call.number)
+            elif call.first <= call.last and self._within(call, inside):
+                held.add(call.number)
+                found.append(call)
+        return tuple(dict.fromkeys(call.path for call in found))
+
+    def _within(self, call: Call, inside: set[int]) -> bool:
+        """Masks and positions may be computed inside too; nothing but what is read inside may."""
+        consumers, ops = self.flow.record.consumers, self.flow.ops
+        span = range(call.first, call.last + 1)
+        if not any(index in inside for index in span):
+            return False
+        return all(
+            index in inside
+            or all(reader in inside or reader in span for v in ops[index].outputs for reader in consumers[v])
+            for index in span
+        )
+
+    def layer(self, path: str) -> int | None:
+        found = self.layer_at(path)
+        return found.index if found is not None else None
+
+    def layer_at(self, path: str) -> Layer | None:
+        """The innermost layer that ``path`` lies in."""
+        while path:
+            if path in self.layers:
+                return self.layers[path]
+            path = path.rpartition(".")[0]
+        return self.layers.get(path)
+
+    def _value(self, call: Call, port: Port) -> int:
+        if port.side == "input":
+            values: Sequence[tuple[int | str | None, int]] = call.inputs[port.argument or ""]
+        else:
+            values = call.outputs
+        return next(value for key, value in values if key == port.index)
+
+    def _fits(self, skip: int, result: int) -> bool:
+        shapes = self.flow.record.shapes
+        return shapes[skip] == shapes[result]
+
+    def _joined(self, site: Site, source: int, result: int, last: Op | None) -> Site:
+        item = self.ports.sum_of(result)
+        if item is None or last is None or not self._fits(item.skip, result):
+            return site
+        residual = self.ports.residual(item, site.entry, source, last)
+        norm = self.ports.norm(item)
+        if norm is not None and self.layer_at(norm.path) != self.layer_at(site.entry.path):
+            norm = None
+        return Site(
+            site.path,
+            site.paths,
+            site.kind,
+            site.role,
+            site.layer,
+            site.entry,
+            site.exit,
+            residual,
+            norm.path if norm is not None else None,
+            site.members,
+        )
