@@ -86,7 +86,7 @@ def _text(model: nn.Module, accepted: set[str]) -> dict[str, Any]:
         return {}
     positions = _setting(config, "max_position_embeddings", "n_positions", "max_target_positions")
     length = LENGTH
-    if isinstance(positions, int) and 0 < positions:
+    if isinstance(positions, int) and positions > 0:
         # Some count positions from behind the padding index.
         length = max(1, min(LENGTH, positions - 2 if positions > 4 else positions))
     vocabulary = _setting(config, "vocab_size")

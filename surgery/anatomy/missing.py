@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from surgery.anatomy.paths import Paths
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
 
 _WILD = frozenset("*?[]{}|")
-_FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv"), "up": ("gate_up",), "gate": ("gate_up",)}
+_FUSED = {
+    "q": ("qkv",),
+    "k": ("qkv", "kv"),
+    "v": ("qkv", "kv"),
+    "up": ("gate_up",),
+    "gate": ("gate_up",),
+}
 
 
 class Finder:
@@ -62,7 +69,7 @@ class Finder:
             return "nothing matches: no module is so named", None
         return f"nothing matches: no path fits `{pattern}`", self.tail(pattern)
 
-    @property
+    @cached_property
     def components(self) -> set[str]:
         return {
             component

@@ -59,8 +59,18 @@ class Paths:
 
     def below(self, path: str) -> list[str]:
         """The parameters of the module at ``path`` and of everything under it."""
-        prefix = f"{path}." if path else ""
-        return [name for name in self.parameters if name.startswith(prefix)]
+        return self._below.get(path, [])
+
+    @cached_property
+    def _below(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.parameters:
+            found.setdefault("", []).append(name)
+            owner = name.rpartition(".")[0]
+            while owner:
+                found.setdefault(owner, []).append(name)
+                owner = owner.rpartition(".")[0]
+        return found
 
     def order(self, path: str) -> tuple[int, str]:
         """A key that sorts paths as the modules stand in the model."""
@@ -70,9 +80,7 @@ class Paths:
         return self.rank[owner], path
 
 
-def _walk(
-    module: nn.Module, path: str, above: tuple[int, ...]
-) -> Iterator[tuple[str, nn.Module]]:
+def _walk(module: nn.Module, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
     # Written out since named_modules(remove_duplicate=False) never ends on a module that holds
     # one of its own ancestors.
     yield path, module

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.record import Call, Record
+from surgery.anatomy.roles.axes import Layout, layout
+from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site
 
@@ -26,6 +26,7 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     >>> anatomy = read(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     >>> [site.path for site in anatomy.places["mlp"]]
     ['[linear1..linear2]']
+
     """
     paths = Paths(model)
     return Anatomy(record(model, example_inputs, paths), paths)
@@ -132,7 +133,3 @@ class Anatomy:
 
     def _calls(self, path: str) -> list[Call]:
         return self.record.calls_of.get(self.paths.canonical(path), [])
-
-
-
-

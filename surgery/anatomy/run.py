@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -68,7 +68,7 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Recor
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def uncollected() -> Generator[None]:
     """Keep the garbage collector away."""
     # A record is a hundred thousand small objects and no garbage; looking for it takes longer
     # than the forward.
@@ -88,9 +88,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
-def _explained(
-    model: nn.Module, failures: list[tuple[str, Exception]], given: bool
-) -> Diagnostic:
+def _explained(model: nn.Module, failures: list[tuple[str, Exception]], given: bool) -> Diagnostic:
     _, first = failures[0]
     text = str(first).strip().splitlines()
     reason = f"{type(first).__name__}: {text[0]}" if text else type(first).__name__

@@ -40,9 +40,7 @@ def slice_sites(
     return tuple(site for stack in stacks.values() for site in _sliced(tuple(stack), subscript))
 
 
-def _sliced(
-    sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index
-) -> tuple[Site, ...]:
+def _sliced(sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index) -> tuple[Site, ...]:
     if isinstance(subscript, syntax.Slice):
         return sites[subscript.start : subscript.stop : subscript.step]
     return sites[subscript.index :][:1] if -len(sites) <= subscript.index < len(sites) else ()

@@ -192,9 +192,7 @@ class _Evaluation:
                 "nothing matches", "this excepts nothing"
             )
         )
-        self.warnings.append(
-            Diagnostic("S302", message, (Label(part.span),), severity="warning")
-        )
+        self.warnings.append(Diagnostic("S302", message, (Label(part.span),), severity="warning"))
 
     def dead(self, part: Part) -> None:
         """Say why ``part`` matched nothing, unless something within it already did."""
@@ -233,5 +231,3 @@ def _within(error: Diagnostic, part: Part) -> bool:
         and span.start >= part.span.start
         and span.end <= part.span.end
     )
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 
 
 @contextmanager
-def untouched(model: nn.Module, copy: bool) -> Iterator[None]:
+def untouched(model: nn.Module, copy: bool) -> Generator[None]:
     """Evaluate ``model`` inside; flags, attributes, tensors and generators are restored after.
 
     With ``copy`` the contents of buffers and parameters are kept, too; a run on fake tensors
@@ -63,8 +63,15 @@ def _restore(module: nn.Module, kept: dict[str, tuple[Any, Any]]) -> None:
     for name, (value, content) in kept.items():
         if content is not None and _changed(value, content):
             value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+            _refill(value, content)
         now[name] = value
+
+
+def _refill(value: Any, content: Any) -> None:
+    if hasattr(value, "update"):
+        value.update(content)
+    else:
+        value.extend(content)
 
 
 def _changed(value: Any, content: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -97,7 +97,9 @@ class Recorder(TorchFunctionMode):
             # Made where no function is seen (inside a custom autograd function).
             index = len(self.ops)
             inputs = (self.known[id(base)][0],)
-            op = Op(index, "alias", (Value(inputs[0]),), {}, inputs, (len(self.shapes),), self.current)
+            op = Op(
+                index, "alias", (Value(inputs[0]),), {}, inputs, (len(self.shapes),), self.current
+            )
             self.ops.append(op)
             return self.fresh(tensor, index)
         number = self.fresh(tensor, -1)
@@ -157,7 +159,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(thing, dict):
             mapping = cast("dict[Any, Any]", thing)
             # A ModelOutput is both; its indices skip what is None.
-            keys = range(len(mapping)) if hasattr(thing, "to_tuple") else mapping
+            keys = range(len(mapping)) if hasattr(mapping, "to_tuple") else mapping
             items: Any = zip(keys, mapping.values(), strict=True)
         elif isinstance(thing, tuple | list):
             items = enumerate(cast("tuple[Any, ...]", thing))
@@ -181,7 +183,7 @@ class Recorder(TorchFunctionMode):
 
 
 @contextmanager
-def listening(recorder: Recorder) -> Iterator[None]:
+def listening(recorder: Recorder) -> Generator[None]:
     """Tell ``recorder`` of every module called in this thread."""
     # nn.Module.__call__ is the one door all calls pass: no module's own hooks are touched.
     from surgery.anatomy.interpret import interpret

@@ -24,7 +24,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
-    "/": operator.truediv,
+    "/": lambda left, right: left / right,
     "%": operator.mod,
 }
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
@@ -78,7 +78,9 @@ class _Facts:
     def count(self) -> int:
         if self.site.kind == "parameter":
             return self.paths.parameters[self.site.path].numel()
-        names = dict.fromkeys(name for member in self.site.spans for name in self.paths.below(member))
+        names = dict.fromkeys(
+            name for member in self.site.spans for name in self.paths.below(member)
+        )
         found = {id(self.paths.parameters[n]): self.paths.parameters[n].numel() for n in names}
         return sum(found.values())
 

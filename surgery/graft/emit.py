@@ -198,8 +198,7 @@ class Emitter:
             kernel = self.host.leaf(weight)
         else:
             kernel = self.emit(weight)
-            rows = weight.shape[0].value(self.sizes)
-            if self.groups > 1 and rows != self.layer.out:
+            if self.groups > 1 and self._inner(weight):
                 kernel = self.host.call("repeat", kernel, self.groups, 1)
                 if offset is not None:
                     offset = self.host.call("repeat", offset, self.groups)
@@ -222,13 +221,17 @@ class Emitter:
         offset = None if bias is None else self.emit(bias)
         if not self.first or not self.spatial:
             return self.host.call(functional.linear, x, matrix, offset)
-        if self.groups > 1 and self.layer:
-            if weight.shape[0].value(self.sizes) != self.layer.out:
-                matrix = self.host.call("repeat", matrix, self.groups, 1)
-                offset = offset and self.host.call("repeat", offset, self.groups)
+        if self.groups > 1 and self.layer and self._inner(weight):
+            matrix = self.host.call("repeat", matrix, self.groups, 1)
+            if offset is not None:
+                offset = self.host.call("repeat", offset, self.groups)
         kernel = self.host.call("view", matrix, *matrix_shape(weight, self), *[1] * self.spatial)
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[self.spatial - 1]
         return self.host.call(convolve, x, kernel, offset, groups=self.groups)
+
+    def _inner(self, weight: Expression) -> bool:
+        """Whether ``weight`` gives hidden features, which each group of a convolution has."""
+        return self.layer is not None and weight.shape[0].value(self.sizes) != self.layer.out
 
     def _as_matrix(self, weight: Any) -> Any:
         """The layer's weight as a matrix [n, m]."""
@@ -296,8 +299,7 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
 
 def matrix_shape(weight: Expression, emitter: Emitter) -> tuple[int, int]:
     rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)
-    grouped = emitter.layer is not None and rows != emitter.layer.out
-    return rows * (emitter.groups if grouped else 1), columns
+    return rows * (emitter.groups if emitter._inner(weight) else 1), columns
 
 
 def _is_input(x: Expression) -> bool:

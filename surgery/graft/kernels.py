@@ -43,7 +43,7 @@ def with_first(output: Any, key: int | str, value: Any) -> Any:
         changed = type(output)(**{**dict(output), key: value})
         return changed
     items: list[Any] = [*output[:key], value, *output[key + 1 :]]
-    cls: Any = type(output)
+    cls: Any = output.__class__
     if hasattr(cls, "_fields"):
         return cls(*items)
     return items if cls is list else tuple(items)
@@ -100,8 +100,9 @@ def row_norm(matrix: Tensor) -> Tensor:
 
 def _squared_rows(matrix: Tensor) -> Tensor:
     wide = torch.promote_types(matrix.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=wide)  # pyright: ignore
-    return norms.square()
+    linalg: Any = torch.linalg  # its functions have no types
+    squared: Tensor = linalg.vector_norm(matrix, dim=1, dtype=wide).square()
+    return squared
 
 
 def eye(like: Tensor, size: int) -> Tensor:

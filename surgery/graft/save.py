@@ -22,7 +22,7 @@ from surgery.planning.spec import spec_from_texts
 
 # safetensors has no types of its own.
 open_safetensors: Any = safe_open
-save_file: Any = safetensors.torch.save_file
+save_file: Any = safetensors.torch.save_file  # pyright: ignore
 
 FILE = "adapter.safetensors"
 KEY = "surgery"

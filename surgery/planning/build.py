@@ -46,7 +46,10 @@ class Planner:
     def weight_owners(self) -> dict[int, list[str]]:
         """The paths of the modules that hold each weight, by the identity of the parameter."""
         found: dict[int, list[str]] = {}
-        for path, module in self.model.named_modules(remove_duplicate=False):
+        modules: list[tuple[str, nn.Module]] = list(
+            self.model.named_modules(remove_duplicate=False)
+        )
+        for path, module in modules:
             weight = module._parameters.get("weight")
             if weight is not None:
                 found.setdefault(id(weight), []).append(path)

@@ -56,14 +56,14 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return Layer("embedding", module.embedding_dim, module.num_embeddings, False, native=native)
     for convolution, spatial in _CONVOLUTIONS.items():
         if isinstance(module, convolution):
-            weight: torch.Tensor = module.weight
+            weight = module.get_parameter("weight")
             return Layer(
                 "convolution",
                 weight.shape[0],
                 prod(weight.shape[1:]),
                 _has_bias(module),
                 spatial,
-                int(module.groups),
+                int(getattr(module, "groups", 1)),
                 native=cls.forward is convolution.forward,
             )
     if any(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,24 +16,13 @@ from surgery.planning.plan import Tensor
 from surgery.rules.program import Signature
 
 if TYPE_CHECKING:
-    from surgery.anatomy.read import Anatomy
-
-
-class Knows(Protocol):
-    """What a place asks of the planner."""
-
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def anatomy(self) -> Anatomy: ...
-    @property
-    def weight_owners(self) -> Mapping[int, Sequence[str]]: ...
+    from surgery.planning.build import Planner
 
 
 class Place:
     """A site with what the planner must know of it; shapes are looked up only when asked for."""
 
-    def __init__(self, planner: Knows, site: Site):
+    def __init__(self, planner: Planner, site: Site):
         self.planner = planner
         self.site = site
         model = planner.model

@@ -12,7 +12,8 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.parse import parse
 from surgery.language.source import Source
-from surgery.rules.evaluate import Constants, chain, evaluate
+from surgery.rules.binding import chain
+from surgery.rules.evaluate import Constants, evaluate
 from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
     Prelude,

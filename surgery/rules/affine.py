@@ -47,7 +47,7 @@ class Merge:
 Value = Expression | Map
 
 
-class _Stop(Exception):
+class _NotAffineError(Exception):
     def __init__(self, found: NotAffine):
         self.found = found
 
@@ -56,7 +56,7 @@ def merge(result: Expression) -> Merge | NotAffine:
     """Derive weight and bias of ``result`` as an affine function of the operand ``x``."""
     try:
         value = _walk(result, {})
-    except _Stop as stop:
+    except _NotAffineError as stop:
         return stop.found
     if isinstance(value, Map) and value.matrix is not None and not value.diagonal:
         return Merge(value.matrix, value.offset)
@@ -73,9 +73,11 @@ def _value(e: Expression, arguments: list[Value]) -> Value:
     if e.op == "operand" and e.name == "x":
         return Map(None, number(0))
     if e.op == "base":
-        raise _Stop(NotAffine(e, "the module is no linear layer, so it has no one weight"))
+        raise _NotAffineError(
+            NotAffine(e, "the module is no linear layer, so it has no one weight")
+        )
     if e.op == "operand" and e.varies:
-        raise _Stop(NotAffine(e, f"`{e.name}` comes from elsewhere in the model"))
+        raise _NotAffineError(NotAffine(e, f"`{e.name}` comes from elsewhere in the model"))
     if not any(isinstance(a, Map) for a in arguments):
         return e
     primitive = PRIMITIVES.get(e.op)
@@ -98,14 +100,14 @@ def _value(e: Expression, arguments: list[Value]) -> Value:
             right = arguments[1]
             return _linear(e, [arguments[0], make("transpose", (right,), right.shape[::-1])])
         case _:
-            raise _Stop(NotAffine(e, f"`{e.op}` of a value that depends on the input"))
+            raise _NotAffineError(NotAffine(e, f"`{e.op}` of a value that depends on the input"))
 
 
 def _linear(e: Expression, arguments: list[Value]) -> Map:
     x, weight = arguments[0], arguments[1]
     bias = arguments[2] if len(arguments) == 3 else number(0)
     if not isinstance(x, Map) or not isinstance(weight, Expression) or isinstance(bias, Map):
-        raise _Stop(NotAffine(e, "a weight that depends on the input"))
+        raise _NotAffineError(NotAffine(e, "a weight that depends on the input"))
     if x.matrix is None:
         matrix = weight
     elif x.diagonal:
@@ -119,9 +121,9 @@ def _linear(e: Expression, arguments: list[Value]) -> Map:
 def _scale(e: Expression, arguments: list[Value]) -> Map:
     x, factor = sorted(arguments, key=lambda a: isinstance(a, Expression))
     if not isinstance(x, Map) or not isinstance(factor, Expression):
-        raise _Stop(NotAffine(e, "a product of two values that depend on the input"))
+        raise _NotAffineError(NotAffine(e, "a product of two values that depend on the input"))
     if len(factor.shape) > 1:
-        raise _Stop(NotAffine(e, f"`{factor}` scales more than the features"))
+        raise _NotAffineError(NotAffine(e, f"`{factor}` scales more than the features"))
     offset = make("multiply", (x.offset, factor), e.shape[-1:])
     if x.matrix is None:
         return Map(factor, offset, diagonal=True)
@@ -153,5 +155,5 @@ def _add(e: Expression, left: Value, right: Value) -> Map:
         return Map(make("add", (a, b), a.shape), offset)
     known, x = (left, right) if isinstance(right, Map) else (right, left)
     if not isinstance(x, Map) or not isinstance(known, Expression) or len(known.shape) > 1:
-        raise _Stop(NotAffine(e, "an offset that is not a vector over the features"))
+        raise _NotAffineError(NotAffine(e, "an offset that is not a vector over the features"))
     return Map(x.matrix, make("add", (x.offset, known), e.shape[-1:]), x.diagonal)

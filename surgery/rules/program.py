@@ -10,21 +10,14 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.affine import Merge, NotAffine, merge
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expand import (
-    Kind,
-    Requirement,
-    State,
-    Wrapped,
-    apply_method,
-    operator,
-    run_block,
-    wrap,
-)
+from surgery.rules.expand import Wrapped, apply_method, wrap
 from surgery.rules.expression import Expression, walk
+from surgery.rules.frame import run_block
 from surgery.rules.library import Definition
 from surgery.rules.primitives import flops
 from surgery.rules.shapes import Equation, show_shape
 from surgery.rules.simplify import same_value, substitute, value_of
+from surgery.rules.state import Kind, Requirement, State, operator
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 

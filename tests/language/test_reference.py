@@ -87,7 +87,7 @@ def test_tests_of_where_are_documented() -> None:
 
 
 def test_operators_are_documented() -> None:
-    from surgery.rules.expand import OPERANDS
+    from surgery.rules.state import OPERANDS
 
     table = REFERENCE.partition("| operator | operands |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, re.MULTILINE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
+from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.operators import CHANNELS_FIRST, PASSIVE, POINTWISE
-from surgery.anatomy.record import Op
 
 Layout = Literal["last", "first"]
 
@@ -33,9 +33,9 @@ def feature_axis(flow: Flow, value: int) -> int:
         at = max(inputs, key=lambda v: len(shapes[v]) if kind in POINTWISE else 0)
     maker = flow.op(at)
     axis = len(shapes[at]) - 1
-    if maker is not None and flow.kinds[maker.index] in CHANNELS_FIRST:
-        axis = 1
-    elif maker is None and at in flow.record.arguments and len(shapes[at]) >= 4:
+    if (maker is not None and flow.kinds[maker.index] in CHANNELS_FIRST) or (
+        maker is None and at in flow.record.arguments and len(shapes[at]) >= 4
+    ):
         axis = 1
     for op in reversed(steps):
         axis = _moved(flow, op, axis)
@@ -54,7 +54,8 @@ def _moved(flow: Flow, op: Op, axis: int) -> int:
     if kind in ("T", "t", "mT", "H"):
         return len(after) - 1 - axis
     if kind == "permute":
-        order = numbers or [n for arg in op.args if isinstance(arg, tuple) for n in arg]
+        given = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], tuple) else numbers
+        order = [int(n) for n in cast("tuple[Any, ...]", given)]
         if len(order) == len(after):
             return [n % len(after) for n in order].index(axis)
     if len(before) == len(after) and kind not in ("view", "reshape"):

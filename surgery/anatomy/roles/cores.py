@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Op, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear, operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PRODUCTS, WHOLE_ATTENTIONS
-from surgery.anatomy.record import Op, Value
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
 
 def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | None:
     """The products of activations on both sides of a softmax."""
+
     def is_product(op: Op) -> bool:
         return flow.kinds[op.index] in PRODUCTS and op.index not in linears
 

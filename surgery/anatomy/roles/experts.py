@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.residual import Sum
 from surgery.anatomy.site import covers
 
@@ -44,7 +44,8 @@ def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
         return op.index in linears or flow.kinds[op.index] not in allowed
 
     for op in flow.forward(linear.op.outputs[0], stop):
-        if flow.kinds[op.index] in ("topk", "argmax"):
+        kind = flow.kinds[op.index]
+        if kind in ("topk", "argmax") or (kind == "max" and len(op.outputs) == 2):
             return any(call.path for call in flow.record.stack(op.call))
     return False
 
@@ -73,14 +74,19 @@ def _experts(flow: Flow, path: str, router: str) -> tuple[str | None, tuple[str,
     """The module with all experts, and each of them where they are modules."""
     modules, parameters = flow.paths.modules, flow.paths.parameters
     for name in modules:
-        if not name or name == path or not covers(path, name) or (
-            covers(router, name) or covers(name, router)
+        if (
+            not name
+            or name == path
+            or not covers(path, name)
+            or (covers(router, name) or covers(name, router))
         ):
             continue
         children = [n for n in modules[name]._modules if n[-1:].isdigit()]  # pyright: ignore[reportPrivateUsage]
         if len(children) > 1:
             return name, tuple(f"{name}.{child}" for child in children)
         own = modules[name]._parameters  # pyright: ignore[reportPrivateUsage]
-        if any(f"{name}.{n}" in parameters and p is not None and p.dim() == 3 for n, p in own.items()):
+        if any(
+            f"{name}.{n}" in parameters and p is not None and p.dim() == 3 for n, p in own.items()
+        ):
             return name, ()
     return None, ()

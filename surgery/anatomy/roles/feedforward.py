@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import ACTIVATIONS, NORMS, PASSIVE, POINTWISE, STATISTICS
-from surgery.anatomy.record import Op
 from surgery.anatomy.roles.residual import Sum, branch_ends
 
 
@@ -40,7 +40,7 @@ def feed_forwards(
 
 
 def _base(flow: Flow, skip: int) -> int:
-    return list(branch_ends(flow, skip))[0][0]
+    return next(iter(branch_ends(flow, skip)))[0]
 
 
 def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> FeedForward | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
-from surgery.anatomy.roles.operators import NORMS, PASSIVE, RESHAPES, STATISTICS, WEIGHTED, kind
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record
+from surgery.anatomy.roles.operators import NORMS, PASSIVE, RESHAPES, STATISTICS, WEIGHTED, kind
 
 
 class Flow:

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.record import Op
+from torch import nn
 
+from surgery.anatomy.record import Op
+from surgery.anatomy.roles.flow import Flow
 
 _NUMBER = re.compile(r"\d+(?=\.|$)|(?<=[A-Za-z_])\d+(?=\.)")
 
@@ -27,7 +28,7 @@ def find_layers(
 ) -> dict[str, Layer]:
     """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
     sums = list(sums)
-    paths = _shared(set(attentions), feed_forwards) or _numbered(flow, sums)
+    paths = _shared(flow, set(attentions), feed_forwards) or _numbered(flow, sums)
     paths |= _siblings(flow, paths, sums)
     modules = flow.paths.rank
     counts: dict[str, int] = {}
@@ -42,14 +43,20 @@ def find_layers(
     return found
 
 
-def _shared(attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
+def _shared(flow: Flow, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
     """The lowest modules that hold both an attention and a feed-forward."""
     attended: set[str] = set()
     for path in attentions:
-        attended.update(_above(path))
+        attended.update(p for p in _above(path) if _runs(flow, p))
     found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
     higher = {above for path in found for above in list(_above(path))[1:]}
     return {path for path in found if path and path not in higher}
+
+
+def _runs(flow: Flow, path: str) -> bool:
+    """Whether the module has a forward of its own: a list of modules has none."""
+    module = flow.paths.modules.get(path)
+    return module is not None and type(module).forward is not nn.Module.forward
 
 
 def _above(path: str) -> Iterator[str]:
@@ -78,7 +85,8 @@ def _siblings(flow: Flow, paths: set[str], sums: list[Op]) -> set[str]:
     found: set[str] = set()
     for path in flow.record.calls_of:
         parent, _, name = path.rpartition(".")
-        if parent in lists and name.isdigit() and path in modules:
-            if (parent, type(modules[path])) in kinds or path in residual:
-                found.add(path)
+        if parent not in lists or not name.isdigit() or path not in modules:
+            continue
+        if (parent, type(modules[path])) in kinds or path in residual:
+            found.add(path)
     return found

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
+from surgery.anatomy.record import Call, Op, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, RESHAPES, WEIGHTED
-from surgery.anatomy.record import Call, Op, Value
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def _values(thing: Any) -> Iterable[int]:
     if isinstance(thing, Value):
         yield thing.number
     elif isinstance(thing, tuple | dict):
-        items = cast("Any", thing).values() if isinstance(thing, dict) else thing
-        for item in cast("Iterable[Any]", items):
+        items = cast("Any", thing)
+        for item in items.values() if isinstance(items, dict) else items:
             yield from _values(item)
 
 
@@ -129,8 +129,10 @@ def _alone(flow: Flow, op: Op, weight: str, source: int, result: int) -> Call | 
 
 
 def _owner(name: str) -> str:
-    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else (
-        name.rpartition(".")[0]
+    return (
+        name.partition(".parametrizations.")[0]
+        if ".parametrizations." in name
+        else (name.rpartition(".")[0])
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.record import Call, Record, Value
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.experts import Mixture, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
@@ -12,16 +14,18 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
-from surgery.anatomy.paths import Paths
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
-from surgery.anatomy.record import Call, Record, Value
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.site import ROLES, Port, Site, covers
 
-
-_WHOLE = {11: "o", 18: "q", 19: "k", 20: "v"}
+_WHOLE = {
+    "q": (18, "q_proj_weight"),
+    "k": (19, "k_proj_weight"),
+    "v": (20, "v_proj_weight"),
+    "o": (11, "out_proj_weight"),
+}
 """Where `multi_head_attention_forward` is given the weights of the projections."""
 
 
@@ -86,24 +90,22 @@ class Reading:
         if core.whole:
             self._whole(attention)
             return
-        firsts = [self.linears[index] for index in attention.roles]
         for index, role in attention.roles.items():
             self._linear(self.linears[index], role)
-        last = attention.o
+        last, firsts = attention.o, attention.firsts
         if last is None:
             return
         self._linear(last, "o")
-        queries = [f for f in firsts if "q" in attention.roles[f.op.index]] or firsts
-        if not queries:
+        if not firsts:
             return
         border = Border(
-            queries[0].source,
+            firsts[0].source,
             last.result,
-            tuple(sorted((f.op for f in firsts), key=lambda op: op.index)),
+            tuple(sorted((first.op for first in firsts), key=lambda op: op.index)),
             last.op,
-            queries[0].call,
+            firsts[0].call,
             last.call,
-            () if attention.cross else attention.sources,
+            () if attention.cross else tuple(first.source for first in firsts),
         )
         site = self.regions.site(border, "attention")
         if site is not None:
@@ -117,11 +119,8 @@ class Reading:
         if entry is None or exit is None:
             return
         self._both(self.regions.module(call, "attention", entry, exit), attention)
-        for position, role in _WHOLE.items():
-            given = op.kwargs.get(f"{role}_proj_weight")
-            if role == "o":
-                given = op.kwargs.get("out_proj_weight", op.args[position:][:1])
-                given = given[0] if isinstance(given, tuple) and given else given
+        for role, (position, keyword) in _WHOLE.items():
+            given = op.args[position] if position < len(op.args) else op.kwargs.get(keyword)
             if not isinstance(given, Value):
                 continue
             owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
@@ -133,9 +132,7 @@ class Reading:
         kind = "attention.cross" if attention.cross else "attention.self"
         self._add(replace(site, role=kind), kind)
 
-    def _feed_forward(
-        self, found: FeedForward, expert_paths: set[str], mixed: set[str]
-    ) -> None:
+    def _feed_forward(self, found: FeedForward, expert_paths: set[str], mixed: set[str]) -> None:
         for index, role in found.roles.items():
             self._linear(self.linears[index], role)
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.residual import Sum, branch_ends, unscaled
 from surgery.anatomy.site import Port
 

@@ -5,76 +5,85 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Op
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import NORMS, PASSIVE, POINTWISE
 from surgery.anatomy.roles.residual import Sum
 
-
-_CHUNKS = frozenset("cat stack pad as_strided setitem copy einsum bmm matmul".split())
+_CHUNKS = frozenset(
+    ["cat", "stack", "pad", "as_strided", "setitem", "copy", "einsum", "bmm", "matmul"]
+)
 """How windows are put together again."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """A core with the linears around it; ``roles`` by the index of the linear's operator."""
+    """A core with the linears around it; ``roles`` by the index of the linear's operator.
+
+    ``firsts`` are the linears that hidden states enter by, those of queries first: projections
+    themselves, or what makes the latents that are projected.
+    """
 
     core: Core
     roles: Mapping[int, str]
-    sources: tuple[int, ...]
+    firsts: tuple[Linear, ...]
     o: Linear | None
     cross: bool
-
-    def of(self, role: str) -> list[int]:
-        return [index for index, name in self.roles.items() if name == role]
 
 
 class Projections:
     """Finds the linears of attention cores."""
 
-    def __init__(self, flow: Flow, linears: Mapping[int, Linear], cores: list[Core], sums: list[Sum]):
+    def __init__(
+        self, flow: Flow, linears: Mapping[int, Linear], cores: list[Core], sums: list[Sum]
+    ):
         self.flow = flow
         self.linears = linears
         self.core_ops = {op.index for core in cores for op in core.ops}
         self.stream = {flow.record.producer[item.result] for item in sums}
+        self.by_result = {linear.result: linear for linear in linears.values()}
 
     def around(self, core: Core) -> Attention:
         """The linears before and after ``core``."""
         if core.whole:
-            cross = len({self.flow.unnormed(v) for v in (core.q, core.k, core.v)}) > 1
-            return Attention(core, {}, (core.q, core.k, core.v), None, cross)
+            return Attention(core, {}, (), None, self._crosses([core.q], [core.k]))
         fed = [self.before(value) for value in (core.q, core.k, core.v)]
+        nearest = sorted(fed[0] | fed[1] | fed[2])
+        firsts = {index: self._entered(self.linears[index]) for index in nearest}
+        latents = {first.op.index for index, first in firsts.items() if first.op.index != index}
         roles: dict[int, str] = {}
-        for index in sorted(set().union(*fed)):
+        for index in nearest:
             served = "".join(name for name, found in zip("qkv", fed, strict=True) if index in found)
-            if not self._feeds(index, set().union(*fed)):
+            if index not in latents and served in ("q", "k", "v", "qkv", "kv"):
                 roles[index] = served
-        cross = self._crosses(core, fed)
-        sources = tuple(dict.fromkeys(self.linears[index].source for index in roles))
-        known = {index: role for index, role in roles.items() if role in ("q", "k", "v", "qkv", "kv")}
-        return Attention(core, known, sources, self.after(core.result), cross)
+        ordered = sorted(nearest, key=lambda index: index not in fed[0])
+        entries = tuple(dict.fromkeys(firsts[index] for index in ordered))
+        sources = [[firsts[i].source for i in sorted(found)] for found in fed[:2]]
+        cross = self._crosses(sources[0] or [core.q], sources[1] or [core.k])
+        return Attention(core, roles, entries, self.after(core.result), cross)
 
     def before(self, value: int) -> set[int]:
         """The nearest linears going back from an operand of a core."""
-        found: set[int] = set()
 
-        def stop(_: int, op: object) -> bool:
-            index = getattr(op, "index", -1)
+        def stop(_: int, op: Op) -> bool:
+            index = op.index
             return index in self.linears or index in self.core_ops or index in self.stream
 
-        for op in self.flow.backward(value, stop):
-            if op.index in self.linears and not self.linears[op.index].depthwise:
-                found.add(op.index)
-        return found
+        return {
+            op.index
+            for op in self.flow.backward(value, stop)
+            if op.index in self.linears and not self.linears[op.index].depthwise
+        }
 
     def after(self, value: int) -> Linear | None:
         """The first linear that the result of a core reaches."""
         flow = self.flow
         allowed = PASSIVE | POINTWISE | NORMS | _CHUNKS
 
-        def stop(op: object) -> bool:
-            index = getattr(op, "index", -1)
+        def stop(op: Op) -> bool:
+            index = op.index
             return index in self.linears or index in self.stream or flow.kinds[index] not in allowed
 
         for op in flow.forward(value, stop):
@@ -82,21 +91,43 @@ class Projections:
                 return self.linears[op.index]
         return None
 
-    def _feeds(self, index: int, others: set[int]) -> bool:
-        """Whether a linear is the first half of another: a latent, not a projection of its own."""
-        result = self.linears[index].result
-        return any(
-            other != index and self.flow.depends(self.linears[other].source, result)
-            for other in others
-        )
-
-    def _crosses(self, core: Core, fed: list[set[int]]) -> bool:
-        """Whether keys come from elsewhere than queries."""
+    def _entered(self, linear: Linear) -> Linear:
+        """The linear that makes the latent that ``linear`` projects, or else ``linear`` itself."""
         flow = self.flow
-        q, k = (
-            {flow.unnormed(self.linears[i].source) for i in found} or {flow.unnormed(value)}
-            for found, value in zip(fed[:2], (core.q, core.k), strict=True)
-        )
-        if q & k:
+        while True:
+            value = linear.source
+            while True:
+                before = flow.before_norm(value)
+                if before is None:
+                    before = flow.stripped(value, PASSIVE)
+                if before == value or value in self.by_result:
+                    break
+                value = before
+            made = self.by_result.get(value)
+            if made is None:
+                return linear
+            linear = made
+
+    def _crosses(self, queries: list[int], keys: list[int]) -> bool:
+        """Whether keys come from elsewhere than queries."""
+        if set().union(*map(self._origins, queries)) & set().union(*map(self._origins, keys)):
             return False
-        return not any(flow.depends(key, query) for key in k for query in q)
+        return not any(self.flow.depends(key, query) for key in keys for query in queries)
+
+    def _origins(self, value: int) -> set[int]:
+        """The sums, linears and arguments that ``value`` is put together from."""
+        flow = self.flow
+        found: set[int] = set()
+
+        def stop(value: int, op: Op) -> bool:
+            kind = flow.kinds[op.index]
+            held = op.index in self.linears or op.index in self.stream or kind == "embedding"
+            if held or not op.inputs:
+                found.add(value)
+            return held
+
+        for op in flow.backward(value, stop):
+            found.update(v for v in op.inputs if v in flow.record.arguments)
+        if value in flow.record.arguments:
+            found.add(value)
+        return found

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.record import Call, Op
 from surgery.anatomy.site import Port, Site, region_path
 
 
@@ -111,7 +111,11 @@ class Regions:
             return False
         return all(
             index in inside
-            or all(reader in inside or reader in span for v in ops[index].outputs for reader in consumers[v])
+            or all(
+                reader in inside or reader in span
+                for v in ops[index].outputs
+                for reader in consumers[v]
+            )
             for index in span
         )
 

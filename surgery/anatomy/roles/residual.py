@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import RESHAPES, WHOLE_ATTENTIONS
-from surgery.anatomy.record import Op
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,13 @@ def _skip(flow: Flow, leaves: list[int], products: int) -> int | None:
         base = unscaled(flow, leaf)
         mark, behind = flow.bit(base), flow.history(base)
         others = [other for other in leaves if other != leaf]
-        if others and mark and all(
-            flow.history(other) & mark and flow.history(other) & ~behind & products
-            for other in others
+        if (
+            others
+            and mark
+            and all(
+                flow.history(other) & mark and flow.history(other) & ~behind & products
+                for other in others
+            )
         ):
             return leaf
     return None

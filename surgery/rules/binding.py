@@ -1,0 +1,179 @@
+"""Methods and blocks given their arguments: calls, and chains of verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Label, did_you_mean, error
+from surgery.language.source import Span
+from surgery.rules.dims import Dim
+from surgery.rules.expression import Expression
+from surgery.rules.library import Definition, Scope
+from surgery.rules.primitives import Primitive
+from surgery.rules.values import Closure, Opaque, Value, describe
+
+
+class Binder(Protocol):
+    """What binding asks of the names around it; ``path`` prefixes the params of what is bound."""
+
+    scope: Scope
+    path: str
+
+    def lookup(self, name: str, span: Span) -> Value | None: ...
+    def evaluate(self, e: syntax.Expression) -> Value: ...
+
+
+def bind(
+    definition: Definition,
+    arguments: tuple[syntax.Argument, ...],
+    span: Span,
+    names: Binder,
+    operand: Value | None = None,
+    path: str | None = None,
+) -> Closure:
+    """Give a method or block its arguments; missing ones take their defaults when it runs.
+
+    Raises:
+        SurgeryError: S208 for an unknown, repeated, missing or unfit argument.
+
+    """
+    formal = definition.syntax.parameters
+    values: dict[str, Value] = {}
+    positional = list(formal)
+    if operand is not None:
+        taker = next((p for p in formal if p.kind != "value"), None)
+        if taker is None:
+            raise error(
+                "S209",
+                f"`{definition.name}` is no verb: it takes no method or block",
+                span,
+                Label(definition.syntax.name_span, "defined here"),
+            )
+        values[taker.name] = _fit(taker, operand, span, definition)
+        positional.remove(taker)
+    for argument in arguments:
+        value = names.evaluate(argument.value)
+        if argument.name is None:
+            if not positional:
+                raise error(
+                    "S208",
+                    f"`{definition.name}` takes {len(formal)} arguments, and more are given",
+                    argument.span,
+                )
+            parameter = positional.pop(0)
+        else:
+            found = next((p for p in formal if p.name == argument.name), None)
+            if found is None:
+                known = [p.name for p in formal]
+                raise error(
+                    "S208",
+                    f"`{definition.name}` has no argument `{argument.name}`",
+                    argument.span,
+                    Label(definition.syntax.name_span, "defined here"),
+                    help=did_you_mean(argument.name, known)
+                    or f"it takes {', '.join(known) or 'none'}",
+                )
+            if found.name in values:
+                raise error("S208", f"`{found.name}` is given twice", argument.span)
+            parameter = found
+            positional = [p for p in positional if p is not found]
+        values[parameter.name] = _fit(parameter, value, argument.value.span, definition)
+    missing = [p for p in positional if p.default is None and p.name not in values]
+    if missing:
+        raise error(
+            "S208",
+            f"`{definition.name}` needs {' and '.join(f'`{p.name}`' for p in missing)}",
+            span,
+            Label(definition.syntax.name_span, "defined here"),
+            help=f"write {_example(definition)}",
+        )
+    return Closure(
+        definition, values, span, f"{names.path}{definition.name}." if path is None else path
+    )
+
+
+def _example(definition: Definition) -> str:
+    parts = [f"{p.name} = …" for p in definition.syntax.parameters if p.default is None]
+    return f"`{definition.name}({', '.join(parts)})`"
+
+
+def _fit(parameter: syntax.Parameter, value: Value, span: Span, definition: Definition) -> Value:
+    if parameter.kind == "value":
+        if isinstance(value, Dim | Expression | Primitive | str):
+            return value
+        raise error(
+            "S208",
+            f"`{parameter.name}` of `{definition.name}` is a value, and this is {describe(value)}",
+            span,
+            Label(parameter.span, "declared here"),
+        )
+    if isinstance(value, Closure | Opaque) and value.kind == parameter.kind:
+        return value
+    raise error(
+        "S209",
+        f"`{definition.name}` takes a {parameter.kind}, and this is {describe(value)}",
+        span,
+        Label(parameter.span, "declared here"),
+        help=_suggest(parameter.kind, definition),
+    )
+
+
+def _suggest(kind: str, definition: Definition) -> str | None:
+    fitting: dict[str, Callable[[Definition], bool]] = {
+        "block": lambda d: isinstance(d.syntax, syntax.Block),
+        "method": lambda d: isinstance(d.syntax, syntax.Method),
+    }
+    names = [
+        n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)
+    ]
+    return f"a {kind} is one of {', '.join(sorted(names))}" if names else None
+
+
+def chain(application: syntax.Application, names: Binder, core: bool = True) -> Closure:
+    """`gated sequential adapter(48)` as nested closures; params of the last take no prefix.
+
+    Raises:
+        SurgeryError: S201 and S208 as for :func:`bind`; S209 where verbs and methods do not fit.
+
+    """
+    operand = chain(application.operand, names, core) if application.operand else None
+    local = names.lookup(application.name, application.name_span)
+    if isinstance(local, Closure) and operand is None:
+        return _override(local, application, names)
+    definition = names.scope.require(application.name, application.name_span)
+    innermost = core and operand is None and not _holds_closure(application, names)
+    return bind(
+        definition,
+        application.arguments,
+        application.name_span,
+        names,
+        operand,
+        path="" if innermost else None,
+    )
+
+
+def _holds_closure(application: syntax.Application, names: Binder) -> bool:
+    return any(
+        isinstance(a.value, syntax.Call) and names.scope.find(a.value.function)
+        for a in application.arguments
+    )
+
+
+def _override(closure: Closure, application: syntax.Application, names: Binder) -> Closure:
+    """`apply m(gate = …)`: the method passed in, with some arguments replaced."""
+    formal = {p.name: p for p in closure.definition.syntax.parameters}
+    values = dict(closure.arguments)
+    for argument in application.arguments:
+        if argument.name is None or argument.name not in formal:
+            raise error(
+                "S210",
+                f"`{closure.definition.name}` has no argument `{argument.name or '…'}` to be given here",
+                closure.span,
+                Label(argument.span, "given here"),
+                help=f"a method that can be used so declares it: `method {closure.definition.name}(…, {argument.name or 'gate'} = 1)`",
+            )
+        values[argument.name] = names.evaluate(argument.value)
+    return replace(closure, arguments=values)

@@ -1,0 +1,197 @@
+"""The names that the body of a method or block knows, and the steps that add to them."""
+
+from __future__ import annotations
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Label, error
+from surgery.language.source import Span
+from surgery.rules.dims import Dim
+from surgery.rules.evaluate import condition, evaluate, scalar, tensor
+from surgery.rules.expression import STAR, Expression, number, param
+from surgery.rules.library import Scope
+from surgery.rules.primitives import DISTRIBUTIONS
+from surgery.rules.shapes import show_shape
+from surgery.rules.state import Requirement, State, read_operand
+from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+
+
+class Frame:
+    """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
+
+    def __init__(self, scope: Scope, state: State, path: str):
+        self.scope = scope
+        self.state = state
+        self.shapes = state.shapes
+        self.path = path
+        self.values: dict[str, Value] = {}
+        self.spans: dict[str, Span] = {}
+        self.targets: dict[str, str] = {}
+
+    def lookup(self, name: str, span: Span) -> Value | None:
+        if name in self.targets:
+            return read_operand(self.state, self.targets[name], span)
+        return self.values.get(name)
+
+    def known(self) -> list[str]:
+        return [*self.targets, *self.values]
+
+    def define(self, name: str, value: Value, span: Span) -> None:
+        if name in self.values or name in self.targets:
+            first = self.spans.get(name)
+            raise error(
+                "S215", f"`{name}` is already something here", span, first and Label(first, "this")
+            )
+        self.values[name] = value
+        self.spans[name] = span
+
+    def arguments(self, closure: Closure) -> None:
+        for parameter in closure.definition.syntax.parameters:
+            value = closure.arguments.get(parameter.name)
+            if value is None and parameter.default is not None:
+                value = evaluate(parameter.default, self)
+            if value is not None:
+                self.define(parameter.name, value, parameter.span)
+
+    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
+        if block.kind != "block":
+            raise error("S209", "a method is used with `apply`, not called", span)
+        if isinstance(block, Opaque):
+            return Expression("block", (argument,), (("name", block.name),), argument.shape, span)
+        return run_block(block, argument, self.state, span)
+
+    def step(self, step: syntax.Step) -> None:
+        match step:
+            case syntax.Require():
+                requirement = Requirement(condition(step.condition, self), step.span)
+                self.state.requirements.append(requirement)
+            case syntax.Param():
+                self._declare(step)
+            case syntax.Let():
+                self.define(step.name, evaluate(step.value, self), step.name_span)
+            case _:
+                raise error("S216", "this step has no place here", step.span)
+
+    def _declare(self, step: syntax.Param) -> None:
+        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
+        if STAR in shape:
+            raise error("S212", "a param has a fixed shape, without `*`", step.span)
+        init = self._init(step, shape)
+        name = self.path + step.name
+        earlier = next((d for d in self.state.declarations if d.name == name), None)
+        if earlier:
+            raise error(
+                "S215",
+                f"the param `{name}` is declared twice",
+                step.name_span,
+                Label(earlier.span, "first"),
+            )
+        self.state.declarations.append(
+            Declaration(name, shape, init, step.frozen, step.shared, step.name_span)
+        )
+        self.define(step.name, param(name, shape, step.name_span), step.name_span)
+
+    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
+        if not step.random:
+            value = tensor(evaluate(step.init, self), step.init.span)
+            if value.varies:
+                raise error(
+                    "S217", "a param cannot start from what flows through the model", step.init.span
+                )
+            if not self.shapes.fits(value.shape, shape, "param", step.span):
+                raise error(
+                    "S211",
+                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
+                    step.init.span,
+                    Label(step.name_span, "declared here"),
+                )
+            return Init(None, value=value)
+        known = ", ".join(DISTRIBUTIONS)
+        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
+            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
+        names = DISTRIBUTIONS[step.init.function]
+        given: dict[str, Dim] = {}
+        for position, argument in enumerate(step.init.arguments):
+            name = argument.name or (names[position] if position < len(names) else "")
+            if name not in names or name in given:
+                raise error(
+                    "S218",
+                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
+                    argument.span,
+                )
+            given[name] = scalar(evaluate(argument.value, self), argument.span)
+        missing = [n for n in names if n not in given]
+        if missing:
+            raise error(
+                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
+            )
+        std = given.get("std", given.get("bound"))
+        if std is not None and std.number == 0:
+            return Init(None, value=number(0, step.init.span))
+        return Init(step.init.function, tuple(given.items()))
+
+    def evaluate(self, e: syntax.Expression) -> Value:
+        return evaluate(e, self)
+
+
+def run_block(closure: Closure, argument: Expression, state: State, span: Span) -> Expression:
+    """Call a block on a tensor; its params join the state's."""
+    block = closure.definition.syntax
+    assert isinstance(block, syntax.Block)
+    frame = Frame(closure.definition.scope, state, closure.path)
+    bind_dims(block.input, argument, frame)
+    frame.define(block.input.name, argument, block.input.span)
+    frame.arguments(closure)
+    for step in block.body:
+        if isinstance(step, syntax.Return):
+            return tensor(evaluate(step.value, frame), step.value.span)
+        frame.step(step)
+    raise error("S216", f"`{block.name}` returns nothing", block.name_span)
+
+
+def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
+    if given.dims is None:
+        return
+    names = [d for d in given.dims if not isinstance(d, syntax.Star)]
+    starred = len(names) != len(given.dims)
+    if starred and not isinstance(given.dims[0], syntax.Star):
+        raise error("S212", "`*` comes first", given.span)
+    if not starred and value.shape and value.shape[0] == STAR:
+        leading = len(names) - len(value.shape) + 1
+        if frame.state.named_dims not in (None, leading):
+            raise error(
+                "S212", "another rule here names another number of leading dims", given.span
+            )
+        frame.state.named_dims = leading
+        _spread(frame.state, leading)
+        value = _retyped(value, leading)
+    fixed = value.shape[len(value.shape) - len(names) :]
+    if len(fixed) != len(names) or (starred and STAR in fixed):
+        raise error("S212", f"`{given.name}` is {show_shape(value.shape)}", given.span)
+    for dim, size in zip(names, fixed, strict=True):
+        if not isinstance(dim, syntax.Name):
+            raise error("S212", "a pattern binds dims by plain names", dim.span)
+        bound = frame.values.get(dim.name)
+        if bound is None:
+            frame.define(dim.name, size, dim.span)
+        elif not isinstance(bound, Dim) or not frame.shapes.equal(
+            bound, size, f"`{dim.name}`", dim.span
+        ):
+            raise error("S211", f"`{dim.name}` stands for two different dims", dim.span)
+
+
+def _leading(count: int) -> tuple[Dim, ...]:
+    return tuple(Dim.named(f"*{i}") for i in range(count))
+
+
+def _retyped(value: Expression, leading: int) -> Expression:
+    shape = (*_leading(leading), *value.shape[1:]) if value.shape[:1] == (STAR,) else value.shape
+    return Expression(value.op, value.arguments, value.attributes, shape, value.span)
+
+
+def _spread(state: State, leading: int) -> None:
+    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
+    state.result = _retyped(state.result, leading)
+    state.operands = {
+        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
+        for k, v in state.operands.items()
+    }
