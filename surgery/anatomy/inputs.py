@@ -80,7 +80,7 @@ def _first_shapes(model: nn.Module) -> Iterator[tuple[tuple[int, ...], str]]:
         if isinstance(module, nn.Embedding):
             yield (BATCH, min(LENGTH, module.num_embeddings)), "ids"
         elif isinstance(module, nn.MultiheadAttention):
-            yield (BATCH, LENGTH, cast(int, module.embed_dim)), "features"
+            yield (BATCH, LENGTH, module.out_proj.in_features), "features"
         elif isinstance(module, nn.RNNBase):
             yield (BATCH, LENGTH, module.input_size), "features"
         elif isinstance(module, nn.LayerNorm):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from torch.utils import _pytree as pytree
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record
-from surgery.anatomy.state import KEPT_PARAMETERS, untouched
+from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder, listening
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
@@ -65,20 +64,6 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Recor
         stack.enter_context(recorder)
         model(*args, **kwargs)
     return recorder.finished(how)
-
-
-@contextmanager
-def uncollected() -> Generator[None]:
-    """Keep the garbage collector away."""
-    # A record is a hundred thousand small objects and no garbage; looking for it takes longer
-    # than the forward.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

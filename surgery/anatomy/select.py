@@ -13,6 +13,7 @@ from surgery.anatomy.missing import Finder
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.scope import inside, slice_sites
 from surgery.anatomy.site import Site
+from surgery.anatomy.state import uncollected
 from surgery.anatomy.where import test
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
@@ -54,8 +55,9 @@ def select(
     """
     if isinstance(selector, str):
         selector = _parsed(selector)
-    evaluation = _Evaluation(Paths(model), anatomy, of)
-    sites = evaluation.selector(selector)
+    with uncollected():
+        evaluation = _Evaluation(Paths(model), anatomy, of)
+        sites = evaluation.selector(selector)
     if evaluation.errors:
         raise SurgeryError(evaluation.errors)
     return Selection(sites, tuple(evaluation.warnings))

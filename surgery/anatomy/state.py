@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections import OrderedDict
@@ -46,6 +47,20 @@ def untouched(model: nn.Module, copy: bool) -> Generator[None]:
                 if tensor._version != version:  # pyright: ignore[reportPrivateUsage]
                     tensor.copy_(content)
         _reseed(generators)
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Keep the garbage collector away."""
+    # Records and selections are many small objects and no garbage: looking for it takes longer
+    # than making them.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -116,8 +116,8 @@ def uninstall(model: nn.Module) -> None:
 @contextmanager
 def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: without adapted classes and without the added parameters."""
-    named: Any = model.named_modules()
-    adapted: list[str] = [path for path, module in named if is_adapted(module)]
+    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))
+    adapted = [path for path, module in named if is_adapted(module)]
     classes = [(m, type(m)) for m in model.modules() if is_adapted(m)]
     children = [
         (m, dict(m._modules))

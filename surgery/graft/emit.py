@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as functional
 
 from surgery.graft import kernels
+from surgery.graft.factors import factored_linear, low_rank_norm
 from surgery.graft.patches import push_input
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
@@ -149,7 +150,7 @@ class Emitter:
             return self._on_input(x, weight, bias)
         if self.layer and self.layer.kind in ("convolution", "embedding") and not self._is_real(x):
             return self.emit(push_input(e))
-        factored = _factored(weight)
+        factored = factored_linear(weight)
         if factored is not None:
             return self.emit(factored(x, bias, e))
         return self._on_features(self.emit(x), weight, bias)
@@ -170,7 +171,7 @@ class Emitter:
             return self.host.base(self.emit(x))
         if own and not self.layer.native:
             return self._opaque(x, bias)
-        factored = None if own else _factored(weight)
+        factored = None if own else factored_linear(weight)
         if factored is not None:
             return self.emit(factored(x, bias, None))
         offset = self.emit(bias) if bias is not None else None
@@ -264,7 +265,7 @@ class Emitter:
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
-        found = _low_rank_norm(inner)
+        found = low_rank_norm(inner)
         if found is None:
             return self.host.call(torch.detach, self.emit(inner))
         weight, up, down, scale = found
@@ -315,68 +316,3 @@ def _is_worth_keeping(e: Expression) -> bool:
 
 def _depth(e: Expression) -> int:
     return 1 + max((_depth(a) for a in e.arguments), default=0) if e.arguments else 0
-
-
-Factored = Callable[[Expression, Expression | None, Expression | None], Expression]
-
-
-def _factored(weight: Expression) -> Factored | None:
-    """linear(x, W) for a weight that is a sum or product: through its parts, never out × in."""
-    shape = (STAR, *weight.shape[:1])
-
-    def bias_of(bias: Expression | None) -> tuple[Expression, ...]:
-        return () if bias is None else (bias,)
-
-    if weight.op == "add" and any(_is_low_rank(a) for a in weight.arguments):
-        left, right = weight.arguments
-
-        def summed(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
-            one = Expression("linear", (x, left, *bias_of(bias)), (), shape)
-            return Expression("add", (one, Expression("linear", (x, right), (), shape)), (), shape)
-
-        return summed
-    if weight.op == "matmul":
-        outer, inner = weight.arguments
-
-        def chained(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
-            hidden = Expression("linear", (x, inner), (), (STAR, *inner.shape[:1]))
-            return Expression("linear", (hidden, outer, *bias_of(bias)), (), shape)
-
-        return chained
-    if weight.op == "multiply" and _is_low_rank(weight):
-        factor, matrix = sorted(weight.arguments, key=lambda a: a.number is None)
-
-        def scaled(x: Expression, bias: Expression | None, _: Expression | None) -> Expression:
-            product = Expression("linear", (x, matrix), (), shape)
-            result = Expression("multiply", (factor, product), (), shape)
-            return result if bias is None else Expression("add", (result, bias), (), shape)
-
-        return scaled
-    return None
-
-
-def _is_low_rank(e: Expression) -> bool:
-    if e.op == "matmul":
-        return True
-    if e.op == "multiply":
-        return any(a.number is not None for a in e.arguments) and any(
-            _is_low_rank(a) for a in e.arguments
-        )
-    return e.op == "add" and any(_is_low_rank(a) for a in e.arguments)
-
-
-def _low_rank_norm(e: Expression) -> tuple[Expression, Expression, Expression, Dim] | None:
-    """row_norm(W + s·(B @ A)), whatever way round it is written."""
-    if e.op != "row_norm" or e.arguments[0].op != "add":
-        return None
-    weight, update = e.arguments[0].arguments
-    scale = Dim.of(1)
-    if update.op == "multiply":
-        numbers = [a for a in update.arguments if a.number is not None]
-        others = [a for a in update.arguments if a.number is None]
-        if len(numbers) != 1 or numbers[0].number is None:
-            return None
-        scale, update = numbers[0].number, others[0]
-    if update.op != "matmul":
-        return None
-    return weight, update.arguments[0], update.arguments[1], scale

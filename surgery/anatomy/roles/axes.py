@@ -54,8 +54,9 @@ def _moved(flow: Flow, op: Op, axis: int) -> int:
     if kind in ("T", "t", "mT", "H"):
         return len(after) - 1 - axis
     if kind == "permute":
-        given = op.args[1] if len(op.args) > 1 and isinstance(op.args[1], tuple) else numbers
-        order = [int(n) for n in cast("tuple[Any, ...]", given)]
+        rest = cast("tuple[Any, ...]", op.args[1:])
+        listed = rest[0] if rest and isinstance(rest[0], tuple) else rest
+        order = [int(n) for n in cast("tuple[Any, ...]", listed)]
         if len(order) == len(after):
             return [n % len(after) for n in order].index(axis)
     if len(before) == len(after) and kind not in ("view", "reshape"):

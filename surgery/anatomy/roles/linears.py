@@ -11,7 +11,7 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, RESHAPES, WEIGHTED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """One product with a weight.
 
@@ -72,9 +72,10 @@ def operands_of(op: Op, kind: str) -> list[int]:
 def _values(thing: Any) -> Iterable[int]:
     if isinstance(thing, Value):
         yield thing.number
-    elif isinstance(thing, tuple | dict):
-        items = cast("Any", thing)
-        for item in items.values() if isinstance(items, dict) else items:
+    elif isinstance(thing, dict):
+        yield from _values(tuple(cast("dict[str, Any]", thing).values()))
+    elif isinstance(thing, tuple):
+        for item in cast("tuple[Any, ...]", thing):
             yield from _values(item)
 
 
