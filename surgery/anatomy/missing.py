@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from surgery.anatomy.paths import Paths
@@ -58,12 +59,15 @@ class Finder:
                 if not component.isdigit()
             )
         )
+        before = ""
         for wanted in pattern.lstrip(".").split("."):
             literal = not _WILD & set(wanted)
             known = wanted in self.components if literal else self.some(wanted)
             if known or wanted == "**":
+                before = wanted
                 continue
-            help = did_you_mean(wanted.strip("*"), components)
+            help = self.numbers(before) if wanted.isdigit() else None
+            help = help or did_you_mean(wanted.strip("*"), components)
             return f"nothing matches: no module or parameter is named `{wanted}`", help
         if len(pattern.lstrip(".").split(".")) == 1:
             return "nothing matches: no module is so named", None
@@ -80,6 +84,17 @@ class Finder:
     def some(self, component: str) -> bool:
         matches = compile_glob(component)
         return any(matches(known) for known in self.components)
+
+    def numbers(self, parent: str) -> str | None:
+        """How far the members of a list of modules are counted."""
+        names = [path.split(".") for path in self.paths.modules]
+        found = {
+            int(child)
+            for name in names
+            for owner, child in pairwise(name)
+            if owner == parent and child.isdigit()
+        }
+        return f"`{parent}` counts from {min(found)} to {max(found)}" if found else None
 
     def tail(self, pattern: str) -> str | None:
         """A path that ends as the pattern does."""
@@ -123,5 +138,7 @@ class Finder:
         present = {
             base.__name__ for module in self.paths.modules.values() for base in type(module).__mro__
         }
-        help = did_you_mean(name, sorted(present - {"object", "Module"}), quote="")
+        known = sorted(present - {"object", "Module"})
+        longer = next((other for other in known if name in other), None)
+        help = f"did you mean {longer}?" if longer else did_you_mean(name, known, quote="")
         return f"nothing matches: this model has no module of class {name}", help

@@ -59,7 +59,7 @@ def select(
         evaluation = _Evaluation(Paths(model), anatomy, of)
         sites = evaluation.selector(selector)
     if evaluation.errors:
-        raise SurgeryError(evaluation.errors)
+        raise SurgeryError(sorted(evaluation.errors, key=lambda d: d.labels[0].span.start))
     return Selection(sites, tuple(evaluation.warnings))
 
 

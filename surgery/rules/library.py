@@ -13,6 +13,7 @@ from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_yo
 from surgery.language.parse import parse
 from surgery.language.resources import resource
 from surgery.language.source import Source, Span
+from surgery.language.words import ITEMS
 
 _DEFINES = re.compile(r"^\s*(?:method|block)\s+([A-Za-z_]\w*)", re.MULTILINE)
 
@@ -50,7 +51,7 @@ class Scope:
                 "S201",
                 f"no method or block is named `{name}`",
                 span,
-                help=did_you_mean(name, known) or f"known are {', '.join(sorted(known))}",
+                help=did_you_mean(name, [*known, *ITEMS.values()]) or f"known are {', '.join(sorted(known))}",
             )
         return found
 

@@ -54,9 +54,10 @@ def _moved(flow: Flow, op: Op, axis: int) -> int:
     if kind in ("T", "t", "mT", "H"):
         return len(after) - 1 - axis
     if kind == "permute":
-        rest = cast("tuple[Any, ...]", op.args[1:])
-        listed = rest[0] if rest and isinstance(rest[0], tuple) else rest
-        order = [int(n) for n in cast("tuple[Any, ...]", listed)]
+        rest = op.args[1:]
+        if rest and isinstance(rest[0], tuple):
+            rest = cast("tuple[Any, ...]", rest[0])
+        order = [int(n) for n in rest]
         if len(order) == len(after):
             return [n % len(after) for n in order].index(axis)
     if len(before) == len(after) and kind not in ("view", "reshape"):

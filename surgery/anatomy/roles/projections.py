@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.cores import Core
@@ -43,6 +44,7 @@ class Projections:
         self.linears = linears
         self.core_ops = {op.index for core in cores for op in core.ops}
         self.stream = {flow.record.producer[item.result] for item in sums}
+        self.skips = [item.skip for item in sums]
         self.by_result = {linear.result: linear for linear in linears.values()}
 
     def around(self, core: Core) -> Attention:
@@ -93,20 +95,30 @@ class Projections:
 
     def _entered(self, linear: Linear) -> Linear:
         """The linear that makes the latent that ``linear`` projects, or else ``linear`` itself."""
-        flow = self.flow
         while True:
-            value = linear.source
-            while True:
-                before = flow.before_norm(value)
-                if before is None:
-                    before = flow.stripped(value, PASSIVE)
-                if before == value or value in self.by_result:
-                    break
-                value = before
+            *_, value = self._back(linear.source)
             made = self.by_result.get(value)
-            if made is None:
+            if made is None or value in self.streams:
                 return linear
             linear = made
+
+    def _back(self, value: int) -> Iterator[int]:
+        """``value`` before each norm, reshape and selection, back to the result of a linear."""
+        while True:
+            yield value
+            if value in self.by_result:
+                return
+            before = self.flow.before_norm(value)
+            if before is None:
+                before = self.flow.stripped(value, PASSIVE)
+            if before == value:
+                return
+            value = before
+
+    @cached_property
+    def streams(self) -> set[int]:
+        """What a residual goes past: no latent of one attention alone."""
+        return {value for skip in self.skips for value in self._back(skip)}
 
     def _crosses(self, queries: list[int], keys: list[int]) -> bool:
         """Whether keys come from elsewhere than queries."""

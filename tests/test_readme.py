@@ -1,0 +1,77 @@
+"""The README is executed: its Python runs, its specs are read, its tables are what is derived."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from surgery.language import syntax
+from surgery.planning.spec import read_spec
+from surgery.rules.affine import Merge
+from surgery.rules.dims import Dim
+from surgery.rules.library import prelude
+from surgery.rules.program import check_method
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("spec", blocks("peft"))
+def test_specs_are_read(spec: str) -> None:
+    assert read_spec(spec).file.items
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = blocks("python")
+    exec(compile(program, str(README), "exec"), {})
+
+
+def methods_table() -> str:
+    rows = [
+        "| method | source | starts as the identity | merges to | parameters a layer |",
+        "|---|---|---|---|---|",
+    ]
+    rules = prelude()
+    for name in sorted(rules.names()):
+        definition = rules.find(name)
+        assert definition is not None
+        if not isinstance(definition.syntax, syntax.Method):
+            continue
+        facts = check_method(definition)
+        if facts.is_verb:
+            continue
+        program = facts.program
+        found = program.merge
+        merged = f"`{found.weight}`" if isinstance(found, Merge) else "no"
+        if isinstance(found, Merge) and str(found.bias) != "b":
+            merged += f", bias `{found.bias}`"
+        size = Dim.of(0)
+        for d in program.params:
+            product = Dim.of(0 if d.shared else 1)
+            for dim in d.shape:
+                product = product * dim
+            size = size + product
+        source = re.search(
+            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:[\d.]+)",
+            " ".join((definition.syntax.doc or "").split()),
+        )
+        where = f"{source[1]}, {source[2]}" if source else ""
+        identity = "yes" if program.is_identity else "no"
+        rows.append(f"| `{name}` | {where} | {identity} | {merged} | {size} |".replace("  ", " "))
+    return "\n".join(rows)
+
+
+def test_methods_table_is_derived() -> None:
+    marker, end = "<!-- methods -->\n", "\n<!-- end -->"
+    before, _, rest = TEXT.partition(marker)
+    shown, _, after = rest.partition(end)
+    if os.environ.get("UPDATE_GOLDEN"):
+        README.write_text(before + marker + methods_table() + end + after, encoding="utf-8")
+    else:
+        assert shown == methods_table()
