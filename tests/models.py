@@ -303,9 +303,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.size()
         q, k, v = self.c_attn(x).split(HIDDEN, dim=2)
-        q, k, v = (
-            t.view(batch, length, HEADS, width // HEADS).transpose(1, 2) for t in (q, k, v)
-        )
+        q, k, v = (t.view(batch, length, HEADS, width // HEADS).transpose(1, 2) for t in (q, k, v))
         y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(batch, length, width)
         return self.resid_dropout(self.c_proj(y))

@@ -58,7 +58,7 @@ def methods_table() -> str:
                 product = product * dim
             size = size + product
         source = re.search(
-            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:[\d.]+)",
+            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)",
             " ".join((definition.syntax.doc or "").split()),
         )
         where = f"{source[1]}, {source[2]}" if source else ""

@@ -139,11 +139,11 @@ def chain(application: syntax.Application, names: Binder, core: bool = True) -> 
         SurgeryError: S201 and S208 as for :func:`bind`; S209 where verbs and methods do not fit.
 
     """
-    operand = chain(application.operand, names, core) if application.operand else None
     local = names.lookup(application.name, application.name_span)
-    if isinstance(local, Closure) and operand is None:
+    if isinstance(local, Closure) and application.operand is None:
         return _override(local, application, names)
     definition = names.scope.require(application.name, application.name_span)
+    operand = chain(application.operand, names, core) if application.operand else None
     innermost = core and operand is None and not _holds_closure(application, names)
     return bind(
         definition,

@@ -1,0 +1,1 @@
+"""Speed and memory, beside Hugging Face PEFT in the same run: ``python -m benchmarks``."""
