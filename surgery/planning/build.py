@@ -203,7 +203,10 @@ def _method_text(statement: syntax.On) -> str:
 
 def _located(diagnostic: Diagnostic, statement: syntax.On, paths: list[str]) -> Diagnostic:
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    label = Label(statement.application.span, f"applied to `{paths[0]}`{more}" if paths[0] else "applied to the model")
+    label = Label(
+        statement.application.span,
+        f"applied to `{paths[0]}`{more}" if paths[0] else "applied to the model",
+    )
     return Diagnostic(
         diagnostic.code,
         diagnostic.message,

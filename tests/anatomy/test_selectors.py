@@ -42,8 +42,9 @@ def paths(text: str, name: str = "nanogpt", **options: Any) -> tuple[str, ...]:
     try:
         return chosen(text, name, **options).paths
     except SurgeryError as failure:
-        assert {found.code for found in failure.diagnostics} == {"S301"}
-        return ()
+        codes = {found.code for found in failure.diagnostics}
+    assert codes == {"S301"}
+    return ()
 
 
 def no_anatomy() -> NoReturn:

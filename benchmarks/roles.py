@@ -1,0 +1,64 @@
+"""Seconds to find the roles of a model's modules, up to 70 billion parameters without values."""
+
+from __future__ import annotations
+
+import resource
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.harness import NothingMeasuredError, Settings, Table, interleaved
+from surgery.anatomy.read import read
+
+SIZES: dict[str, dict[str, int]] = {
+    "8 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 8},
+    "32 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 32},
+    "80 layers, 70 B, meta": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "vocab_size": 128256,
+    },
+}
+
+
+def llama(**sizes: int) -> nn.Module:
+    """A Llama with its head; on the meta device where it is too large to have values."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError as problem:
+        raise NothingMeasuredError(f"there are no Llamas to read ({problem})") from None
+    rest = {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 512}
+    config = LlamaConfig(**{**rest, **sizes})
+    with torch.device("meta" if config.hidden_size > 1024 else "cpu"):
+        return LlamaForCausalLM(config).eval()
+
+
+def find(model: nn.Module) -> dict[str, Any]:
+    return dict(read(model).places)
+
+
+def run(settings: Settings) -> list[Table]:
+    columns = ("parameters, B", "roles", "places", "memory + MiB")
+    table = Table("Reading the anatomy of a Llama: one forward, and the roles", columns, "seconds")
+    for label, sizes in SIZES.items():
+        model = llama(**sizes)
+        before = _peak()
+        places = find(model)
+        grown = _peak() - before
+        calls = {"read": partial(find, model)}
+        seconds = interleaved(calls, settings.rounds(12), sample=0.0)["read"].median
+        count = sum(p.numel() for p in model.parameters()) / 1e9
+        found = (str(len(places)), str(sum(map(len, places.values()))))
+        aim = 0.2 if label.startswith("32") else None
+        table.add(label, count, *found, grown, judged=seconds, aim=aim)
+    table.notes.append("Memory is what the peak of the process rose by at the first reading.")
+    return [table]
+
+
+def _peak() -> float:
+    """The most memory this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,108 @@
+"""A traced graph is a host like any other: same specs, same parameters, same results."""
+
+import copy
+
+import pytest
+import torch
+from torch import fx, nn
+
+import surgery
+from tests.models import build, randomise
+
+SPECS = {
+    "nanogpt": [
+        "on o|up|down apply lora(2)",
+        "on qkv apply dora(2) on mlp parallel adapter(3) train norm",
+        "on mlp gated sequential adapter(3) on attention sequential adapter(2)",
+        "on mlp pfeiffer adapter(3) on down apply ia3_input on up apply ia3",
+        "on embedding apply lora(2) on layer[0] sequential adapter(2)",
+    ],
+    "resnet": [
+        "on Conv2d apply lora(1)",
+        "on Conv2d apply dora(1) on Linear apply lokr(1)",
+        "on Conv2d where outputs > 4 apply ia3 train bias",
+    ],
+    "mixer": [
+        "on mlp parallel adapter(2)",
+        "on Linear apply loha(2) train norm",
+        "on up apply vera(3) on down apply shift",
+    ],
+}
+CASES = [(name, spec) for name, specs in SPECS.items() for spec in specs]
+
+
+def inputs_of(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if name == "nanogpt":
+        return torch.randint(0, 32, (2, 6), generator=generator)
+    model = build(name)
+    from surgery.anatomy.inputs import example_inputs
+
+    args, kwargs = example_inputs(model)
+    like = next(iter([*args, *kwargs.values()]))
+    return torch.randn(like.shape, generator=generator)
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    return fx.GraphModule(copy.deepcopy(model), fx.symbolic_trace(model).graph)
+
+
+def randomise_added(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in surgery.trainable(model).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+@pytest.mark.parametrize(("name", "spec"), CASES)
+def test_traced_equals_eager(name: str, spec: str) -> None:
+    eager = build(name).eval()
+    x = inputs_of(name)
+    traced = trace(eager)
+    base = traced(x)
+    torch.testing.assert_close(base, eager(x))
+    for model in (eager, traced):
+        surgery.apply(model, spec, example_inputs=x, seed=0)
+        randomise_added(model)
+    assert list(surgery.trainable(eager)) == list(surgery.trainable(traced))
+    ours, theirs = eager(x), traced(x)
+    assert not torch.equal(ours, base)
+    torch.testing.assert_close(theirs, ours)
+    for model, result in ((eager, ours), (traced, theirs)):
+        result.square().sum().backward()
+        gradients = {n: p.grad for n, p in surgery.trainable(model).items()}
+        assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    for a, b in zip(
+        surgery.trainable(eager).values(), surgery.trainable(traced).values(), strict=True
+    ):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+    with surgery.disabled(traced):
+        assert torch.equal(traced(x), base)
+    assert torch.equal(traced(x), theirs)
+    surgery.remove(traced)
+    assert torch.equal(traced(x), base)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_merged_traced_graph_gives_the_same(name: str) -> None:
+    x = inputs_of(name)
+    traced = trace(randomise(build(name), 3).eval())
+    surgery.apply(traced, "on Linear|Conv2d apply lora(1)" if name == "resnet" else "on Linear apply lora(2)")
+    randomise_added(traced)
+    adapted = traced(x)
+    with surgery.merged(traced):
+        torch.testing.assert_close(traced(x), adapted, rtol=1e-3, atol=1e-4)
+    assert torch.equal(traced(x), adapted)
+    surgery.merge(traced)
+    torch.testing.assert_close(traced(x), adapted, rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapter_moves_from_eager_to_traced(tmp_path: object) -> None:
+    x = inputs_of("nanogpt")
+    eager = build("nanogpt").eval()
+    traced = trace(eager)
+    surgery.apply(eager, "on Linear apply lora(2)", seed=0)
+    randomise_added(eager)
+    surgery.save(eager, f"{tmp_path}/adapter")
+    surgery.load(traced, f"{tmp_path}/adapter")
+    torch.testing.assert_close(traced(x), eager(x))
