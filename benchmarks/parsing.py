@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from surgery.language.parse import parse
 
 LINES = 1000
 RULES = Path(__file__).resolve().parents[1] / "rules"
+_HEAD = re.compile(r"^(method|block) \w+", re.MULTILINE)
 STATEMENTS = """\
 on q|v in layer[{0}:] apply lora(r = {1}, alpha = {2}) as first_{0}
 on `model.layers.{0}.mlp.*_proj` where inputs > {1} and index % 2 == 0 expect {1} apply dora({2})
@@ -28,13 +31,10 @@ def statements(lines: int) -> str:
 
 def definitions(lines: int) -> str:
     """The rules that come with the package, over and over, each time under another name."""
-    whole = [path.read_text(encoding="utf-8") for path in sorted(RULES.glob("*.peft"))]
-    texts = [text for text in whole if text.startswith("method ")]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(RULES.glob("*.peft"))]
     found: list[str] = []
-    for n in range(lines):
-        text = texts[n % len(texts)]
-        name = text.split("(", 1)[0].removeprefix("method ").split()[0]
-        found += text.replace(f"method {name}", f"method {name}_{n}", 1).splitlines(keepends=True)
+    for n, text in enumerate(itertools.cycle(texts)):
+        found += _HEAD.sub(rf"\g<0>_{n}", text).splitlines(keepends=True)
         if len(found) >= lines:
             break
     return "".join(found)

@@ -42,20 +42,25 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter random values, small enough for activations to stay tame."""
+    """Random values for every parameter and running statistic; activations stay tame."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.is_floating_point():
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() > 1:
-                value = noise * parameter.shape[-1] ** -0.5
-            else:
-                value = 0.2 * noise
+            scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
+            value = scale * noise
             if parameter.dim() == 1 and bool((parameter == 1).all()):
                 value = value + 1
             parameter.copy_(value)
+        for module in model.modules():
+            if (
+                isinstance(module, nn.modules.batchnorm._NormBase)
+                and module.running_var is not None
+            ):
+                module.running_mean.copy_(torch.randn(module.num_features, generator=generator) / 5)
+                module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
     return model
 
 

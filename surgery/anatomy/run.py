@@ -48,17 +48,15 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
 
 
 def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Record:
-    recorder = Recorder(paths)
+    fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
+    recorder = Recorder(paths, fake)
     with ExitStack() as stack:
         stack.enter_context(uncollected())
-        stack.enter_context(untouched(model, copy=how == "real"))
-        if how == "fake":
-            mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
-            convert = cast("Callable[[Any], Any]", mode.from_tensor)
-            args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
-            stack.enter_context(mode)
-        else:
-            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+        stack.enter_context(untouched(model, copy=fake is None))
+        convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
+        args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
+        if fake is not None:
+            stack.enter_context(fake)
         stack.enter_context(_uncompiled())
         stack.enter_context(listening(recorder))
         stack.enter_context(recorder)

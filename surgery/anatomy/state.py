@@ -17,6 +17,7 @@ KEPT_PARAMETERS = 20_000_000
 """Parameters are copied too (a forward may write to them) unless there are more than this."""
 
 _CONTAINERS = (dict, OrderedDict, list, set)
+_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 @contextmanager
@@ -42,10 +43,7 @@ def untouched(model: nn.Module, copy: bool) -> Generator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, kept in zip(modules, attributes, strict=True):
             _restore(module, kept)
-        with torch.no_grad():
-            for tensor, content, version in tensors:
-                if tensor._version != version:  # pyright: ignore[reportPrivateUsage]
-                    tensor.copy_(content)
+        _write_back(tensors)
         _reseed(generators)
 
 
@@ -98,11 +96,25 @@ def _changed(value: Any, content: Any) -> bool:
     return any(a is not b for a, b in zip(value, content, strict=True))
 
 
-def _contents(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+def _contents(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Tensors of the model, each with an alias that keeps its memory and a copy of its content."""
     parameters = list(model.parameters())
     small = sum(parameter.numel() for parameter in parameters) <= KEPT_PARAMETERS
     tensors = [*(parameters if small else ()), *model.buffers()]
-    return [(t, t.detach().clone(), t._version) for t in tensors]  # pyright: ignore[reportPrivateUsage]
+    # Of packed and wrapped kinds (quantised weights) neither memory nor bits can be asked for.
+    plain = [t for t in tensors if type(t) in _PLAIN and t.layout is torch.strided]
+    return [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in plain]
+
+
+def _write_back(tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+    # By content, since batch norm writes without counting versions; and only what differs, since
+    # a write would spoil a backward that is still to come.
+    with torch.no_grad():
+        for tensor, memory, content in tensors:
+            if tensor.data_ptr() != memory.data_ptr():
+                tensor.data = memory
+            if not torch.equal(tensor, content):
+                tensor.copy_(content)
 
 
 def _generators() -> tuple[Any, Any, Any, Any]:

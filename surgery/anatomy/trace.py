@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.paths import Paths
@@ -19,8 +20,9 @@ from surgery.anatomy.record import Call, Key, Op, Record, Value
 class Recorder(TorchFunctionMode):
     """Turns what runs while it is active into a :class:`Record`."""
 
-    def __init__(self, paths: Paths):
+    def __init__(self, paths: Paths, fake: FakeTensorMode | None = None):
         super().__init__()
+        self.fake = fake
         self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
         self.ops: list[Op] = []
         self.calls: list[Call] = []
@@ -31,6 +33,7 @@ class Recorder(TorchFunctionMode):
         # Tensors are kept alive here, so that no id is given out twice.
         self.known: dict[int, tuple[int, torch.Tensor]] = {}
         self.views: dict[int, list[torch.Tensor]] = {}
+        self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
         self.owners = _owners(paths)
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
@@ -43,13 +46,42 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             result = func(*args, **kwargs)
             if isinstance(result, torch.Tensor):
+                args = self.faked(args)
+                result = func(*args, **kwargs)
                 self.record(_property(func), args, kwargs, result, ())
             return result
+        if self.fake is not None:
+            args, kwargs = self.faked(args), self.faked(kwargs)
         before = [(t, _version(t)) for t in _tensors((args, kwargs))]
         result = func(*args, **kwargs)
         written = tuple(tensor for tensor, version in before if _version(tensor) != version)
         self.record(name, args, kwargs, result, written)
         return result
+
+    def faked(self, thing: Any) -> Any:
+        """``thing`` with the model's own tensors replaced by their fake twins.
+
+        Fake mode leaves functions alone that see none but real tensors: they would run, and write.
+        """
+        if isinstance(thing, torch.Tensor):
+            return self.twin(thing)
+        if type(thing) in (tuple, list):
+            return type(thing)(map(self.faked, thing))
+        if type(thing) is dict:
+            items = cast("dict[Any, Any]", thing).items()
+            return {key: self.faked(item) for key, item in items}
+        return thing
+
+    def twin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake tensor that stands for a real one, the same every time."""
+        if self.fake is None or isinstance(tensor, FakeTensor):
+            return tensor
+        if id(tensor) not in self.twins:
+            twin = cast(torch.Tensor, self.fake.from_tensor(tensor))
+            self.twins[id(tensor)] = tensor, twin
+            if id(tensor) in self.owners:
+                self.owners[id(twin)] = self.owners[id(tensor)]
+        return self.twins[id(tensor)][1]
 
     def record(
         self, name: str, args: Any, kwargs: Any, result: Any, written: tuple[torch.Tensor, ...]
@@ -89,6 +121,7 @@ class Recorder(TorchFunctionMode):
 
     def number(self, tensor: torch.Tensor) -> int:
         """The value ``tensor`` holds now."""
+        tensor = self.twin(tensor)
         found = self.known.get(id(tensor))
         if found is not None:
             return found[0]

@@ -95,19 +95,24 @@ class Plan:
         return tuple(t for e in self.edits for t in e.tensors)
 
     @property
-    def added(self) -> int:
-        """Elements of all parameters added; a shared one counts once."""
-        sizes: dict[Any, int] = {}
+    def distinct(self) -> tuple[Tensor, ...]:
+        """The parameters to add; one that several sites share is there once."""
+        found: dict[Any, Tensor] = {}
         for edit in self.edits:
             for t in edit.tensors:
-                key = (edit.method, t.name.rpartition(".")[2], t.shape) if t.shared else t.name
-                sizes[key] = t.size
-        return sum(sizes.values())
+                local = t.name[len(edit.exit.path) :]
+                found.setdefault((edit.method, local, t.shape) if t.shared else t.name, t)
+        return tuple(found.values())
+
+    @property
+    def added(self) -> int:
+        """Elements of all parameters added; a shared one counts once."""
+        return sum(t.size for t in self.distinct)
 
     @property
     def trainable(self) -> int:
         """Elements that train after the spec is applied: added ones and the base's."""
-        return self.trained_elements + sum(t.size for t in self.tensors if t.trained)
+        return self.trained_elements + sum(t.size for t in self.distinct if t.trained)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON data, with the spec's texts and the fingerprint."""

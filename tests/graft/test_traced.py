@@ -87,7 +87,9 @@ def test_traced_equals_eager(name: str, spec: str) -> None:
 def test_merged_traced_graph_gives_the_same(name: str) -> None:
     x = inputs_of(name)
     traced = trace(randomise(build(name), 3).eval())
-    surgery.apply(traced, "on Linear|Conv2d apply lora(1)" if name == "resnet" else "on Linear apply lora(2)")
+    surgery.apply(
+        traced, "on Linear|Conv2d apply lora(1)" if name == "resnet" else "on Linear apply lora(2)"
+    )
     randomise_added(traced)
     adapted = traced(x)
     with surgery.merged(traced):

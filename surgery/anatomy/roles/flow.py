@@ -24,10 +24,6 @@ class Flow:
         producer = self.record.producer[value]
         return self.ops[producer] if producer >= 0 else None
 
-    def kind_of(self, value: int) -> str:
-        producer = self.record.producer[value]
-        return self.kinds[producer] if producer >= 0 else ""
-
     def stripped(self, value: int, through: frozenset[str]) -> int:
         """``value`` as it was before the trailing operators of the kinds in ``through``."""
         while (producer := self.record.producer[value]) >= 0 and self.kinds[producer] in through:
@@ -177,14 +173,3 @@ class Flow:
         if op is not None and self.kinds[op.index] in NORMS and op.inputs:
             return op.inputs[0]
         return None
-
-    def unnormed(self, value: int) -> int:
-        """``value`` before norms and reshapes: the stream it was taken from."""
-        while True:
-            before = self.before_norm(value)
-            if before is None:
-                op = self.op(value)
-                if op is None or self.kinds[op.index] not in RESHAPES or not op.inputs:
-                    return value
-                before = op.inputs[0]
-            value = before

@@ -49,7 +49,7 @@ def _linear(flow: Flow, op: Op, kind: str) -> Linear | None:
         return None
     pointwise, depthwise = True, False
     if kind in CONVOLUTIONS:
-        shape = _weight_shape(flow, operands[1])
+        shape = flow.record.shapes[operands[1]]
         pointwise = all(size == 1 for size in shape[2:])
         depthwise = not pointwise and shape[1] == 1 and shape[0] > 1
     call = _alone(flow, op, weight, source, result)
@@ -106,10 +106,6 @@ def _derived(flow: Flow, value: int) -> str | None:
             elif record.producer[operand] < 0 and operand in record.arguments:
                 return None
     return name or owned.get(flow.same(value))
-
-
-def _weight_shape(flow: Flow, value: int) -> tuple[int, ...]:
-    return flow.record.shapes[value]
 
 
 def _alone(flow: Flow, op: Op, weight: str, source: int, result: int) -> Call | None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 @cache
 def kind(name: str) -> str:
     """One name for a function, its method, its operator and its in-place form."""
@@ -17,7 +21,7 @@ def kind(name: str) -> str:
     return _SYNONYMS.get(name, name)
 
 
-_OPERATORS = frozenset(["add", "sub", "mul", "truediv", "matmul", "pow"])
+_OPERATORS = _names("add sub mul truediv matmul pow")
 _SYNONYMS = {
     "truediv": "div",
     "true_divide": "div",
@@ -31,218 +35,52 @@ _SYNONYMS = {
     "swapdims": "transpose",
 }
 
-RESHAPES = frozenset(
-    [
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "contiguous",
-        "flatten",
-        "unflatten",
-        "unsqueeze",
-        "squeeze",
-        "to",
-        "type",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
-        "clone",
-        "detach",
-        "alias",
-        "movedim",
-        "moveaxis",
-        "T",
-        "mT",
-        "H",
-        "t",
-        "view_as",
-        "reshape_as",
-        "type_as",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "feature_dropout",
-        "alpha_dropout",
-        "requires_grad",
-        "data",
-        "identity",
-    ]
-)
+RESHAPES = _names("""
+    view reshape transpose permute contiguous flatten unflatten unsqueeze squeeze to type float
+    half bfloat16 double clone detach alias movedim moveaxis T mT H t view_as reshape_as type_as
+    dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout requires_grad data identity
+    """)
 """The same elements, elsewhere: what comes out is what went in."""
 
-SELECTIONS = frozenset(
-    [
-        "getitem",
-        "split",
-        "chunk",
-        "unbind",
-        "tensor_split",
-        "split_with_sizes",
-        "narrow",
-        "select",
-        "index_select",
-        "expand",
-        "expand_as",
-        "repeat",
-        "repeat_interleave",
-        "broadcast_to",
-        "tile",
-        "roll",
-        "gather",
-        "unfold",
-        "masked_select",
-    ]
-)
+SELECTIONS = _names("""
+    getitem split chunk unbind tensor_split split_with_sizes narrow select index_select expand
+    expand_as repeat repeat_interleave broadcast_to tile roll gather unfold masked_select
+    """)
 """A part of the elements, or more of the same."""
 
 PASSIVE = RESHAPES | SELECTIONS
 
-ACTIVATIONS = frozenset(
-    [
-        "relu",
-        "relu6",
-        "gelu",
-        "silu",
-        "sigmoid",
-        "tanh",
-        "erf",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "softplus",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "prelu",
-        "rrelu",
-        "glu",
-        "logsigmoid",
-        "softsign",
-        "hardtanh",
-        "hardshrink",
-        "softshrink",
-        "tanhshrink",
-        "threshold",
-        "special_erf",
-        "erfc",
-        "sin",
-        "swish",
-    ]
-)
+ACTIVATIONS = _names("""
+    relu relu6 gelu silu sigmoid tanh erf leaky_relu elu selu celu softplus mish hardswish
+    hardsigmoid prelu rrelu glu logsigmoid softsign hardtanh hardshrink softshrink tanhshrink
+    threshold special_erf erfc sin swish
+    """)
 
-ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "pow",
-        "neg",
-        "maximum",
-        "minimum",
-        "where",
-        "masked_fill",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "exp",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "abs",
-        "reciprocal",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "log",
-        "log1p",
-        "expm1",
-        "sign",
-        "max",
-        "min",
-        "nan_to_num",
-    ]
-)
+ARITHMETIC = _names("""
+    add sub rsub mul div pow neg maximum minimum where masked_fill clamp clamp_min clamp_max exp
+    square sqrt rsqrt abs reciprocal lerp addcmul addcdiv log log1p expm1 sign max min nan_to_num
+    """)
 
 POINTWISE = ACTIVATIONS | ARITHMETIC
 
-NORMS = frozenset(
-    [
-        "layer_norm",
-        "rms_norm",
-        "batch_norm",
-        "group_norm",
-        "instance_norm",
-        "native_layer_norm",
-        "sync_batch_norm",
-    ]
-)
+NORMS = _names("""
+    layer_norm rms_norm batch_norm group_norm instance_norm native_layer_norm sync_batch_norm
+    """)
 
-STATISTICS = frozenset(
-    [
-        "mean",
-        "var",
-        "var_mean",
-        "std",
-        "norm",
-        "vector_norm",
-        "linalg_vector_norm",
-        "linalg_norm",
-        "sum",
-    ]
-)
-ROOTS = frozenset(["rsqrt", "sqrt", "div", "reciprocal", "pow"])
+STATISTICS = _names("mean var var_mean std norm vector_norm linalg_vector_norm linalg_norm sum")
 
-CONVOLUTIONS = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "convolution",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-    ]
-)
+CONVOLUTIONS = _names("""
+    conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d
+    """)
 
-CHANNELS_FIRST = CONVOLUTIONS | frozenset(
-    [
-        "batch_norm",
-        "group_norm",
-        "instance_norm",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "interpolate",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "upsample",
-        "local_response_norm",
-        "lp_pool2d",
-        "boolean_dispatch",
-        "_max_pool2d",
-        "sync_batch_norm",
-        "grid_sample",
-    ]
-)
+CHANNELS_FIRST = CONVOLUTIONS | _names("""
+    batch_norm group_norm instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d
+    avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d interpolate pixel_shuffle pixel_unshuffle upsample
+    local_response_norm lp_pool2d boolean_dispatch _max_pool2d sync_batch_norm grid_sample
+    """)
 
-PRODUCTS = frozenset(
-    ["matmul", "mm", "bmm", "baddbmm", "addbmm", "addmm", "einsum", "tensordot", "mv"]
-)
+PRODUCTS = _names("matmul mm bmm baddbmm addbmm addmm einsum tensordot mv")
 """Products that may be between activations; `linear` and convolutions always have a weight."""
 
 WEIGHTED = PRODUCTS | CONVOLUTIONS | frozenset(("linear", "grouped_mm"))

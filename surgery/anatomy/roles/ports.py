@@ -65,7 +65,7 @@ class Ports:
         At the place's own input if it is that; else at the norm before the place; else at the
         latest call that gets or returns it.
         """
-        seen = self._seen(item.skip)
+        seen = self._at.get(item.skip, [])
         if source == item.skip:
             return entry
         norm = self.flow.norms.get(self.flow.same(source))
@@ -78,12 +78,8 @@ class Ports:
             if (call.first if port.side == "input" else call.last + 1) <= exit.index
         ]
         given = [(call, port) for call, port in before if port.side == "input"]
-        # Only what runs in the same layer: a value seen long ago would be kept alive for nothing.
         latest = max(given or before, key=lambda found: found[0].number, default=None)
         return latest[1] if latest else None
-
-    def _seen(self, value: int) -> list[tuple[Call, Port]]:
-        return self._at.get(value, [])
 
     @cached_property
     def _at(self) -> dict[int, list[tuple[Call, Port]]]:

@@ -13,9 +13,7 @@ from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import NORMS, PASSIVE, POINTWISE
 from surgery.anatomy.roles.residual import Sum
 
-_CHUNKS = frozenset(
-    ["cat", "stack", "pad", "as_strided", "setitem", "copy", "einsum", "bmm", "matmul"]
-)
+_CHUNKS = {"cat", "stack", "pad", "as_strided", "setitem", "copy", "einsum", "bmm", "matmul"}
 """How windows are put together again."""
 
 

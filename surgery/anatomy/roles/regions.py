@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.flow import Flow
@@ -138,27 +138,13 @@ class Regions:
             values = call.outputs
         return next(value for key, value in values if key == port.index)
 
-    def _fits(self, skip: int, result: int) -> bool:
-        shapes = self.flow.record.shapes
-        return shapes[skip] == shapes[result]
-
     def _joined(self, site: Site, source: int, result: int, last: Op | None) -> Site:
-        item = self.ports.sum_of(result)
-        if item is None or last is None or not self._fits(item.skip, result):
+        item, shapes = self.ports.sum_of(result), self.flow.record.shapes
+        # What is transposed before it is added has no residual of its own shape.
+        if item is None or last is None or shapes[item.skip] != shapes[result]:
             return site
         residual = self.ports.residual(item, site.entry, source, last)
         norm = self.ports.norm(item)
         if norm is not None and self.layer_at(norm.path) != self.layer_at(site.entry.path):
             norm = None
-        return Site(
-            site.path,
-            site.paths,
-            site.kind,
-            site.role,
-            site.layer,
-            site.entry,
-            site.exit,
-            residual,
-            norm.path if norm is not None else None,
-            site.members,
-        )
+        return replace(site, residual=residual, norm=norm.path if norm is not None else None)

@@ -1,0 +1,55 @@
+"""What one method does to what stands at its site, as one line: `y += linear(linear(x, A), B)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from surgery.planning.plan import Edit, Plan
+from surgery.rules.expand import Wrapped
+from surgery.rules.expression import Expression, operand
+from surgery.rules.program import Program, Signature, build
+from surgery.rules.simplify import substitute
+
+Standing = Mapping[str, Sequence[Wrapped]]
+
+
+def signature_of(edit: Edit) -> Signature:
+    """The signature that the site of ``edit`` was planned with."""
+    return Signature(
+        "linear" if edit.operator == "linear" else "module",
+        bias=edit.layer is not None and edit.layer.bias,
+        norm=edit.has_norm,
+        residual=edit.has_residual,
+    )
+
+
+def program_at(plan: Plan, edit: Edit, standing: Standing) -> Program:
+    """The program of a site up to and with ``edit``."""
+    return build(signature_of(edit), tuple(_wraps(plan, edit, standing)))
+
+
+def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:
+    """How ``edit`` changes the result `y` that it finds, in terms of its own params."""
+    wraps = _wraps(plan, edit, standing)
+    before = build(signature_of(edit), tuple(wraps[:-1])).result
+    after = build(signature_of(edit), tuple(wraps)).result
+    return change(before, after).replace(f"{edit.child}.", "")
+
+
+def change(before: Expression, after: Expression) -> str:
+    """``after`` in terms of ``before``, which is called `y`."""
+    y = operand("y", before.shape)
+    if after.op == "add" and before in after.arguments:
+        left, right = after.arguments
+        return f"y += {right if left == before else left}"
+    return f"y = {substitute(after, {before: y})}"
+
+
+def _wraps(plan: Plan, edit: Edit, standing: Standing) -> list[Wrapped]:
+    wraps = list(standing.get(edit.site, ()))
+    for other in plan.edits:
+        if other.site == edit.site:
+            wraps.append(plan.spec.wrapped(other.statement))
+        if other is edit:
+            break
+    return wraps
