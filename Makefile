@@ -7,11 +7,12 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+STRICT := $(VENV)/strict
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test quick format lint types benchmark clean
+.PHONY: help environment demo test quick format lint types grammar benchmark clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +30,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## Adapt, train, save and merge a real language model (SmolLM2), start to end
 	$(BIN)/python -m examples.smollm2
 
-test: lint types ## All that CI runs: lint, types, layers, every test, the wheel
+test: lint types grammar ## All that CI runs: lint, types, layers, every test, the wheel
 	$(BIN)/python -m pytest
 
 quick: $(INSTALLED) ## The tests that take no more than seconds
@@ -43,6 +44,14 @@ lint: $(INSTALLED) ## Formatting, lint, and which part may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+grammar: $(STRICT) ## The grammar has no conflicts, as strictly as Lark can tell
+	PYTHONPATH=$(STRICT) $(BIN)/python -m pytest tests/language/test_reference.py
+
+# Apart from the rest: where Lark finds this package, it checks every grammar at every start.
+$(STRICT): pyproject.toml $(INSTALLED)
+	$(PIP) install --quiet --target $@ --upgrade --group grammar
+	@touch $@
 
 types: $(INSTALLED) ## Pyright, strict
 	$(BIN)/pyright --pythonpath $(BIN)/python

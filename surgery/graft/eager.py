@@ -116,7 +116,7 @@ def uninstall(model: nn.Module) -> None:
 @contextmanager
 def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: without adapted classes and without the added parameters."""
-    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))
+    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
     adapted = [path for path, module in named if is_adapted(module)]
     classes = [(m, type(m)) for m in model.modules() if is_adapted(m)]
     children = [

@@ -22,6 +22,11 @@ class Addition:
     shared: bool
     dtype: str
 
+    @property
+    def marks(self) -> list[str]:
+        """What is uncommon about it."""
+        return ["frozen"] * (not self.trained) + ["shared"] * self.shared
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -31,6 +31,8 @@ _SYNONYMS = {
     "grouped_mm_fallback": "grouped_mm",
     "_grouped_mm": "grouped_mm",
     "_softmax": "softmax",
+    "concat": "cat",
+    "concatenate": "cat",
     "swapaxes": "transpose",
     "swapdims": "transpose",
 }

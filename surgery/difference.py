@@ -1,0 +1,180 @@
+"""What a spec would change in a model, shown before anything changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from surgery.api import SpecLike, plan
+from surgery.planning.plan import Plan
+from surgery.reports.comparison import moves
+from surgery.reports.comparison_text import Compared, training_changes
+from surgery.reports.context import Context, context_of
+from surgery.reports.diff_markdown import markdown_of
+from surgery.reports.diff_text import notes_of, text_of
+from surgery.reports.entries import Entry, entries_of
+from surgery.reports.summary import Summary, summary_of
+from surgery.reports.terminal import painted
+from surgery.reports.training import Parameters, training_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+VERSION = 1
+"""Of the JSON form."""
+
+
+def diff(
+    model: nn.Module,
+    spec: SpecLike,
+    *,
+    against: SpecLike | None = None,
+    example_inputs: Any = None,
+) -> Diff | Comparison:
+    """What ``spec`` would change in ``model``, which stays as it is.
+
+    Args:
+        model: any module, also one that is adapted already.
+        spec: the spec.
+        against: another spec; then the report is what changes when it takes the place of ``spec``.
+        example_inputs: as for :func:`surgery.apply`.
+
+    Raises:
+        SurgeryError: as :func:`surgery.apply` would.
+
+    >>> import torch, surgery
+    >>> print(surgery.diff(torch.nn.Linear(64, 64), "on `` apply ia3")) # doctest: +SKIP
+
+    """
+    context = context_of(model)
+    first = plan(model, spec, example_inputs=example_inputs)
+    if against is None:
+        return Diff(first, context)
+    second = plan(model, against, example_inputs=example_inputs)
+    return Comparison(first, second, context)
+
+
+@dataclass(frozen=True)
+class Diff:
+    """A plan as a report: ``str()``, :meth:`as_markdown`, :meth:`as_json`, or in colour by rich."""
+
+    plan: Plan
+    context: Context = field(repr=False)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The edits, those that read the same folded into one."""
+        return entries_of(self.plan, self.context.standing)
+
+    @cached_property
+    def training(self) -> tuple[Parameters, Parameters]:
+        """The base's parameters that would train, and those that would be frozen."""
+        return training_of(self.plan, self.context)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures of the last line."""
+        return summary_of(self.plan, self.context)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would change."""
+        return self.summary.is_empty
+
+    def __str__(self) -> str:
+        return text_of(self.plan, self.context, self.entries, self.training, self.summary)
+
+    def __rich__(self) -> Text:
+        return painted(str(self))
+
+    def as_markdown(self) -> str:
+        """For the description of a pull request: a table, with the details folded away."""
+        return markdown_of(self.plan, self.context, self.entries, self.training, self.summary)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        trained, frozen = self.training
+        return {
+            "version": VERSION,
+            "model": self.context.model,
+            "spec": self.plan.spec.name,
+            "base": self.plan.base,
+            "fingerprint": self.plan.fingerprint,
+            "summary": self.summary.as_dict(),
+            "entries": [_entry(entry) for entry in self.entries],
+            "train": asdict(trained),
+            "freeze": asdict(frozen),
+            "notes": notes_of(self.plan, self.context, self.entries),
+            "warnings": [
+                {"code": w.code, "message": w.message, "place": str(w.labels[0].span)}
+                for w in self.plan.warnings
+            ],
+        }
+
+    def as_json(self) -> str:
+        """:meth:`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changes in a model when the spec of ``before`` gives way to that of ``after``."""
+
+    before: Plan
+    after: Plan
+    context: Context = field(repr=False)
+
+    @cached_property
+    def compared(self) -> Compared:
+        """The differences."""
+        return Compared(
+            moves(self.before, self.after),
+            training_changes(self.before, self.after, self.context.flags),
+            summary_of(self.before, self.context),
+            summary_of(self.after, self.context),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether both specs do the same."""
+        return self.compared.is_empty
+
+    def __str__(self) -> str:
+        return self.compared.text()
+
+    def __rich__(self) -> Text:
+        return painted(str(self))
+
+    def as_markdown(self) -> str:
+        """For the description of a pull request."""
+        return self.compared.markdown()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        specs = {"before": self.before.spec.name, "after": self.after.spec.name}
+        return {"version": VERSION, "specs": specs, **self.compared.as_dict()}
+
+    def as_json(self) -> str:
+        """:meth:`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    first = entry.first
+    return {
+        "sites": list(entry.sites),
+        "kind": entry.kind,
+        "method": first.method,
+        "name": first.child,
+        "place": first.place,
+        "formula": entry.formula,
+        "adds": [asdict(a) for a in entry.additions],
+        "identity": first.identity,
+        "merges": first.merges,
+        "reason": entry.reason,
+        "flops": first.flops,
+    }

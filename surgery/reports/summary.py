@@ -1,0 +1,97 @@
+"""What a plan comes to: the figures of its last line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from surgery.planning.plan import Plan
+from surgery.reports.context import Context
+from surgery.reports.figures import millions, operations, percent, some
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of a plan; ``elements`` and ``trainable`` count a shared parameter once.
+
+    ``flops`` are those added for one token when every site runs.
+    """
+
+    sites: int
+    edits: int
+    parameters: int
+    elements: int
+    base_elements: int
+    trainable: int
+    thawed: int
+    frozen: int
+    merging: int
+    identity: bool
+    flops: int
+    base_flops: int | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all would change."""
+        return not (self.edits or self.thawed or self.frozen)
+
+    @property
+    def share(self) -> str:
+        """Which part of all parameters trains, added ones included."""
+        return percent(self.trainable, self.base_elements + self.elements)
+
+    def as_dict(self) -> dict[str, Any]:
+        total = self.base_elements + self.elements
+        percentage = round(100 * self.trainable / total, 6) if total else 0.0
+        return asdict(self) | {"trainable_percent": percentage, "empty": self.is_empty}
+
+    def __str__(self) -> str:
+        if self.is_empty:
+            return "No changes."
+        if not self.edits:
+            changes = [f"{some(self.thawed, 'base parameter')} start to train"] * bool(self.thawed)
+            changes += [f"{self.frozen:,} freeze"] * bool(self.frozen)
+            return f"Plan: {', '.join(changes)} ({self.share} trainable)."
+        added = some(self.parameters, "parameter")
+        figures = f"{millions(self.elements)}, {self.share} trainable"
+        text = f"Plan: {some(self.sites, 'site')} rewritten, {added} added ({figures})."
+        return f"{text} {self.merges}"
+
+    @property
+    def merges(self) -> str:
+        """Whether the edits merge back, as a sentence."""
+        if self.merging == self.edits:
+            return "Merges back."
+        if not self.merging:
+            return "Does not merge back."
+        return f"{self.merging:,} of {self.edits:,} edits merge back."
+
+    @property
+    def cost(self) -> str | None:
+        """What the edits compute more, as a phrase; None if nothing."""
+        if not self.flops:
+            return None
+        text = f"{operations(self.flops)} more per token"
+        if self.base_flops:
+            share = percent(self.flops, self.base_flops)
+            text += f" ({share} of the base's matrix products)"
+        return text
+
+
+def summary_of(plan: Plan, context: Context) -> Summary:
+    """Add up ``plan``."""
+    last = {e.site: e for e in plan.edits}
+    return Summary(
+        sites=len(last),
+        edits=len(plan.edits),
+        parameters=len(plan.distinct),
+        elements=plan.added,
+        base_elements=plan.parameters,
+        trainable=plan.trainable,
+        thawed=sum(not context.flags[n] for n in plan.trained),
+        frozen=sum(context.flags[n] for n in plan.frozen),
+        merging=sum(e.merges for e in plan.edits),
+        identity=all(e.identity for e in last.values()),
+        flops=sum(e.flops for e in plan.edits),
+        base_flops=context.flops,
+    )
