@@ -47,7 +47,16 @@ def diff(
         SurgeryError: as :func:`surgery.apply` would.
 
     >>> import torch, surgery
-    >>> print(surgery.diff(torch.nn.Linear(64, 64), "on `` apply ia3")) # doctest: +SKIP
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+    >>> print(surgery.diff(model, "on `0` apply ia3"))
+    ~ 0   linear 64 → 64   <spec>:1
+        + l   64   1
+        y = l * y          ia3
+    <BLANKLINE>
+      freeze 2 base parameters (4,160)
+    <BLANKLINE>
+    Costs 64 FLOPs more per token (0.78 % of the base's matrix products). Starts as the base.
+    Plan: 1 site rewritten, 1 parameter added (64, 1.52 % trainable). Merges back.
 
     """
     context = context_of(model)

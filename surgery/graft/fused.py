@@ -48,19 +48,20 @@ def low_rank(
         hidden = functional.linear(functional.dropout(x, rate, training), down)
         if factor is None:
             return add_product(functional.linear(x, weight, bias), hidden, up, scale)
-        product = add_product(functional.linear(x, weight), hidden, up, scale) * factor
-        return product if bias is None else product + bias
+        product = add_product(functional.linear(x, weight), hidden, up, scale)
+        product = product * factor.to(product.dtype)
+        return product if bias is None else product + bias.to(product.dtype)
     if torch.is_grad_enabled():
         return _LowRank.apply(x, weight, bias, down, up, scale, rate, factor)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, down, up, scale, rate, factor)[0]
 
 
-def _runs_as_written(tensors: tuple[Tensor | None, ...]) -> bool:
+def _runs_as_written(tensors: tuple[Tensor, *tuple[Tensor | None, ...]]) -> bool:
     """Whether nothing rewrites operations: no compiler, autocast, transform or tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return False
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-    return plain and not torch.is_autocast_enabled()
+    return plain and not torch.is_autocast_enabled(tensors[0].device.type)
 
 
 def _forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -46,10 +46,7 @@ class Planner:
     def weight_owners(self) -> dict[int, list[str]]:
         """The paths of the modules that hold each weight, by the identity of the parameter."""
         found: dict[int, list[str]] = {}
-        modules: list[tuple[str, nn.Module]] = list(
-            self.model.named_modules(remove_duplicate=False)
-        )
-        for path, module in modules:
+        for path, module in cast("Any", self.model).named_modules(remove_duplicate=False):
             weight = module._parameters.get("weight")
             if weight is not None:
                 found.setdefault(id(weight), []).append(path)
@@ -146,7 +143,9 @@ class _Draft:
                 f"have {place.rank}",
             )
         before = build(place.signature, tuple(standing))
-        derived = derive(program, before, wrapped.child, tuple(place.sizes.items()))
+        one_hot = place.layer is not None and place.layer.kind == "embedding"
+        sizes = tuple(place.sizes.items())
+        derived = derive(program, before, wrapped.child, sizes, one_hot)
         if place.layer and place.layer.read and derived.reason:
             raise error(
                 "S413",

@@ -35,11 +35,16 @@ class Derived:
 
 @lru_cache(maxsize=4096)
 def derive(
-    program: Program, before: Program, child: str, sizes: tuple[tuple[str, int], ...]
+    program: Program,
+    before: Program,
+    child: str,
+    sizes: tuple[tuple[str, int], ...],
+    one_hot: bool = False,
 ) -> Derived:
     """Hold a program against the sizes of a site.
 
-    ``before`` is the program without its last method, whose params live under ``child``.
+    ``before`` is the program without its last method, whose params live under ``child``. A product
+    with a ``one_hot`` input is a look-up, and costs nothing.
 
     Raises:
         SurgeryError: S404, S405 or S406 where the rule's demands are not met.
@@ -51,7 +56,7 @@ def derive(
         Added(d.name, tuple(_size(s, known) for s in d.shape), str(d.init), not d.frozen, d.shared)
         for d in dict(program.declarations)[child]
     )
-    one = {**known, **_LEADING}
+    one = {**known, **_LEADING, **({"m": 0} if one_hot else {})}
     found = program.merge
     reason = None
     if isinstance(found, NotAffine):

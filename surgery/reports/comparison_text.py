@@ -10,7 +10,7 @@ from surgery.planning.plan import Plan
 from surgery.reports.comparison import SIGNS, Moved
 from surgery.reports.diff_markdown import table
 from surgery.reports.entries import kind_of
-from surgery.reports.figures import families, millions
+from surgery.reports.figures import families, millions, some
 from surgery.reports.summary import Summary
 
 
@@ -33,14 +33,14 @@ class Compared:
         if self.is_empty:
             return "No changes."
         counts = [
-            f"{sum(len(m.sites) for m in self.moved if m.change == change):,} {change}"
+            f"{some(sum(len(m.sites) for m in self.moved if m.change == change), 'edit')} {change}"
             for change in SIGNS
             if any(m.change == change for m in self.moved)
         ]
-        what = f"edits: {', '.join(counts)}; " if counts else ""
+        what = f"{', '.join(counts)}; " if counts else ""
         added = _arrow(millions(self.before.elements), millions(self.after.elements))
         share = _arrow(self.before.share, self.after.share)
-        return f"Difference: {what}{added} added, {share} trainable. {self.after.merges}"
+        return f"Difference: {what}parameters added {added}, {share} trainable. {self.after.merges}"
 
     def text(self) -> str:
         parts: list[str] = []

@@ -58,8 +58,9 @@ def _flops(model: nn.Module) -> int | None:
             return None
         if layer is not None and layer.kind != "embedding":
             total += 2 * layer.out * layer.into
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            total += 2 * module.in_proj_weight.numel()
+        elif isinstance(module, nn.MultiheadAttention):
+            own = [p for p in module._parameters.values() if p is not None and p.dim() == 2]
+            total += sum(2 * p.numel() for p in own)
         elif any(p is not None and p.dim() > 2 for p in module._parameters.values()):
             return None
     return total or None

@@ -76,7 +76,7 @@ def remarks(entry: Entry) -> list[str]:
     if not entry.first.identity:
         found.append("! does not start as the base")
     if entry.reason:
-        found.append(f"! never merges: {entry.reason}")
+        found.append(f"! does not merge: {entry.reason}")
     return found
 
 
@@ -89,7 +89,7 @@ def _base(plan: Plan, training: Sequence[Parameters]) -> list[str]:
         if group.verb == "train" or not plan.edits:
             folded = shaped(plan, group.names)
             width = min(56, max(len(str(family)) for family, _ in folded))
-            lines += [f"    {str(family):<{width}}   {shape}" for family, shape in folded[:8]]
+            lines += [f"    {family!s:<{width}}   {shape}" for family, shape in folded[:8]]
             if len(folded) > 8:
                 rest = sum(len(family.members) for family, _ in folded[8:])
                 lines.append(f"    … {rest:,} more")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_NUMBER = re.compile(r"(?<![^.\[])\d+(?![^.\]])")
+_NUMBER = re.compile(r"(?<![^.\[])\d+(?![^.\[\]])")
 
 
 def millions(elements: int) -> str:

@@ -31,7 +31,9 @@ def painted(text: str) -> Text:
     """``text`` with the colours of a report or of an error."""
     from rich.text import Text
 
-    return Text("\n").join(_line(line) for line in text.split("\n"))
+    whole = Text("\n").join(_line(line) for line in text.split("\n"))
+    whole.no_wrap, whole.overflow = True, "ignore"
+    return whole
 
 
 def _line(line: str) -> Text:

@@ -25,8 +25,9 @@ class Parameters:
 
     def __str__(self) -> str:
         of = f"{some(len(self.names), 'base parameter')} ({millions(self.elements)})"
-        before = "" if self.changed == len(self.names) else f", {self.changed} newly"
-        return f"{of}{before}"
+        if self.changed == len(self.names):
+            return of
+        return f"{of}, {f'{self.changed:,} of them newly' if self.changed else 'as before'}"
 
 
 def training_of(plan: Plan, context: Context) -> tuple[Parameters, Parameters]:

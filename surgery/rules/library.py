@@ -51,7 +51,8 @@ class Scope:
                 "S201",
                 f"no method or block is named `{name}`",
                 span,
-                help=did_you_mean(name, [*known, *ITEMS.values()]) or f"known are {', '.join(sorted(known))}",
+                help=did_you_mean(name, [*known, *ITEMS.values()])
+                or f"known are {', '.join(sorted(known))}",
             )
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -54,7 +54,7 @@ class Program:
     @cached_property
     def is_identity(self) -> bool:
         """Whether the site computes the base's result until it is trained."""
-        return same_value(_at_start(self.result, self.params), self.base)
+        return same_value(at_start(self.result, self.params), self.base)
 
     @cached_property
     def flops(self) -> Dim:
@@ -141,7 +141,8 @@ def _program(
     )
 
 
-def _at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
+def at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
+    """``result`` with the params as they start, where that is not random."""
     values: dict[Expression, Expression] = {}
     for d in params:
         if d.init.value is not None:
@@ -166,8 +167,10 @@ class Facts:
     is_verb: bool
 
 
-def check_method(definition: Definition) -> Facts:
+def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
     """Read a method by itself: dims by name, arguments at their defaults.
+
+    Those in ``named`` stay names, too, so that sizes come out as polynomials in them.
 
     Raises:
         SurgeryError: where the rule contradicts itself.
@@ -183,7 +186,7 @@ def check_method(definition: Definition) -> Facts:
     into = (_last_name(pattern.operands[0]) if pattern.operands else None) or Dim.named("?in")
     state = operator(kind, bias=True, norm=True, residual=True, strict=True, out=out, into=into)
     base = state.result
-    apply_method(Closure(definition, _stand_ins(method), method.name_span), state)
+    apply_method(Closure(definition, _stand_ins(method, named), method.name_span), state)
     if not state.changed:
         raise error(
             "S223",
@@ -197,22 +200,25 @@ def check_method(definition: Definition) -> Facts:
     return Facts(program, any(p.kind != "value" for p in method.parameters))
 
 
-def check_block(definition: Definition) -> tuple[Declaration, ...]:
-    """Read a block by itself; returns its params."""
+def check_block(
+    definition: Definition, named: Container[str] = ()
+) -> tuple[tuple[Declaration, ...], Expression]:
+    """Read a block by itself; returns its params and its value."""
     state = operator("module", strict=True, out=Dim.named("d"), into=Dim.named("d"))
-    closure = Closure(definition, _stand_ins(definition.syntax), definition.syntax.name_span)
+    stand_ins = _stand_ins(definition.syntax, named)
+    closure = Closure(definition, stand_ins, definition.syntax.name_span)
     x = state.operands["x"]
     assert x is not None
-    run_block(closure, x, state, definition.syntax.name_span)
-    return tuple(state.declarations)
+    value = run_block(closure, x, state, definition.syntax.name_span)
+    return tuple(state.declarations), value
 
 
-def _stand_ins(definition: syntax.Method | syntax.Block) -> dict[str, Value]:
+def _stand_ins(definition: syntax.Method | syntax.Block, named: Container[str]) -> dict[str, Value]:
     values: dict[str, Value] = {}
     for p in definition.parameters:
         if p.kind != "value":
             values[p.name] = Opaque(p.kind, p.name)
-        elif p.default is None:
+        elif p.default is None or p.name in named:
             values[p.name] = Dim.named(p.name)
     return values
 

@@ -140,6 +140,12 @@ def test_a_norm_in_between_leaves_no_residual() -> None:
     assert [site.residual for site in _blocks(anatomy)] == [None] * 4
 
 
+def test_what_is_transposed_before_the_sum_has_no_residual() -> None:
+    tokens, channels = read(build("mixer")).places["mlp"][:2]
+    assert tokens.residual is None
+    assert channels.residual == Port("blocks.0.norm2", "input", "input")
+
+
 POST_NORM = {
     "bert": ("encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"),
     "distilbert": ("transformer.layer.0.sa_layer_norm", "transformer.layer.0.output_layer_norm"),

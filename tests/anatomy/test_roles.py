@@ -204,6 +204,79 @@ def test_mixing_positions_is_no_feed_forward(mixing: str) -> None:
     assert "mlp" not in read(Mix(mixing), example).places
 
 
+class Shifted(nn.Module):
+    """Gate and value of different inputs, as a channel mix with a token shift has them."""
+
+    def __init__(self, shift: bool) -> None:
+        super().__init__()
+        self.shift = shift
+        self.gate, self.up, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = x.roll(1, 1) * 0.5 + x * 0.5 if self.shift else x
+        return x + self.down(self.gate(x).relu() * self.up(before))
+
+
+def test_a_feed_forward_has_one_input() -> None:
+    example = torch.ones(2, 5, 16)
+    places = read(Shifted(False), example).places
+    assert (places["gate"][0].path, places["up"][0].path) == ("gate", "up")
+    assert not {"mlp", "gate", "up"} & set(read(Shifted(True), example).places)
+
+
+class Reduced(nn.Module):
+    """Self-attention whose keys and values are of fewer positions, after Segformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.o = nn.Linear(16, 16), nn.Linear(16, 32), nn.Linear(16, 16)
+        self.reduce = nn.Conv1d(16, 16, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fewer = self.reduce(x.transpose(1, 2)).transpose(1, 2)
+        k, v = self.kv(fewer).chunk(2, -1)
+        y = nn.functional.scaled_dot_product_attention(self.q(x), k, v)
+        return x + self.o(y)
+
+
+def test_fewer_keys_of_the_same_stream_are_no_cross_attention() -> None:
+    places = read(nn.Sequential(Reduced(), Reduced()), torch.randn(2, 6, 16)).places
+    assert [site.path for site in places["kv"]] == ["0.kv", "1.kv"]
+    assert len(places["attention.self"]) == 2
+    assert "attention.cross" not in places
+
+
+def test_layers_of_two_kinds_are_one_stack() -> None:
+    block, plain = build("encoder_layer"), build("mixer").blocks[0].mlp_channels
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.inner(x)
+
+    class Hybrid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Plain(), block])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    anatomy = read(Hybrid(), torch.randn(2, 5, 32))
+    found = [(site.path, site.layer) for site in anatomy.places["layer"]]
+    assert found == [("layers.0", 0), ("layers.1", 1)]
+
+
+def test_a_written_out_activation_is_no_residual() -> None:
+    # 0.5 x (1 + tanh(… (x + 0.044715 x³))): x is added to what is computed from it.
+    assert len(read(build("gpt2")).reading.sums) == 4
+
+
 class Written(nn.Module):
     """Attention written out, latents before the keys, a norm and a gate before the output."""
 

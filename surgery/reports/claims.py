@@ -1,0 +1,250 @@
+"""What is proved of a method or block from its rule alone: start, merge, sizes, cost.
+
+No model is needed, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from surgery.language import syntax
+from surgery.language.diagnostics import SurgeryError
+from surgery.planning.spec import Spec
+from surgery.rules.affine import Merge
+from surgery.rules.dims import Dim
+from surgery.rules.expression import Expression, is_number, number, rebuild, walk
+from surgery.rules.library import Definition
+from surgery.rules.primitives import flops
+from surgery.rules.program import Program, Signature, at_start, build, check_block, check_method
+from surgery.rules.shapes import show_shape
+from surgery.rules.simplify import make, same_value, value_of
+from surgery.rules.values import Declaration
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A parameter of a rule, its sizes as polynomials of the site's dims and the arguments."""
+
+    name: str
+    shape: str
+    init: str
+    frozen: bool
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All that a rule promises. ``merge`` gives weight and bias; without one, ``reason`` is why."""
+
+    name: str
+    kind: Literal["method", "verb", "block"]
+    doc: str | None
+    source: str
+    arguments: str
+    formula: str
+    starts: str
+    is_identity: bool
+    merge: dict[str, str] | None
+    reason: str | None
+    parameters: tuple[Grown, ...]
+    elements: str
+    flops: str
+    requires: tuple[str, ...]
+
+    @property
+    def merges(self) -> str:
+        """The merge in a phrase."""
+        if self.kind == "block":
+            return "as the verb it is given to says"
+        if self.merge is None:
+            return f"does not merge: {self.reason}"
+        return f"merges: {', '.join(f'{k} = {v}' for k, v in self.merge.items())}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def claims_of(definition: Definition) -> Claims:
+    """Prove what can be proved of ``definition``.
+
+    Raises:
+        SurgeryError: S2xx where the rule contradicts itself.
+
+    """
+    named = _sizes(definition.syntax)
+    if isinstance(definition.syntax, syntax.Block):
+        return _block(definition, definition.syntax, named)
+    facts = check_method(definition)
+    try:
+        program = check_method(definition, named).program
+    except SurgeryError:
+        program = facts.program
+    starts, is_identity = _starts(facts.program)
+    merge, reason = merge_of(program)
+    verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
+    if verbs and not any(e.op == "block" for e in walk(program.result)):
+        starts = f"starts as the base if `{verbs[0]}` does"
+        reason = f"as `{verbs[0]}` does"
+    return _claims(
+        definition,
+        "verb" if facts.is_verb else "method",
+        formula=_formula(program),
+        starts=starts,
+        is_identity=is_identity,
+        merge=merge,
+        reason=reason,
+        declared=program.params,
+        cost=program.flops,
+        requires=tuple(" ".join(r.span.text.split()) for r in program.requirements),
+    )
+
+
+def merge_of(program: Program) -> tuple[dict[str, str] | None, str | None]:
+    """The merged weight and bias, or why there are none, with the place in the rule."""
+    found = program.merge
+    if isinstance(found, Merge):
+        return {"weight": str(found.weight), "bias": str(found.bias)}, None
+    place = f" ({found.span})" if found.span else ""
+    return None, f"{found.reason}{place}"
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a spec's `on` statement comes to wherever its method fits."""
+
+    place: str
+    method: str
+    starts: str
+    is_identity: bool
+    merge: dict[str, str] | None
+    reason: str | None
+
+
+def stated(spec: Spec) -> Iterator[Stated]:
+    """The claims of each `on` of ``spec``, before any model is seen."""
+    for order, statement in enumerate(spec.statements):
+        if not isinstance(statement, syntax.On):
+            continue
+        wrapped = spec.wrapped(order)
+        program = _anywhere(wrapped)
+        starts, is_identity = _starts(program)
+        merge, reason = merge_of(program)
+        prefix = f"{wrapped.child}."
+        shown = merge and {k: v.replace(prefix, "") for k, v in merge.items()}
+        place = str(statement.span).rpartition(":")[0]
+        method = " ".join(statement.application.span.text.split())
+        yield Stated(place, method, starts, is_identity, shown, reason)
+
+
+def _anywhere(wrapped: Any) -> Program:
+    """A method at a module; at a linear layer if it takes no other."""
+    try:
+        return build(Signature("module", False, True, True), (wrapped,))
+    except SurgeryError as problem:
+        if problem.diagnostics[0].code != "S401":
+            raise
+        return build(Signature("linear", True, True, True), (wrapped,))
+
+
+def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Claims:
+    declared, value = check_block(definition)
+    is_zero = is_number(at_start(value, declared), 0)
+    try:
+        declared, value = check_block(definition, named)
+    except SurgeryError:
+        pass
+    cost = Dim.of(0)
+    for e in walk(value):
+        cost = cost + (flops(e) if e.varies else 0)
+    return _claims(
+        definition,
+        "block",
+        formula=str(value).replace("(x", f"({block.input.name}"),
+        starts="starts as zero" if is_zero else "does not start as zero",
+        is_identity=is_zero,
+        merge=None,
+        reason=None,
+        declared=declared,
+        cost=cost,
+        requires=(),
+    )
+
+
+def _claims(
+    definition: Definition,
+    kind: Literal["method", "verb", "block"],
+    *,
+    formula: str,
+    starts: str,
+    is_identity: bool,
+    merge: dict[str, str] | None,
+    reason: str | None,
+    declared: tuple[Declaration, ...],
+    cost: Dim,
+    requires: tuple[str, ...],
+) -> Claims:
+    node = definition.syntax
+    inside = ", ".join(p.span.text for p in node.parameters)
+    total = Dim.of(0)
+    for d in declared:
+        size = Dim.of(1)
+        for dim in d.shape:
+            size = size * dim
+        total = total + size
+    grown = tuple(
+        Grown(d.name, show_shape(d.shape), str(d.init), d.frozen, d.shared) for d in declared
+    )
+    return Claims(
+        node.name,
+        kind,
+        node.doc,
+        node.span.source.name,
+        " ".join(inside.split()),
+        formula,
+        starts,
+        is_identity,
+        merge,
+        reason,
+        grown,
+        str(total),
+        _plain(cost),
+        requires,
+    )
+
+
+def _starts(program: Program) -> tuple[str, bool]:
+    """How a site starts; a verb's block is taken to start as zero, and that is said."""
+    if program.is_identity:
+        return "starts as the base", True
+    blocks = {str(e.attribute("name")) for e in walk(program.result) if e.op == "block"}
+    result = at_start(program.result, program.params)
+    if blocks and same_value(_without_blocks(result), program.base):
+        return f"starts as the base if `{'` and `'.join(sorted(blocks))}` starts as zero", False
+    return "does not start as the base", False
+
+
+def _without_blocks(result: Expression) -> Expression:
+    def built(old: Expression, arguments: tuple[Expression, ...]) -> Expression:
+        return make(old.op, arguments, old.shape, old.attributes, old.span)
+
+    return value_of(rebuild(result, lambda e: number(0) if e.op == "block" else None, built))
+
+
+def _formula(program: Program) -> str:
+    from surgery.reports.formula import change
+
+    return change(program.base, program.result)
+
+
+def _sizes(node: syntax.Method | syntax.Block) -> set[str]:
+    """The arguments that the sizes of params are written with."""
+    formal = {p.name for p in node.parameters if p.kind == "value"}
+    params = [s for s in node.body if isinstance(s, syntax.Param)]
+    return {dim.name for p in params for dim in p.dims if isinstance(dim, syntax.Name)} & formal
+
+
+def _plain(dim: Dim) -> str:
+    """A polynomial without the marks of dims that a rule leaves unnamed."""
+    return str(dim).replace("?out", "n").replace("?in", "m")
