@@ -65,7 +65,19 @@ _HOMES = {
     "load_model": "surgery.models",
     "verify": "surgery.verification",
 } | dict.fromkeys(
-    ["apply", "disabled", "load", "merge", "merged", "plan", "remove", "save", "select", "trainable"], "surgery.api"
+    [
+        "apply",
+        "disabled",
+        "load",
+        "merge",
+        "merged",
+        "plan",
+        "remove",
+        "save",
+        "select",
+        "trainable",
+    ],
+    "surgery.api",
 )
 __all__ = ["SurgeryError", *sorted(set(_HOMES) - {"SurgeryError"})]
 

@@ -24,8 +24,11 @@ from surgery.rules.library import (
     prelude,
     scope_of,
 )
-from surgery.rules.program import check_block, check_method
+from surgery.rules.program import Signature, build, check_block, check_method
 from surgery.rules.shapes import Shapes
+
+# A site where every operator can be matched: what fails here fails everywhere.
+_ANY_SITE = Signature("linear", bias=True, norm=True, residual=True)
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
 
@@ -103,7 +106,7 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
             raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
     else:
         file = parse(Source("<spec>", spec))
-    return _resolve(file, disk_reader(folder), prelude())
+    return resolve(file, disk_reader(folder), prelude())
 
 
 def _is_path(text: str) -> bool:
@@ -113,10 +116,16 @@ def _is_path(text: str) -> bool:
 def spec_from_texts(texts: Mapping[str, Any]) -> Spec:
     """The spec that :meth:`Spec.texts` came from."""
     file = parse(Source(texts["name"], texts["text"]))
-    return _resolve(file, memory_reader(texts["files"]), Prelude(texts["rules"]))
+    return resolve(file, memory_reader(texts["files"]), Prelude(texts["rules"]))
 
 
-def _resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
+def resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
+    """Look up the names of a parsed file; ``read`` finds the files that it uses.
+
+    Raises:
+        SurgeryError: S2xx, all that are found.
+
+    """
     files: dict[str, str] = {}
     scope = scope_of(file, read, rules, files)
     constants = Constants(scope, {}, Shapes())
@@ -148,6 +157,8 @@ def _check(item: syntax.Item, constants: Constants) -> None:
                     help=f"`sequential {name}(…)`, `parallel {name}(…)` or `pfeiffer {name}(…)`",
                 )
             check_method(closure.definition)
+            name = item.name or child_name(item.application)
+            build(_ANY_SITE, (Wrapped(name, closure),))
         case syntax.Method():
             check_method(constants.scope.require(item.name, item.name_span))
         case syntax.Block():

@@ -6,12 +6,14 @@ No model is needed, and torch is not imported.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError
 from surgery.planning.spec import Spec
+from surgery.reports.change import change
 from surgery.rules.affine import Merge
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, is_number, number, rebuild, walk
@@ -59,7 +61,8 @@ class Claims:
         if self.kind == "block":
             return "as the verb it is given to says"
         if self.merge is None:
-            return f"does not merge: {self.reason}"
+            verb = "merges" if self.reason and self.reason.startswith("as") else "does not merge:"
+            return f"{verb} {self.reason}"
         return f"merges: {', '.join(f'{k} = {v}' for k, v in self.merge.items())}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,21 +86,23 @@ def claims_of(definition: Definition) -> Claims:
         program = facts.program
     starts, is_identity = _starts(facts.program)
     merge, reason = merge_of(program)
+    formula = change(program.base, program.result)
     verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
     if verbs and not any(e.op == "block" for e in walk(program.result)):
         starts = f"starts as the base if `{verbs[0]}` does"
         reason = f"as `{verbs[0]}` does"
+        formula = f"{verbs[0]} at the same place"
     return _claims(
         definition,
         "verb" if facts.is_verb else "method",
-        formula=_formula(program),
+        formula=formula,
         starts=starts,
         is_identity=is_identity,
         merge=merge,
         reason=reason,
         declared=program.params,
         cost=program.flops,
-        requires=tuple(" ".join(r.span.text.split()) for r in program.requirements),
+        requires=tuple(_words(r.span.text).removeprefix("require ") for r in program.requirements),
     )
 
 
@@ -134,7 +139,7 @@ def stated(spec: Spec) -> Iterator[Stated]:
         prefix = f"{wrapped.child}."
         shown = merge and {k: v.replace(prefix, "") for k, v in merge.items()}
         place = str(statement.span).rpartition(":")[0]
-        method = " ".join(statement.application.span.text.split())
+        method = _words(statement.application.span.text)
         yield Stated(place, method, starts, is_identity, shown, reason)
 
 
@@ -151,10 +156,8 @@ def _anywhere(wrapped: Any) -> Program:
 def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Claims:
     declared, value = check_block(definition)
     is_zero = is_number(at_start(value, declared), 0)
-    try:
+    with suppress(SurgeryError):
         declared, value = check_block(definition, named)
-    except SurgeryError:
-        pass
     cost = Dim.of(0)
     for e in walk(value):
         cost = cost + (flops(e) if e.varies else 0)
@@ -201,7 +204,7 @@ def _claims(
         kind,
         node.doc,
         node.span.source.name,
-        " ".join(inside.split()),
+        _words(inside),
         formula,
         starts,
         is_identity,
@@ -232,10 +235,8 @@ def _without_blocks(result: Expression) -> Expression:
     return value_of(rebuild(result, lambda e: number(0) if e.op == "block" else None, built))
 
 
-def _formula(program: Program) -> str:
-    from surgery.reports.formula import change
-
-    return change(program.base, program.result)
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _sizes(node: syntax.Method | syntax.Block) -> set[str]:

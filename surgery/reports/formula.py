@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from surgery.planning.plan import Edit, Plan
+from surgery.reports.change import change
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression, operand
 from surgery.rules.program import Program, Signature, build
-from surgery.rules.simplify import substitute
 
 Standing = Mapping[str, Sequence[Wrapped]]
 
@@ -34,15 +33,6 @@ def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:
     before = build(signature_of(edit), tuple(wraps[:-1])).result
     after = build(signature_of(edit), tuple(wraps)).result
     return change(before, after).replace(f"{edit.child}.", "")
-
-
-def change(before: Expression, after: Expression) -> str:
-    """``after`` in terms of ``before``, which is called `y`."""
-    y = operand("y", before.shape)
-    if after.op == "add" and before in after.arguments:
-        left, right = after.arguments
-        return f"y += {right if left == before else left}"
-    return f"y = {substitute(after, {before: y})}"
 
 
 def _wraps(plan: Plan, edit: Edit, standing: Standing) -> list[Wrapped]:

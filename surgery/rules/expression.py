@@ -55,7 +55,7 @@ class Expression:
 
     @property
     def name(self) -> str:
-        """The name of an operand or param leaf."""
+        """The name of an operand or param leaf, or of a block or module that is called."""
         return str(self.attribute("name"))
 
     @property
@@ -171,5 +171,7 @@ def show(expression: Expression) -> str:
         return f" {_INFIX[e.op]} ".join(shown)
     if e.op == "negate":
         return f"-{parts[0]}"
+    if e.op in ("block", "host"):
+        return f"{e.name}({', '.join(parts)})"
     extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]
     return f"{e.op}({', '.join(parts + extra)})"

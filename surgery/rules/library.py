@@ -41,7 +41,7 @@ class Scope:
         return self.own.get(name) or (self.prelude.find(name) if self.prelude else None)
 
     def names(self) -> list[str]:
-        return [*self.own, *(self.prelude.names() if self.prelude else ())]
+        return list(dict.fromkeys([*self.own, *(self.prelude.names() if self.prelude else ())]))
 
     def require(self, name: str, span: Span | None) -> Definition:
         found = self.find(name)

@@ -233,7 +233,7 @@ class Reduced(nn.Module):
         self.reduce = nn.Conv1d(16, 16, 2, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fewer = self.reduce(x.transpose(1, 2)).transpose(1, 2)
+        fewer = nn.functional.gelu(self.reduce(x.transpose(1, 2))).transpose(1, 2)
         k, v = self.kv(fewer).chunk(2, -1)
         y = nn.functional.scaled_dot_product_attention(self.q(x), k, v)
         return x + self.o(y)
@@ -267,9 +267,9 @@ def test_layers_of_two_kinds_are_one_stack() -> None:
                 x = layer(x)
             return x
 
-    anatomy = read(Hybrid(), torch.randn(2, 5, 32))
+    anatomy = read(nn.Sequential(Hybrid()), torch.randn(2, 5, 32))
     found = [(site.path, site.layer) for site in anatomy.places["layer"]]
-    assert found == [("layers.0", 0), ("layers.1", 1)]
+    assert found == [("0.layers.0", 0), ("0.layers.1", 1)]
 
 
 def test_a_written_out_activation_is_no_residual() -> None:

@@ -1,0 +1,119 @@
+"""`apply` and `merge`: commands that write models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgery.cli.arguments import Model, Output, Spec
+from surgery.cli.screen import show, working
+from surgery.language.diagnostics import SurgeryError, error
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from surgery.graft.merge import MergeReport
+
+
+def register(application: typer.Typer) -> None:
+    """Add the commands."""
+    application.command("apply")(apply)
+    application.command("merge")(merge)
+
+
+def apply(
+    model: Model,
+    spec: Spec,
+    output: Output,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge, and write the whole model.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Decides the random initial values.")] = 0,
+) -> None:
+    """Adapt MODEL as SPEC says, and save what was added (or with --merged, the whole model)."""
+    from surgery.planning.spec import read_spec
+
+    ready = read_spec(spec)
+    with working("loading the model") as say:
+        import surgery
+        from surgery.reports.diff_text import closing
+
+        base = surgery.load_model(model)
+        say("applying the spec")
+        difference = surgery.diff(base, ready)
+        surgery.apply(base, ready, seed=seed)
+        say("writing")
+        if merged:
+            report = _merged(base)
+            _write_whole(base, model, output)
+        else:
+            report = None
+            written = surgery.save(base, output)
+    show("\n".join(closing(difference.summary)))
+    if report is None:
+        show(f"Saved {written} ({_megabytes(written)}).")
+    else:
+        show(f"{report}\nSaved the merged model in {output} ({_megabytes(output)}).")
+
+
+def merge(
+    model: Model,
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
+        ),
+    ],
+    output: Output,
+) -> None:
+    """Merge a saved ADAPTER into MODEL, and write the whole model."""
+    with working("loading the model") as say:
+        import surgery
+
+        base = surgery.load_model(model)
+        say("merging")
+        surgery.load(base, adapter)
+        report = _merged(base)
+        say("writing")
+        _write_whole(base, model, output)
+    show(f"{report}\nSaved the merged model in {output} ({_megabytes(output)}).")
+
+
+def _merged(model: nn.Module) -> MergeReport:
+    import surgery
+
+    report = surgery.merge(model)
+    if report.stayed:
+        first = report.stayed[0]
+        raise error(
+            "S517",
+            f"{len(report.stayed)} of {len(report.stayed) + len(report.merged)} edits do not "
+            f"merge, first `{first.child}` at `{first.site}`: {first.reason}",
+            help="save the adapter instead: it loads onto the base",
+        )
+    return report
+
+
+def _write_whole(model: nn.Module, text: str, output: Path) -> None:
+    from surgery.models import save_model
+
+    save_model(model, output, _tokenizer(text))
+
+
+def _tokenizer(text: str) -> Any:
+    """The tokenizer beside a pretrained model; None if there is none, or the model was made."""
+    from surgery.models import load_tokenizer
+
+    if ":" in text and not Path(text).exists():
+        return None
+    try:
+        return load_tokenizer(text)
+    except SurgeryError:
+        return None
+
+
+def _megabytes(path: Path) -> str:
+    files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
+    return f"{sum(f.stat().st_size for f in files) / 1e6:.2f} MB"

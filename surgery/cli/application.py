@@ -1,0 +1,77 @@
+"""The commands put together, and what their outcomes exit with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from surgery import __version__
+from surgery.cli import FAILED, FINE, MISUSED, adapting, catalogue, promises, reviewing, texts
+from surgery.cli.screen import complain
+from surgery.language.diagnostics import SurgeryError
+
+HELP = """Change PyTorch models as a short text says.
+
+MODEL is a transformers directory, a hub id, a GGUF file, or `package.module:factory`.
+SPEC is a file that ends in `.peft`, or the text itself.
+
+Exit codes: 0 all well; 1 an error, a broken promise, or files that `fmt --check` would change;
+2 changes, if `diff --exit-code` asks for it; 64 wrong usage.
+"""
+
+application = typer.Typer(
+    name="surgery",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (adapting, reviewing, promises, texts, catalogue):
+    group.register(application)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"surgery {__version__}")
+        raise typer.Exit
+
+
+@application.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run one command; the exit code."""
+    given = None if arguments is None else list(arguments)
+    try:
+        code: Any = application(given, prog_name="surgery", standalone_mode=False)
+    except SurgeryError as found:
+        complain(found.diagnostics)
+        return FAILED
+    except typer.Abort:
+        print("stopped", file=sys.stderr)
+        return FAILED
+    except Exception as misuse:
+        # Typer carries its own click or uses the installed one; their errors share this method.
+        explain: Any = getattr(misuse, "format_message", None)
+        if explain is None:
+            raise
+        context: Any = getattr(misuse, "ctx", None)
+        if context is not None:
+            print(context.get_usage(), file=sys.stderr)
+        print(f"error: {explain()}", file=sys.stderr)
+        return MISUSED
+    return code if isinstance(code, int) else FINE

@@ -1,0 +1,25 @@
+"""The arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A transformers directory, hub id, GGUF file, or package.module:factory.",
+        show_default=False,
+    ),
+]
+Spec = Annotated[
+    str,
+    typer.Argument(metavar="SPEC", help="A .peft file, or the text of one.", show_default=False),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]

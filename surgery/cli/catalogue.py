@@ -1,0 +1,76 @@
+"""`methods`: what the language can graft, as its rules tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from surgery.cli.arguments import Json
+from surgery.cli.screen import show, show_json
+from surgery.reports.claims import Claims, claims_of
+from surgery.reports.figures import aligned
+from surgery.rules.library import Definition, prelude
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command("methods")(methods)
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, verbs and blocks that every spec can name; with NAME, all about one."""
+    known = prelude()
+    if name is None:
+        found = [claims_of(d) for d in map(known.find, sorted(known.names())) if d]
+        show_json([c.as_dict() for c in found]) if as_json else show(_list(found))
+        return
+    definition = _definition(name)
+    claims = claims_of(definition)
+    if as_json:
+        show_json(claims.as_dict() | {"rule": definition.syntax.span.text})
+    else:
+        show("\n".join(_about(claims, definition)))
+
+
+def _definition(name: str) -> Definition:
+    from surgery.rules.library import Scope
+
+    return Scope(prelude=prelude()).require(name, None)
+
+
+def _list(found: list[Claims]) -> str:
+    sections: list[str] = []
+    for kind in ("method", "verb", "block"):
+        rows = [(f"  {c.name}({c.arguments})", _first(c.doc)) for c in found if c.kind == kind]
+        if rows:
+            sections.append("\n".join([f"{kind}s", *aligned(rows, widest=44)]))
+    return "\n\n".join([*sections, "`surgery methods NAME` tells all about one."])
+
+
+def _first(doc: str | None) -> str:
+    sentence, stop, _ = (doc or "").partition(". ")
+    return sentence + ("." if stop else "")
+
+
+def _about(c: Claims, definition: Definition) -> Iterator[str]:
+    yield f"{c.kind} {c.name}   {c.source}"
+    if c.doc:
+        yield f"\n{c.doc}"
+    yield f"\n{definition.syntax.span.text}\n"
+    rows = [("computes", c.formula), ("starts", c.starts.removeprefix("starts "))]
+    rows += [(k, v) for k, v in (c.merge or {}).items()]
+    if c.merge is None:
+        rows.append(("merge", c.merges))
+    for p in c.parameters:
+        marks = [word for word, on in (("frozen", p.frozen), ("shared", p.shared)) if on]
+        rows.append((f"param {p.name}", f"{p.shape} {p.init} {', '.join(marks)}".rstrip()))
+    rows += [("elements", c.elements), ("FLOPs", f"{c.flops} more per token")]
+    rows += [("requires", condition) for condition in c.requires]
+    yield from aligned(rows)

@@ -1,0 +1,39 @@
+"""`verify`: the promises held against one model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from surgery.cli import FAILED, FINE
+from surgery.cli.arguments import Json, Model, Spec
+from surgery.cli.screen import show, show_json, working
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command("verify")(verify)
+
+
+def verify(
+    model: Model,
+    spec: Spec,
+    seed: Annotated[int, typer.Option(help="Decides all random values.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Largest error of a merge, relative to the output.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Try every promise with SPEC on MODEL: start, names, gradients, merge, undo, save and load."""
+    from surgery.planning.spec import read_spec
+
+    ready = read_spec(spec)
+    with working("loading the model") as say:
+        import surgery
+
+        loaded = surgery.load_model(model)
+        found = surgery.verify(loaded, ready, seed=seed, tolerance=tolerance, progress=say)
+    show_json(found.as_dict()) if as_json else show(str(found))
+    return FINE if found.ok else FAILED
