@@ -48,14 +48,20 @@ def _definition(name: str) -> Definition:
 def _list(found: list[Claims]) -> str:
     sections: list[str] = []
     for kind in ("method", "verb", "block"):
-        rows = [(f"  {c.name}({c.arguments})", _first(c.doc)) for c in found if c.kind == kind]
+        rows = [(f"  {_called(c)}", _first(c.doc)) for c in found if c.kind == kind]
         if rows:
             sections.append("\n".join([f"{kind}s", *aligned(rows, widest=44)]))
     return "\n\n".join([*sections, "`surgery methods NAME` tells all about one."])
 
 
+def _called(c: Claims) -> str:
+    """The name with those of its arguments; a verb's first is what it is given."""
+    names = [p.partition(" =")[0].partition(":")[0] for p in c.arguments.split(", ") if p]
+    return f"{c.name}({', '.join(names)})" if names else c.name
+
+
 def _first(doc: str | None) -> str:
-    sentence, stop, _ = (doc or "").partition(". ")
+    sentence, stop, _ = f"{' '.join((doc or '').split())} ".partition(". ")
     return sentence + ("." if stop else "")
 
 

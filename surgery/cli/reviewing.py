@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,7 +12,7 @@ from surgery.cli.arguments import Json, Model, Spec
 from surgery.cli.screen import show, show_json, working
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How a difference is printed."""
 
     text = "text"

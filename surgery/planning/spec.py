@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
 from surgery.language.parse import parse
 from surgery.language.source import Source
 from surgery.rules.binding import chain
@@ -140,6 +140,12 @@ def resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
     return Spec(file, scope, constants, files, rules)
 
 
+def _with(here: Label, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    """Put the spec's own place first, unless the labels have one."""
+    known = any(label.span.source is here.span.source for label in labels)
+    return labels if known else (here, *labels)
+
+
 def _check(item: syntax.Item, constants: Constants) -> None:
     match item:
         case syntax.Let():
@@ -158,7 +164,13 @@ def _check(item: syntax.Item, constants: Constants) -> None:
                 )
             check_method(closure.definition)
             name = item.name or child_name(item.application)
-            build(_ANY_SITE, (Wrapped(name, closure),))
+            try:
+                build(_ANY_SITE, (Wrapped(name, closure),))
+            except SurgeryError as problem:
+                here = Label(item.application.span, "applied here")
+                raise SurgeryError(
+                    [replace(d, labels=_with(here, d.labels)) for d in problem.diagnostics]
+                ) from None
         case syntax.Method():
             check_method(constants.scope.require(item.name, item.name_span))
         case syntax.Block():
