@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from surgery.language import syntax
 from surgery.planning.spec import read_spec
-from surgery.rules.affine import Merge
-from surgery.rules.dims import Dim
+from surgery.reports.claims import claims_of
 from surgery.rules.library import prelude
-from surgery.rules.program import check_method
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -34,36 +31,26 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def methods_table() -> str:
     rows = [
-        "| method | source | starts as the identity | merges to | parameters a layer |",
+        "| method | source | starts as the base | merges to | parameters a layer |",
         "|---|---|---|---|---|",
     ]
     rules = prelude()
     for name in sorted(rules.names()):
         definition = rules.find(name)
         assert definition is not None
-        if not isinstance(definition.syntax, syntax.Method):
+        claims = claims_of(definition)
+        if claims.kind != "method":
             continue
-        facts = check_method(definition)
-        if facts.is_verb:
-            continue
-        program = facts.program
-        found = program.merge
-        merged = f"`{found.weight}`" if isinstance(found, Merge) else "no"
-        if isinstance(found, Merge) and str(found.bias) != "b":
-            merged += f", bias `{found.bias}`"
-        size = Dim.of(0)
-        for d in program.params:
-            product = Dim.of(0 if d.shared else 1)
-            for dim in d.shape:
-                product = product * dim
-            size = size + product
         source = re.search(
-            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)",
-            " ".join((definition.syntax.doc or "").split()),
+            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)", " ".join((claims.doc or "").split())
         )
-        where = f"{source[1]}, {source[2]}" if source else ""
-        identity = "yes" if program.is_identity else "no"
-        rows.append(f"| `{name}` | {where} | {identity} | {merged} | {size} |".replace("  ", " "))
+        where = f"{source[1]}, {source[2]}" if source else "as `ia3`"
+        assert claims.merge
+        merged = f"`{claims.merge['weight']}`"
+        if claims.merge["bias"] != "b":
+            merged += f", bias `{claims.merge['bias']}`"
+        start = "yes" if claims.is_identity else "no"
+        rows.append(f"| `{name}` | {where} | {start} | {merged} | {claims.elements} |")
     return "\n".join(rows)
 
 

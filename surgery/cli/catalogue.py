@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from surgery.cli.arguments import Json
 from surgery.cli.screen import show, show_json
-from surgery.reports.claims import Claims, claims_of
-from surgery.reports.figures import aligned
-from surgery.rules.library import Definition, prelude
+
+if TYPE_CHECKING:
+    from surgery.reports.claims import Claims
+    from surgery.rules.library import Definition
 
 
 def register(application: typer.Typer) -> None:
@@ -26,6 +27,9 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods, verbs and blocks that every spec can name; with NAME, all about one."""
+    from surgery.reports.claims import claims_of
+    from surgery.rules.library import prelude
+
     known = prelude()
     if name is None:
         found = [claims_of(d) for d in map(known.find, sorted(known.names())) if d]
@@ -40,12 +44,14 @@ def methods(
 
 
 def _definition(name: str) -> Definition:
-    from surgery.rules.library import Scope
+    from surgery.rules.library import Scope, prelude
 
     return Scope(prelude=prelude()).require(name, None)
 
 
 def _list(found: list[Claims]) -> str:
+    from surgery.reports.figures import aligned
+
     sections: list[str] = []
     for kind in ("method", "verb", "block"):
         rows = [(f"  {_called(c)}", _first(c.doc)) for c in found if c.kind == kind]
@@ -66,6 +72,8 @@ def _first(doc: str | None) -> str:
 
 
 def _about(c: Claims, definition: Definition) -> Iterator[str]:
+    from surgery.reports.figures import aligned
+
     yield f"{c.kind} {c.name}   {c.source}"
     if c.doc:
         yield f"\n{c.doc}"

@@ -13,7 +13,6 @@ import typer
 
 from surgery.cli import FAILED, FINE
 from surgery.cli.arguments import Json
-from surgery.cli.checking import Checked, check_file, report
 from surgery.cli.screen import complain, problem, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.source import Source
@@ -36,6 +35,8 @@ def register(application: typer.Typer) -> None:
 
 def check(paths: Paths, as_json: Json = False) -> int:
     """Check specs and rules without a model: every error of every file, and what rules promise."""
+    from surgery.cli.checking import Checked, check_file, report
+
     checked: list[Checked] = []
     for path in _files(paths):
         try:

@@ -1,0 +1,149 @@
+"""A model as the language sees it: its tree with roles, what a selector matches, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from surgery.anatomy.read import Anatomy, read
+from surgery.anatomy.select import select
+from surgery.anatomy.site import Site
+from surgery.api import SpecLike
+from surgery.graft.hosts import host_of
+from surgery.language.diagnostics import Diagnostic, SurgeryError, render
+from surgery.planning.spec import read_spec
+from surgery.reports.explanation import Explanation, explanation_of
+from surgery.reports.figures import aligned, some
+from surgery.reports.matches import Match, matches_of
+from surgery.reports.terminal import painted
+from surgery.reports.tree import Branch, rows_of, tree_of
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def inspect(
+    model: nn.Module, selector: str | None = None, *, example_inputs: Any = None
+) -> Inspection:
+    """The tree of ``model`` with its roles, or all that ``selector`` matches in it.
+
+    A model that does not run on inputs that were made up is shown without roles, and the reason
+    is told.
+
+    Raises:
+        SurgeryError: S1xx if the selector cannot be read, S3xx if a part of it matches nothing.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> print(surgery.inspect(model, "up|down"))
+    linear1   Linear 8 → 16   up     144
+    linear2   Linear 16 → 8   down   136
+    2 sites match `up|down`.
+
+    """
+    with host_of(model).detached(model):
+        found: list[Anatomy] = []
+
+        def anatomy() -> Anatomy:
+            if not found:
+                found.append(read(model, example_inputs))
+            return found[0]
+
+        if selector is not None:
+            chosen = select(model, selector, anatomy)
+            matches = matches_of(model, chosen.sites)
+            return Inspection(selector, None, tuple(matches), chosen.warnings)
+        problem = _try(anatomy)
+        known = found[0] if found else None
+        tree = tree_of(model, known.roles_of if known else lambda _: (), _regions(known))
+        return Inspection(None, tree, (), problem)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found; ``tree`` without a selector, ``matches`` with one."""
+
+    selector: str | None
+    tree: Branch | None
+    matches: tuple[Match, ...]
+    warnings: tuple[Diagnostic, ...] = field(default=())
+
+    def __str__(self) -> str:
+        warnings = [render(w) for w in self.warnings]
+        if self.tree is not None:
+            lines = aligned(list(rows_of(self.tree)), widest=48)
+            return "\n".join([*lines, *([""] if warnings else []), *warnings])
+        lines = aligned([match.row for match in self.matches], widest=56)
+        count = sum(len(match.sites) for match in self.matches)
+        verb = "matches" if count == 1 else "match"
+        return "\n".join([*lines, *warnings, f"{some(count, 'site')} {verb} `{self.selector}`."])
+
+    def __rich__(self) -> Text:
+        return painted(str(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return {
+            "selector": self.selector,
+            "tree": self.tree and self.tree.as_dict(),
+            "matches": [match.as_dict() for match in self.matches],
+            "warnings": [w.message for w in self.warnings],
+        }
+
+    def as_json(self) -> str:
+        """:meth:`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+
+
+def explain(
+    model: nn.Module, site: str, spec: SpecLike, *, example_inputs: Any = None
+) -> Explanation:
+    """For each statement of ``spec``, why it does or does not apply at ``site``.
+
+    Args:
+        model: any module.
+        site: the path of a module, or of a region as :func:`surgery.diff` shows it.
+        spec: the spec; it need not fit the model as a whole.
+        example_inputs: as for :func:`surgery.apply`.
+
+    Raises:
+        SurgeryError: S305 if nothing in the model has that path.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+    >>> print(surgery.explain(model, "1", "on Linear apply lora(r = 2)"))
+    1   ReLU
+    <BLANKLINE>
+    <spec>:1   on Linear apply lora(r = 2)
+        no: `Linear` does not match it
+
+    """
+    return explanation_of(model, site, read_spec(spec), example_inputs)
+
+
+def _try(anatomy: Callable[[], Anatomy]) -> tuple[Diagnostic, ...]:
+    try:
+        anatomy()
+    except SurgeryError as problem:
+        first = problem.diagnostics[0]
+        message = f"the roles are not known: {first.message}"
+        return (Diagnostic(first.code, message, first.labels, first.help, "warning"),)
+    return ()
+
+
+def _regions(anatomy: Anatomy | None) -> dict[str, list[str]]:
+    """The regions that have a role, by the module that holds them."""
+    found: dict[str, list[str]] = {}
+    sites: list[Site] = [s for group in anatomy.places.values() for s in group] if anatomy else []
+    for site in sites:
+        if site.kind == "region":
+            held = found.setdefault(site.path.partition("[")[0], [])
+            if site.path not in held:
+                held.append(site.path)
+    return found
+
+
