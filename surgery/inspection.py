@@ -145,5 +145,3 @@ def _regions(anatomy: Anatomy | None) -> dict[str, list[str]]:
             if site.path not in held:
                 held.append(site.path)
     return found
-
-

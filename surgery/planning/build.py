@@ -64,7 +64,7 @@ class Planner:
                 match nothing, S4xx where methods do not fit their sites.
 
         """
-        draft = _Draft(self, spec)
+        draft = Draft(self, spec)
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
@@ -85,7 +85,9 @@ class Planner:
         )
 
 
-class _Draft:
+class Draft:
+    """The edits of one spec while they are found, with what stands at each site already."""
+
     def __init__(self, planner: Planner, spec: Spec):
         self.planner = planner
         self.spec = spec

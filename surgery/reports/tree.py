@@ -69,7 +69,9 @@ def _branch(
         for key, p in module._parameters.items()
         if p is not None and (children or key not in ("weight", "bias"))
     ]
-    extras += [(region[len(path) :].lstrip("."), roles_of(region)) for region in regions.get(path, ())]
+    extras += [
+        (region[len(path) :].lstrip("."), roles_of(region)) for region in regions.get(path, ())
+    ]
     elements = sum(p.numel() for p in module.parameters())
     folded = tuple(_folded(children))
     return Branch((name,), path, kind_of(module), roles_of(path), elements, tuple(extras), folded)

@@ -1,0 +1,194 @@
+"""Why each statement of a spec does or does not apply at one site, and what comes of it there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.read import Anatomy
+from surgery.anatomy.site import Site, covers
+from surgery.graft.hosts import host_of
+from surgery.graft.state import surgery_of
+from surgery.language import syntax
+from surgery.language.diagnostics import SurgeryError, did_you_mean, error
+from surgery.planning.build import Draft, Planner
+from surgery.planning.plan import Edit
+from surgery.planning.spec import Spec
+from surgery.reports.change import change
+from surgery.reports.claims import merge_of
+from surgery.reports.entries import additions_of, kind_of
+from surgery.reports.figures import dimensions
+from surgery.reports.formula import signature_of
+from surgery.reports.matches import describe
+from surgery.reports.reasons import Reasoner
+from surgery.reports.terminal import painted
+from surgery.rules.expand import Wrapped
+from surgery.rules.program import build
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One statement at the site: whether it applies, why, and what it does there."""
+
+    place: str
+    statement: str
+    applies: bool
+    reason: str
+    effects: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.place}   {self.statement}"]
+        lines.append(f"    {'yes' if self.applies else 'no'}: {self.reason}")
+        return "\n".join([*lines, *(f"    {effect}" for effect in self.effects)])
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All statements at one site, in the order written."""
+
+    site: str
+    kind: str
+    roles: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def __str__(self) -> str:
+        roles = f"   {', '.join(self.roles)}" if self.roles else ""
+        head = f"{self.site or '(the model)'}   {self.kind}{roles}"
+        return "\n\n".join([head, *map(str, self.verdicts)])
+
+    def __rich__(self) -> Text:
+        return painted(str(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return asdict(self)
+
+    def as_json(self) -> str:
+        """:meth:`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+
+
+def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
+    """Explain every statement of ``spec`` at ``path``."""
+    surgery = surgery_of(model)
+    with host_of(model).detached(model):
+        planner = Planner(model, inputs, surgery.standing() if surgery else {})
+        site = _site(planner, path)
+        explainer = _Explainer(planner, spec, site)
+        verdicts = tuple(explainer.verdicts())
+        return Explanation(
+            site.path, describe(model, site)[0], _roles(planner, site.path), verdicts
+        )
+
+
+class _Explainer:
+    def __init__(self, planner: Planner, spec: Spec, site: Site):
+        self.spec = spec
+        self.site = site
+        self.draft = Draft(planner, spec)
+        self.paths = Paths(planner.model)
+        self.standing: list[Wrapped] = list(planner.standing.get(site.path, ()))
+        model = planner.model
+        self.itself = Reasoner(model, lambda: planner.anatomy, self.is_site)
+        self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
+
+    def is_site(self, found: Site) -> bool:
+        return self.site.path in (found.path, *found.paths)
+
+    def is_within(self, found: Site) -> bool:
+        return any(covers(place, path) for place in self.site.spans for path in found.paths)
+
+    def verdicts(self) -> Iterator[Verdict]:
+        for number, statement in enumerate(self.spec.statements):
+            place = str(statement.span).rpartition(":")[0]
+            text = " ".join(statement.span.text.split())
+            if isinstance(statement, syntax.On):
+                applies, reason, effects = self.graft(number, statement)
+            else:
+                applies, reason, effects = self.training(statement)
+            yield Verdict(place, text, applies, reason, tuple(effects))
+
+    def graft(self, number: int, statement: syntax.On) -> tuple[bool, str, Sequence[str]]:
+        reason = self.itself.why(statement.selector)
+        if not reason.holds:
+            return False, reason.text, ()
+        try:
+            wrapped = self.spec.wrapped(number)
+            edit = self.draft.edit(number, statement, reason.sites[0], wrapped)
+        except SurgeryError as problem:
+            return False, f"{reason.text}, but the method does not fit", _faults(problem)
+        before = tuple(self.standing)
+        self.standing.append(wrapped)
+        return True, reason.text, list(_effects(edit, before, wrapped))
+
+    def training(self, statement: syntax.Freeze | syntax.Train) -> tuple[bool, str, Sequence[str]]:
+        reason = self.inside.why(statement.selector, of="parameters")
+        if not reason.holds:
+            return False, reason.text.replace("it", "any of its parameters", 1), ()
+        verb = "freezes" if isinstance(statement, syntax.Freeze) else "trains"
+        names = [site.path for site in reason.sites]
+        shown = names[:6] + ([f"… {len(names) - 6} more"] * (len(names) > 6))
+        text = reason.text.replace(" it", " parameters of it")
+        return True, text, [f"{verb} {name}" for name in shown]
+
+
+def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Iterator[str]:
+    def local(text: str) -> str:
+        return text.replace(f"{edit.child}.", "")
+
+    yield f"{kind_of(edit)}, by {edit.method}"
+    for a in additions_of(edit):
+        yield f"+ {a.name}   {'   '.join([dimensions(a.shape), a.init, *a.marks])}"
+    signature = signature_of(edit)
+    program = build(signature, (*before, wrapped))
+    yield local(change(build(signature, before).result, program.result))
+    yield "starts as the base" if program.is_identity else "! does not start as the base"
+    merge, reason = merge_of(program)
+    if merge is None or edit.obstacle:
+        yield f"! does not merge: {edit.obstacle or reason}"
+    else:
+        yield from (f"merged {name} = {local(value)}" for name, value in merge.items())
+
+
+def _faults(problem: SurgeryError) -> list[str]:
+    lines: list[str] = []
+    for found in problem.diagnostics:
+        place = f" ({found.labels[0].span})" if found.labels else ""
+        lines.append(f"! {found.message}{place}")
+        lines += [f"  help: {found.help}"] if found.help else []
+    return lines
+
+
+def _site(planner: Planner, path: str) -> Site:
+    paths = Paths(planner.model)
+    if path in paths.modules:
+        return paths.module(path)
+    if path in paths.parameters:
+        return paths.parameter(path)
+    regions = [s.path for s in _regions(planner.anatomy)] if "[" in path else []
+    for site in _regions(planner.anatomy) if regions else ():
+        if site.path == path:
+            return site
+    known = [*paths.modules, *paths.parameters, *regions]
+    raise error(
+        "S305", f"nothing in this model has the path `{path}`", help=did_you_mean(path, known)
+    )
+
+
+def _regions(anatomy: Anatomy) -> list[Site]:
+    return [s for group in anatomy.places.values() for s in group if s.kind == "region"]
+
+
+def _roles(planner: Planner, path: str) -> tuple[str, ...]:
+    try:
+        return planner.anatomy.roles_of(path)
+    except SurgeryError:
+        return ()
