@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import resource
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 from benchmarks.harness import NothingMeasuredError, Settings, Table, interleaved
 from surgery.anatomy.read import read
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, dict[str, int]] = {
     "8 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 8},
     "32 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 32},
@@ -46,19 +49,37 @@ def run(settings: Settings) -> list[Table]:
     table = Table("Reading the anatomy of a Llama: one forward, and the roles", columns, "seconds")
     for label, sizes in SIZES.items():
         model = llama(**sizes)
-        before = _peak()
         places = find(model)
-        grown = _peak() - before
         calls = {"read": partial(find, model)}
         seconds = interleaved(calls, settings.rounds(12), sample=0.0)["read"].median
         count = sum(p.numel() for p in model.parameters()) / 1e9
         found = (str(len(places)), str(sum(map(len, places.values()))))
         aim = 0.2 if label.startswith("32") else None
-        table.add(label, count, *found, grown, judged=seconds, aim=aim)
-    table.notes.append("Memory is what the peak of the process rose by at the first reading.")
+        table.add(label, count, *found, _grown(label), judged=seconds, aim=aim)
+    table.notes.append("Memory is what the peak of a fresh process rises by at its first reading.")
     return [table]
 
 
+def _grown(label: str) -> float | None:
+    """MiB that reading the model ``label`` adds to a process, measured in one of its own."""
+    script = f"from benchmarks.roles import grown; print('MiB', grown({label!r}))"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return None if done.returncode else float(done.stdout.rpartition("MiB")[2])
+
+
+def grown(label: str) -> float:
+    """MiB that the peak of this process rises by when it reads the model ``label``."""
+    model = llama(**SIZES[label])
+    before = _peak()
+    find(model)
+    return _peak() - before
+
+
 def _peak() -> float:
-    """The most memory this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory this process has held, in MiB; only Linux tells.
+
+    `ru_maxrss` would not do: a child begins with its parent's, and a large parent hides all.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

@@ -79,7 +79,25 @@ _HOMES = {
     ],
     "surgery.api",
 )
-__all__ = ["SurgeryError", *sorted(set(_HOMES) - {"SurgeryError"})]
+__all__ = [
+    "SurgeryError",
+    "apply",
+    "diff",
+    "disabled",
+    "explain",
+    "inspect",
+    "load",
+    "load_model",
+    "merge",
+    "merged",
+    "plan",
+    "read_spec",
+    "remove",
+    "save",
+    "select",
+    "trainable",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from surgery.graft.hosts import host_of
 from surgery.language.diagnostics import Diagnostic, SurgeryError, render
 from surgery.planning.spec import read_spec
 from surgery.reports.explanation import Explanation, explanation_of
-from surgery.reports.figures import aligned, some
+from surgery.reports.figures import aligned, quoted, some
 from surgery.reports.matches import Match, matches_of
 from surgery.reports.terminal import painted
 from surgery.reports.tree import Branch, rows_of, tree_of
@@ -80,7 +80,9 @@ class Inspection:
         lines = aligned([match.row for match in self.matches], widest=56)
         count = sum(len(match.sites) for match in self.matches)
         verb = "matches" if count == 1 else "match"
-        return "\n".join([*lines, *warnings, f"{some(count, 'site')} {verb} `{self.selector}`."])
+        return "\n".join(
+            [*lines, *warnings, f"{some(count, 'site')} {verb} {quoted(self.selector or '')}."]
+        )
 
     def __rich__(self) -> Text:
         return painted(str(self))

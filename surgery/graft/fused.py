@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
+
 
 def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
     """Base + scale · hidden @ upᵀ over any leading dims, in one kernel where shapes allow."""
@@ -60,8 +62,9 @@ def _runs_as_written(tensors: tuple[Tensor, *tuple[Tensor | None, ...]]) -> bool
     """Whether nothing rewrites operations: no compiler, autocast, transform or tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return False
-    plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-    return plain and not torch.is_autocast_enabled(tensors[0].device.type)
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return False
+    return not torch.is_autocast_enabled(tensors[0].device.type)
 
 
 def _forward(

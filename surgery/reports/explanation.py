@@ -155,7 +155,8 @@ def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Itera
     if merge is None or edit.obstacle:
         yield f"! does not merge: {edit.obstacle or reason}"
     else:
-        yield from (f"merged {name} = {local(value)}" for name, value in merge.items())
+        none = {"bias": "0"}.items()
+        yield from (f"merged {k} = {local(v)}" for k, v in merge.items() if (k, v) not in none)
 
 
 def _faults(problem: SurgeryError) -> list[str]:

@@ -38,6 +38,11 @@ def some(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
+def quoted(text: str) -> str:
+    """`text` between backticks, unless it has some of its own."""
+    return text if "`" in text else f"`{text}`"
+
+
 def dimensions(shape: Sequence[int]) -> str:
     """`4 × 576`; a scalar is `1`."""
     return " × ".join(map(str, shape)) or "1"

@@ -12,6 +12,7 @@ from surgery.anatomy.select import Things, select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError
+from surgery.reports.figures import quoted
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,19 @@ class Reasoner:
         """The first thing that decides."""
         parts, problem = self.parts(selector, of)
         if not parts:
-            text = f"`{selector.union.span.text}` does not match it"
+            text = f"{quoted(selector.union.span.text)} does not match it"
             return Reason(False, problem or text)
-        names = " and ".join(f"`{part.span.text}`" for part in parts)
+        names = " and ".join(quoted(part.span.text) for part in parts)
         verb = "match" if len(parts) > 1 else "matches"
         bare = replace(selector, within=None, where=None, exceptions=None, expect=None)
-        for clause, word in (("within", "in"), ("where", "where"), ("exceptions", "except")):
-            node = getattr(selector, clause)
+        for name, word in (("within", "in"), ("where", "where"), ("exceptions", "except")):
+            node = getattr(selector, name)
             if node is None:
                 continue
-            bare = replace(bare, **{clause: node})
+            bare = replace(bare, **{name: node})
             if not self.found(bare, of)[0]:
-                return Reason(False, f"{names} {verb} it, but `{word} {node.span.text}` drops it")
+                clause = quoted(f"{word} {node.span.text}")
+                return Reason(False, f"{names} {verb} it, but {clause} drops it")
         sites, problem = self.found(selector, of)
         if problem:
             return Reason(False, problem)

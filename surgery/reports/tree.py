@@ -107,7 +107,8 @@ def kind_of(module: nn.Module) -> str:
     name = type(module).__name__
     layer = read_layer(module)
     if layer is not None and layer.kind != "convolution":
-        return f"{name} {layer.into} → {layer.out}{'' if layer.bias else ', no bias'}"
+        bias = "" if layer.bias or layer.kind == "embedding" else ", no bias"
+        return f"{name} {layer.into} → {layer.out}{bias}"
     weight = module._parameters.get("weight")
     if weight is not None:
         return f"{name} [{dimensions(weight.shape)}]"

@@ -1,0 +1,146 @@
+"""Promises about merging: it computes the same, and leaving it gives back the very bits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.apply import disabled_specs
+from surgery.graft.container import Graft
+from surgery.graft.merge import merged_specs
+from surgery.planning.plan import Edit
+from surgery.promises.keeping import checksums
+from surgery.promises.running import copied, relative_error, same_bits
+from surgery.promises.trial import Trial
+from surgery.promises.verdicts import Finding, Verdict, not_promised
+from surgery.reports.figures import families, some
+
+
+@dataclass
+class Seen:
+    """One call of a module: what it took and gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+def merged_is_adapted(trial: Trial) -> Verdict:
+    """The merged model against the adapted one: as a whole, and each layer on its own input."""
+    promise = "merged = adapted"
+    adapted = trial.run()
+    with _watching(trial.model, _layers(trial)) as seen:
+        trial.run()
+    finding = Finding(promise)
+    worst = ""
+    with merged_specs(trial.model):
+        stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
+        whole = relative_error(trial.run(), adapted)
+        for path, call in seen.items():
+            error = _again(trial.model.get_submodule(path), call)
+            if finding.worst(error):
+                worst = path
+            finding.require(error <= trial.tolerance, f"`{path}` differs by {error:.1e}")
+    why = _reasons(stayed)
+    merged = len(trial.plan.edits) - len(stayed)
+    for edit in stayed:
+        finding.require(
+            not edit.merges, f"`{edit.child}` at `{edit.site}` stayed, and should merge"
+        )
+    finding.remarks += why
+    if not merged:
+        return not_promised(promise, "nothing of it merges", *why)
+    finding.require(whole <= trial.tolerance, f"the output differs by {whole:.1e} of its size")
+    effect = relative_error(adapted, trial.base.output)
+    if effect < trial.tolerance:
+        finding.remarks.append(f"weak: what was merged moves the output by {effect:.1e} only")
+    text = f"{merged} of {some(len(trial.plan.edits), 'edit')}; the output differs by {whole:.1e}"
+    if seen:
+        text += f", a layer by at most {finding.error or 0.0:.1e} ({worst})"
+    finding.worst(whole)
+    return finding.verdict(text)
+
+
+def leaving_undoes(trial: Trial) -> Verdict:
+    """After `merged` and `disabled` every bit is as before; inside `disabled` the base runs."""
+    finding = Finding("leaving undoes")
+    model = trial.model
+    adapted, sums = trial.run(), checksums(model)
+    for name, context in (("merged", merged_specs), ("disabled", disabled_specs)):
+        with context(model):
+            inside = trial.run()
+        if name == "disabled" and trial.base.repeats:
+            same = same_bits(inside, trial.base.output)
+            finding.require(same, "the disabled model does not give the base's output")
+        now = checksums(model)
+        changed = [n for n in sums if now.get(n) != sums[n]]
+        finding.require(not changed, f"leaving `{name}` changed {changed[:3]}")
+        finding.require(now.keys() == sums.keys(), f"leaving `{name}` changed the names")
+        same = same_bits(trial.run(), adapted) or not trial.base.repeats
+        finding.require(same, f"the output after leaving `{name}` is another")
+    return finding.verdict(f"`merged` and `disabled`: the same bits, {some(len(sums), 'tensor')}")
+
+
+def _layers(trial: Trial) -> list[str]:
+    """The layers that are called themselves and whose edits merge."""
+    return [
+        e.site
+        for e in {e.site: e for e in trial.plan.edits}.values()
+        if e.operator == "linear" and e.layer is not None and not e.layer.read
+    ]
+
+
+def _stands(model: nn.Module, edit: Edit) -> bool:
+    return isinstance(model.get_submodule(edit.exit.path)._modules.get(edit.child), Graft)
+
+
+def _reasons(stayed: list[Edit]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for edit in stayed:
+        reason = edit.obstacle or edit.reason or "it stands behind what does not merge"
+        groups.setdefault(f"`{edit.child}`: {reason}", []).append(edit.site)
+    return [
+        f"stays at {', '.join(map(str, families(sites)[:3]))}, {reason}"
+        for reason, sites in groups.items()
+    ]
+
+
+@contextmanager
+def _watching(model: nn.Module, paths: list[str]) -> Generator[dict[str, Seen]]:
+    seen: dict[str, Seen] = {}
+    handles: list[Any] = []
+
+    def watch(path: str) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if path not in seen:
+                args, kwargs = copied((args, kwargs))
+                seen[path] = Seen(args, kwargs, output)
+
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    try:
+        for path in paths:
+            watch(path)
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _again(module: nn.Module, call: Seen) -> float:
+    training = module.training
+    module.__dict__["training"] = False
+    try:
+        output = module(*call.args, **call.kwargs)
+    finally:
+        module.__dict__["training"] = training
+    if not isinstance(output, Tensor) or not isinstance(call.output, Tensor):
+        return 0.0
+    return relative_error(output, call.output)

@@ -1,0 +1,183 @@
+"""The promises that this package makes, tried with one spec on one model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from surgery.api import SpecLike
+from surgery.graft.apply import apply_spec
+from surgery.graft.state import surgery_of
+from surgery.language.diagnostics import error
+from surgery.planning.plan import Plan
+from surgery.planning.spec import Spec, read_spec
+from surgery.promises.acting import every_part_acts, gradients_reach
+from surgery.promises.keeping import kept
+from surgery.promises.lasting import removal_is_exact, saved_is_loaded, seed_decides
+from surgery.promises.merging import leaving_undoes, merged_is_adapted
+from surgery.promises.running import Runner, runner
+from surgery.promises.starting import failed, flags_hold, names_stay, starts_as_base
+from surgery.promises.trial import Trial, base_of, tolerance_of
+from surgery.promises.verdicts import SIGNS, Verdict
+from surgery.reports.figures import aligned, some
+from surgery.reports.terminal import painted
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def verify(
+    model: nn.Module,
+    spec: SpecLike,
+    *,
+    example_inputs: Any = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Try every promise with ``spec`` on ``model`` itself, which is as before after it.
+
+    Nothing is copied but buffers and what the spec trains: the spec is applied in place and
+    removed, also if something fails.
+
+    Args:
+        model: a base model, not adapted.
+        spec: the spec.
+        example_inputs: as for :func:`surgery.apply`; made up if None.
+        seed: decides all random values.
+        tolerance: how far a merged layer may be off, as a part of its largest output; by the
+            parameters' type if None (1e-4 in float32).
+        progress: called with what is tried next.
+
+    Returns:
+        What became of each promise; a broken one is no exception.
+
+    Raises:
+        SurgeryError: as :func:`surgery.apply` would; S502 if the model does not run, S518 if it is
+            adapted already.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> surgery.verify(model, "on Linear apply lora(r = 2)").ok
+    True
+
+    """
+    if surgery_of(model) is not None:
+        raise error(
+            "S518",
+            "this model is adapted already, and promises are tried on a base",
+            help="`surgery.remove` what is there, or verify before applying",
+        )
+    ready = read_spec(spec)
+    say = progress or (lambda _: None)
+    say("running the base")
+    run = runner(model, example_inputs, seed)
+    with kept(model):
+        return _tried(run, ready, example_inputs, seed, tolerance, say)
+
+
+def _tried(
+    run: Runner,
+    spec: Spec,
+    inputs: Any,
+    seed: int,
+    tolerance: float | None,
+    say: Callable[[str], None],
+) -> Verification:
+    base = base_of(run)
+    allowed = tolerance_of(run.model) if tolerance is None else tolerance
+    say("applying")
+    plan = apply_spec(run.model, spec, inputs, seed)
+    trial = Trial(run, base, plan, seed, allowed)
+    start = trial.snapshot()
+    verdicts: list[Verdict] = []
+
+    def attempt(promise: str, trying: Callable[[], Verdict]) -> None:
+        say(f"trying: {promise}")
+        if surgery_of(run.model) is None:
+            apply_spec(run.model, spec, inputs, seed)
+        try:
+            verdicts.append(trying())
+        except Exception as problem:
+            verdicts.append(failed(promise, problem))
+
+    attempt("starts as the base", lambda: starts_as_base(trial))
+    attempt("names stay", lambda: names_stay(trial))
+    attempt("the right ones train", lambda: flags_hold(trial))
+    attempt("every part acts", lambda: every_part_acts(trial))
+    trial.disturb(trial.moving, "all")
+    attempt("gradients reach", lambda: gradients_reach(trial))
+    if plan.edits:
+        attempt("merged = adapted", lambda: merged_is_adapted(trial))
+    attempt("leaving undoes", lambda: leaving_undoes(trial))
+    attempt("saved = loaded", lambda: saved_is_loaded(trial, inputs))
+    if plan.tensors:
+        attempt("same seed, same bits", lambda: seed_decides(trial, start, inputs))
+    attempt("removal is exact", lambda: removal_is_exact(trial))
+    return Verification(type(run.model).__name__, run.shape, allowed, plan, tuple(verdicts))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What became of each promise."""
+
+    model: str
+    inputs: str
+    tolerance: float
+    plan: Plan
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether none is broken."""
+        return all(v.outcome != "broken" for v in self.verdicts)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        added = some(len(self.plan.distinct), "new parameter")
+        sites = some(len({e.site for e in self.plan.edits}), "site")
+        head = f"{self.plan.spec.name} on {self.model}: {sites}, {added}; inputs {self.inputs}"
+        rows = [(SIGNS[v.outcome], v.promise, v.text) for v in self.verdicts]
+        lines = [head, ""]
+        for line, verdict in zip(aligned(rows, gap=2), self.verdicts, strict=True):
+            lines += [line, *(f"          {detail}" for detail in verdict.details)]
+        return "\n".join([*lines, "", self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The last line."""
+        broken = [v.promise for v in self.verdicts if v.outcome == "broken"]
+        if broken:
+            return f"Broken: {', '.join(broken)}."
+        held = sum(v.outcome == "held" for v in self.verdicts)
+        silent = len(self.verdicts) - held
+        more = f", {silent} not promised here" if silent else ""
+        worst = max((v.error for v in self.verdicts if v.error is not None), default=0.0)
+        error = f"The largest error is {worst:.1e}." if worst else "There is no error in any bit."
+        return f"All {held} promises hold{more}. {error}"
+
+    def __rich__(self) -> Text:
+        return painted(str(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON data."""
+        return {
+            "ok": self.ok,
+            "model": self.model,
+            "spec": self.plan.spec.name,
+            "fingerprint": self.plan.fingerprint,
+            "inputs": self.inputs,
+            "tolerance": self.tolerance,
+            "promises": [v.as_dict() for v in self.verdicts],
+            "summary": self.summary,
+        }
+
+    def as_json(self) -> str:
+        """:meth:`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
