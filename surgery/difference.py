@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
@@ -26,6 +26,24 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the JSON form."""
+
+
+@overload
+def diff(
+    model: nn.Module, spec: SpecLike, *, against: None = None, example_inputs: Any = None
+) -> Diff: ...
+
+
+@overload
+def diff(
+    model: nn.Module, spec: SpecLike, *, against: SpecLike, example_inputs: Any = None
+) -> Comparison: ...
+
+
+@overload
+def diff(
+    model: nn.Module, spec: SpecLike, *, against: SpecLike | None, example_inputs: Any = None
+) -> Diff | Comparison: ...
 
 
 def diff(

@@ -73,7 +73,7 @@ def verify(
             help="`surgery.remove` what is there, or verify before applying",
         )
     ready = read_spec(spec)
-    say = progress or (lambda _: None)
+    say: Callable[[str], object] = progress or str
     say("running the base")
     run = runner(model, example_inputs, seed)
     with kept(model):
@@ -86,7 +86,7 @@ def _tried(
     inputs: Any,
     seed: int,
     tolerance: float | None,
-    say: Callable[[str], None],
+    say: Callable[[str], object],
 ) -> Verification:
     base = base_of(run)
     allowed = tolerance_of(run.model) if tolerance is None else tolerance

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Key = int | str | None
 """Where a tensor stands in an output: an index, a key, or None for the output itself."""
@@ -103,6 +105,8 @@ class Record:
 
     def graph(self) -> nx.DiGraph[int]:
         """Operators as a networkx graph; edges carry the value that passes."""
+        import networkx as nx
+
         result: nx.DiGraph[int] = nx.DiGraph()
         for op in self.ops:
             shapes = [self.shapes[value] for value in op.outputs]

@@ -46,16 +46,11 @@ def apply(
         surgery.apply(base, ready, seed=seed)
         say("writing")
         if merged:
-            report = _merged(base)
-            _write_whole(base, model, output)
+            done = f"{_merged(base)}\n{_write_whole(base, model, output)}"
         else:
-            report = None
             written = surgery.save(base, output)
-    show("\n".join(closing(difference.summary)))
-    if report is None:
-        show(f"Saved {written} ({_megabytes(written)}).")
-    else:
-        show(f"{report}\nSaved the merged model in {output} ({_megabytes(output)}).")
+            done = f"Saved {written} ({_megabytes(written)})."
+    show("\n".join([*closing(difference.summary), done]))
 
 
 def merge(
@@ -77,8 +72,8 @@ def merge(
         surgery.load(base, adapter)
         report = _merged(base)
         say("writing")
-        _write_whole(base, model, output)
-    show(f"{report}\nSaved the merged model in {output} ({_megabytes(output)}).")
+        written = _write_whole(base, model, output)
+    show(f"{report}\n{written}")
 
 
 def _merged(model: nn.Module) -> MergeReport:
@@ -96,10 +91,13 @@ def _merged(model: nn.Module) -> MergeReport:
     return report
 
 
-def _write_whole(model: nn.Module, text: str, output: Path) -> None:
+def _write_whole(model: nn.Module, text: str, output: Path) -> str:
     from surgery.models import save_model
 
-    save_model(model, output, _tokenizer(text))
+    tokenizer = _tokenizer(text)
+    save_model(model, output, tokenizer)
+    also = "" if tokenizer is None else " and its tokenizer"
+    return f"Saved the merged model{also} in {output} ({_megabytes(output)})."
 
 
 def _tokenizer(text: str) -> Any:
@@ -116,4 +114,5 @@ def _tokenizer(text: str) -> Any:
 
 def _megabytes(path: Path) -> str:
     files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
-    return f"{sum(f.stat().st_size for f in files) / 1e6:.2f} MB"
+    size = sum(f.stat().st_size for f in files)
+    return f"{size / 1e6:.2f} MB" if size >= 10_000 else f"{size:,} bytes"

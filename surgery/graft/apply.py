@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,22 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
         return planner.plan(spec, surgery.digests)
 
 
+@contextmanager
+def _without_collection() -> Generator[None]:
+    """No cyclic garbage collection inside.
+
+    Thousands of new modules and parameters, all of them alive, would be walked again and again.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
 def apply_spec(
     model: nn.Module, spec: Spec | SavedPlan, example_inputs: Any = None, seed: int | None = None
 ) -> Plan:

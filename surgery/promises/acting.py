@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.planning.plan import Edit
-from surgery.promises.running import modes, relative_error, same_bits
+from surgery.promises.running import modes, relative_error, same_bits, seeded
 from surgery.promises.trial import Trial
 from surgery.promises.verdicts import Finding, Verdict, not_promised
 from surgery.reports.figures import families, some
@@ -113,8 +113,7 @@ def _reached(gradient: Tensor | None) -> bool:
 def _gradients(trial: Trial, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor | None]:
     """The gradients of a random projection of all that the model returns, in training mode."""
     generator = torch.Generator().manual_seed(trial.seed)
-    with modes(trial.model, True), torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(trial.seed)
+    with modes(trial.model, True), torch.enable_grad(), seeded(trial.seed):
         loss = torch.zeros(())
         for leaf in trial.run.forward():
             if leaf.requires_grad:

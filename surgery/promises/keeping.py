@@ -25,7 +25,8 @@ def checksums(model: nn.Module) -> dict[str, str]:
     for tensor in tensors.values():
         if id(tensor) not in by_identity:
             content = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-            digest = hashlib.blake2b(content + bits(tensor), digest_size=16)
+            digest = hashlib.blake2b(content, digest_size=16)
+            digest.update(bits(tensor))
             by_identity[id(tensor)] = digest.hexdigest()
     return {name: by_identity[id(tensor)] for name, tensor in tensors.items()}
 

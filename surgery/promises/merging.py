@@ -53,7 +53,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
             not edit.merges, f"`{edit.child}` at `{edit.site}` stayed, and should merge"
         )
     finding.remarks += why
-    if not merged:
+    if not merged and not finding.faults:
         return not_promised(promise, "nothing of it merges", *why)
     finding.require(whole <= trial.tolerance, f"the output differs by {whole:.1e} of its size")
     effect = relative_error(adapted, trial.base.output)

@@ -27,8 +27,7 @@ class Runner:
 
     def __call__(self, *, train: bool = False, grad: bool = False) -> Output:
         """All floating-point tensors that one forward returns, copied."""
-        with modes(self.model, train), torch.set_grad_enabled(grad), torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with modes(self.model, train), torch.set_grad_enabled(grad), seeded(self.seed):
             return tuple(t.detach().clone() for t in self.forward())
 
     def forward(self) -> Output:
@@ -39,15 +38,22 @@ class Runner:
     @property
     def shape(self) -> str:
         """The inputs in words: `input_ids 2 × 8`."""
-        named: Mapping[str, Any] = {**dict(enumerate(self.inputs[0])), **self.inputs[1]}
-        shapes = [
-            f"{name} {' × '.join(map(str, value.shape))}"
-            if isinstance(name, str)
-            else " × ".join(map(str, value.shape))
-            for name, value in named.items()
+        shapes = [("", value) for value in self.inputs[0]]
+        shapes += [(f"{name} ", value) for name, value in self.inputs[1].items()]
+        return ", ".join(
+            f"{name}{' × '.join(map(str, value.shape))}"
+            for name, value in shapes
             if isinstance(value, Tensor)
-        ]
-        return ", ".join(shapes)
+        )
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """The default generators start from ``seed`` inside, and go on as before after it."""
+    generators: Any = torch.random  # without types in torch
+    with generators.fork_rng():
+        generators.manual_seed(seed)
+        yield
 
 
 def runner(model: nn.Module, given: Any, seed: int) -> Runner:
@@ -110,7 +116,8 @@ def floating(output: Any) -> tuple[Tensor, ...]:
 def modes(model: nn.Module, train: bool) -> Generator[None]:
     """All modules in training or evaluation inside; modes and buffers are as before after it."""
     before = [(m, m.training) for m in model.modules()]
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()] if train else []
+    # Always put back: batch norms write theirs without counting a version.
+    buffers = [(b, b.detach().clone()) for b in model.buffers()] if train else []
     try:
         for module, _ in before:
             module.__dict__["training"] = train
@@ -119,9 +126,8 @@ def modes(model: nn.Module, train: bool) -> Generator[None]:
         for module, mode in before:
             module.__dict__["training"] = mode
         with torch.no_grad():
-            for buffer, content, version in buffers:
-                if buffer._version != version:
-                    buffer.copy_(content)
+            for buffer, content in buffers:
+                buffer.copy_(content)
 
 
 def same_bits(left: Output | Tensor, right: Output | Tensor) -> bool:
@@ -132,10 +138,11 @@ def same_bits(left: Output | Tensor, right: Output | Tensor) -> bool:
     return all(a.shape == b.shape and a.dtype == b.dtype and bits(a) == bits(b) for a, b in pairs)
 
 
-def bits(tensor: Tensor) -> bytes:
-    """The content of a tensor."""
+def bits(tensor: Tensor) -> memoryview:
+    """The content of a tensor, not copied where it lies in one piece on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return memoryview(content)
 
 
 def relative_error(found: Output | Tensor, expected: Output | Tensor) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from surgery.language.diagnostics import SurgeryError
 from surgery.promises.running import relative_error, same_bits
 from surgery.promises.trial import Trial
@@ -40,10 +42,11 @@ def names_stay(trial: Trial) -> Verdict:
     finding.require(not lost, f"{some(len(lost), 'key')} of the base lost, first {lost[:1]}")
     checkpoint = {key: state[key] for key in base.keys if key in state}
     added = {t.name for t in trial.plan.tensors}
-    result = model.load_state_dict(checkpoint, strict=False)
-    extra = [key for key in result.missing_keys if key not in added]
+    result: Any = model.load_state_dict(checkpoint, strict=False)
+    missing: list[str] = result.missing_keys
+    extra = [key for key in missing if key not in added]
     finding.require(not extra, f"a base checkpoint lacks {extra[:3]}")
-    wrong = list(result.unexpected_keys)
+    wrong: list[str] = result.unexpected_keys
     finding.require(not wrong, f"a base checkpoint has unexpected keys {wrong[:3]}")
     for path, kind in base.classes.items():
         if not isinstance(model.get_submodule(path), kind):

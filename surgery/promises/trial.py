@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,12 @@ def base_of(run: Runner) -> Base:
     """Read and run the base."""
     model = run.model
     output = run()
+    untyped: Any = model
+    modules: list[tuple[str, nn.Module]] = list(untyped.named_modules())
     return Base(
         tuple(model.state_dict()),
         checksums(model),
-        {path: type(module) for path, module in model.named_modules()},
+        {path: type(module) for path, module in modules},
         {n: p.requires_grad for n, p in model.named_parameters()},
         output,
         same_bits(run(), output),

@@ -31,7 +31,7 @@ def text_of(
     if not summary.is_empty:
         parts += _base(plan, training)
     notes = [f"note: {note}" for note in notes_of(plan, context, entries)]
-    if notes:
+    if notes and not summary.is_empty:
         parts.append("\n".join(notes))
     parts += [render(warning) for warning in plan.warnings]
     parts.append("\n".join(closing(summary)))

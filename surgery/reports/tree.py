@@ -28,12 +28,13 @@ class Branch:
     @property
     def label(self) -> str:
         """`q_proj`, or `{0…29}` for folded layers."""
-        return str(families(self.names)[0]) if len(self.names) > 1 else self.names[0]
+        first, *others = self.names
+        return str(families(self.names)[0]) if others else first
 
     def likeness(self) -> object:
         """What is equal for branches that read the same, whatever they are called."""
         below = tuple((c.names, c.likeness()) for c in self.children)
-        extras = tuple((n.partition("[")[2] or n, roles) for n, roles in self.extras)
+        extras = tuple((name, roles) for name, roles in self.extras)
         return (self.kind, self.roles, self.elements, extras, below)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""Commands that take a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import surgery
+
+
+def test_diff(run: Any, snapshot: Any):
+    assert str(run("diff", "toy:model", "spec.peft")) == snapshot
+
+
+def test_diff_as_markdown(run: Any, snapshot: Any):
+    assert str(run("diff", "toy:model", "spec.peft", "--format", "markdown")) == snapshot
+
+
+def test_diff_as_json(run: Any, snapshot: Any):
+    ran = run("diff", "toy:model", "spec.peft", "--json")
+    found = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert found.pop("base")
+    assert found.pop("fingerprint")
+    assert found == snapshot
+    assert run("diff", "toy:model", "spec.peft", "--format", "json").out == ran.out
+
+
+def test_diff_of_two_specs(run: Any, snapshot: Any):
+    other = "on Linear apply lora(r = 4); train norm|bias"
+    assert str(run("diff", "toy:model", "spec.peft", other)) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("toy:model", "spec.peft"), 0),
+        (("toy:model", "spec.peft", "--exit-code"), 2),
+        (("toy:model", "", "--exit-code"), 0),
+        (("toy:model", "spec.peft", "spec.peft", "--exit-code"), 0),
+        (("toy:model", "spec.peft", "train bias", "--exit-code"), 2),
+        (("toy:model", "on foo apply lora", "--exit-code"), 1),
+        (("toy:model",), 64),
+        (("toy:model", "spec.peft", "--format", "latin"), 64),
+    ],
+)
+def test_diff_exits_with(run: Any, words: tuple[str, ...], code: int):
+    assert run("diff", *words).code == code
+
+
+def test_inspect(run: Any, snapshot: Any):
+    assert str(run("inspect", "toy:model")) == snapshot
+
+
+def test_inspect_of_a_model_that_does_not_run(run: Any, snapshot: Any):
+    assert str(run("inspect", "toy:closed")) == snapshot
+
+
+def test_inspect_a_selector(run: Any, snapshot: Any):
+    assert str(run("inspect", "toy:model", "up|down in layer[1:]")) == snapshot
+
+
+def test_inspect_as_json(run: Any):
+    tree = json.loads(run("inspect", "toy:model", "--json").out)["tree"]
+    assert tree["kind"] == "Language"
+    layers = tree["children"][1]["children"]
+    assert [layer["names"] for layer in layers] == [["0", "1", "2"]]
+
+
+def test_explain(run: Any, snapshot: Any):
+    spec = (
+        "on up in layer[1:] apply lora(r = 2); on `up`|down except `layers.1.**` apply ia3\n"
+        "on down apply lora; on up where index < 1 apply dora(r = 99); train bias"
+    )
+    assert str(run("explain", "toy:model", "layers.1.up", spec)) == snapshot
+    assert str(run("explain", "toy:model", "layers.0.up", spec)) == snapshot
+
+
+def test_explain_at_a_region(run: Any, snapshot: Any):
+    assert str(run("explain", "toy:model", "layers.0[up..down]", "spec.peft")) == snapshot
+
+
+def test_explain_nowhere(run: Any):
+    ran = run("explain", "toy:model", "layers.7.up", "spec.peft")
+    assert ran.code == 1
+    assert "did you mean `layers.2.up`?" in ran.err
+
+
+def test_verify(run: Any, snapshot: Any):
+    ran = run("verify", "toy:model", "spec.peft")
+    figures = r"\d\.\de[-+]\d+ \([^)]*\)|\d\.\de[-+]\d+|[\d,]+(?= bytes)"
+    assert re.sub(figures, "#", str(ran)) == snapshot
+    found = json.loads(run("verify", "toy:model", "spec.peft", "--json").out)
+    assert found["ok"]
+
+
+def test_verify_exits_with_1_where_a_promise_breaks(run: Any):
+    ran = run("verify", "toy:model", "spec.peft", "--tolerance", "0")
+    assert ran.code == 1
+    assert "Broken: merged = adapted." in ran.out
+
+
+def test_apply_saves_an_adapter(run: Any, folder: Path, snapshot: Any):
+    ran = run("apply", "toy:model", "spec.peft", "-o", "out", "--seed", "3")
+    assert re.sub(r"[\d,.]+ (bytes|MB)", "# bytes", str(ran)) == snapshot
+    model = surgery.load_model("toy:model")
+    surgery.load(model, folder / "out")
+    same = surgery.apply(surgery.load_model("toy:model"), folder / "spec.peft", seed=3)
+    ids = torch.arange(8)[None]
+    assert torch.equal(model(ids), same(ids))
+
+
+def test_apply_is_the_same_twice(run: Any, folder: Path):
+    run("apply", "toy:model", "spec.peft", "-o", "one")
+    run("apply", "toy:model", "spec.peft", "-o", "two")
+    first, second = ((folder / f / "adapter.safetensors").read_bytes() for f in ("one", "two"))
+    assert first == second
+
+
+def test_apply_merged_writes_the_whole_model(run: Any, folder: Path):
+    ran = run("apply", "toy:model", "on up|down apply shift", "-o", "out", "--merged")
+    assert ran.code == 0
+    assert "Merged: 6 methods into 6 layers." in ran.out
+    written = load_file(folder / "out" / "model.safetensors")
+    state = surgery.load_model("toy:model").state_dict()
+    assert set(written) <= set(state)
+    assert torch.equal(written["layers.0.up.weight"], state["layers.0.up.weight"])
+
+
+def test_apply_merged_needs_all_to_merge(run: Any, folder: Path):
+    ran = run("apply", "toy:model", "spec.peft", "-o", "out", "--merged")
+    assert ran.code == 1
+    assert "error[S517]" in ran.err
+    assert not (folder / "out").exists()
+
+
+def test_merge(run: Any, folder: Path):
+    spec = "on up|down apply lora(r = 2)"
+    model = surgery.apply(surgery.load_model("toy:model"), spec, seed=0)
+    for parameter in surgery.trainable(model).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    surgery.save(model, folder / "adapter")
+    ran = run("merge", "toy:model", "adapter", "-o", "whole")
+    assert ran.code == 0
+    merged = surgery.load_model("toy:model")
+    merged.load_state_dict(load_file(folder / "whole" / "model.safetensors"), strict=False)
+    ids = torch.arange(8)[None]
+    torch.testing.assert_close(merged(ids), model(ids))
+    assert not torch.allclose(merged(ids), surgery.load_model("toy:model")(ids))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("diff", "toy:modle", "spec.peft"),
+        ("diff", "toy:words", "spec.peft"),
+        ("diff", "toy:model", "spce.peft"),
+        ("diff", "toy:model", "on Liner apply lora; on Linear apply lora(r = 99)"),
+        ("inspect", "toy:model", "up in layer[9]"),
+        ("merge", "toy:model", "nowhere", "-o", "out"),
+        ("chek", "spec.peft"),
+    ],
+    ids=" ".join,
+)
+def test_errors(run: Any, words: tuple[str, ...], snapshot: Any):
+    assert str(run(*words)) == snapshot

@@ -1,0 +1,263 @@
+"""The same weights in HF PEFT and here: the same outputs, gradients and merges."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgery
+from tests.models import build, randomise
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+    from transformers.pytorch_utils import Conv1D
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Holder(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "linear": (lambda: nn.Linear(12, 8), lambda: torch.randn(2, 5, 12)),
+    "no bias": (lambda: nn.Linear(12, 8, bias=False), lambda: torch.randn(4, 12)),
+    "conv1d": (lambda: Conv1D(8, 12), lambda: torch.randn(2, 5, 12)),
+    "conv2d": (
+        lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        lambda: torch.randn(2, 4, 7, 7),
+    ),
+    "embedding": (lambda: nn.Embedding(11, 8), lambda: torch.randint(0, 11, (2, 5))),
+}
+
+
+def pair(layer: str, spec: str, config: Any) -> tuple[nn.Module, nn.Module, Any, Tensor]:
+    """Our model and PEFT's on the same base, PEFT's layer, and an input."""
+    torch.manual_seed(0)
+    make, draw = LAYERS[layer]
+    base = randomise(Holder(make()), 1).eval()
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    ours = surgery.apply(base, spec, seed=0).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "base_layer" not in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.5)
+    return ours, theirs, theirs.base_model.model.layer, draw()
+
+
+def put(ours: nn.Module, child: str, values: dict[str, Tensor]) -> None:
+    graft = ours.get_submodule(f"layer.{child}")
+    names = dict(graft.named_parameters())
+    assert set(values) == set(names)
+    with torch.no_grad():
+        for name, value in values.items():
+            assert names[name].shape == value.shape, name
+            names[name].copy_(value)
+
+
+def agree(
+    ours: nn.Module,
+    theirs: nn.Module,
+    x: Tensor,
+    child: str,
+    read: Callable[[Any], dict[str, Tensor]],
+    layer: Any,
+    skip: tuple[str, ...] = (),
+) -> None:
+    put(ours, child, {n: t.detach() for n, t in read(layer).items()})
+    left, right = ours(x), theirs(x)
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(left.shape)
+    (left * weights).sum().backward()
+    (right * weights).sum().backward()
+    graft = dict(ours.get_submodule(f"layer.{child}").named_parameters())
+    expected = read(_gradients(layer))
+    for name, parameter in graft.items():
+        if parameter.requires_grad and name not in skip:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4)
+    merged = theirs.merge_and_unload()
+    surgery.merge(ours)
+    torch.testing.assert_close(ours.layer.weight, merged.layer.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(x), right, rtol=1e-3, atol=1e-4)
+
+
+def _gradients(layer: Any) -> Any:
+    """A copy of a PEFT layer with each parameter replaced by its gradient."""
+    twin = copy.deepcopy(layer)
+    for (_, parameter), (_, original) in zip(
+        twin.named_parameters(), layer.named_parameters(), strict=True
+    ):
+        gradient = original.grad
+        parameter.data = torch.zeros_like(parameter) if gradient is None else gradient.clone()
+    return twin
+
+
+def lora_matrices(layer: Any) -> dict[str, Tensor]:
+    if layer.lora_embedding_A:
+        return {"A": layer.lora_embedding_A["default"], "B": layer.lora_embedding_B["default"]}
+    return {
+        "A": layer.lora_A["default"].weight.flatten(1),
+        "B": layer.lora_B["default"].weight.flatten(1),
+    }
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_lora(layer: str) -> None:
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["layer"])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply lora(3, alpha = 6)", config)
+    agree(ours, theirs, x, "lora", lora_matrices, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "embedding"])
+def test_rslora(layer: str) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["layer"])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply rslora(4, alpha = 6)", config)
+    agree(ours, theirs, x, "rslora", lora_matrices, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d"])
+def test_dora(layer: str) -> None:
+    config = peft.LoraConfig(r=3, lora_alpha=6, use_dora=True, target_modules=["layer"])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply dora(3, alpha = 6)", config)
+
+    def read(source: Any) -> dict[str, Tensor]:
+        magnitude = source.lora_magnitude_vector["default"].weight
+        return {**lora_matrices(source), "M": magnitude.flatten()}
+
+    agree(ours, theirs, x, "dora", read, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d", "conv2d"])
+def test_ia3_on_outputs(layer: str) -> None:
+    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=[])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply ia3", config)
+    agree(ours, theirs, x, "ia3", lambda s: {"l": s.ia3_l["default"].flatten()}, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d"])
+def test_ia3_on_inputs(layer: str) -> None:
+    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=["layer"])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply ia3_input", config)
+    agree(ours, theirs, x, "ia3_input", lambda s: {"l": s.ia3_l["default"].flatten()}, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias"])
+def test_vera(layer: str) -> None:
+    config = peft.VeraConfig(r=4, target_modules=["layer"], d_initial=0.1)
+    ours, theirs, peer, x = pair(layer, "on `layer` apply vera(4)", config)
+
+    def read(source: Any) -> dict[str, Tensor]:
+        return {
+            "A": peer.vera_A["default"],
+            "B": peer.vera_B["default"],
+            "D": source.vera_lambda_d["default"],
+            "L": source.vera_lambda_b["default"],
+        }
+
+    agree(ours, theirs, x, "vera", read, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias"])
+def test_loha(layer: str) -> None:
+    config = peft.LoHaConfig(r=3, alpha=6, target_modules=["layer"])
+    ours, theirs, peer, x = pair(layer, "on `layer` apply loha(3, alpha = 6)", config)
+
+    def read(source: Any) -> dict[str, Tensor]:
+        return {
+            "B1": source.hada_w1_a["default"],
+            "A1": source.hada_w1_b["default"],
+            "B2": source.hada_w2_a["default"],
+            "A2": source.hada_w2_b["default"],
+        }
+
+    agree(ours, theirs, x, "loha", read, peer)
+
+
+@pytest.mark.parametrize("layer", ["linear", "no bias"])
+def test_lokr(layer: str) -> None:
+    config = peft.LoKrConfig(r=1, alpha=2, decompose_factor=2, target_modules=["layer"])
+    spec = "on `layer` apply lokr(1, alpha = 2, rows = 2, columns = 2)"
+    ours, theirs, peer, x = pair(layer, spec, config)
+
+    def read(source: Any) -> dict[str, Tensor]:
+        return {
+            "C": source.lokr_w1["default"],
+            "B": source.lokr_w2_a["default"],
+            "A": source.lokr_w2_b["default"],
+        }
+
+    agree(ours, theirs, x, "lokr", read, peer)
+
+
+REFERENCE_CONVOLUTIONS = {
+    "dilated": {"dilation": 2, "padding": 2},
+    "circular": {"padding": 1, "padding_mode": "circular"},
+    "reflected": {"padding": 1, "padding_mode": "reflect"},
+    "grouped": {"groups": 2, "padding": 1},
+    "same": {"padding": "same", "dilation": 2},
+}
+
+
+@pytest.mark.parametrize("method", ["lora(2)", "dora(2)"])
+@pytest.mark.parametrize("kind", REFERENCE_CONVOLUTIONS)
+def test_convolutions_against_their_own_weight(kind: str, method: str) -> None:
+    """PEFT ignores dilation and padding modes, and shares hidden features between groups, so the
+    reference is the layer itself with W + ΔW in it.
+    """
+    torch.manual_seed(0)
+    model = randomise(Holder(nn.Conv2d(4, 6, 3, **REFERENCE_CONVOLUTIONS[kind])), 1)
+    plain = copy.deepcopy(model.layer)
+    surgery.apply(model, f"on `layer` apply {method}", seed=0)
+    for parameter in surgery.trainable(model).values():
+        nn.init.normal_(parameter, std=0.5)
+    graft = dict(next(m for n, m in model.layer.named_children()).named_parameters())
+    update = (graft["B"] @ graft["A"]).reshape(plain.weight.shape)
+    weight = plain.weight + update
+    if "M" in graft:
+        norms = weight.flatten(1).norm(dim=1)
+        weight = weight * (graft["M"] / norms).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        plain.weight.copy_(weight)
+    x = torch.randn(2, 4, 9, 9)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    surgery.merge(model)
+    torch.testing.assert_close(model.layer.weight, plain.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_with_lora() -> None:
+    base = build("llama")
+    theirs = peft.get_peft_model(
+        copy.deepcopy(base),
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+    ).eval()
+    ours = surgery.apply(base, "on q|v apply lora(4, alpha = 8)", seed=0)
+    torch.manual_seed(0)
+    peers = dict(theirs.named_modules())
+    for path, module in ours.named_modules():
+        if not path.endswith(("q_proj", "v_proj")):
+            continue
+        peer = peers[f"base_model.model.{path}"]
+        with torch.no_grad():
+            module.lora.A.copy_(peer.lora_A["default"].weight.normal_())
+            module.lora.B.copy_(peer.lora_B["default"].weight.normal_())
+    ids = torch.randint(0, 90, (2, 7))
+    left, right = (m(input_ids=ids, labels=ids) for m in (ours, theirs))
+    torch.testing.assert_close(left.logits, right.logits, rtol=1e-4, atol=1e-5)
+    left.loss.backward()
+    right.loss.backward()
+    for path, module in ours.named_modules():
+        if path.endswith(("q_proj", "v_proj")):
+            peer = peers[f"base_model.model.{path}"]
+            gradient = peer.lora_A["default"].weight.grad
+            torch.testing.assert_close(module.lora.A.grad, gradient, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,332 @@
+"""`verify` holds where the promises do, breaks where they do not, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgery
+from surgery.graft import apply as grafting
+from surgery.graft import merge as merging
+from surgery.graft import save as saving
+from surgery.graft.apply import remove_specs
+from surgery.promises import lasting
+from surgery.promises import merging as promised
+from surgery.promises.keeping import checksums
+from tests.cli.toy import model
+from tests.models import build
+
+SPEC = "on up|down apply lora(r = 2, dropout = 0.2); on mlp parallel adapter(4); train norm"
+
+
+def outcomes(found: surgery.verification.Verification) -> dict[str, str]:
+    return {v.promise: v.outcome for v in found.verdicts}
+
+
+def broken(base: nn.Module, spec: str = SPEC, **options: Any) -> list[str]:
+    found = surgery.verify(base, spec, **options)
+    assert found.ok == ("broken" not in outcomes(found).values())
+    return [promise for promise, outcome in outcomes(found).items() if outcome == "broken"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        "on Linear|Embedding apply lora(r = 2)",
+        "on up apply dora(r = 2); on down apply vera(r = 3); on up apply ia3",
+        "on mlp gated sequential adapter(4)",
+        "train bias",
+        "freeze embedding",
+        "on up apply lora(r = 2); on mlp sequential adapter(4); on up apply shift",
+    ],
+)
+def test_promises_hold(spec: str):
+    assert broken(model(), spec) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("llama", "Linear"),
+        ("bert", "Linear"),
+        ("gpt2", "Conv1D"),
+        ("resnet", "Linear|Conv2d"),
+        ("t5", "Linear"),
+    ],
+)
+def test_promises_hold_on_real_architectures(name: str, classes: str):
+    assert broken(build(name), f"on {classes} apply lora(r = 1)") == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_promises_hold_in_other_types(dtype: torch.dtype):
+    assert broken(model().to(dtype)) == []
+
+
+def test_a_start_that_is_not_the_base_is_not_promised():
+    spec = "on up apply half as h\nmethod half() { match y[*, n] = linear(x, W, b?) param l[n] = 0.5 y = l * y }"
+    found = outcomes(surgery.verify(model(), spec))
+    assert found["starts as the base"] == "not promised"
+    assert found["merged = adapted"] == "held"
+
+
+def state(base: nn.Module) -> tuple[Any, ...]:
+    return (
+        checksums(base),
+        [type(m) for m in base.modules()],
+        [m.training for m in base.modules()],
+        {n: p.requires_grad for n, p in base.named_parameters()},
+        [id(p) for p in base.parameters()],
+        [p.grad for p in base.parameters()],
+        list(base.state_dict()),
+        torch.get_rng_state().tolist(),
+        sorted(base.__dict__),
+    )
+
+
+@pytest.mark.parametrize(("name", "classes"), [("llama", "Linear"), ("resnet", "Conv2d")])
+def test_it_leaves_no_trace(name: str, classes: str):
+    base = build(name).train()
+    next(base.parameters()).requires_grad_(False)
+    before = state(base)
+    surgery.verify(base, f"on {classes} apply lora(r = 1); train norm")
+    assert state(base) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (promised, "merged_specs"),
+        (lasting, "load_adapter"),
+        (lasting, "save_adapter"),
+        (merging, "_write"),
+        (saving, "_copy"),
+    ],
+)
+def test_it_leaves_no_trace_where_something_fails(
+    where: Any, what: str, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+    base = model()
+    before = state(base)
+    monkeypatch.setattr(where, what, fail)
+    assert broken(base)
+    assert state(base) == before
+
+
+def test_an_interrupt_leaves_no_trace():
+    base = model()
+    before = state(base)
+
+    def stop(text: str) -> None:
+        if text == "trying: merged = adapted":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surgery.verify(base, SPEC, progress=stop)
+    assert state(base) == before
+
+
+# What follows breaks the package on purpose: each promise must notice.
+
+
+def test_a_graft_that_is_passed_by():
+    class Sly(nn.Module):
+        """Reads the weight of its layer in evaluation, and calls the layer in training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return nn.functional.linear(x, self.linear.weight, self.linear.bias)
+            return self.linear(x)
+
+    found = broken(nn.Sequential(Sly(), nn.Linear(6, 2)), "on Linear apply lora(r = 2)")
+    assert "every part acts" in found
+
+
+def test_a_graft_that_never_runs():
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    found = broken(Deaf(), "on `unused` apply lora(r = 2)")
+    assert {"every part acts", "gradients reach"} <= set(found)
+
+
+def test_an_embedding_that_t5_never_calls():
+    found = broken(build("t5"), "on `shared` apply lora(r = 1)")
+    assert found == ["every part acts", "gradients reach"]
+
+
+def test_a_gradient_that_is_cut():
+    spec = """
+    on up apply cut
+    method cut(r = 2) {
+      match y[*, n] = linear(x[*, m], W, b?)
+      param A[r, m] ~ normal(std = 1)
+      param B[n, r] = 0
+      y += linear(linear(x, detach(A)), B)
+    }"""
+    assert broken(model(), spec) == ["gradients reach"]
+
+
+def replaced(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, change: Callable[..., Any]
+) -> None:
+    original = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *a, **k: change(original, *a, **k))
+
+
+def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
+    def off(original: Any, *args: Any) -> Any:
+        work = original(*args)
+        work.weight = work.weight * 1.001
+        return work
+
+    replaced(monkeypatch, merging, "_work", off)
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
+    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        if path == "layers.1.up":
+            work.bias = work.bias + 1
+        return work
+
+    replaced(monkeypatch, merging, "_work", off)
+    found = surgery.verify(model(), SPEC)
+    (verdict,) = [v for v in found.verdicts if v.outcome == "broken"]
+    assert verdict.promise == "merged = adapted"
+    assert "layers.1.up" in verdict.text
+
+
+def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
+    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        work.weight = base.get_submodule(path).weight.detach().clone()
+        return work
+
+    replaced(monkeypatch, merging, "_work", nothing)
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(merging, "_mergeable", lambda site: [])
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_leaving_that_loses_bits(monkeypatch: pytest.MonkeyPatch):
+    def lossy(original: Any, base: Any, draft: Any) -> Any:
+        kept = original(base, draft)
+        return [(m, torch.nextafter(w, w + 1), b) for m, w, b in kept]
+
+    replaced(monkeypatch, merging, "_write", lossy)
+    assert "leaving undoes" in broken(model())
+
+
+def test_a_file_that_loses_a_tensor(monkeypatch: pytest.MonkeyPatch):
+    def fewer(original: Any, *args: Any) -> Any:
+        return dict(list(original(*args).items())[1:])
+
+    replaced(monkeypatch, saving, "_tensors", fewer)
+    assert broken(model()) == ["saved = loaded"]
+
+
+def test_a_seed_that_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    def other(original: Any, *args: Any) -> Any:
+        parameter = original(*args)
+        with torch.no_grad():
+            return parameter.add_(torch.randn(parameter.shape).abs() + 1)
+
+    replaced(monkeypatch, grafting, "initial", other)
+    assert {"starts as the base", "same seed, same bits"} <= set(broken(model()))
+
+
+def test_a_removal_that_forgets_the_base(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grafting, "_restore", lambda base, applied: None)
+    assert "removal is exact" in broken(model(), "on up apply ia3; train norm")
+
+
+def test_a_removal_that_leaves_a_child(monkeypatch: pytest.MonkeyPatch):
+    def litter(base: nn.Module, name: str | None = None) -> None:
+        remove_specs(base, name)
+        base.litter = nn.Parameter(torch.ones(1))
+
+    monkeypatch.setattr(lasting, "remove_specs", litter)
+    assert "removal is exact" in broken(model())
+
+
+def test_a_name_that_is_lost(monkeypatch: pytest.MonkeyPatch):
+    def rename(original: Any, base: nn.Module, *args: Any) -> Any:
+        plan = original(base, *args)
+        up = base.get_submodule("layers.0.up")
+        up.register_parameter("weights", up._parameters.pop("weight"))
+        return plan
+
+    from surgery import verification
+
+    replaced(monkeypatch, verification, "apply_spec", rename)
+    with pytest.raises(Exception, match="weight"):
+        surgery.verify(model(), "train bias")
+
+
+def test_a_tolerance_of_nothing_is_not_met():
+    assert broken(model(), tolerance=0.0) == ["merged = adapted"]
+
+
+def test_an_adapted_model_is_refused():
+    base = surgery.apply(model(), SPEC, seed=0)
+    with pytest.raises(surgery.SurgeryError, match="S518"):
+        surgery.verify(base, SPEC)
+
+
+def test_a_spec_that_does_not_fit_is_an_error():
+    with pytest.raises(surgery.SurgeryError, match="S301"):
+        surgery.verify(model(), "on Liner apply lora")
+
+
+def test_inputs_can_be_given():
+    found = surgery.verify(model(), SPEC, example_inputs={"ids": torch.arange(6).reshape(1, 6)})
+    assert found.ok
+    assert found.inputs == "ids 1 × 6"
+
+
+def test_experts_that_no_token_reaches_are_told_apart():
+    class Routed(nn.Module):
+        """Of three experts the first takes all."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.experts[0](x)
+
+    found = surgery.verify(Routed(), "on Linear apply lora(r = 2)")
+    assert found.ok
+    assert any("not reached" in d for v in found.verdicts for d in v.details)
+
+
+def test_as_json():
+    found = surgery.verify(model(), SPEC)
+    data = json.loads(found.as_json())
+    assert data["ok"]
+    assert [p["promise"] for p in data["promises"]] == [v.promise for v in found.verdicts]
+    assert copy.copy(found).summary == data["summary"]
