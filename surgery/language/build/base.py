@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from surgery.language.diagnostics import Diagnostic, Label
+from surgery.language.source import Source, Span
+from surgery.language.syntax import Node
+
+Parts = list[Any]
+"""What a rule is made of: nodes, Lark's tokens, and what the helper rules return."""
+
+
+class Base(threading.local):
+    """Builds nodes of ``source``; what it objects to is in ``problems``. One state a thread."""
+
+    source = Source("", "")
+
+    def __init__(self) -> None:
+        self.problems: list[Diagnostic] = []
+
+    def begin(self, source: Source) -> None:
+        self.source = source
+        self.problems = []
+
+    def over(self, parts: Parts) -> Span:
+        """The span of all of ``parts``."""
+        first, last = parts[0], parts[-1]
+        start: int = first.span.start if isinstance(first, Node) else first.start_pos
+        end: int = last.span.end if isinstance(last, Node) else last.end_pos
+        return Span(self.source, start, end)
+
+    def nodes(self, parts: Parts) -> tuple[Any, ...]:
+        return tuple(part for part in parts if isinstance(part, Node))
+
+    def at(self, token: Any) -> Span:
+        return Span(self.source, token.start_pos, token.end_pos)
+
+    def reject(
+        self, code: str, message: str, *labels: Span | Label, help: str | None = None
+    ) -> None:
+        marks = tuple(Label(x) if isinstance(x, Span) else x for x in labels)
+        self.problems.append(Diagnostic(code, message, marks, help))
