@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from surgery.graft import apply as grafting
@@ -306,6 +306,25 @@ def test_inputs_can_be_given():
     found = surgery.verify(model(), SPEC, example_inputs={"ids": torch.arange(6).reshape(1, 6)})
     assert found.ok
     assert found.inputs == "ids 1 × 6"
+
+
+def test_promises_hold_on_a_traced_model():
+    traced = fx.symbolic_trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)))
+    assert broken(traced, "on Linear apply lora(r = 2)") == []
+
+
+def test_outputs_that_are_written_to_afterwards():
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y += self.second(x)
+            return y
+
+    assert broken(Writing(), "on Linear apply lora(r = 2)") == []
 
 
 def test_experts_that_no_token_reaches_are_told_apart():

@@ -13,7 +13,7 @@ from surgery.planning.plan import Edit
 from surgery.promises.running import modes, relative_error, same_bits, seeded
 from surgery.promises.trial import Trial
 from surgery.promises.verdicts import Finding, Verdict, not_promised
-from surgery.reports.figures import families, some
+from surgery.reports.figures import families, shortened, some
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def gradients_reach(trial: Trial) -> Verdict:
     sizes = {n: float(g.abs().max()) for n in trained if (g := gradients[n]) is not None}
     reached = {n: size for n, size in sizes.items() if size > 0}
     if missed:
-        shown = ", ".join(map(str, families(missed)[:3]))
+        shown = shortened(missed)
         finding.remarks.append(f"not reached by these inputs, as their kind is: {shown}")
     idle = [n for n in own if not _reached(gradients[n])]
     if idle:
-        shown = ", ".join(map(str, families(idle)[:3]))
+        shown = shortened(idle)
         finding.remarks.append(f"of the base's own, without an effect on these outputs: {shown}")
     text = f"{len(reached)} of {some(len(trained), 'new parameter')}" if trained else ""
     if reached:

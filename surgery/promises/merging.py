@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgery.graft.apply import disabled_specs
 from surgery.graft.container import Graft
@@ -18,7 +18,7 @@ from surgery.promises.keeping import checksums
 from surgery.promises.running import copied, relative_error, same_bits
 from surgery.promises.trial import Trial
 from surgery.promises.verdicts import Finding, Verdict, not_promised
-from surgery.reports.figures import families, some
+from surgery.reports.figures import shortened, some
 
 
 @dataclass
@@ -41,6 +41,8 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     with merged_specs(trial.model):
         stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
         whole = relative_error(trial.run(), adapted)
+        behind = {e.site for e in stayed}
+        seen = {path: call for path, call in seen.items() if path not in behind}
         for path, call in seen.items():
             error = _again(trial.model.get_submodule(path), call)
             if finding.worst(error):
@@ -87,7 +89,9 @@ def leaving_undoes(trial: Trial) -> Verdict:
 
 
 def _layers(trial: Trial) -> list[str]:
-    """The layers that are called themselves and whose edits merge."""
+    """The layers that compute what is grafted on them when they are called themselves."""
+    if isinstance(trial.model, fx.GraphModule):
+        return []
     return [
         e.site
         for e in {e.site: e for e in trial.plan.edits}.values()
@@ -104,10 +108,7 @@ def _reasons(stayed: list[Edit]) -> list[str]:
     for edit in stayed:
         reason = edit.obstacle or edit.reason or "it stands behind what does not merge"
         groups.setdefault(f"`{edit.child}`: {reason}", []).append(edit.site)
-    return [
-        f"stays at {', '.join(map(str, families(sites)[:3]))}, {reason}"
-        for reason, sites in groups.items()
-    ]
+    return [f"stays at {shortened(sites)}, {reason}" for reason, sites in groups.items()]
 
 
 @contextmanager
@@ -119,7 +120,9 @@ def _watching(model: nn.Module, paths: list[str]) -> Generator[dict[str, Seen]]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if path not in seen:
                 args, kwargs = copied((args, kwargs))
-                seen[path] = Seen(args, kwargs, output)
+                # A copy: what follows may write to it.
+                (kept,), _ = copied(((output,), {}))
+                seen[path] = Seen(args, kwargs, kept)
 
         module = model.get_submodule(path)
         handles.append(module.register_forward_hook(hook, with_kwargs=True))

@@ -67,6 +67,13 @@ def families(paths: Iterable[str]) -> list[Family]:
     return [Family(_pattern(shape, members), tuple(members)) for shape, members in groups.items()]
 
 
+def shortened(paths: Iterable[str], most: int = 3) -> str:
+    """The first few families of ``paths``, and how many more there are."""
+    found = families(paths)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f"{', '.join(map(str, found[:most]))}{more}"
+
+
 def _pattern(shape: str, members: list[str]) -> str:
     if len(members) == 1:
         return members[0]

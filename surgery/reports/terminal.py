@@ -31,9 +31,7 @@ def painted(text: str) -> Text:
     """``text`` with the colours of a report or of an error."""
     from rich.text import Text
 
-    whole = Text("\n").join(_line(line) for line in text.split("\n"))
-    whole.no_wrap, whole.overflow = True, "ignore"
-    return whole
+    return Text("\n").join(_line(line) for line in text.split("\n"))
 
 
 def _line(line: str) -> Text:

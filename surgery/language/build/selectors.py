@@ -7,7 +7,18 @@ from surgery.language.build.expressions import ExpressionBuilder
 from surgery.language.diagnostics import Label
 from surgery.language.glob import GlobError, translate
 from surgery.language.source import Span
-from surgery.language.syntax import All, Class, Group, Index, Path, Role, Selector, Slice, Sliced, Union
+from surgery.language.syntax import (
+    All,
+    Class,
+    Group,
+    Index,
+    Path,
+    Role,
+    Selector,
+    Slice,
+    Sliced,
+    Union,
+)
 
 _FIELDS = {"in": "within", "where": "where", "except": "exceptions", "expect": "expect"}
 _ORDER = "the clauses come in this order: `in`, `where`, `except`, `expect`"
