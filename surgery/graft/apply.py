@@ -145,7 +145,9 @@ def _create(
         def value(e: Expression, owner: str = owner) -> Tensor:
             name = {"W": "weight", "b": "bias"}[e.name] if e.op == "operand" else e.name
             full = f"{owner}.{name}" if owner else name
-            return (fresh.get(full) if full in fresh else parameters[full]).detach()  # type: ignore[union-attr]
+            found = fresh.get(full, parameters.get(full))
+            # A parametrised weight is no parameter but what the module makes of some.
+            return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
 
         for declaration, tensor in zip(declarations, edit.tensors, strict=True):
             local = declaration.name

@@ -22,6 +22,7 @@ from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression
 from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.shapes import ONE
 
 Call = Callable[..., Any]
 
@@ -82,14 +83,24 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
-        self._done: dict[Expression, Any] = {}
+        self.copies = 1
+        """How often the features of what is emitted are there: hidden ones, once in each group."""
+        self._done: dict[tuple[Expression, int], Any] = {}
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once."""
-        if e not in self._done:
+        key = (e, self.copies if e.varies else 1)
+        if key not in self._done:
             kept = self.folding and not e.varies and _is_worth_keeping(e)
-            self._done[e] = self.host.fold(e, self) if kept else self.compute(e)
-        return self._done[e]
+            self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
+        return self._done[key]
+
+    def _with_copies(self, copies: int, e: Expression) -> Any:
+        outer, self.copies = self.copies, copies
+        try:
+            return self.emit(e)
+        finally:
+            self.copies = outer
 
     def compute(self, e: Expression) -> Any:
         """Emit ``e`` itself."""
@@ -118,16 +129,27 @@ class Emitter:
 
     def _aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
+        if e.varies and self.groups > 1 and e.shape[-1] == ONE != within.shape[-1]:
+            return self._spread(e, within)
         value = self.emit(e)
         if not within.varies or e.varies or not e.shape or not self.first:
             return value
-        return self._channels(value, e)
-
-    def _channels(self, value: Any, e: Expression) -> Any:
-        size = e.shape[-1].value(self.sizes)
-        if self.groups > 1 and self.layer and size != self.layer.out:
-            value = self.host.call("repeat", value, self.groups)
+        value = self._repeated(value)
         return self.host.call("view", value, -1, *[1] * self.spatial) if self.spatial else value
+
+    def _repeated(self, value: Any, *others: int) -> Any:
+        """A tensor over features, along its first axis as often as these are there."""
+        if value is None or self.copies == 1:
+            return value
+        return self.host.call("repeat", value, self.copies, *others)
+
+    def _spread(self, e: Expression, within: Expression) -> Any:
+        """One feature of each group, for all that the group has in ``within``."""
+        if e.is_output:
+            return self.emit(e)
+        value = self._with_copies(self.groups, e)
+        each = int(within.shape[-1].value(self.sizes)) * self.copies // self.groups
+        return self.host.call("repeat_interleave", value, each, dim=-1 - self.spatial)
 
     def _add(self, e: Expression) -> Any:
         left, right = e.arguments
@@ -136,9 +158,8 @@ class Emitter:
                 for factor, value in (other.arguments, other.arguments[::-1]):
                     if factor.number is not None:
                         scale = self._scalar(factor.number)
-                        return self.host.call(
-                            torch.add, self.emit(one), self.emit(value), alpha=scale
-                        )
+                        terms = self._aligned(one, e), self._aligned(value, e)
+                        return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
 
     # linear, on the input of a layer and on what follows from it
@@ -153,7 +174,7 @@ class Emitter:
         factored = factored_linear(weight)
         if factored is not None:
             return self.emit(factored(x, bias, e))
-        return self._on_features(self.emit(x), weight, bias)
+        return self._on_features(x, weight, bias)
 
     def _is_real(self, x: Expression) -> bool:
         """Whether ``x`` is a tensor of features, not still made of patches or ids."""
@@ -198,11 +219,7 @@ class Emitter:
         if own:
             kernel = self.host.leaf(weight)
         else:
-            kernel = self.emit(weight)
-            if self.groups > 1 and self._inner(weight):
-                kernel = self.host.call("repeat", kernel, self.groups, 1)
-                if offset is not None:
-                    offset = self.host.call("repeat", offset, self.groups)
+            kernel, offset = self._repeated(self.emit(weight), 1), self._repeated(offset)
             kernel = self.host.call(kernels.as_kernel, kernel, self.host.module())
         return self.host.call("_conv_forward", self.host.module(), self.emit(x), kernel, offset)
 
@@ -217,22 +234,20 @@ class Emitter:
             rows = self.host.call(kernels.drop_rows, rows, rate, self.host.training())
         return rows if offset is None else self.host.call(operator.add, rows, offset)
 
-    def _on_features(self, x: Any, weight: Expression, bias: Expression | None) -> Any:
+    def _on_features(self, x: Expression, weight: Expression, bias: Expression | None) -> Any:
+        groups = 1 if x.is_output else self.groups
+        value = self._with_copies(groups, x)
         matrix = self.emit(weight)
         offset = None if bias is None else self.emit(bias)
         if not self.first or not self.spatial:
-            return self.host.call(functional.linear, x, matrix, offset)
-        if self.groups > 1 and self.layer and self._inner(weight):
-            matrix = self.host.call("repeat", matrix, self.groups, 1)
-            if offset is not None:
-                offset = self.host.call("repeat", offset, self.groups)
-        kernel = self.host.call("view", matrix, *matrix_shape(weight, self), *[1] * self.spatial)
+            return self.host.call(functional.linear, value, matrix, offset)
+        if groups > 1:
+            matrix, offset = self._repeated(matrix, 1), self._repeated(offset)
+        rows, columns = (int(d.value(self.sizes)) for d in weight.shape)
+        rows *= self.copies if groups > 1 else 1
+        kernel = self.host.call("view", matrix, rows, columns, *[1] * self.spatial)
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[self.spatial - 1]
-        return self.host.call(convolve, x, kernel, offset, groups=self.groups)
-
-    def _inner(self, weight: Expression) -> bool:
-        """Whether ``weight`` gives hidden features, which each group of a convolution has."""
-        return self.layer is not None and weight.shape[0].value(self.sizes) != self.layer.out
+        return self.host.call(convolve, value, kernel, offset, groups=groups)
 
     def _as_matrix(self, weight: Any) -> Any:
         """The layer's weight as a matrix [n, m]."""
@@ -256,8 +271,9 @@ class Emitter:
 
     def _over(self, e: Expression) -> Any:
         axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        if e.varies and self.first and axis == -1:
-            axis = -1 - self.spatial
+        if e.varies and self.first and axis >= -1 - self.spatial:
+            # Features come before the places that rules write in front of them.
+            axis = -1 - self.spatial if axis == -1 else axis + 1
         extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
         return self.host.call(
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra
@@ -296,11 +312,6 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "eye": Emitter._eye,
     "identity": Emitter._identity,
 }
-
-
-def matrix_shape(weight: Expression, emitter: Emitter) -> tuple[int, int]:
-    rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)
-    return rows * (emitter.groups if emitter._inner(weight) else 1), columns
 
 
 def _is_input(x: Expression) -> bool:

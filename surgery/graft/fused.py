@@ -113,7 +113,13 @@ class _LowRank(torch.autograd.Function):
         result, hidden, kept = _forward(x, weight, bias, down, up, scale, rate, factor)
         ctx.save_for_backward(x, weight, down, up, hidden, kept, factor)
         ctx.scale, ctx.rate = scale, rate
-        return result
+        # linear gives a view for more than two dims, and autograd forbids writing to a view that a
+        # Function returns; a model may (`y += …`), so this is the same storage under a new tensor.
+        if not result._is_view():
+            return result
+        shape, strides = result.shape, result.stride()
+        fresh = result.new_empty(0)
+        return fresh.set_(result.untyped_storage(), result.storage_offset(), shape, strides)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -177,9 +177,10 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
     draft = _Draft()
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
-        if first.operator != "linear" or first.layer is None or first.obstacle:
+        obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
+        if first.operator != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
-                reason = first.obstacle or edit.reason or "it is not in one layer"
+                reason = obstacle or edit.reason or "it is not in one layer"
                 draft.stayed.append(Stayed(path, edit.child, reason))
             continue
         inside = _mergeable(site)

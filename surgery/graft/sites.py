@@ -35,6 +35,7 @@ def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
         bias=bias,
         norm=edit.has_norm,
         residual=edit.has_residual,
+        grouped=edit.layer is not None and edit.layer.groups > 1,
     )
     return build(signature, tuple(wraps))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,6 +22,7 @@ from surgery.planning.plan import Edit, Plan
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.rules.expand import Wrapped
+from surgery.rules.expression import walk
 from surgery.rules.program import build
 
 Standing = Mapping[str, Sequence[Wrapped]]
@@ -43,13 +44,11 @@ class Planner:
         return read(self.model, self.example_inputs)
 
     @cached_property
-    def weight_owners(self) -> dict[int, list[str]]:
-        """The paths of the modules that hold each weight, by the identity of the parameter."""
+    def names(self) -> dict[int, list[str]]:
+        """Every name of each parameter, by its identity: tied ones have several."""
         found: dict[int, list[str]] = {}
-        for path, module in cast("Any", self.model).named_modules(remove_duplicate=False):
-            weight = module._parameters.get("weight")
-            if weight is not None:
-                found.setdefault(id(weight), []).append(path)
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            found.setdefault(id(parameter), []).append(name)
         return found
 
     @cached_property
@@ -154,6 +153,17 @@ class Draft:
                 "the layer is never called, its module reads the weight, so a method must merge, "
                 f"and this does not: {derived.reason}",
             )
+        if (
+            place.layer
+            and place.layer.read
+            and any(e.op == "dropout" for e in walk(program.result))
+        ):
+            raise error(
+                "S413",
+                "the layer is never called, its module reads the weight, so dropout would never act",
+                help="leave `dropout` out here",
+            )
+        obstacle = place.obstacle(program)
         standing.append(wrapped)
         return Edit(
             site=site.path,
@@ -176,9 +186,9 @@ class Draft:
             rank=place.rank,
             tensors=place.tensors(derived),
             identity=program.is_identity,
-            merges=derived.reason is None and place.unmergeable is None,
+            merges=derived.reason is None and obstacle is None,
             reason=derived.reason,
-            obstacle=place.unmergeable,
+            obstacle=obstacle,
             flops=derived.flops,
         )
 

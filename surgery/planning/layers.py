@@ -33,6 +33,8 @@ class Layer:
     native: bool = True
     read: bool = False
     """Whether the parent reads the weight and never calls the layer (`nn.MultiheadAttention`)."""
+    plain: bool = True
+    """Whether the weight is a parameter that the layer uses as it is."""
 
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}

@@ -13,7 +13,9 @@ from surgery.language.diagnostics import error
 from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, read_layer
 from surgery.planning.plan import Tensor
-from surgery.rules.program import Signature
+from surgery.rules.affine import NotAffine
+from surgery.rules.expression import number, operand
+from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
     from surgery.planning.build import Planner
@@ -37,7 +39,7 @@ class Place:
     @cached_property
     def signature(self) -> Signature:
         if self.layer is not None:
-            return Signature("linear", bias=self.layer.bias)
+            return Signature("linear", bias=self.layer.bias, grouped=self.layer.groups > 1)
         site = self.planner.anatomy.place_of(self.site)
         return Signature("module", norm=site.norm is not None, residual=site.residual is not None)
 
@@ -65,17 +67,19 @@ class Place:
         axis = 1 if self.features == "first" else -1
         return {"n": out[axis], "m": into[axis]}
 
-    @cached_property
-    def unmergeable(self) -> str | None:
-        """Why the weight of this very layer cannot be changed, whatever the rule."""
+    def obstacle(self, program: Program) -> str | None:
+        """Why the tensors that ``program`` would merge into cannot be changed here, if so."""
         if self.layer is None:
             return None
-        shared = self.planner.weight_owners.get(id(getattr(self.module, "weight", None)), ())
-        others = [p for p in shared if p not in self.site.paths]
-        if others:
-            return f"the weight is tied with `{others[0]}`, which would change too"
-        if not self.layer.native and self.layer.kind == "linear":
+        if not self.layer.plain:
             return "the layer does not hold a plain weight"
+        for name in _changed(program, self.layer):
+            known = {f"{path}.{name}" if path else name for path in self.site.paths}
+            tensor = self.module._parameters.get(name)
+            others = [n for n in self.planner.names.get(id(tensor), ()) if n not in known]
+            if others:
+                other = others[0].removesuffix(f".{name}")
+                return f"the {name} is tied with `{other}`, which would change too"
         return None
 
     def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
@@ -87,6 +91,16 @@ class Place:
             Tensor(prefix + t.name, t.shape, t.init, t.trained, t.shared, dtype)
             for t in derived.tensors
         )
+
+
+def _changed(program: Program, layer: Layer) -> list[str]:
+    """Which of a layer's tensors a merge of ``program`` writes to; both if it has none."""
+    found = program.merge
+    if isinstance(found, NotAffine):
+        return ["weight", "bias"]
+    own = {"weight": operand("W", ()), "bias": operand("b", ()) if layer.bias else number(0)}
+    changed = [n for n in own if getattr(found, n) != own[n]]
+    return ["weight"] if changed and layer.kind == "embedding" else changed
 
 
 def _dtype(module: nn.Module) -> str:

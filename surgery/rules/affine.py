@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgery.language.source import Span
-from surgery.rules.expression import Expression, number
+from surgery.rules.expression import Expression, number, walk
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.simplify import make
 
@@ -52,8 +52,14 @@ class _NotAffineError(Exception):
         self.found = found
 
 
-def merge(result: Expression) -> Merge | NotAffine:
-    """Derive weight and bias of ``result`` as an affine function of the operand ``x``."""
+def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
+    """Derive weight and bias of ``result`` as an affine function of the operand ``x``.
+
+    With ``grouped`` outputs that read different inputs, no matrix over one `x` mixes them.
+    """
+    mixed = next((e for e in walk(result) if grouped and _mixes(e)), None)
+    if mixed is not None:
+        return NotAffine(mixed, "mixes outputs of groups that read different inputs")
     try:
         value = _walk(result, {})
     except _NotAffineError as stop:
@@ -61,6 +67,10 @@ def merge(result: Expression) -> Merge | NotAffine:
     if isinstance(value, Map) and value.matrix is not None and not value.diagonal:
         return Merge(value.matrix, value.offset)
     return NotAffine(result, "does not pass its input through the weight")
+
+
+def _mixes(e: Expression) -> bool:
+    return e.op in ("linear", "matmul") and e.varies and e.arguments[0].is_output
 
 
 def _walk(e: Expression, memo: dict[Expression, Value]) -> Value:

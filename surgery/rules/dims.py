@@ -16,8 +16,8 @@ Scalar = int | float
 
 
 def _divisor(number: Scalar, limit: Scalar) -> Scalar:
-    """The largest divisor of ``number`` that is at most ``limit``."""
-    return next(k for k in range(max(1, int(limit)), 0, -1) if number % k == 0)
+    """The largest divisor of ``number`` that is at most ``limit``; 0 if there is none."""
+    return next((k for k in range(int(limit), 0, -1) if number % k == 0), 0)
 
 
 def _quotient(number: Scalar, by: Scalar) -> Scalar:

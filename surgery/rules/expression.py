@@ -14,6 +14,8 @@ from surgery.language.source import Span
 from surgery.rules.dims import Dim
 
 STAR = Dim.named("*")
+OUT, IN = Dim.named("n"), Dim.named("m")
+"""The features that an operator of a site gives and takes."""
 Shape = tuple[Dim, ...]
 Attribute = Dim | str | bool | int
 
@@ -86,6 +88,20 @@ class Expression:
         if self.op == "operand":
             return self.name not in ("W", "b")
         return any(a.varies for a in self.arguments)
+
+    @cached_property
+    def is_output(self) -> bool:
+        """Whether this is made of the operator's outputs, not of features hidden behind its input.
+
+        Each group of a grouped convolution has hidden features of its own; outputs are there once.
+        """
+        if not self.varies:
+            return False
+        if self.op in ("base", "host", "operand"):
+            return self.op != "operand" or self.name != "x"
+        if self.shape and self.shape[-1] == OUT:
+            return True
+        return any(a.is_output for a in self.arguments)
 
     def __str__(self) -> str:
         return show(self)

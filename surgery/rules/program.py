@@ -29,6 +29,7 @@ class Signature:
     bias: bool = False
     norm: bool = False
     residual: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Program:
 
     @cached_property
     def merge(self) -> Merge | NotAffine:
-        return merge(self.result)
+        return merge(self.result, self.signature.grouped)
 
     @cached_property
     def is_identity(self) -> bool:
@@ -117,7 +118,11 @@ def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
 
     """
     state = operator(
-        signature.kind, bias=signature.bias, norm=signature.norm, residual=signature.residual
+        signature.kind,
+        bias=signature.bias,
+        norm=signature.norm,
+        residual=signature.residual,
+        grouped=signature.grouped,
     )
     base = state.result
     groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)

@@ -9,11 +9,10 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
-from surgery.rules.expression import STAR, Expression, operand
+from surgery.rules.expression import IN, OUT, STAR, Expression, operand
 from surgery.rules.shapes import Shapes
 from surgery.rules.values import Condition, Declaration, HostModule, Value
 
-OUT, IN = Dim.named("n"), Dim.named("m")
 Kind = Literal["linear", "module"]
 OPERANDS: dict[str, tuple[str, ...]] = {
     "linear": ("x", "W", "b"),
@@ -44,6 +43,8 @@ class State:
     """How many leading dims a rule named (`x[z, s, d]`: 2); None where none did."""
     given: list[Expression] = field(default_factory=list[Expression])
     """Tensors handed to a method that is not known yet (a verb checked on its own)."""
+    grouped: bool = False
+    """Whether the outputs read different inputs, as those of a grouped convolution do."""
     rebound: bool = False
     changed: bool = False
 
@@ -55,6 +56,7 @@ def operator(
     norm: bool = False,
     residual: bool = False,
     strict: bool = False,
+    grouped: bool = False,
     out: Dim = OUT,
     into: Dim = IN,
 ) -> State:
@@ -70,7 +72,7 @@ def operator(
     else:
         result = Expression("base", (x,), (), (STAR, out))
     operands["residual"] = operand("residual", (STAR, out)) if residual else None
-    return State(kind, result, result, operands, Shapes(strict=strict), has_norm=norm)
+    return State(kind, result, result, operands, Shapes(strict=strict), norm, grouped=grouped)
 
 
 def read_operand(state: State, target: str, span: Span) -> Value | None:
@@ -86,7 +88,7 @@ def read_operand(state: State, target: str, span: Span) -> Value | None:
 
 def effective(state: State, target: str, span: Span) -> Expression:
     """`W` or `b` with the effect of the methods already at this site in it."""
-    found = merge(state.origin)
+    found = merge(state.origin, state.grouped)
     if isinstance(found, NotAffine):
         raise error(
             "S402",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 6e-2}
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 MERGING = ("lora", "rslora", "dora", "vera", "ia3", "ia3_input", "loha", "lokr", "shift", "linear")
+EVERY = (*MERGING, "sequential", "parallel")
+# Torch says so once in a process, whichever test comes first.
+SAME_PADDING = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
 @dataclass(frozen=True)
@@ -219,21 +222,19 @@ def cases(
     most: int = 3,
     kinds: st.SearchStrategy | None = None,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
+    unmergeable: bool = False,
 ) -> Case:
     """A layer, an input and one to ``most`` methods of ``rules``, some of them twice."""
-    make, values, words = draw(kinds or layers())
+    make, values, words = draw(layers() if kinds is None else kinds)
     layer = read_layer(make())
     assert layer is not None
     fitting = [r for r in rules if r != "parallel" or layer.out == layer.into]
-    if layer.groups > 1:
-        # A mix of outputs that read different inputs is none of the kind's own.
+    if layer.groups > 1 and not unmergeable:
+        # Outputs that read different inputs mix to what is no grouped convolution.
         fitting = [r for r in fitting if r != "linear"]
     chosen = draw(st.lists(st.sampled_from(fitting), min_size=1, max_size=most))
     # What reads the weight stands in front of what has none.
-    chosen.sort(key=lambda r: r in ("sequential", "parallel", "gated"))
+    last = ("sequential", "parallel", "gated", *(["linear"] if layer.groups > 1 else []))
+    chosen.sort(key=last.__contains__)
     applied = tuple(draw(methods((layer.out, layer.into), rule)) for rule in chosen)
     return Case(make, values, applied, draw(st.sampled_from(dtypes)), words)
-
-
-def elements(model: nn.Module) -> int:
-    return sum(prod(p.shape) for p in model.parameters())

@@ -6,7 +6,8 @@ from torch import nn
 
 import surgery
 from tests.laws.strategies import (
-    MERGING,
+    EVERY,
+    SAME_PADDING,
     Case,
     added,
     assert_near,
@@ -15,7 +16,7 @@ from tests.laws.strategies import (
     snapshot,
 )
 
-EVERY = (*MERGING, "sequential", "parallel")
+pytestmark = SAME_PADDING
 # These call the layer's own forward and add to what it gives.
 ADDING = ("lora", "rslora", "vera", "loha", "lokr", "shift", "sequential", "parallel", "gated")
 

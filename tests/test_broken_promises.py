@@ -1,0 +1,168 @@
+"""Broken on purpose: each promise must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgery
+from surgery.graft import apply as grafting
+from surgery.graft import merge as merging
+from surgery.graft import save as saving
+from surgery.graft.apply import remove_specs
+from surgery.promises import lasting
+from tests.cli.toy import model
+from tests.models import build
+from tests.test_verification import SPEC, broken
+
+
+def test_a_graft_that_is_passed_by():
+    class Sly(nn.Module):
+        """Reads the weight of its layer in evaluation, and calls the layer in training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return nn.functional.linear(x, self.linear.weight, self.linear.bias)
+            return self.linear(x)
+
+    found = broken(nn.Sequential(Sly(), nn.Linear(6, 2)), "on Linear apply lora(r = 2)")
+    assert "every part acts" in found
+
+
+def test_a_graft_that_never_runs():
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    found = broken(Deaf(), "on `unused` apply lora(r = 2)")
+    assert {"every part acts", "gradients reach"} <= set(found)
+
+
+def test_an_embedding_that_t5_never_calls():
+    found = broken(build("t5"), "on `shared` apply lora(r = 1)")
+    assert found == ["every part acts", "gradients reach"]
+
+
+def test_a_gradient_that_is_cut():
+    spec = """
+    on up apply cut
+    method cut(r = 2) {
+      match y[*, n] = linear(x[*, m], W, b?)
+      param A[r, m] ~ normal(std = 1)
+      param B[n, r] = 0
+      y += linear(linear(x, detach(A)), B)
+    }"""
+    assert broken(model(), spec) == ["gradients reach"]
+
+
+def replaced(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, change: Callable[..., Any]
+) -> None:
+    original = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *a, **k: change(original, *a, **k))
+
+
+def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
+    def off(original: Any, *args: Any) -> Any:
+        work = original(*args)
+        work.weight = work.weight * 1.001
+        return work
+
+    replaced(monkeypatch, merging, "_work", off)
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
+    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        if path == "layers.1.up":
+            work.bias = work.bias + 1
+        return work
+
+    replaced(monkeypatch, merging, "_work", off)
+    found = surgery.verify(model(), SPEC)
+    (verdict,) = [v for v in found.verdicts if v.outcome == "broken"]
+    assert verdict.promise == "merged = adapted"
+    assert "layers.1.up" in verdict.text
+
+
+def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
+    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        work.weight = base.get_submodule(path).weight.detach().clone()
+        return work
+
+    replaced(monkeypatch, merging, "_work", nothing)
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(merging, "_mergeable", lambda site: [])
+    assert broken(model()) == ["merged = adapted"]
+
+
+def test_leaving_that_loses_bits(monkeypatch: pytest.MonkeyPatch):
+    def lossy(original: Any, base: Any, draft: Any) -> Any:
+        kept = original(base, draft)
+        return [(m, torch.nextafter(w, w + 1), b) for m, w, b in kept]
+
+    replaced(monkeypatch, merging, "_write", lossy)
+    assert "leaving undoes" in broken(model())
+
+
+def test_a_file_that_loses_a_tensor(monkeypatch: pytest.MonkeyPatch):
+    def fewer(original: Any, *args: Any) -> Any:
+        return dict(list(original(*args).items())[1:])
+
+    replaced(monkeypatch, saving, "_tensors", fewer)
+    assert broken(model()) == ["saved = loaded"]
+
+
+def test_a_seed_that_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    def other(original: Any, *args: Any) -> Any:
+        parameter = original(*args)
+        with torch.no_grad():
+            return parameter.add_(torch.randn(parameter.shape).abs() + 1)
+
+    replaced(monkeypatch, grafting, "initial", other)
+    assert {"starts as the base", "same seed, same bits"} <= set(broken(model()))
+
+
+def test_a_removal_that_forgets_the_base(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grafting, "_restore", lambda base, applied: None)
+    assert "removal is exact" in broken(model(), "on up apply ia3; train norm")
+
+
+def test_a_removal_that_leaves_a_child(monkeypatch: pytest.MonkeyPatch):
+    def litter(base: nn.Module, name: str | None = None) -> None:
+        remove_specs(base, name)
+        base.litter = nn.Parameter(torch.ones(1))
+
+    monkeypatch.setattr(lasting, "remove_specs", litter)
+    assert "removal is exact" in broken(model())
+
+
+def test_a_name_that_is_lost(monkeypatch: pytest.MonkeyPatch):
+    def rename(original: Any, base: nn.Module, *args: Any) -> Any:
+        plan = original(base, *args)
+        up = base.get_submodule("layers.0.up")
+        up.register_parameter("weights", up._parameters.pop("weight"))
+        return plan
+
+    from surgery import verification
+
+    replaced(monkeypatch, verification, "apply_spec", rename)
+    with pytest.raises(Exception, match="weight"):
+        surgery.verify(model(), "train bias")
