@@ -6,9 +6,9 @@ only says how its weight is a matrix [n, m].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -42,6 +42,16 @@ _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv
 
 def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | None:
     """How ``module`` reads as a linear layer, or None if it does not."""
+    layer = _read(module, parent)
+    if layer is None:
+        return None
+    own = module._parameters.get("weight") is not None
+    # With `max_norm`, an embedding rescales what it looks up.
+    plain = own and layer.native and getattr(module, "max_norm", None) is None
+    return replace(layer, plain=plain)
+
+
+def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
     cls = type(module)
     if isinstance(module, nn.Linear):
         return Layer(
@@ -58,7 +68,7 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return Layer("embedding", module.embedding_dim, module.num_embeddings, False, native=native)
     for convolution, spatial in _CONVOLUTIONS.items():
         if isinstance(module, convolution):
-            weight = module.get_parameter("weight")
+            weight = cast("torch.Tensor", module.weight)
             return Layer(
                 "convolution",
                 weight.shape[0],
@@ -71,7 +81,7 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
     if any(
         c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__
     ):
-        weight = module.get_parameter("weight")
+        weight = cast("torch.Tensor", module.weight)
         return Layer("transposed", weight.shape[1], weight.shape[0], _has_bias(module))
     return None
 
