@@ -63,7 +63,7 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return a.arguments[1 - a.arguments.index(b)]
         case "multiply", (a, b) if is_number(a, 1) or is_number(b, 1):
             return b if is_number(a, 1) else a
-        case "divide", (a, b) if is_number(b, 1):
+        case (("divide" | "scale_rows"), (a, b)) if is_number(b, 1):
             return a
         case "divide", (a, b) if a == b:
             return number(1)

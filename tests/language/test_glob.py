@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.language.glob import GlobError, alternatives, compile_glob
-from surgery.language.suggest import suggest
 from tests.language.strategies import globs
 
 TABLE = [
@@ -156,23 +155,3 @@ MODEL = [
     for layer in range(4)
     for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
 ]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "first"),
-    [
-        ("q_porj", "q_proj"),
-        ("layers.40.mlp.down_proj", "layers.*.mlp.down_proj"),
-        (".model.layers.*.attn.k_proj", "model.layers.*.self_attn.k_proj"),
-        ("encoder.block.attention.q_proj", "q_proj"),
-        ("zzz", None),
-    ],
-)
-def test_suggestion(pattern: str, first: str | None) -> None:
-    assert next(iter(suggest(pattern, MODEL)), None) == first
-
-
-@given(paths, st.lists(paths, min_size=1, max_size=8))
-def test_every_suggestion_matches(pattern: str, known: list[str]) -> None:
-    for close in suggest(pattern, known):
-        assert any(map(compile_glob(close), known))

@@ -37,6 +37,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
         lambda: torch.randn(2, 4, 7, 7),
     ),
+    "conv3d": (
+        lambda: nn.Conv3d(2, 6, (1, 2, 3), padding=1),
+        lambda: torch.randn(2, 2, 4, 5, 6),
+    ),
+    "1d convolution": (
+        lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, bias=False),
+        lambda: torch.randn(2, 4, 9),
+    ),
     "embedding": (lambda: nn.Embedding(11, 8), lambda: torch.randint(0, 11, (2, 5))),
 }
 
@@ -126,7 +134,7 @@ def test_rslora(layer: str) -> None:
     agree(ours, theirs, x, "rslora", lora_matrices, peer)
 
 
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d"])
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d", "conv3d", "1d convolution"])
 def test_dora(layer: str) -> None:
     config = peft.LoraConfig(r=3, lora_alpha=6, use_dora=True, target_modules=["layer"])
     ours, theirs, peer, x = pair(layer, "on `layer` apply dora(3, alpha = 6)", config)
@@ -138,7 +146,7 @@ def test_dora(layer: str) -> None:
     agree(ours, theirs, x, "dora", read, peer)
 
 
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d", "conv2d"])
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d", "conv2d", "conv3d"])
 def test_ia3_on_outputs(layer: str) -> None:
     config = peft.IA3Config(target_modules=["layer"], feedforward_modules=[])
     ours, theirs, peer, x = pair(layer, "on `layer` apply ia3", config)
@@ -152,7 +160,7 @@ def test_ia3_on_inputs(layer: str) -> None:
     agree(ours, theirs, x, "ia3_input", lambda s: {"l": s.ia3_l["default"].flatten()}, peer)
 
 
-@pytest.mark.parametrize("layer", ["linear", "no bias"])
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d"])
 def test_vera(layer: str) -> None:
     config = peft.VeraConfig(r=4, target_modules=["layer"], d_initial=0.1)
     ours, theirs, peer, x = pair(layer, "on `layer` apply vera(4)", config)
@@ -168,7 +176,7 @@ def test_vera(layer: str) -> None:
     agree(ours, theirs, x, "vera", read, peer)
 
 
-@pytest.mark.parametrize("layer", ["linear", "no bias"])
+@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d", "1d convolution"])
 def test_loha(layer: str) -> None:
     config = peft.LoHaConfig(r=3, alpha=6, target_modules=["layer"])
     ours, theirs, peer, x = pair(layer, "on `layer` apply loha(3, alpha = 6)", config)
