@@ -134,7 +134,7 @@ def test_rslora(layer: str) -> None:
     agree(ours, theirs, x, "rslora", lora_matrices, peer)
 
 
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d", "conv3d", "1d convolution"])
+@pytest.mark.parametrize("layer", LAYERS)
 def test_dora(layer: str) -> None:
     config = peft.LoraConfig(r=3, lora_alpha=6, use_dora=True, target_modules=["layer"])
     ours, theirs, peer, x = pair(layer, "on `layer` apply dora(3, alpha = 6)", config)
@@ -208,6 +208,27 @@ def test_lokr(layer: str) -> None:
     agree(ours, theirs, x, "lokr", read, peer)
 
 
+def test_lokr_on_a_convolution() -> None:
+    """PEFT's second factor is whole here; of full rank, ours is the same with a unit matrix."""
+    config = peft.LoKrConfig(r=2, alpha=2, decompose_factor=2, target_modules=["layer"])
+    spec = "on `layer` apply lokr(3, rows = 2, columns = 2)"
+    ours, theirs, peer, x = pair("conv2d", spec, config)
+
+    def read(source: Any) -> dict[str, Tensor]:
+        second = source.lokr_w2["default"].flatten(1)
+        return {"C": source.lokr_w1["default"], "B": torch.eye(3), "A": second}
+
+    agree(ours, theirs, x, "lokr", read, peer, skip=("B",))
+
+
+def test_ia3_on_the_inputs_of_a_convolution() -> None:
+    """PEFT scales channels; ours scales each element of a patch, of which that is a special case."""
+    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=["layer"])
+    ours, theirs, peer, x = pair("conv2d", "on `layer` apply ia3_input", config)
+    put(ours, "ia3_input", {"l": peer.ia3_l["default"].detach().flatten().repeat_interleave(9)})
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 REFERENCE_CONVOLUTIONS = {
     "dilated": {"dilation": 2, "padding": 2},
     "circular": {"padding": 1, "padding_mode": "circular"},
@@ -220,8 +241,9 @@ REFERENCE_CONVOLUTIONS = {
 @pytest.mark.parametrize("method", ["lora(2)", "dora(2)"])
 @pytest.mark.parametrize("kind", REFERENCE_CONVOLUTIONS)
 def test_convolutions_against_their_own_weight(kind: str, method: str) -> None:
-    """PEFT ignores dilation and padding modes, and shares hidden features between groups, so the
-    reference is the layer itself with W + ΔW in it.
+    """The reference is the layer itself with W + ΔW in it. In PEFT a dilated convolution fails, one
+    with a padding mode computes something else than its own merge, and a grouped one has hidden
+    features of each group alone, and no merge.
     """
     torch.manual_seed(0)
     model = randomise(Holder(nn.Conv2d(4, 6, 3, **REFERENCE_CONVOLUTIONS[kind])), 1)
