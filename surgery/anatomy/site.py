@@ -21,6 +21,7 @@ ROLES = (
     "down",
     "gate_up",
     "layer",
+    "tokens",
     "embedding",
     "norm",
     "head",
@@ -49,11 +50,54 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """The softmax core of an attention: softmax(q kᵀ) v over ``heads`` heads of keys and values.
+
+    It runs while the module at ``path`` does, as the ``order``-th core in one call of it. It is
+    ``fused`` in one function (`scaled_dot_product_attention`, or all of `nn.MultiheadAttention`),
+    or made of ``products``: a matmul, a softmax and a matmul. ``heads`` is how many the model has
+    before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
+    one head. ``obstacle`` says why new keys cannot join it, if so.
+    """
+
+    path: str
+    order: int
+    how: Literal["fused", "products"]
+    query_heads: int
+    heads: int
+    keys: int
+    values: int
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How a stack of layers gets its tokens, and where their hidden states leave it.
+
+    The module at ``reader`` is given token ids, has them embedded by the module at ``embedding``,
+    and runs the layers; ``exit`` is where the hidden states of all tokens come out of the last of
+    them, before any of them is picked or pooled. ``ids``, ``embeds``, ``mask``, ``positions``,
+    ``types`` and ``cache`` name the arguments of the reader's ``forward``, those it has.
+    """
+
+    reader: str
+    embedding: str
+    exit: Port
+    ids: str
+    embeds: str | None = None
+    mask: str | None = None
+    positions: str | None = None
+    types: str | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module, a region of several modules, or a parameter, and where its hidden states pass.
 
     ``residual`` is where the value can be seen that the site's output is added to; ``norm`` the
     module applied to just that sum (in post-norm models). ``members`` are the modules of a region.
+    ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`.
     """
 
     path: str
@@ -66,6 +110,8 @@ class Site:
     residual: Port | None = None
     norm: str | None = None
     members: tuple[str, ...] = ()
+    core: Core | None = None
+    tokens: Tokens | None = None
 
     @property
     def spans(self) -> tuple[str, ...]:
