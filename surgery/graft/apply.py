@@ -113,7 +113,7 @@ def _withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
 
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:
-    for path in dict.fromkeys(e.exit.path for e in plan.edits):
+    for path in dict.fromkeys(p for e in plan.edits for p in (e.exit.path, e.owner)):
         if "forward" in model.get_submodule(path).__dict__:
             raise error(
                 "S414",
@@ -131,14 +131,14 @@ def _create(
 ) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
     """All new parameters, made before anything of the model changes."""
     standing = surgery.standing()
-    shared: dict[tuple[str, str, tuple[int, ...]], nn.Parameter] = {}
+    shared: dict[tuple[Any, ...], nn.Parameter] = {}
     fresh: dict[str, nn.Parameter] = {}
     created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
     for edit in plan.edits:
         wraps = standing.setdefault(edit.site, [])
         wraps.append(plan.spec.wrapped(edit.statement))
         declarations = dict(program_of(edit, wraps).declarations)[edit.child]
-        owner = edit.exit.path
+        owner = edit.owner
         like = _like(model.get_submodule(owner), edit)
         made: dict[str, nn.Parameter] = {}
 
@@ -151,14 +151,14 @@ def _create(
 
         for declaration, tensor in zip(declarations, edit.tensors, strict=True):
             local = declaration.name
-            key = (edit.method, declaration.name, tensor.shape)
-            if declaration.shared and key in shared:
+            key = edit.shared_key(tensor)
+            if key in shared:
                 made[local] = fresh[tensor.name] = shared[key]
                 continue
-            stream = f"{seed}:{key if declaration.shared else tensor.name}"
+            stream = f"{seed}:{key or tensor.name}"
             made[local] = initial(declaration, stream, edit.layer, edit.sizes, like, value)
             fresh[tensor.name] = made[local]
-            if declaration.shared:
+            if key:
                 shared[key] = made[local]
         created.append((edit, made))
     return created
@@ -172,7 +172,7 @@ def _like(module: nn.Module, edit: Edit) -> Tensor:
 
 
 def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) -> None:
-    module = model.get_submodule(edit.exit.path)
+    module = model.get_submodule(edit.owner)
     for name, parameter in tensors.items():
         child, _, rest = name.partition(".")
         if child not in module._modules:
@@ -221,7 +221,7 @@ def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
     """Forget ``edits`` and take their parameters out of the model."""
     for edit in edits:
         applied.edits.remove(edit)
-        modules = model.get_submodule(edit.exit.path)._modules
+        modules = model.get_submodule(edit.owner)._modules
         if isinstance(modules.get(edit.child), Graft):
             del modules[edit.child]
 

@@ -33,17 +33,29 @@ class _Wiring:
         self.attributes: list[tuple[str, str, object]] = []
 
     def add(self, site: Site) -> None:
-        edit = site.edits[0]
-        program = site.program
+        edit, program = site.edits[0], site.program
+        core = next((e.core for e in site.edits if e.core), None)
+        apart = core is not None and not site.is_own
+        if not apart or program.changes_result:
+            part = self.part(site, edit.exit.path)
+            self.put(edit.exit.path, replace(part, core=None if apart else core))
+        if core is not None and apart:
+            part = self.part(site, core.path)
+            self.put(core.path, replace(part, own=False, core=core, gives_result=False))
+
+    def part(self, site: Site, path: str) -> Part:
+        """The program of ``site`` as it runs at ``path``, with what it needs from elsewhere."""
+        edit, program = site.edits[0], site.program
         taps: list[tuple[str, str]] = []
-        if not site.is_own and program.result.reads("x"):
-            taps.append(("x", self.tap(edit.entry, edit.exit.path)))
-        residual = next((e.residual for e in site.edits if e.residual), None)
-        if residual:
-            taps.append(("residual", self.tap(residual, edit.exit.path)))
+        if not site.is_own and any(e.reads("x") for e in program.changed):
+            taps.append(("x", self.tap(edit.entry, path)))
+        for name in ("residual", "real"):
+            port = next((p for e in site.edits if (p := getattr(e, name))), None)
+            if port:
+                taps.append((name, self.tap(port, path)))
         norm = next((e.norm for e in site.edits if e.norm), None)
-        held = self.hold(norm, edit.exit.path) if norm else None
-        part = Part(
+        held = self.hold(norm, path) if norm else None
+        return Part(
             program,
             edit.layer,
             tuple(edit.sizes.items()),
@@ -55,8 +67,10 @@ class _Wiring:
             tuple(taps),
             held,
         )
-        parts = self.parts.setdefault(edit.exit.path, [])
-        parts.insert(0, part) if site.is_own else parts.append(part)
+
+    def put(self, path: str, part: Part) -> None:
+        parts = self.parts.setdefault(path, [])
+        parts.insert(0, part) if part.own else parts.append(part)
 
     def name(self, path: str, kind: str) -> str:
         taken = {name for p, name, _ in self.attributes if p == path}
@@ -99,7 +113,9 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
     if key not in _CLASSES:
         built = write_forward(base, layer, design)
         effective = write_effective(own) if own and layer and layer.read else {}
-        _CLASSES[key] = adapted_class(base, built.graph, built.folds, effective)
+        _CLASSES[key] = adapted_class(
+            base, built.graph, built.functions, effective, tuple(built.cores)
+        )
     return _CLASSES[key]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
@@ -59,6 +60,10 @@ class Host:
         """A module of the model applied to ``value``."""
         raise NotImplementedError
 
+    def real(self) -> Any:
+        """The mask that tells tokens from padding, [batch, length], or None if there is none."""
+        return None
+
     def fold(self, expression: Expression, emitter: Emitter) -> Any:
         """A value that depends on parameters alone; may be kept between forwards."""
         return emitter.compute(expression)
@@ -75,6 +80,7 @@ class Emitter:
         features: str = "last",
         rank: int | None = None,
         folding: bool = False,
+        known: Mapping[Expression, Any] | None = None,
     ):
         self.host = host
         self.layer = layer
@@ -85,13 +91,15 @@ class Emitter:
         self.folding = folding
         self.copies = 1
         """How often the features of what is emitted are there: hidden ones, once in each group."""
-        self._done: dict[tuple[Expression, int], Any] = {}
+        self._done: dict[tuple[Expression, int], Any] = {
+            (e, 1): value for e, value in (known or {}).items()
+        }
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once."""
         key = (e, self.copies if e.varies else 1)
         if key not in self._done:
-            kept = self.folding and not e.varies and _is_worth_keeping(e)
+            kept = self.folding and not e.varies and self._is_worth_keeping(e)
             self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
         return self._done[key]
 
@@ -161,6 +169,15 @@ class Emitter:
                         terms = self._aligned(one, e), self._aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
+
+    def _is_worth_keeping(self, e: Expression) -> bool:
+        """What costs more to compute than to keep: a large matrix would double a layer's memory."""
+        if STAR in e.shape or _depth(e) <= 1:
+            return False
+        return len(e.shape) == 1 or self._elements(e) < sum(map(self._elements, e.leaves))
+
+    def _elements(self, e: Expression) -> float:
+        return prod(d.value(self.sizes) for d in e.shape)
 
     # linear, on the input of a layer and on what follows from it
 
@@ -279,6 +296,18 @@ class Emitter:
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra
         )
 
+    def _pool(self, e: Expression) -> Any:
+        mask = self.host.real()
+        if mask is None:
+            return self._over(e)
+        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
+        return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, axis)
+
+    def _along(self, e: Expression) -> Any:
+        arguments = [self.emit(a) for a in e.arguments]
+        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, axis)
+
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
         found = low_rank_norm(inner)
@@ -308,6 +337,8 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "sum": Emitter._over,
     "max": Emitter._over,
     "softmax": Emitter._over,
+    "pool": Emitter._pool,
+    "cat": Emitter._along,
     "detach": Emitter._detach,
     "eye": Emitter._eye,
     "identity": Emitter._identity,
@@ -318,11 +349,6 @@ def _is_input(x: Expression) -> bool:
     while x.op == "dropout":
         x = x.arguments[0]
     return x.op == "operand" and x.name == "x"
-
-
-def _is_worth_keeping(e: Expression) -> bool:
-    """Vectors that cost more to compute than to keep; a matrix would double a layer's memory."""
-    return len(e.shape) == 1 and STAR not in e.shape and _depth(e) > 1
 
 
 def _depth(e: Expression) -> int:

@@ -14,11 +14,13 @@ from typing import Any
 import torch.nn.functional as functional
 from torch import fx, nn
 
-from surgery.anatomy.site import Port
+from surgery.anatomy.site import Core, Port
 from surgery.graft import kernels
+from surgery.graft.cores import write_core
 from surgery.graft.emit import Emitter, Host
 from surgery.graft.generate import SELF
 from surgery.graft.passes import optimise
+from surgery.graft.rerouting import CoreChange, call_attending
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Scalar
@@ -28,11 +30,11 @@ from surgery.rules.program import Program
 
 @dataclass(frozen=True)
 class Part:
-    """A program to run at a module.
+    """A program to run at a module: its result, or what it makes of an attention's ``core``.
 
-    ``own`` programs read the module's input; the others are of regions that end here. ``taps``
-    name the module attributes from which `x` (of a region) and `residual` are read, and ``held``
-    the one that holds the norm module.
+    ``own`` programs read the module's input; the others are of regions that end here, or whose
+    core runs here. ``taps`` name the module attributes from which `x` (of a region), `residual`
+    and the mask of `real` tokens are read, and ``held`` the one that holds the norm module.
     """
 
     program: Program
@@ -45,6 +47,8 @@ class Part:
     exit: Port
     taps: tuple[tuple[str, str], ...] = ()
     held: str | None = None
+    core: Core | None = None
+    gives_result: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Design:
 @dataclass
 class Built:
     graph: fx.Graph
-    folds: dict[str, fx.Graph] = field(default_factory=dict[str, fx.Graph])
+    functions: dict[str, fx.Graph] = field(default_factory=dict[str, fx.Graph])
+    cores: list[CoreChange] = field(default_factory=list[CoreChange])
 
 
 class _GraphHost(Host):
@@ -88,6 +93,9 @@ class _GraphHost(Host):
 
     def training(self) -> fx.Node:
         return self.frame.attribute("training")
+
+    def real(self) -> fx.Node | None:
+        return self.frame.peek(self.taps["real"]) if "real" in self.taps else None
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         assert self.part.held
@@ -131,7 +139,9 @@ class _Frame:
 
     def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool):
         self.graph = fx.Graph()
-        self.folds: dict[str, fx.Graph] = {}
+        self.functions: dict[str, fx.Graph] = {}
+        self.cores: list[CoreChange] = []
+        self.captured: list[tuple[fx.Node, ...]] = []
         self.layer = layer
         self.raw: fx.Node | None = None
         self._attributes: dict[str, fx.Node] = {}
@@ -162,6 +172,23 @@ class _Frame:
             self._taps[name] = self.call(kernels.read_tap, self.attribute(name))
         return self._taps[name]
 
+    def peek(self, name: str) -> fx.Node:
+        return self.call(kernels.peek_tap, self.attribute(name))
+
+    def change_core(self, part: Part, emitter: Emitter) -> None:
+        """Have the core of ``part`` run changed while the module's own forward does."""
+        assert part.core is not None
+        prefix = f"core{len(self.cores)}"
+        written = write_core(part.program, part.core, dict(part.sizes), prefix)
+        self.functions |= written.graphs
+        self.cores.append(written.change)
+        self.captured.append(tuple(emitter.emit(e) for e in written.captured))
+
+    def own_forward(self, args: Any, kwargs: Any) -> fx.Node:
+        if not self.cores:
+            return self.call(kernels.call_base, self.self_node, args, kwargs)
+        return self.call(call_attending, self.self_node, args, kwargs, tuple(self.captured))
+
     def input(self, port: Port) -> fx.Node:
         if self.plain:
             return self.only
@@ -185,14 +212,14 @@ class _Frame:
             position = self.parameters.index(name)
             args = self.call(kernels.put_args, args, kwargs, position, name, x)
             kwargs = self.call(kernels.put_kwargs, kwargs, name, x)
-        self.raw = self.call(kernels.call_base, self.self_node, args, kwargs)
+        self.raw = self.own_forward(args, kwargs)
         return self.output(part.exit)
 
     def base_unchanged(self) -> fx.Node:
         """The module's forward where no program of its own has run it."""
         if self.plain:
             return self.base(self.only, _unchanged(self.layer))
-        self.raw = self.call(kernels.call_base, self.self_node, self.args, self.kwargs)
+        self.raw = self.own_forward(self.args, self.kwargs)
         return self.raw
 
     def output(self, port: Port) -> fx.Node:
@@ -201,12 +228,12 @@ class _Frame:
         return self.call(kernels.first, self.raw, port.index)
 
     def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitter) -> str:
-        key = f"fold{len(self.folds)}"
+        key = f"fold{len(self.functions)}"
         graph = fx.Graph()
         arguments = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
         inner = Emitter(_FoldHost(graph, arguments), emitter.layer, emitter.sizes)
         graph.output(inner.compute(expression))
-        self.folds[key] = graph
+        self.functions[key] = graph
         return key
 
 
@@ -225,19 +252,16 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     value: fx.Node | None = None
     exit_port: Port | None = None
     for part in design.parts:
+        if part.core is not None:
+            frame.change_core(part, _emitter(frame, part, None))
+    for part in design.parts:
+        if not part.gives_result:
+            continue
         if value is None and not part.own:
             value = frame.base_unchanged()
             if not frame.plain:
                 value = frame.output(part.exit)
-        emitter = Emitter(
-            _GraphHost(frame, part, value),
-            part.layer,
-            dict(part.sizes),
-            part.features,
-            part.rank,
-            folding=True,
-        )
-        value = emitter.emit(part.program.result)
+        value = _emitter(frame, part, value).emit(part.program.result)
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:
@@ -252,7 +276,12 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             frame.call(kernels.write_tap, frame.attribute(tap), seen)
     frame.graph.output(result)
     optimise(frame.graph)
-    return Built(frame.graph, frame.folds)
+    return Built(frame.graph, frame.functions, frame.cores)
+
+
+def _emitter(frame: _Frame, part: Part, current: fx.Node | None) -> Emitter:
+    host = _GraphHost(frame, part, current)
+    return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
 
 
 def write_effective(part: Part) -> dict[str, fx.Graph]:

@@ -76,7 +76,7 @@ def _draw(
 ) -> Tensor:
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
     generator = torch.Generator().manual_seed(seed)
-    arguments = {name: float(d.value(sizes)) for name, d in init.arguments}
+    arguments = {n: float(d.value(sizes)) for n, d in init.arguments if not isinstance(d, str)}
     tensor = torch.empty(shape)
     # A one-hot input has a single element to sum over.
     fan_in = 1 if one_hot else math.prod(shape[1:])

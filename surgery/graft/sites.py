@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from surgery.graft.state import Surgery
 from surgery.planning.plan import Edit
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Program, Signature, build
+from surgery.rules.program import Program, build
 
 
 @dataclass
@@ -29,15 +29,7 @@ class Site:
 
 def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
     """The program of a site with these methods, given any edit planned for it."""
-    bias = edit.layer is not None and edit.layer.bias
-    signature = Signature(
-        "linear" if edit.operator == "linear" else "module",
-        bias=bias,
-        norm=edit.has_norm,
-        residual=edit.has_residual,
-        grouped=edit.layer is not None and edit.layer.groups > 1,
-    )
-    return build(signature, tuple(wraps))
+    return build(edit.signature, tuple(wraps))
 
 
 def sites_of(surgery: Surgery) -> dict[str, Site]:

@@ -10,21 +10,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy.site import Port
+from surgery.anatomy.site import Core, Port, Tokens
 from surgery.language.diagnostics import Diagnostic
 from surgery.planning.layers import Layer
 from surgery.planning.spec import Spec, spec_from_texts
+from surgery.rules.program import Signature
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter to add. ``name`` is its full name in the adapted model."""
+    """A parameter to add. ``name`` is its full name in the adapted model.
+
+    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
+    """
 
     name: str
     shape: tuple[int, ...]
     init: str
     trained: bool
-    shared: bool
+    shared: str | None
     dtype: str
 
     @property
@@ -41,7 +45,9 @@ class Edit:
 
     ``statement`` counts the spec's statements; ``sizes`` give the rule's dims their values;
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
-    itself). ``flops`` are those added for each position, before anything is folded.
+    itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
+    seen that tells tokens from padding. ``flops`` are those added for each position, before
+    anything is folded.
     """
 
     site: str
@@ -51,15 +57,17 @@ class Edit:
     method: str
     place: str
     formula: str
-    operator: str
+    signature: Signature
     layer: Layer | None
     sizes: dict[str, int]
     entry: Port
     exit: Port
+    owner: str
     residual: Port | None
     norm: str | None
-    has_residual: bool
-    has_norm: bool
+    core: Core | None
+    tokens: Tokens | None
+    real: Port | None
     features: str
     rank: int | None
     tensors: tuple[Tensor, ...]
@@ -68,6 +76,16 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+
+    @property
+    def operator(self) -> str:
+        return self.signature.kind
+
+    def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
+        """What tells ``tensor`` from others, if several sites share it."""
+        if tensor.shared is None:
+            return None
+        return (self.method, tensor.name[len(self.owner) :], tensor.shape, tensor.shared)
 
 
 @dataclass(frozen=True)
@@ -100,8 +118,7 @@ class Plan:
         found: dict[Any, Tensor] = {}
         for edit in self.edits:
             for t in edit.tensors:
-                local = t.name[len(edit.exit.path) :]
-                found.setdefault((edit.method, local, t.shape) if t.shared else t.name, t)
+                found.setdefault(edit.shared_key(t) or t.name, t)
         return tuple(found.values())
 
     @property

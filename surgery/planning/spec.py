@@ -24,11 +24,8 @@ from surgery.rules.library import (
     prelude,
     scope_of,
 )
-from surgery.rules.program import Signature, build, check_block, check_method
+from surgery.rules.program import build, check_block, check_method, fitting
 from surgery.rules.shapes import Shapes
-
-# A site where every operator can be matched: what fails here fails everywhere.
-_ANY_SITE = Signature("linear", bias=True, norm=True, residual=True)
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
 
@@ -165,7 +162,7 @@ def _check(item: syntax.Item, constants: Constants) -> None:
             check_method(closure.definition)
             name = item.name or child_name(item.application)
             try:
-                build(_ANY_SITE, (Wrapped(name, closure),))
+                build(fitting(closure), (Wrapped(name, closure),))
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

@@ -100,7 +100,7 @@ def _layers(trial: Trial) -> list[str]:
 
 
 def _stands(model: nn.Module, edit: Edit) -> bool:
-    return isinstance(model.get_submodule(edit.exit.path)._modules.get(edit.child), Graft)
+    return isinstance(model.get_submodule(edit.owner)._modules.get(edit.child), Graft)
 
 
 def _reasons(stayed: list[Edit]) -> list[str]:

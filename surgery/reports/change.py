@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from surgery.rules.expression import Expression, operand
+from surgery.rules.program import Program
 from surgery.rules.simplify import substitute
+from surgery.rules.state import OPERANDS
 
 
 def change(before: Expression, after: Expression) -> str:
@@ -14,3 +16,23 @@ def change(before: Expression, after: Expression) -> str:
         added = right if left == before else left
         return f"y += {substitute(added, {before: y})}"
     return f"y = {substitute(after, {before: y})}"
+
+
+def change_of(before: Program, after: Program) -> str:
+    """What ``after`` makes of the result and of the core that ``before`` has."""
+    texts = [change(before.result, after.result)] if after.result != before.result else []
+    if after.core is not None and before.core is not None and after.core != before.core:
+        texts.append(_change_of_core(before.core, after.core))
+    return "; ".join(texts)
+
+
+def _change_of_core(before: Expression, after: Expression) -> str:
+    """The operands of an attention that ``after`` makes others, each in terms of its own."""
+    if before.op != "attend" or after.op != "attend":
+        return change(before, after).replace("y", "o", 1)
+    operands = zip(OPERANDS["attention"], before.arguments, after.arguments, strict=True)
+    return "; ".join(
+        f"{name} = {substitute(new, {old: operand(name, old.shape)})}"
+        for name, old, new in operands
+        if new != old
+    )

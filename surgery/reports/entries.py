@@ -19,13 +19,13 @@ class Addition:
     shape: tuple[int, ...]
     init: str
     trained: bool
-    shared: bool
+    shared: str | None
     dtype: str
 
     @property
     def marks(self) -> list[str]:
         """What is uncommon about it."""
-        return ["frozen"] * (not self.trained) + ["shared"] * self.shared
+        return ["frozen"] * (not self.trained) + ["shared"] * (self.shared is not None)
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ def additions_of(edit: Edit) -> tuple[Addition, ...]:
 
 def local_name(edit: Edit, tensor: Tensor) -> str:
     """The name of a tensor below its method: `A` of `q_proj.lora.A`."""
-    owner = edit.exit.path
+    owner = edit.owner
     return tensor.name.removeprefix(f"{owner}." if owner else "").removeprefix(f"{edit.child}.")

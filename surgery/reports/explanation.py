@@ -23,7 +23,6 @@ from surgery.reports.change import change
 from surgery.reports.claims import merge_of
 from surgery.reports.entries import additions_of, kind_of
 from surgery.reports.figures import dimensions
-from surgery.reports.formula import signature_of
 from surgery.reports.matches import describe
 from surgery.reports.reasons import Reasoner
 from surgery.reports.terminal import painted
@@ -147,7 +146,7 @@ def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Itera
     yield f"{kind_of(edit)}, by {edit.method}"
     for a in additions_of(edit):
         yield f"+ {a.name}   {'   '.join([dimensions(a.shape), a.init, *a.marks])}"
-    signature = signature_of(edit)
+    signature = edit.signature
     program = build(signature, (*before, wrapped))
     yield local(change(build(signature, before).result, program.result))
     yield "starts as the base" if program.is_identity else "! does not start as the base"

@@ -24,7 +24,8 @@ Attribute = Dim | str | bool | int
 class Expression:
     """``op`` applied to ``arguments``; ``attributes`` are what is no tensor (an axis, a rate).
 
-    Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    ``base``, ``attend`` and ``tokens`` are a module, an attention and an embedded sequence as the
+    model has them. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
     ``number``. Equality ignores spans: equal expressions compute equal values.
     """
 
@@ -83,7 +84,7 @@ class Expression:
     @cached_property
     def varies(self) -> bool:
         """Whether the value depends on what flows through the model, not on tensors it holds."""
-        if self.op == "base":
+        if self.op in ("base", "tokens"):
             return True
         if self.op == "operand":
             return self.name not in ("W", "b")

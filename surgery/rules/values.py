@@ -83,7 +83,7 @@ class Init:
     """How a param starts: a distribution with its arguments, or a computed value."""
 
     distribution: str | None
-    arguments: tuple[tuple[str, Dim], ...] = ()
+    arguments: tuple[tuple[str, Dim | str], ...] = ()
     value: Expression | None = None
 
     def __str__(self) -> str:
@@ -95,13 +95,13 @@ class Init:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A tensor a rule adds: `param frozen shared A[r, m] ~ init`."""
+    """A tensor a rule adds: `param frozen shared A[r, m] ~ init`; ``shared`` as in the syntax."""
 
     name: str
     shape: tuple[Dim, ...]
     init: Init
     frozen: bool
-    shared: bool
+    shared: syntax.Sharing | None
     span: Span = field(compare=False, repr=False)
 
 
