@@ -51,7 +51,16 @@ def write_core(
     for slot, (given, value) in changed.items():
         graphs[f"{prefix}_{slot}"] = _graph(given, value, captured, sizes)
     functions = tuple((slot, f"{prefix}_{slot}") for slot in changed)
-    return WrittenCore(CoreChange(core, functions, _revealed(mask, sizes)), graphs, captured)
+    own = any(_in_front(value) != given for given, value in changed.values())
+    change = CoreChange(core, functions, _revealed(mask, sizes), own)
+    return WrittenCore(change, graphs, captured)
+
+
+def _in_front(value: Expression) -> Expression:
+    """``value`` without what was put in front of it."""
+    while value.op == "cat":
+        value = value.arguments[1]
+    return value
 
 
 def _graph(
