@@ -137,9 +137,7 @@ def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str,
 class _Frame:
     """The graph being written, for a module of class ``cls``."""
 
-    def __init__(
-        self, cls: type[nn.Module], layer: Layer | None, plain: bool, prefix: str = ""
-    ):
+    def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool, prefix: str = ""):
         self.graph = fx.Graph()
         self.cls = cls
         self.prefix = prefix
