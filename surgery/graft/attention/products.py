@@ -16,12 +16,17 @@ from surgery.graft.attention.steps import Step, tensors
 
 @dataclass(frozen=True)
 class Product:
-    """A product of two tensors; ``equation`` is that of an einsum, ``scale`` a factor beside."""
+    """A product of two tensors; ``equation`` is that of an einsum.
+
+    It is multiplied by ``scale``, and added to ``beside`` times ``share`` unless it is of new keys.
+    """
 
     one: Tensor
     other: Tensor
     equation: str | None = None
     scale: float = 1
+    beside: Tensor | None = None
+    share: float = 1
 
     def again(self, one: Tensor, other: Tensor) -> Tensor:
         """The product of other operands."""
@@ -30,19 +35,26 @@ class Product:
         result = torch.matmul(one, other)
         return result if self.scale == 1 else result * self.scale
 
+    def renewed(self, one: Tensor, other: Tensor) -> Tensor:
+        """The product of other operands in place of its own."""
+        result = self.again(one, other)
+        return result if self.beside is None else result + self.beside * self.share
+
 
 def product(kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
     """The product that a function computes, if it is of two tensors."""
     given = tensors(args, kwargs)
     if kind == "baddbmm":
-        given = given[1:]
+        beside, *given = given
+        scale, share = kwargs.get("alpha", 1), kwargs.get("beta", 1)
+        return Product(given[0], given[1], None, scale, beside, share)
     if len(given) != 2:
         return None
     if kind == "einsum":
         return Product(given[0], given[1], args[0]) if isinstance(args[0], str) else None
     if func.__name__ == "__rmatmul__":
         given = given[::-1]
-    return Product(given[0], given[1], scale=kwargs.get("alpha", 1))
+    return Product(given[0], given[1])
 
 
 @dataclass(eq=False)
@@ -76,20 +88,19 @@ class Trail:
         folded = heads if query.dim() == 3 else 1
         new, own = parts(key, scored.key, change.key, change, folded)
 
-        def scores(keys: Tensor) -> Tensor:
-            both = (query, keys) if scored.keys_at == 1 else (keys, query)
-            return self.product.again(*both)
+        def both(keys: Tensor) -> tuple[Tensor, Tensor]:
+            return (query, keys) if scored.keys_at == 1 else (keys, query)
 
         self.change, self.heads = change, heads
         old = self.tensor
         if change.query is not None or own is not None:
-            old = scores(key if own is None else own)
+            old = self.product.renewed(*both(key if own is None else own))
             for step in self.steps:
                 old = step.again(old)
         if new is None:
             self.tensor = softmax.again(old)
             return self.tensor
-        fresh = scores(new)
+        fresh = self.product.again(*both(new))
         for step in self.steps:
             fresh = step.alike(fresh, self.shifts)
         fresh = fresh.expand(*old.shape[:-1], fresh.shape[-1])
@@ -116,13 +127,12 @@ class Trail:
         folded = heads if self.tensor.dim() == 3 else 1
         new, own = parts(value, weighed.value, change.value, change, folded)
 
-        def weighted(weights: Tensor, values: Tensor) -> Tensor:
-            both = (weights, values) if values_at == 1 else (values, weights)
-            return product.again(*both)
+        def both(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            return (weights, values) if values_at == 1 else (values, weights)
 
-        result = weighted(self.tensor, value if own is None else own)
+        result = product.renewed(*both(self.tensor, value if own is None else own))
         if self.new is not None and new is not None:
-            result = result + weighted(self.new, new)
+            result = result + product.again(*both(self.new, new))
         if change.output is not None:
             result = ordered(result, weighed.result, change.output, heads)
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
 from surgery.graft.attention.products import Trail, product
 from surgery.graft.attention.steps import KINDS, Step, among, over_last, step, tensors
+from surgery.graft.attention.whole import opened
 from surgery.language.diagnostics import error
 
 
@@ -56,6 +58,8 @@ class _Rerouting(TorchFunctionMode):
             self.waiting -= 1
             core, change = found
             return attend(func, args, kwargs, change, core.query_heads)
+        if kind == "multi_head_attention_forward":
+            return self.whole(func, args, kwargs)
         trail = self.trail(args, kwargs)
         if trail is None:
             return self.start(kind, func, args, kwargs)
@@ -71,6 +75,17 @@ class _Rerouting(TorchFunctionMode):
             if core.order == order:
                 return core, change
         return None
+
+    def whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that projects, attends and projects again."""
+        found = self.next()
+        if found is None:
+            return called(func, args, kwargs)
+        core, change = found
+        with _Rerouting([(replace(core, order=0), change)]):
+            result = opened(*args, **kwargs)
+        self.waiting -= 1
+        return result
 
     def trail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trail | None:
         """The first trail that has come to one of the arguments."""
