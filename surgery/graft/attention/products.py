@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +57,6 @@ def product(kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return Product(given[0], given[1])
 
 
-@dataclass(eq=False)
 class Trail:
     """One product, followed through the softmax of its scores to the product with values.
 
@@ -65,13 +64,14 @@ class Trail:
     new keys.
     """
 
-    product: Product
-    tensor: Tensor
-    steps: list[Step] = field(default_factory=list[Step])
-    shifts: list[Tensor] = field(default_factory=list[Tensor])
-    change: Change | None = None
-    heads: int = 1
-    new: Tensor | None = None
+    def __init__(self, product: Product, tensor: Tensor):
+        self.product = product
+        self.tensor = tensor
+        self.steps: list[Step] = []
+        self.shifts: list[Tensor] = []
+        self.change: Change | None = None
+        self.heads = 1
+        self.new: Tensor | None = None
 
     def soften(self, softmax: Step, change: Change, heads: int) -> Tensor | None:
         """``softmax`` over scores of new and of own keys: the weights of own ones.
