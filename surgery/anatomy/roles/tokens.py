@@ -122,10 +122,13 @@ class Stacks:
     def _once(self, call: Call, reader: Call) -> bool:
         """Whether the module runs once in ``reader``: layers may share their weights."""
         calls = self.record.calls_of[call.path]
-        return sum(
-            any(outer.number == reader.number for outer in self.record.stack(other.number))
-            for other in calls
-        ) == 1
+        return (
+            sum(
+                any(outer.number == reader.number for outer in self.record.stack(other.number))
+                for other in calls
+            )
+            == 1
+        )
 
     def _counted(self, reader: Call, value: int, ids: int) -> bool:
         """Whether ``reader`` reshapes the states by the number of tokens or picks by the ids."""
