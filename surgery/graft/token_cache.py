@@ -18,11 +18,12 @@ def past_of(cache: Any) -> int | None:
     """
     if cache is None:
         return None
-    if isinstance(cache, tuple | list) and not cache:
+    length = getattr(cache, "get_seq_length", None)
+    if length is not None:
+        return int(length())
+    if cache == ():
         return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
-    return int(cache.get_seq_length())
+    raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
 
 
 def make_room(cache: Any, n: int, window: int | None) -> None:

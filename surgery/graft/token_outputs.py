@@ -57,7 +57,8 @@ class Trim:
         if value.dim() == 3 and value.shape[1] == self.total:
             return value[:, self.joined :]
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
-            return value.unflatten(0, (self.batch, self.total))[:, self.joined :].flatten(0, 1)
+            rows = value.view(self.batch, self.total, -1)[:, self.joined :]
+            return rows.reshape(-1, value.shape[1])
         return value
 
     def one(self, output: Any, index: int | str) -> Any:

@@ -13,7 +13,7 @@ vectors in the cache.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def _placeholder(model: nn.Module, tokens: Tokens) -> int:
         settings: dict[str, Any] = getattr(getattr(module, "config", None), "__dict__", {})
         for name, value in settings.items():
             if name.endswith("_token_id"):
-                special.update(value if isinstance(value, list) else [value])
+                special.update(cast("list[Any]", value) if isinstance(value, list) else [value])
     return next(i for i in range(table.weight.shape[0]) if i not in special)
 
 
@@ -219,7 +219,7 @@ def placed(tap: TokenTap, ids: Tensor, token: int, prompt: Tensor, embedded: Ten
         check: Any = torch.ops.aten._assert_async.msg
         check((counts == n).all(), f"a prompt of {n} needs token {token} as often in each sequence")
     elif bool((counts != n).any()):
-        found = " or ".join(map(str, sorted(set(counts.tolist()))))
+        found = " or ".join(str(c) for c in range(ids.shape[1] + 1) if bool((counts == c).any()))
         raise error(
             "S531",
             f"the prompt has {n} vectors, but token {token} occurs {found} times in a sequence",
