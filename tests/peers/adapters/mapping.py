@@ -1,0 +1,164 @@
+"""The parameters of `adapters` by the equations they stand in, by the module that they adapt.
+
+Names are those of this repository's rules: a bottleneck is `U act(D x + d0) + u0`, an update `B A x`,
+a gate `mean over tokens of sigmoid(w x + c)`, a prefix keys `K` and values `V`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tests.peers.adapters.fixtures import Fixture
+
+_ATTENTIONS = {
+    "BertModel": {"self": "encoder.layer.{}.attention.self"},
+    "RobertaForMaskedLM": {"self": "roberta.encoder.layer.{}.attention.self"},
+    "GPT2LMHeadModel": {"self": "transformer.h.{}.attn"},
+    "T5ForConditionalGeneration": {
+        "encoder": "encoder.block.{}.layer.0.SelfAttention",
+        "self": "decoder.block.{}.layer.0.SelfAttention",
+        "cross": "decoder.block.{}.layer.1.EncDecAttention",
+    },
+    "BartForConditionalGeneration": {
+        "encoder": "model.encoder.layers.{}.self_attn",
+        "self": "model.decoder.layers.{}.self_attn",
+        "cross": "model.decoder.layers.{}.encoder_attn",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """What makes the prefix of one attention: `K tanh(D E + d0) + k0`, and so with `V`."""
+
+    E: Tensor
+    """[n, width], one for all attentions of a kind, as are D [m, width] and d0 [m]."""
+    D: Tensor
+    d0: Tensor
+    K: Tensor
+    """[heads · d, m], with k0 [heads · d]; heads outermost."""
+    k0: Tensor
+    V: Tensor
+    v0: Tensor
+
+    def prefix(self, heads: int) -> tuple[Tensor, Tensor]:
+        """K and V [heads, n, d]."""
+        hidden = torch.tanh(self.E @ self.D.T + self.d0)
+        return (
+            _split_heads(hidden @ self.K.T + self.k0, heads),
+            _split_heads(hidden @ self.V.T + self.v0, heads),
+        )
+
+
+def _split_heads(flat: Tensor, heads: int) -> Tensor:
+    """[n, heads · d] to [heads, n, d]."""
+    return flat.unflatten(-1, (heads, -1)).transpose(0, 1).contiguous()
+
+
+def heads(fixture: Fixture) -> int:
+    """How many heads each attention has."""
+    _, _, config = fixture.build
+    names = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+    return next(config[n] for n in names if n in config)
+
+
+def networks(fixture: Fixture) -> dict[str, Network]:
+    """For each attention with a prefix from a network, by its path."""
+    return {
+        path: Network(
+            table["wte.weight"],
+            table["control_trans.0.weight"],
+            table["control_trans.0.bias"],
+            *(
+                table[f"control_trans.2.{kind}"].unflatten(0, (2 * of, -1))[2 * index + which]
+                for which in (0, 1)
+                for kind in ("weight", "bias")
+            ),
+        )
+        for path, table, index, of in _prefixed(fixture)
+    }
+
+
+def prefixes(fixture: Fixture) -> dict[str, tuple[Tensor, Tensor]]:
+    """K and V [heads, n, d] for each attention with a prefix, by its path."""
+    number = heads(fixture)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, table, index, of in _prefixed(fixture):
+        if "control_trans" not in table:
+            found[path] = networks(fixture)[path].prefix(number)
+            continue
+        length = fixture.settings["prefix_length"]
+        flat = table["control_trans"].view(length, 2 * of, -1)
+        key, value = (_split_heads(flat[:, 2 * index + which], number) for which in (0, 1))
+        found[path] = key, value
+    return found
+
+
+def _prefixed(fixture: Fixture) -> Iterator[tuple[str, dict[str, Tensor], int, int]]:
+    """Attentions with a prefix: path, the parameters of its kind, its place in it, how many."""
+    layers = sum(".prefix_tunings." in n for n in fixture.weights) and 2
+    for kind, template in _ATTENTIONS[fixture.build[0]].items():
+        start = f".{kind}_prefix."
+        table = {n.partition(start)[2]: t for n, t in fixture.weights.items() if start in n}
+        for index in range(layers):
+            yield template.format(index), table, index, layers
+
+
+def bottlenecks(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
+    """D, d0, U and u0 by the path of what holds the adapter in `adapters`, as `….layer.0.output`."""
+    words = {
+        "adapter_down.0.weight": "D",
+        "adapter_down.0.bias": "d0",
+        "adapter_up.weight": "U",
+        "adapter_up.bias": "u0",
+    }
+    return _grouped(fixture, ".adapters.peer.", words)
+
+
+def updates(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
+    """A and B by the path of the linear layer.
+
+    In the fused layer of GPT-2 the two updates, of q and v, are one of twice the rank: their A
+    stand above each other, and B has blocks, with zeros for k.
+    """
+    found = _grouped(fixture, ".loras.peer.", {"lora_A": "A", "lora_B": "B"})
+    for path, table in found.items():
+        if path.endswith("c_attn"):
+            query, value = table["B"].chunk(2)
+            none = torch.zeros_like(query)
+            table["B"] = torch.cat(
+                [torch.cat(row, dim=1) for row in ((query, none), (none, none), (none, value))]
+            )
+    return found
+
+
+def scales(fixture: Fixture) -> dict[str, Tensor]:
+    """IA³'s l by the path of the linear layer, on its result; 1 for the queries of a fused one."""
+    found = _grouped(fixture, ".loras.peer.", {"lora_B": "l"})
+    return {
+        path: torch.cat([torch.ones(len(table["l"]) // 2), table["l"].flatten()])
+        if path.endswith("c_attn")
+        else table["l"].flatten()
+        for path, table in found.items()
+    }
+
+
+def gates(fixture: Fixture) -> dict[str, tuple[Tensor, Tensor]]:
+    """w [g, d] and c [g] of each gate by the path of its module; g is 2 (q, v) in GPT-2's layer."""
+    paths = {n.removesuffix(".weight") for n in fixture.weights if "gate" in n} - {
+        n for n in fixture.weights if "gate" in n
+    }
+    return {p: (fixture.weights[f"{p}.weight"], fixture.weights[f"{p}.bias"]) for p in sorted(paths)}
+
+
+def _grouped(fixture: Fixture, between: str, words: dict[str, str]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in fixture.weights.items():
+        path, _, rest = name.partition(between)
+        if rest in words:
+            found.setdefault(path, {})[words[rest]] = tensor
+    return found
