@@ -38,5 +38,5 @@ def sites_of(surgery: Surgery) -> dict[str, Site]:
     for applied, edit in surgery.edits():
         site = sites.setdefault(edit.site, Site())
         site.edits.append(edit)
-        site.wraps.append(applied.plan.spec.wrapped(edit.statement))
+        site.wraps.append(applied.wrapped(edit))
     return sites

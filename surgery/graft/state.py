@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class Applied:
     flags: dict[str, bool]
     values: dict[str, torch.Tensor]
 
+    def wrapped(self, edit: Edit) -> Wrapped:
+        """The method of one of its edits."""
+        return replace(self.plan.spec.wrapped(edit.statement), folded=edit.folded)
+
 
 @dataclass
 class Surgery:
@@ -48,7 +52,7 @@ class Surgery:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
         for applied, edit in self.edits():
-            found.setdefault(edit.site, []).append(applied.plan.spec.wrapped(edit.statement))
+            found.setdefault(edit.site, []).append(applied.wrapped(edit))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:

@@ -48,6 +48,8 @@ class Edit:
     itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
     seen that tells tokens from padding. ``flops`` are those added for each position, before
     anything is folded.
+
+    ``folded`` edits hold what networks of theirs computed, and the networks no more.
     """
 
     site: str
@@ -76,6 +78,7 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+    folded: bool = False
 
     @property
     def operator(self) -> str:

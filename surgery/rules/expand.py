@@ -15,6 +15,7 @@ from surgery.rules.binding import chain
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
 from surgery.rules.expression import Expression, Shape, operand
+from surgery.rules.fold import fold
 from surgery.rules.frame import Frame, bind_dims
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
 from surgery.rules.shapes import show_shape
@@ -278,10 +279,14 @@ def _check_own(state: State, target: str, value: Expression, step: syntax.Assign
 
 @dataclass(frozen=True)
 class Wrapped:
-    """One method of a site: the name its params live under, and the applied chain."""
+    """One method of a site: the name its params live under, and the applied chain.
+
+    When ``folded``, what networks computed from its params is a param itself.
+    """
 
     child: str
     closure: Closure
+    folded: bool = False
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
@@ -290,11 +295,17 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     Names in the result are prefixed by ``wrapped.child``.
     """
     before = len(state.notes.declarations)
-    outer = [(s, s.operands) for s in state.enter()]
+    states = state.enter()
+    outer = [(s, s.operands) for s in states]
+    for inner in states:
+        inner.operands = dict(inner.operands)
     path = f"{wrapped.child}."
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+    if wrapped.folded:
+        declared = state.notes.declarations[before:]
+        state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
 
 

@@ -12,6 +12,7 @@ from surgery.anatomy.roles.experts import Mixture, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
+from surgery.anatomy.roles.keys import described
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
@@ -128,6 +129,15 @@ class Reading:
                 self._add(replace(self.paths.module(owner), role=role), role)
 
     def _both(self, site: Site, attention: Attention) -> None:
+        core = described(self.flow, attention.core)
+        for role in ("attention", "attention.self", "attention.cross"):
+            known = self._sites[role].get(site.path)
+            other = known.core if known else None
+            if known and other and (other.path, other.order) != (core.path, core.order):
+                core = replace(core, obstacle="it runs several attentions, and this is of one")
+                several = replace(other, obstacle=core.obstacle)
+                self._sites[role][site.path] = replace(known, core=several)
+        site = replace(site, core=core)
         self._add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
         self._add(replace(site, role=kind), kind)
