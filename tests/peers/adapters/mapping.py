@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tests.peers.adapters.fixtures import Fixture
 
+LAYERS = 2
+
 _ATTENTIONS = {
     "BertModel": {"self": "encoder.layer.{}.attention.self"},
     "RobertaForMaskedLM": {"self": "roberta.encoder.layer.{}.attention.self"},
@@ -27,6 +29,24 @@ _ATTENTIONS = {
         "encoder": "model.encoder.layers.{}.self_attn",
         "self": "model.decoder.layers.{}.self_attn",
         "cross": "model.decoder.layers.{}.encoder_attn",
+    },
+}
+
+_ADAPTED = {
+    "BertModel": {".attention.output": ".attention.output.dense", ".output": ".output.dense"},
+    "RobertaForMaskedLM": {
+        ".attention.output": ".attention.output.dense",
+        ".output": ".output.dense",
+    },
+    "GPT2LMHeadModel": {".attention_adapters": ".attn", ".output_adapters": ".mlp"},
+    "T5ForConditionalGeneration": {
+        ".layer.0": ".layer.0.SelfAttention",
+        ".layer.1": ".layer.1.DenseReluDense",
+        ".layer.2": ".layer.2.DenseReluDense",
+    },
+    "BartForConditionalGeneration": {
+        ".attention_adapters": ".self_attn",
+        ".output_adapters": ".fc2",
     },
 }
 
@@ -100,23 +120,62 @@ def prefixes(fixture: Fixture) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _prefixed(fixture: Fixture) -> Iterator[tuple[str, dict[str, Tensor], int, int]]:
     """Attentions with a prefix: path, the parameters of its kind, its place in it, how many."""
-    layers = sum(".prefix_tunings." in n for n in fixture.weights) and 2
+    if not fixture.has_prefix:
+        return
     for kind, template in _ATTENTIONS[fixture.build[0]].items():
         start = f".{kind}_prefix."
         table = {n.partition(start)[2]: t for n, t in fixture.weights.items() if start in n}
-        for index in range(layers):
-            yield template.format(index), table, index, layers
+        for index in range(LAYERS):
+            yield template.format(index), table, index, LAYERS
 
 
 def bottlenecks(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
-    """D, d0, U and u0 by the path of what holds the adapter in `adapters`, as `….layer.0.output`."""
+    """D, d0, U and u0 by the path of the module whose result the adapter is added to."""
     words = {
         "adapter_down.0.weight": "D",
         "adapter_down.0.bias": "d0",
         "adapter_up.weight": "U",
         "adapter_up.bias": "u0",
     }
-    return _grouped(fixture, ".adapters.peer.", words)
+    found = _grouped(fixture, ".adapters.peer.", words) or _products(fixture)
+    return {_adapted(fixture, path): table for path, table in found.items()}
+
+
+def _products(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
+    """Compacter's bottlenecks: D and U are sums over i of kron(R_i, left_i right_i), transposed.
+
+    R [k, k, k] is one for the model; left is [k, in / k, 1] and right [k, 1, out / k].
+    """
+    words = {
+        f"{theirs}.{kind}": f"{ours} {kind}"
+        for theirs, ours in (("adapter_down.0", "D"), ("adapter_up", "U"))
+        for kind in ("W_left", "W_right", "b")
+    }
+    found = _grouped(fixture, ".adapters.peer.", words)
+    rules = next((t for n, t in fixture.weights.items() if n.endswith(".phm_rule")), ())
+
+    def matrix(table: dict[str, Tensor], name: str) -> Tensor:
+        factors = table[f"{name} W_left"] @ table[f"{name} W_right"]
+        terms = (torch.kron(rule, factor) for rule, factor in zip(rules, factors, strict=True))
+        return sum(terms, torch.zeros(())).T
+
+    return {
+        path: {
+            "D": matrix(table, "D"),
+            "d0": table["D b"],
+            "U": matrix(table, "U"),
+            "u0": table["U b"],
+        }
+        for path, table in found.items()
+    }
+
+
+def _adapted(fixture: Fixture, holder: str) -> str:
+    """`adapters` holds an adapter in one place and adds it to the result of another."""
+    for ending, replaced in _ADAPTED[fixture.build[0]].items():
+        if holder.endswith(ending):
+            return holder.removesuffix(ending) + replaced
+    raise KeyError(holder)
 
 
 def updates(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
