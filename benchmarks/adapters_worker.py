@@ -1,6 +1,6 @@
 """One side of `adapters_peer`: builds a model, adapts it, and times it when it is told to.
 
-    python benchmarks/adapters_worker.py surgery|adapters MODEL METHOD [SPEC]
+    python benchmarks/adapters_worker.py surgery|adapters MODEL METHOD ATTENTION [SPEC]
 
 Run by the interpreter that has the library, so it imports nothing else of this repository. It
 prints a line of JSON about what it built, and then answers each line of JSON on its standard input,
@@ -13,15 +13,11 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-warnings.simplefilter("ignore")
 
 import torch
 import transformers
@@ -29,12 +25,10 @@ from torch import Tensor, nn
 
 WIDTH, LAYERS, HEADS, BATCH, LENGTH = 256, 6, 8, 8, 128
 
-# `eager` for GPT-2: with `sdpa` the prefixes of `adapters` don't act there.
-MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": (
         "BertModel",
         "BertConfig",
-        "sdpa",
         {
             "hidden_size": WIDTH,
             "intermediate_size": 4 * WIDTH,
@@ -47,7 +41,6 @@ MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2Model",
         "GPT2Config",
-        "eager",
         {
             "n_embd": WIDTH,
             "n_layer": LAYERS,
@@ -62,9 +55,9 @@ MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 @torch.no_grad()
-def build(model: str) -> nn.Module:
+def build(model: str, attention: str) -> nn.Module:
     """The base, frozen, with the same weights whatever the version of `transformers`."""
-    name, config, attention, settings = MODELS[model]
+    name, config, settings = MODELS[model]
     configured = getattr(transformers, config)(
         **settings, vocab_size=512, attn_implementation=attention
     )
@@ -77,9 +70,9 @@ def build(model: str) -> nn.Module:
     return made
 
 
-def adapted(library: str, model: str, method: str, spec: str) -> nn.Module:
+def adapted(library: str, model: str, method: str, attention: str, spec: str) -> nn.Module:
     """The base with the method on it, as it starts."""
-    made = build(model)
+    made = build(model, attention)
     if library == "surgery":
         import surgery
 
@@ -99,9 +92,16 @@ def adapted(library: str, model: str, method: str, spec: str) -> nn.Module:
     return made.eval()
 
 
+def padded() -> Tensor:
+    """The mask of a batch whose first example is shorter: without padding masks may be left out."""
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask[0, -LENGTH // 4 :] = 0
+    return mask
+
+
 @torch.no_grad()
 def forward(model: nn.Module, states: Tensor) -> Tensor:
-    return model(inputs_embeds=states).last_hidden_state
+    return model(inputs_embeds=states, attention_mask=padded()).last_hidden_state
 
 
 def step(model: nn.Module, states: Tensor) -> None:
@@ -109,7 +109,9 @@ def step(model: nn.Module, states: Tensor) -> None:
     for parameter in model.parameters():
         parameter.grad = None
     states.grad = None
-    model(inputs_embeds=states).last_hidden_state.square().mean().backward()
+    model(
+        inputs_embeds=states, attention_mask=padded()
+    ).last_hidden_state.square().mean().backward()
 
 
 def seconds(call: Callable[[], Any], number: int) -> float:
@@ -126,10 +128,14 @@ def seconds(call: Callable[[], Any], number: int) -> float:
 
 def main() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    library, model, method, *spec = sys.argv[1:]
-    models = {"base": build(model), "adapted": adapted(library, model, method, *spec or [""])}
+    library, model, method, attention, *spec = sys.argv[1:]
+    models = {
+        "base": build(model, attention),
+        "adapted": adapted(library, model, method, attention, *spec or [""]),
+    }
     generator = torch.Generator().manual_seed(1)
     states = torch.randn(BATCH, LENGTH, WIDTH, generator=generator).requires_grad_()
     calls: dict[str, Callable[[], Any]] = {}

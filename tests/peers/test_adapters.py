@@ -30,14 +30,23 @@ on mlp beside_the_norm(gate = 4) adapter(4)
 """
 
 
-def agree(fixture: Fixture, spec: str, child: str, values: Values) -> None:
-    """``values``: the parameters of each graft, by the module that it is at."""
-    model, real = fixture.model(), fixture.real
-    torch.testing.assert_close(answer(model, fixture.inputs)[real], fixture.before[real])
+def ours(fixture: Fixture, spec: str, values: Values) -> Tensor:
+    """What ``spec`` gives with ``values``, the parameters of each graft by its path."""
+    model = fixture.model()
     surgery.apply(model, spec, seed=0)
-    put(model, {f"{path}.{child}": table for path, table in values.items()})
-    ours = answer(model, fixture.inputs)
-    torch.testing.assert_close(ours[real], fixture.after[real], rtol=1e-4, atol=1e-5)
+    put(model, values)
+    return answer(model, fixture.inputs)
+
+
+def agree(fixture: Fixture, spec: str, values: Values) -> None:
+    """Ours is what `adapters` gives at each token that is no padding."""
+    real, given = fixture.real, ours(fixture, spec, values)
+    torch.testing.assert_close(given[real], fixture.after[real], rtol=1e-4, atol=1e-5)
+
+
+def at(child: str, values: Values) -> Values:
+    """From paths of modules to paths of the grafts on them."""
+    return {f"{path}.{child}": table for path, table in values.items()}
 
 
 def put(model: nn.Module, values: Values) -> None:
@@ -52,12 +61,20 @@ def put(model: nn.Module, values: Values) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_base(model: str) -> None:
+    fixture = load(model, "lora")
+    real = fixture.real
+    before = answer(fixture.model(), fixture.inputs)
+    torch.testing.assert_close(before[real], fixture.before[real])
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_lora(model: str) -> None:
     fixture = load(model, "lora")
     spec = "on q|v apply lora(2, alpha = 6)"
     if model == "gpt2":
         spec = "on qkv apply lora(4, alpha = 12)"  # q's update and v's as one of twice the rank
-    agree(fixture, spec, "lora", mapping.updates(fixture))
+    agree(fixture, spec, at("lora", mapping.updates(fixture)))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -66,7 +83,8 @@ def test_ia3_scales_keys_values_and_what_the_first_linear_of_a_feed_forward_give
 ) -> None:
     fixture = load(model, "ia3")
     spec = f"on {'qkv' if model == 'gpt2' else 'k|v'}|up apply ia3"
-    agree(fixture, spec, "ia3", {p: {"l": scale} for p, scale in mapping.scales(fixture).items()})
+    values = {path: {"l": scale} for path, scale in mapping.scales(fixture).items()}
+    agree(fixture, spec, at("ia3", values))
 
 
 BOTTLENECKS: dict[str, Callable[[str], str]] = {
@@ -88,7 +106,7 @@ def attention(model: str) -> str:
 @pytest.mark.parametrize("method", BOTTLENECKS)
 def test_bottlenecks(method: str, model: str) -> None:
     fixture = load(model, method)
-    agree(fixture, BOTTLENECKS[method](model), "adapter", mapping.bottlenecks(fixture))
+    agree(fixture, BOTTLENECKS[method](model), at("adapter", mapping.bottlenecks(fixture)))
 
 
 def test_before_a_norm_a_parallel_adapter_of_ours_reads_something_else() -> None:
@@ -98,6 +116,84 @@ def test_before_a_norm_a_parallel_adapter_of_ours_reads_something_else() -> None
         agree(
             fixture,
             "on mlp parallel(gate = 4) adapter(4)",
-            "adapter",
-            mapping.bottlenecks(fixture),
+            at("adapter", mapping.bottlenecks(fixture)),
         )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prefixes(model: str) -> None:
+    fixture = load(model, "prefix")
+    values = {path: {"K": k, "V": v} for path, (k, v) in mapping.prefixes(fixture).items()}
+    agree(fixture, "on attention apply prefix(3)", at("prefix", values))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prefixes_from_networks(model: str) -> None:
+    agree(*prefix_networks(load(model, "prefix_mlp"), "apply", model))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_mix_and_match(model: str) -> None:
+    fixture, prefixes, values = prefix_networks(load(model, "mam"), "apply", model)
+    values |= at("adapter", mapping.bottlenecks(fixture))
+    agree(fixture, f"{prefixes}\n{BOTTLENECKS['parallel'](model)}", values)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_unipelt(model: str) -> None:
+    agree(*unipelt(model, average="mean"))
+
+
+def test_gates_of_ours_leave_padding_out_unless_told_otherwise() -> None:
+    fixture, spec, values = unipelt("bert", average="pool")
+    given = ours(fixture, spec, values)
+    whole, *padded = (torch.isclose(given, fixture.after, rtol=1e-4, atol=1e-5).all(-1)).unbind()
+    assert whole.all()
+    assert not any(row.any() for row in padded)
+
+
+def unipelt(model: str, average: str) -> tuple[Fixture, str, Values]:
+    """The fixture, the spec and its parameters; ``average`` is what makes the gates."""
+    gated = f"gated(average = {average})"
+    fixture, spec, values = prefix_networks(load(model, "unipelt"), gated, model)
+    gates = mapping.gates(fixture)
+    values |= at("prefix_mlp.gated", {path: gates[path] for path in mapping.prefixes(fixture)})
+    updates = mapping.updates(fixture)
+    if model == "gpt2":
+        for name in "qv":
+            spec += f"\non qkv {gated} lora(2) as {name}"
+        values |= of_fused_layers(updates, gates)
+    else:
+        spec += f"\non q|v {gated} lora(2)"
+        values |= at("lora", updates) | at("lora.gated", {path: gates[path] for path in updates})
+    adapters = mapping.bottlenecks(fixture)
+    values |= at("adapter", adapters)
+    values |= at("adapter.weighted", {path: gates[path] for path in adapters})
+    return fixture, f"{spec}\non mlp pfeiffer weighted(average = {average}) adapter(4)", values
+
+
+def of_fused_layers(updates: Values, gates: Values) -> Values:
+    """Two grafts, of q and of v, for each layer that gives q, k and v."""
+    values: Values = {}
+    for path, table in updates.items():
+        for row, name in enumerate("qv"):
+            rank = slice(2 * row, 2 * row + 2)
+            values[f"{path}.{name}"] = {"A": table["A"][rank], "B": table["B"][:, rank]}
+            gate = {word: rows[row : row + 1] for word, rows in gates[path].items()}
+            values[f"{path}.{name}.gated"] = gate
+    return values
+
+
+def prefix_networks(fixture: Fixture, verb: str, model: str) -> tuple[Fixture, str, Values]:
+    """The fixture, what makes its prefixes, and their parameters.
+
+    Self and cross attentions have networks of their own, so they take a statement each; the shared
+    part is at the first attention of its stack.
+    """
+    kinds = ("attention.self", "attention.cross") if model in ENCODER_DECODERS else ("attention",)
+    spec = "\n".join(f"on {kind} {verb} prefix_mlp(3, m = 6, width = 16)" for kind in kinds)
+    values: Values = {}
+    for path, made in mapping.networks(fixture).items():
+        shared = {"E": made.E, "D": made.D, "d0": made.d0} if made.index == 0 else {}
+        values[path] = {**shared, "K": made.K, "k0": made.k0, "V": made.V, "v0": made.v0}
+    return fixture, spec, at("prefix_mlp", values)

@@ -47,12 +47,12 @@ class Fixture:
     def has_prefix(self) -> bool:
         return any(".prefix_tunings." in name for name in self.weights)
 
-    def model(self) -> nn.Module:
-        """The base in the `transformers` that is installed, with eager attention, in eval mode."""
+    def model(self, attention: str = "sdpa") -> nn.Module:
+        """The base in the `transformers` that is installed, in eval mode."""
         import transformers
 
         name, config, settings = self.build
-        configured = getattr(transformers, config)(**settings, attn_implementation="eager")
+        configured = getattr(transformers, config)(**settings, attn_implementation=attention)
         made: nn.Module = getattr(transformers, name)(configured).eval()
         named = dict(made.named_parameters())
         assert set(named) == set(self.base)

@@ -55,6 +55,8 @@ _ADAPTED = {
 class Network:
     """What makes the prefix of one attention: `K tanh(D E + d0) + k0`, and so with `V`."""
 
+    index: int
+    """Which of the attentions of its kind has it."""
     E: Tensor
     """[n, width], one for all attentions of a kind, as are D [m, width] and d0 [m]."""
     D: Tensor
@@ -90,6 +92,7 @@ def networks(fixture: Fixture) -> dict[str, Network]:
     """For each attention with a prefix from a network, by its path."""
     return {
         path: Network(
+            index,
             table["wte.weight"],
             table["control_trans.0.weight"],
             table["control_trans.0.bias"],
@@ -206,12 +209,18 @@ def scales(fixture: Fixture) -> dict[str, Tensor]:
     }
 
 
-def gates(fixture: Fixture) -> dict[str, tuple[Tensor, Tensor]]:
-    """w [g, d] and c [g] of each gate by the path of its module; g is 2 (q, v) in GPT-2's layer."""
-    paths = {n.removesuffix(".weight") for n in fixture.weights if "gate" in n} - {
-        n for n in fixture.weights if "gate" in n
+def gates(fixture: Fixture) -> dict[str, dict[str, Tensor]]:
+    """w [1, d] and c [1] of each gate by the path of what is gated: the attention, the linear layer,
+    or the module whose result an adapter is added to. In GPT-2's fused layer there are two rows,
+    of q and of v.
+    """
+    words = {"weight": "w", "bias": "c"}
+    adapters = _grouped(fixture, ".adapters.peer.gate.", words)
+    return {
+        **_grouped(fixture, ".prefix_tuning.prefix_gates.peer.", words),
+        **_grouped(fixture, ".loras.peer.gate.", words),
+        **{_adapted(fixture, path): table for path, table in adapters.items()},
     }
-    return {p: (fixture.weights[f"{p}.weight"], fixture.weights[f"{p}.bias"]) for p in sorted(paths)}
 
 
 def _grouped(fixture: Fixture, between: str, words: dict[str, str]) -> dict[str, dict[str, Tensor]]:
