@@ -31,9 +31,9 @@ def described(flow: Flow, core: Core) -> site.Core:
     if scored is None or weighed is None or len(shapes[core.k]) > 4:
         why = _unordered(flow, core)
         return site.Core(call.path, order, how, 1, 1, 0, 0, why)
-    q = tuple(shapes[core.q][axis] for axis in scored.query)
-    k = tuple(shapes[core.k][axis] for axis in scored.key)
-    v = tuple(shapes[core.v][axis] for axis in weighed.value)
+    q = [shapes[core.q][axis] for axis in scored.query]
+    k = [shapes[core.k][axis] for axis in scored.key]
+    v = [shapes[core.v][axis] for axis in weighed.value]
     folded = _folded(flow, core.q) if len(q) < 4 else 1
     query_heads = q[1] if len(q) > 3 else folded
     heads = (k[1] if len(k) > 3 else folded) // _repeats(flow, core.k)
@@ -48,7 +48,7 @@ def _orders(flow: Flow, core: Core) -> tuple[Scoring | None, Weighing | None]:
         plain: Order = tuple(range(len(shapes[core.k])))
         return Scoring(1, tuple(range(len(shapes[core.q]))), plain), Weighing(1, plain, plain)
     scores, _, product = core.ops
-    scored = scoring(_equation(scores), len(shapes[core.k]))
+    scored = scoring(_equation(scores), (len(shapes[core.q]), len(shapes[core.k])))
     values_at = operands_of(product, flow.kinds[product.index]).index(core.v)
     return scored, weighing(_equation(product), len(shapes[core.v]), values_at)
 

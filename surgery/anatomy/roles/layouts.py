@@ -29,15 +29,15 @@ class Weighing:
     result: Order
 
 
-def scoring(equation: str | None, rank: int) -> Scoring | None:
-    """How a product scores keys, by its equation if it is an einsum, else by its ``rank``.
+def scoring(equation: str | None, ranks: tuple[int, int]) -> Scoring | None:
+    """How a product scores keys, by its equation if it is an einsum, else by its ``ranks``.
 
     None if it does not: keys are the last axis of the result, and queries and keys share their
     features, which are summed over, and the batch. What else queries have are heads and positions.
     """
     if equation is None:
-        plain = tuple(range(rank))
-        return Scoring(1, plain, (*plain[:-2], rank - 1, rank - 2))
+        *batch, features, length = range(ranks[1])
+        return Scoring(1, tuple(range(ranks[0])), (*batch, length, features))
     terms = letters(equation)
     if terms is None:
         return None

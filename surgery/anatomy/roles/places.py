@@ -19,6 +19,7 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
+from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.site import ROLES, Port, Site, covers
 
 _WHOLE = {
@@ -81,6 +82,8 @@ class Reading:
             self._called(call.path, "norm")
         for path in embeddings(self.flow):
             self._called(path, "embedding")
+        for site in Stacks(self.flow, self.ports, self.layers).sites():
+            self._add(site, "tokens")
         taken = {path for sites in self._sites.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:

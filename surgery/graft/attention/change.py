@@ -28,3 +28,7 @@ class Change:
     output: Function | None = None
     revealed: int = 0
     own: bool = True
+
+    def __post_init__(self) -> None:
+        if self.revealed and (self.key is None or self.value is None):
+            raise ValueError("new keys and new values come together")
