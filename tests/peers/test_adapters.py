@@ -30,17 +30,17 @@ on mlp beside_the_norm(gate = 4) adapter(4)
 """
 
 
-def ours(fixture: Fixture, spec: str, values: Values) -> Tensor:
+def ours(fixture: Fixture, spec: str, values: Values, attention: str = "sdpa") -> Tensor:
     """What ``spec`` gives with ``values``, the parameters of each graft by its path."""
-    model = fixture.model()
+    model = fixture.model(attention)
     surgery.apply(model, spec, seed=0)
     put(model, values)
     return answer(model, fixture.inputs)
 
 
-def agree(fixture: Fixture, spec: str, values: Values) -> None:
+def agree(fixture: Fixture, spec: str, values: Values, attention: str = "sdpa") -> None:
     """Ours is what `adapters` gives at each token that is no padding."""
-    real, given = fixture.real, ours(fixture, spec, values)
+    real, given = fixture.real, ours(fixture, spec, values, attention)
     torch.testing.assert_close(given[real], fixture.after[real], rtol=1e-4, atol=1e-5)
 
 
@@ -89,15 +89,15 @@ def test_ia3_scales_keys_values_and_what_the_first_linear_of_a_feed_forward_give
 
 BOTTLENECKS: dict[str, Callable[[str], str]] = {
     "pfeiffer": lambda model: "on mlp pfeiffer adapter(4)",
-    "houlsby": lambda model: f"on {attention(model)}|mlp sequential adapter(4, act = silu)",
-    "compacter": lambda model: f"on {attention(model)}|mlp sequential adapter(4, act = gelu)",
+    "houlsby": lambda model: f"on {self_attention(model)}|mlp sequential adapter(4, act = silu)",
+    "compacter": lambda model: f"on {self_attention(model)}|mlp sequential adapter(4, act = gelu)",
     "parallel": lambda model: (
         BESIDE_THE_NORM if model in PRE_NORM else "on mlp parallel(gate = 4) adapter(4)"
     ),
 }
 
 
-def attention(model: str) -> str:
+def self_attention(model: str) -> str:
     """Cross attention has no adapters unless `cross_adapter` is set."""
     return "attention.self" if model in ENCODER_DECODERS else "attention"
 
@@ -120,11 +120,12 @@ def test_before_a_norm_a_parallel_adapter_of_ours_reads_something_else() -> None
         )
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model", MODELS)
-def test_prefixes(model: str) -> None:
+def test_prefixes(model: str, attention: str) -> None:
     fixture = load(model, "prefix")
     values = {path: {"K": k, "V": v} for path, (k, v) in mapping.prefixes(fixture).items()}
-    agree(fixture, "on attention apply prefix(3)", at("prefix", values))
+    agree(fixture, "on attention apply prefix(3)", at("prefix", values), attention)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -139,9 +140,10 @@ def test_mix_and_match(model: str) -> None:
     agree(fixture, f"{prefixes}\n{BOTTLENECKS['parallel'](model)}", values)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model", MODELS)
-def test_unipelt(model: str) -> None:
-    agree(*unipelt(model, average="mean"))
+def test_unipelt(model: str, attention: str) -> None:
+    agree(*unipelt(model, average="mean"), attention)
 
 
 def test_gates_of_ours_leave_padding_out_unless_told_otherwise() -> None:
