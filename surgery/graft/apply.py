@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.container import Graft
+from surgery.graft.container import Graft, drop_graft
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import initial
 from surgery.graft.sites import program_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.planning.build import Planner
+from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit, Plan, SavedPlan
 from surgery.planning.spec import Spec
 from surgery.rules.expression import Expression
@@ -135,15 +136,15 @@ def _create(
     fresh: dict[str, nn.Parameter] = {}
     created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
     for edit in plan.edits:
-        wraps = standing.setdefault(edit.site, [])
-        wraps.append(plan.spec.wrapped(edit.statement))
-        declarations = dict(program_of(edit, wraps).declarations)[edit.child]
+        wraps = standing.setdefault(edit.whole, [])
+        wraps.append(edit.wrapped(plan.spec))
+        declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
         owner = edit.owner
         like = _like(model.get_submodule(owner), edit)
         made: dict[str, nn.Parameter] = {}
 
-        def value(e: Expression, owner: str = owner) -> Tensor:
-            name = {"W": "weight", "b": "bias"}[e.name] if e.op == "operand" else e.name
+        def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
+            name = layer.names[e.name] if layer and e.op == "operand" else e.name
             full = f"{owner}.{name}" if owner else name
             found = fresh.get(full, parameters.get(full))
             # A parametrised weight is no parameter but what the module makes of some.
@@ -221,9 +222,7 @@ def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
     """Forget ``edits`` and take their parameters out of the model."""
     for edit in edits:
         applied.edits.remove(edit)
-        modules = model.get_submodule(edit.owner)._modules
-        if isinstance(modules.get(edit.child), Graft):
-            del modules[edit.child]
+        drop_graft(model.get_submodule(edit.owner), edit.graft)
 
 
 def _restore(model: nn.Module, applied: Applied) -> None:

@@ -29,11 +29,15 @@ class _Wiring:
     def __init__(self, model: nn.Module):
         self.model = model
         self.parts: dict[str, list[Part]] = {}
+        self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
         self.attributes: list[tuple[str, str, object]] = []
 
     def add(self, site: Site) -> None:
         edit, program = site.edits[0], site.program
+        if edit.layer and edit.layer.read:
+            self.read.setdefault(edit.owner, []).append(self.part(site, edit.owner))
+            return
         core = next((e.core for e in site.edits if e.core), None)
         apart = core is not None and not site.is_own
         if not apart or program.changes_result:
@@ -68,6 +72,10 @@ class _Wiring:
             held,
         )
 
+    def design(self, path: str) -> Design:
+        parts, read = (tuple(table.get(path, ())) for table in (self.parts, self.read))
+        return Design(parts, tuple(self.writes.get(path, ())), read)
+
     def put(self, path: str, part: Part) -> None:
         parts = self.parts.setdefault(path, [])
         parts.insert(0, part) if part.own else parts.append(part)
@@ -98,11 +106,10 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.add(site)
     for path, name, value in wiring.attributes:
         model.get_submodule(path).__dict__[name] = value
-    for path in dict.fromkeys([*wiring.parts, *wiring.writes]):
+    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.read]):
         module = model.get_submodule(path)
-        design = Design(tuple(wiring.parts.get(path, ())), tuple(wiring.writes.get(path, ())))
-        module.__class__ = _class_for(module, design)
-    fastpath.close(model, wiring.parts)
+        module.__class__ = _class_for(module, wiring.design(path))
+    fastpath.close(model, [*wiring.parts, *wiring.read])
 
 
 def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
@@ -112,7 +119,7 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
     key = (base, layer, design)
     if key not in _CLASSES:
         built = write_forward(base, layer, design)
-        effective = write_effective(own) if own and layer and layer.read else {}
+        effective = {name: g for p in design.read for name, g in write_effective(p).items()}
         _CLASSES[key] = adapted_class(
             base, built.graph, built.functions, effective, tuple(built.cores)
         )

@@ -48,7 +48,7 @@ class Surgery:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
         for applied, edit in self.edits():
-            found.setdefault(edit.site, []).append(applied.plan.spec.wrapped(edit.statement))
+            found.setdefault(edit.whole, []).append(edit.wrapped(applied.plan.spec))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:

@@ -17,8 +17,10 @@ from surgery.rules.evaluate import evaluate, tensor
 from surgery.rules.expression import Expression, Shape, operand
 from surgery.rules.frame import Frame, bind_dims
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.rows import Rows
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, substitute
+from surgery.rules.slices import put
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
@@ -282,6 +284,12 @@ class Wrapped:
 
     child: str
     closure: Closure
+    rows: Rows | None = None
+    """The part of the operator's outputs that the method is applied to; None is all of them."""
+
+    def within(self, rows: Rows) -> Wrapped:
+        """The same method on a slice of the outputs; its params live below the slice's name."""
+        return Wrapped(f"{rows}.{self.child}", self.closure, rows)
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
@@ -289,6 +297,16 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
 
     Names in the result are prefixed by ``wrapped.child``.
     """
+    if wrapped.rows is None:
+        return _wrap(state, wrapped)
+    part = state.rows(wrapped.rows)
+    declared = _wrap(part, wrapped)
+    state.result = put(state.result, part.result, wrapped.rows)
+    state.named_dims = part.named_dims
+    return declared
+
+
+def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     before = len(state.notes.declarations)
     outer = [(s, s.operands) for s in state.enter()]
     path = f"{wrapped.child}."
