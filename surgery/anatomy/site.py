@@ -78,8 +78,13 @@ class Tokens:
 
     The module at ``reader`` is given token ids, has them embedded by the module at ``embedding``,
     and runs the layers; ``exit`` is where the hidden states of all tokens come out of the last of
-    them, before any of them is picked or pooled. ``ids``, ``embeds``, ``mask``, ``positions``,
-    ``types`` and ``cache`` name the arguments of the reader's ``forward``, those it has.
+    them, before any of them is picked or pooled; or out of the reader, where that reshapes them by
+    their number or picks by the ids. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
+    ``cache`` name the arguments of the reader's ``forward``, those it has.
+
+    Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
+    sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
+    that number.
     """
 
     reader: str
@@ -91,6 +96,8 @@ class Tokens:
     positions: str | None = None
     types: str | None = None
     cache: str | None = None
+    counts: Literal["places", "mask", "ids"] = "places"
+    padding: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

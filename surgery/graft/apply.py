@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.container import Graft, drop_graft
+from surgery.graft.create import Start, create
 from surgery.graft.hosts import host_of
-from surgery.graft.initialise import initial
-from surgery.graft.sites import program_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.planning.build import Planner
-from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit, Plan, SavedPlan
 from surgery.planning.spec import Spec
-from surgery.rules.expression import Expression
 
 
 def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
@@ -50,12 +47,20 @@ def _without_collection() -> Generator[None]:
 
 @_without_collection()
 def apply_spec(
-    model: nn.Module, spec: Spec | SavedPlan, example_inputs: Any = None, seed: int | None = None
+    model: nn.Module,
+    spec: Spec | SavedPlan,
+    example_inputs: Any = None,
+    seed: int | None = None,
+    tokenizer: Any = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Plan ``spec`` and carry it out; either all of it happens or nothing.
 
+    New parameters that ``values`` names start as these.
+
     Raises:
-        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same.
+        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if
+            a text that parameters start as cannot be had.
 
     """
     if isinstance(spec, SavedPlan):
@@ -75,7 +80,7 @@ def apply_spec(
     host = host_of(model)
     surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    created = _create(model, surgery, plan, seed, parameters)
+    created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
     decided = (*plan.trained, *plan.frozen)
     applied = Applied(
         plan,
@@ -121,55 +126,6 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
                 f"`{path}` has a forward of its own set on the instance, which would pass the graft by",
                 help="apply the spec first and wrap the forward after (as accelerate's hooks do)",
             )
-
-
-def _create(
-    model: nn.Module,
-    surgery: Surgery,
-    plan: Plan,
-    seed: int,
-    parameters: dict[str, nn.Parameter],
-) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
-    """All new parameters, made before anything of the model changes."""
-    standing = surgery.standing()
-    shared: dict[tuple[Any, ...], nn.Parameter] = {}
-    fresh: dict[str, nn.Parameter] = {}
-    created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
-    for edit in plan.edits:
-        wraps = standing.setdefault(edit.whole, [])
-        wraps.append(edit.wrapped(plan.spec))
-        declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
-        owner = edit.owner
-        like = _like(model.get_submodule(owner), edit)
-        made: dict[str, nn.Parameter] = {}
-
-        def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
-            name = layer.names[e.name] if layer and e.op == "operand" else e.name
-            full = f"{owner}.{name}" if owner else name
-            found = fresh.get(full, parameters.get(full))
-            # A parametrised weight is no parameter but what the module makes of some.
-            return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
-
-        for declaration, tensor in zip(declarations, edit.tensors, strict=True):
-            local = declaration.name
-            key = edit.shared_key(tensor)
-            if key in shared:
-                made[local] = fresh[tensor.name] = shared[key]
-                continue
-            stream = f"{seed}:{key or tensor.name}"
-            made[local] = initial(declaration, stream, edit.layer, edit.sizes, like, value)
-            fresh[tensor.name] = made[local]
-            if key:
-                shared[key] = made[local]
-        created.append((edit, made))
-    return created
-
-
-def _like(module: nn.Module, edit: Edit) -> Tensor:
-    """An empty tensor with the dtype and device that the new parameters take."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dtype = getattr(torch, edit.tensors[0].dtype) if edit.tensors else torch.get_default_dtype()
-    return torch.empty(0, dtype=dtype, device=device)
 
 
 def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) -> None:

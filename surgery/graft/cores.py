@@ -51,7 +51,16 @@ def write_core(
     for slot, (given, value) in changed.items():
         graphs[f"{prefix}_{slot}"] = _graph(given, value, captured, sizes)
     functions = tuple((slot, f"{prefix}_{slot}") for slot in changed)
-    return WrittenCore(CoreChange(core, functions, _revealed(mask, sizes)), graphs, captured)
+    own = any(_in_front(value) != given for given, value in changed.values())
+    change = CoreChange(core, functions, revealed(mask, sizes), own)
+    return WrittenCore(change, graphs, captured)
+
+
+def _in_front(value: Expression) -> Expression:
+    """``value`` without what was put in front of it."""
+    while value.op == "cat":
+        value = value.arguments[1]
+    return value
 
 
 def _graph(
@@ -86,7 +95,8 @@ def _outer(e: Expression) -> list[Expression]:
     return [part for a in e.arguments for part in _outer(a)] if inside else [e]
 
 
-def _revealed(mask: Expression, sizes: Mapping[str, Scalar]) -> int:
+def revealed(mask: Expression, sizes: Mapping[str, Scalar]) -> int:
+    """How many keys ``mask`` shows that are not the model's own."""
     total = 0
     while mask.op == "reveal":
         mask, count = mask.arguments

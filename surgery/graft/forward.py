@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.nn.functional as functional
@@ -142,8 +142,10 @@ def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], kwargs: dict[str,
 class _Frame:
     """The graph being written, for a module of class ``cls``."""
 
-    def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool):
+    def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool, prefix: str = ""):
         self.graph = fx.Graph()
+        self.cls = cls
+        self.prefix = prefix
         self.functions: dict[str, fx.Graph] = {}
         self.cores: list[CoreChange] = []
         self.captured: list[tuple[fx.Node, ...]] = []
@@ -180,14 +182,31 @@ class _Frame:
     def peek(self, name: str) -> fx.Node:
         return self.call(kernels.peek_tap, self.attribute(name))
 
-    def change_core(self, part: Part, emitter: Emitter) -> None:
-        """Have the core of ``part`` run changed while the module's own forward does."""
+    def change_core(self, part: Part) -> None:
+        """Have the core of ``part`` run changed while the module's own forward does.
+
+        What passes between the modules of a region is known no earlier than when the core runs.
+        """
         assert part.core is not None
         prefix = f"core{len(self.cores)}"
         written = write_core(part.program, part.core, dict(part.sizes), prefix)
         self.functions |= written.graphs
-        self.cores.append(written.change)
-        self.captured.append(tuple(emitter.emit(e) for e in written.captured))
+        if part.own:
+            emitter = _emitter(self, part, None)
+            self.captured.append(tuple(emitter.emit(e) for e in written.captured))
+            self.cores.append(written.change)
+            return
+        late = _Frame(self.cls, None, plain=False, prefix=f"{prefix}_")
+        emitter = _emitter(late, part, None)
+        late.graph.output(tuple(emitter.emit(e) for e in written.captured))
+        late.graph.eliminate_dead_code()
+        for node in late.graph.nodes:
+            if node.op == "placeholder":
+                late.graph.erase_node(node)
+        name = f"{prefix}_captured"
+        self.functions |= {**late.functions, name: late.graph}
+        self.captured.append(())
+        self.cores.append(replace(written.change, late=name))
 
     def own_forward(self, args: Any, kwargs: Any) -> fx.Node:
         if not self.cores:
@@ -236,7 +255,7 @@ class _Frame:
         return self.call(kernels.first, self.raw, port.index)
 
     def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitter) -> str:
-        key = f"fold{len(self.functions)}"
+        key = f"{self.prefix}fold{len(self.functions)}"
         graph = fx.Graph()
         arguments = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
         inner = Emitter(_FoldHost(graph, arguments), emitter.layer, emitter.sizes)
@@ -261,7 +280,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     exit_port: Port | None = None
     for part in design.parts:
         if part.core is not None:
-            frame.change_core(part, _emitter(frame, part, None))
+            frame.change_core(part)
     for part in design.parts:
         if not part.gives_result:
             continue

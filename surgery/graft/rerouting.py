@@ -9,16 +9,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Core
-from surgery.graft.attention import Change, rerouted
+from surgery.graft.attention.change import Change
+from surgery.graft.attention.reroute import rerouted
 
 
 @dataclass(frozen=True)
 class CoreChange:
-    """A change to a core as data: ``functions`` maps slots of a `Change` to names of functions."""
+    """A change to a core as data: ``functions`` maps slots of a `Change` to names of functions.
+
+    ``own`` is False if new keys and values are all that it brings. ``late`` names the function
+    for what the others need, where that is not known yet when the module is entered.
+    """
 
     core: Core
     functions: tuple[tuple[str, str], ...]
     revealed: int
+    own: bool
+    late: str | None = None
 
 
 def call_attending(
@@ -39,12 +46,19 @@ def call_attending(
 
 def _bound(
     change: CoreChange,
-    functions: dict[str, Callable[..., Tensor]],
+    functions: dict[str, Callable[..., Any]],
     module: nn.Module,
     captured: tuple[Tensor, ...],
 ) -> Change:
-    def bind(name: str) -> Callable[[Tensor], Tensor]:
-        function = functions[name]
-        return lambda value: function(module, value, *captured)
+    known = [captured] if change.late is None else []
 
-    return Change(revealed=change.revealed, **{s: bind(n) for s, n in change.functions})
+    def bind(name: str) -> Callable[[Tensor], Tensor]:
+        def function(value: Tensor) -> Tensor:
+            if not known and change.late is not None:
+                known.append(functions[change.late](module))
+            return functions[name](module, value, *known[0])
+
+        return function
+
+    slots = {slot: bind(name) for slot, name in change.functions}
+    return Change(revealed=change.revealed, own=change.own, **slots)

@@ -38,5 +38,5 @@ def sites_of(surgery: Surgery) -> dict[str, Site]:
     for applied, edit in surgery.edits():
         site = sites.setdefault(edit.whole, Site())
         site.edits.append(edit)
-        site.wraps.append(edit.wrapped(applied.plan.spec))
+        site.wraps.append(applied.wrapped(edit))
     return sites

@@ -122,6 +122,8 @@ class Place:
             return {"n": self.layer.out, "m": self.layer.into}
         anatomy = self.planner.anatomy
         into = anatomy.port_shape(self.site.entry)
+        if self.site.tokens is not None:
+            return {"n": into[-1]}
         out = anatomy.port_shape(self.site.exit)
         axis = 1 if self.features == "first" else -1
         found = {"n": out[axis], "m": into[axis]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Edit:
     seen that tells tokens from padding. ``flops`` are those added for each position, before
     anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
     not all; then the edit is part of the program of the ``whole`` layer.
+
+    ``folded`` edits hold what networks of theirs computed, and the networks no more.
     """
 
     site: str
@@ -81,6 +83,7 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+    folded: bool = False
 
     @property
     def operator(self) -> str:
@@ -93,7 +96,7 @@ class Edit:
 
     def wrapped(self, spec: Spec) -> Wrapped:
         """The method with its place in the program of the ``whole`` site."""
-        wrapped = spec.wrapped(self.statement)
+        wrapped = replace(spec.wrapped(self.statement), folded=self.folded)
         return wrapped.within(self.rows) if self.rows else wrapped
 
     def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:

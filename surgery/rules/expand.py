@@ -7,7 +7,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
@@ -15,6 +15,7 @@ from surgery.rules.binding import chain
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
 from surgery.rules.expression import Expression, Shape, operand
+from surgery.rules.fold import fold
 from surgery.rules.frame import Frame, bind_dims
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
 from surgery.rules.rows import Rows
@@ -280,16 +281,20 @@ def _check_own(state: State, target: str, value: Expression, step: syntax.Assign
 
 @dataclass(frozen=True)
 class Wrapped:
-    """One method of a site: the name its params live under, and the applied chain."""
+    """One method of a site: the name its params live under, and the applied chain.
+
+    When ``folded``, what networks computed from its params is a param itself.
+    """
 
     child: str
     closure: Closure
+    folded: bool = False
     rows: Rows | None = None
     """The part of the operator's outputs that the method is applied to; None is all of them."""
 
     def within(self, rows: Rows) -> Wrapped:
         """The same method on a slice of the outputs; its params live below the slice's name."""
-        return Wrapped(f"{rows}.{self.child}", self.closure, rows)
+        return replace(self, child=f"{rows}.{self.child}", rows=rows)
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
@@ -308,11 +313,17 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
 
 def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     before = len(state.notes.declarations)
-    outer = [(s, s.operands) for s in state.enter()]
+    states = state.enter()
+    outer = [(s, s.operands) for s in states]
+    for inner in states:
+        inner.operands = dict(inner.operands)
     path = f"{wrapped.child}."
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+    if wrapped.folded:
+        declared = state.notes.declarations[before:]
+        state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
 
 

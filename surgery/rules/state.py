@@ -88,10 +88,9 @@ class State:
         return State(self.kind, result, result, operands, self.notes, named_dims=self.named_dims)
 
     def enter(self) -> tuple[State, ...]:
-        """Begin the next method, which finds as its operator what stands."""
-        states = (self, self.core) if self.core else (self,)
+        """Begin the next method, which finds what stands as its operator."""
+        states: tuple[State, ...] = (self, self.core) if self.core else (self,)
         for state in states:
-            state.operands = dict(state.operands)
             state.rebound, state.origin = False, state.result
         return states
 

@@ -12,6 +12,7 @@ from surgery.anatomy.roles.experts import Mixture, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
+from surgery.anatomy.roles.keys import described
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
@@ -19,6 +20,7 @@ from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.slices import Slices
+from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.site import ROLES, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
@@ -83,6 +85,8 @@ class Reading:
             self._called(call.path, "norm")
         for path in embeddings(self.flow):
             self._called(path, "embedding")
+        for site in Stacks(self.flow, self.ports, self.layers).sites():
+            self._add(site, "tokens")
         taken = {path for sites in self._sites.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:
@@ -156,6 +160,15 @@ class Reading:
             self._add(site, role)
 
     def _both(self, site: Site, attention: Attention) -> None:
+        core = described(self.flow, attention.core)
+        for role in ("attention", "attention.self", "attention.cross"):
+            known = self._sites[role].get(site.path)
+            other = known.core if known else None
+            if known and other and (other.path, other.order) != (core.path, core.order):
+                core = replace(core, obstacle="it runs several attentions, and this is of one")
+                several = replace(other, obstacle=core.obstacle)
+                self._sites[role][site.path] = replace(known, core=several)
+        site = replace(site, core=core)
         self._add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
         self._add(replace(site, role=kind), kind)
