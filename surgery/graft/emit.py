@@ -175,7 +175,9 @@ class Emitter:
         """What costs more to compute than to keep: a large matrix would double a layer's memory."""
         if STAR in e.shape or _depth(e) <= 1:
             return False
-        return len(e.shape) == 1 or self._elements(e) < sum(map(self._elements, e.leaves))
+        if len(e.shape) == 1:
+            return True
+        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
 
     def _elements(self, e: Expression) -> float:
         return prod(d.value(self.sizes) for d in e.shape)

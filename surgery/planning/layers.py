@@ -55,8 +55,30 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return None
     own = module._parameters.get("weight") is not None
     # With `max_norm`, an embedding rescales what it looks up.
-    plain = own and layer.native and getattr(module, "max_norm", None) is None
+    usual = layer.native or (layer.kind == "linear" and own and _is_usual(module))
+    plain = own and usual and getattr(module, "max_norm", None) is None
     return replace(layer, plain=plain)
+
+
+@torch.no_grad()
+def _is_usual(module: nn.Module) -> bool:
+    """Whether a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+
+    Some write the product in another way; others dequantise, add something or round.
+    """
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
+        return False
+    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            found = type(module).forward(module, x.unsqueeze(0))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        return False
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def packed_layer(module: nn.Module, weight: str) -> Layer | None:

@@ -242,7 +242,10 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         )
         x = operand("x", (*state.origin.shape[:-1], weight.shape[-1]))
         state.origin = make("linear", (x, weight, bias), state.origin.shape, span=step.span)
-    changes = {operand(n, ()): v for n, v in state.operands.items() if v is not None}
+    # A rebound weight or bias is in the origin.
+    changes = {
+        operand(n, ()): v for n, v in state.operands.items() if v is not None and n not in "Wb"
+    }
     state.result = substitute(state.origin, changes)
 
 
