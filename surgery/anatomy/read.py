@@ -77,7 +77,7 @@ class Anatomy:
         A site that a role has found is complete. A module or parameter gets its main hidden
         states; where it never ran, it stays as it is, but for its layer.
         """
-        if site.kind == "region" or site.tokens is not None:
+        if site.kind in ("region", "slice") or site.tokens is not None:
             return site
         if site.role is not None and site.entry.argument is not None:
             return site

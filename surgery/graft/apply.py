@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.container import Graft
+from surgery.graft.container import Graft, drop_graft
 from surgery.graft.create import Start, create
 from surgery.graft.hosts import host_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
@@ -178,9 +178,7 @@ def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
     """Forget ``edits`` and take their parameters out of the model."""
     for edit in edits:
         applied.edits.remove(edit)
-        modules = model.get_submodule(edit.owner)._modules
-        if isinstance(modules.get(edit.child), Graft):
-            del modules[edit.child]
+        drop_graft(model.get_submodule(edit.owner), edit.graft)
 
 
 def _restore(model: nn.Module, applied: Applied) -> None:

@@ -13,6 +13,7 @@ from surgery.graft.initialise import generator, initial
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.words import embedded_words
+from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit, Plan
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration
@@ -37,15 +38,15 @@ def create(
     fresh: dict[str, nn.Parameter] = {}
     created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
     for edit in plan.edits:
-        wraps = standing.setdefault(edit.site, [])
-        wraps.append(plan.spec.wrapped(edit.statement))
-        declarations = dict(program_of(edit, wraps).declarations)[edit.child]
+        wraps = standing.setdefault(edit.whole, [])
+        wraps.append(edit.wrapped(plan.spec))
+        declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
         owner = edit.owner
         like = _like(model.get_submodule(owner), edit)
         made: dict[str, nn.Parameter] = {}
 
-        def value(e: Expression, owner: str = owner) -> Tensor:
-            name = {"W": "weight", "b": "bias"}[e.name] if e.op == "operand" else e.name
+        def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
+            name = layer.names[e.name] if layer and e.op == "operand" else e.name
             full = f"{owner}.{name}" if owner else name
             found = fresh.get(full, parameters.get(full))
             # A parametrised weight is no parameter but what the module makes of some.

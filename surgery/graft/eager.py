@@ -31,6 +31,7 @@ class _Wiring:
     def __init__(self, model: nn.Module):
         self.model = model
         self.parts: dict[str, list[Part]] = {}
+        self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
         self.stacks: dict[str, list[Stack]] = {}
         self.attributes: list[tuple[str, str, object]] = []
@@ -39,6 +40,9 @@ class _Wiring:
         edit, program = site.edits[0], site.program
         if edit.tokens is not None:
             self.stack(site, edit.tokens)
+            return
+        if edit.layer and edit.layer.read:
+            self.read.setdefault(edit.owner, []).append(self.part(site, edit.owner))
             return
         core = next((e.core for e in site.edits if e.core), None)
         apart = core is not None and not site.is_own
@@ -110,6 +114,12 @@ class _Wiring:
             held,
         )
 
+    def design(self, path: str) -> Design:
+        """What becomes of the class of the module at ``path``."""
+        tables = (self.parts, self.writes, self.stacks, self.read)
+        parts, writes, stacks, read = (tuple(table.get(path, ())) for table in tables)
+        return Design(parts, writes, stacks, read)
+
     def put(self, path: str, part: Part) -> None:
         parts = self.parts.setdefault(path, [])
         parts.insert(0, part) if part.own else parts.append(part)
@@ -135,15 +145,10 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.add(site)
     for path, name, value in wiring.attributes:
         model.get_submodule(path).__dict__[name] = value
-    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.stacks]):
+    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.read, *wiring.stacks]):
         module = model.get_submodule(path)
-        design = Design(
-            tuple(wiring.parts.get(path, ())),
-            tuple(wiring.writes.get(path, ())),
-            tuple(wiring.stacks.get(path, ())),
-        )
-        module.__class__ = _class_for(module, design)
-    fastpath.close(model, [*wiring.parts, *wiring.stacks])
+        module.__class__ = _class_for(module, wiring.design(path))
+    fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
     if wiring.stacks:
         token_masks.keep_plain(model)
 
@@ -155,7 +160,7 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
     key = (base, layer, design)
     if key not in _CLASSES:
         built = write_forward(base, layer, design)
-        effective = write_effective(own) if own and layer and layer.read else {}
+        effective = {name: g for p in design.read for name, g in write_effective(p).items()}
         _CLASSES[key] = adapted_class(
             base, built.graph, built.functions, effective, tuple(built.cores)
         )

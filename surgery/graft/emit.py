@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from surgery.graft import kernels
+from surgery.graft import kernels, slices
 from surgery.graft.factors import factored_linear, low_rank_norm
 from surgery.graft.patches import push_input
 from surgery.planning.layers import Layer
@@ -24,6 +24,7 @@ from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
+from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
 
@@ -174,7 +175,9 @@ class Emitter:
         """What costs more to compute than to keep: a large matrix would double a layer's memory."""
         if STAR in e.shape or _depth(e) <= 1:
             return False
-        return len(e.shape) == 1 or self._elements(e) < sum(map(self._elements, e.leaves))
+        if len(e.shape) == 1:
+            return True
+        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
 
     def _elements(self, e: Expression) -> float:
         return prod(d.value(self.sizes) for d in e.shape)
@@ -326,6 +329,37 @@ class Emitter:
         weight = self.host.leaf(Expression("operand", (), (("name", "W"),)))
         return self.host.call(kernels.eye, weight, self._scalar(e.attribute("size")))
 
+    def _rows(self, e: Expression) -> Any:
+        """Some rows: of what there is already, else of what it would be made of."""
+        inner = e.arguments[0]
+        made = (inner, self.copies if inner.varies else 1) in self._done
+        inside = None if made or (self.layer and not self.layer.native) else step(e)
+        if inside is not None:
+            return self.emit(inside)
+        axis = self._features if e.varies else 0
+        return self.host.call(slices.take_rows, self.emit(inner), rows_in(e).layout, axis)
+
+    def _put(self, e: Expression) -> Any:
+        whole, part = e.arguments
+        rows = rows_in(e)
+        axis = self._features if e.varies else 0
+        if whole.number is not None:
+            value = self._scalar(whole.number)
+            vector = self.emit(part)
+            return self.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
+        onto = self.emit(whole)
+        if part.number is not None:
+            old = self.host.call(slices.take_rows, onto, rows.layout, axis)
+            new = self.host.call(torch.full_like, old, self._scalar(part.number))
+        else:
+            new = self.emit(part)
+        return self.host.call(slices.put_rows, onto, new, rows.layout, axis)
+
+    @property
+    def _features(self) -> int:
+        """The axis of the features of what flows."""
+        return -1 - self.spatial if self.first else -1
+
     def _identity(self, e: Expression) -> Any:
         return self.emit(e.arguments[0])
 
@@ -342,6 +376,8 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "detach": Emitter._detach,
     "eye": Emitter._eye,
     "identity": Emitter._identity,
+    "rows": Emitter._rows,
+    "put": Emitter._put,
 }
 
 

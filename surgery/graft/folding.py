@@ -63,7 +63,7 @@ def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[st
     """The edit as it is when folded, and the parameters it then has."""
     wraps = [
         replace(w, folded=True) if w.child == edit.child else w
-        for w in surgery.standing()[edit.site]
+        for w in surgery.standing()[edit.whole]
     ]
     declared = dict(program_of(edit, wraps).declarations)[edit.child]
     owner = model.get_submodule(edit.owner)

@@ -71,11 +71,15 @@ class Stack:
 
 @dataclass(frozen=True)
 class Design:
-    """All that decides a generated forward: modules with equal designs share a class."""
+    """All that decides a generated class: modules with equal designs share one.
+
+    ``parts`` are what the forward runs, ``read`` those whose weights other code reads.
+    """
 
     parts: tuple[Part, ...] = ()
     writes: tuple[tuple[str, Port], ...] = ()
     stacks: tuple[Stack, ...] = ()
+    read: tuple[Part, ...] = ()
 
 
 @dataclass
@@ -105,7 +109,8 @@ class _GraphHost(Host):
             return self.frame.tap(self.taps[name])
         if name == "x":
             return self.frame.input(self.part.entry)
-        return self.frame.attribute({"W": "weight", "b": "bias"}[name])
+        assert self.part.layer is not None
+        return self.frame.attribute(self.part.layer.names[name])
 
     def module(self) -> fx.Node:
         return self.frame.self_node
@@ -277,9 +282,12 @@ class _Frame:
         """The module's own forward on ``x``; its hidden states."""
         layer = part.layer
         if self.plain:
-            if layer and layer.kind == "linear" and layer.native:
+            if layer and layer.kind in ("linear", "transposed") and layer.native:
                 bias = self.attribute("bias") if layer.bias else None
-                return self.call(functional.linear, x, self.attribute("weight"), bias)
+                weight = self.attribute("weight")
+                if layer.kind == "transposed":
+                    return self.call(kernels.transposed_linear, x, weight, bias)
+                return self.call(functional.linear, x, weight, bias)
             return self.call(kernels.call_base, self.self_node, (x,), {})
         args, kwargs = self.args, self.kwargs
         name = part.entry.argument or self.parameters[0]
@@ -375,20 +383,21 @@ def write_effective(part: Part) -> dict[str, fx.Graph]:
     if isinstance(merged, NotAffine) or part.layer is None:
         raise ValueError("only a method that merges has an effective weight")
     graphs: dict[str, fx.Graph] = {}
-    for name, expression in (("weight", merged.weight), ("bias", merged.bias)):
+    for name, expression in (("W", merged.weight), ("b", merged.bias)):
         graph = fx.Graph()
-        host = _EffectiveHost(graph)
+        host = _EffectiveHost(graph, part.layer)
         value = Emitter(host, part.layer, dict(part.sizes)).emit(expression)
         graph.output(value if isinstance(value, fx.Node) else None)
-        graphs[name] = graph
+        graphs[part.layer.names[name]] = graph
     return graphs
 
 
 class _EffectiveHost(Host):
     """Reads a layer's own tensors beneath the properties that replace them."""
 
-    def __init__(self, graph: fx.Graph):
+    def __init__(self, graph: fx.Graph, layer: Layer):
         self.graph = graph
+        self.layer = layer
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return _call(self.graph, target, args, kwargs)
@@ -396,7 +405,7 @@ class _EffectiveHost(Host):
     def leaf(self, expression: Expression) -> fx.Node:
         if expression.op == "param":
             return self.graph.get_attr(expression.name)
-        name = {"W": "weight", "b": "bias"}[expression.name]
+        name = self.layer.names[expression.name]
         return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)
 
 

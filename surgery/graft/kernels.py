@@ -99,6 +99,12 @@ def call_held(held: Held, value: Tensor) -> Tensor:
     return held.module(value)
 
 
+def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What transformers' `Conv1D` computes: x W + b, with W [m, n]."""
+    rows = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
+    return rows.view(*x.shape[:-1], weight.shape[1])
+
+
 def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
     """diag(factors) @ matrix."""
     return matrix * factors.unsqueeze(1)

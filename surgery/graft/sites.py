@@ -12,7 +12,7 @@ from surgery.rules.program import Program, build
 
 @dataclass
 class Site:
-    """The edits of one site, in order."""
+    """The edits of one site, in order; those of a layer's slices are with the layer's."""
 
     edits: list[Edit] = field(default_factory=list[Edit])
     wraps: list[Wrapped] = field(default_factory=list[Wrapped])
@@ -24,7 +24,7 @@ class Site:
     @property
     def is_own(self) -> bool:
         """Whether the site is one module, not a region that ends at it."""
-        return self.edits[0].site == self.edits[0].exit.path
+        return self.edits[0].whole == self.edits[0].exit.path
 
 
 def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
@@ -36,7 +36,7 @@ def sites_of(surgery: Surgery) -> dict[str, Site]:
     """The sites of all edits in force, by site path."""
     sites: dict[str, Site] = {}
     for applied, edit in surgery.edits():
-        site = sites.setdefault(edit.site, Site())
+        site = sites.setdefault(edit.whole, Site())
         site.edits.append(edit)
         site.wraps.append(applied.wrapped(edit))
     return sites

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Applied:
 
     def wrapped(self, edit: Edit) -> Wrapped:
         """The method of one of its edits."""
-        return replace(self.plan.spec.wrapped(edit.statement), folded=edit.folded)
+        return edit.wrapped(self.plan.spec)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Surgery:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
         for applied, edit in self.edits():
-            found.setdefault(edit.site, []).append(applied.wrapped(edit))
+            found.setdefault(edit.whole, []).append(applied.wrapped(edit))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:

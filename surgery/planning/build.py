@@ -132,7 +132,10 @@ class Draft:
         if site.kind == "parameter":
             raise error("S401", "a method is applied to modules, and this selects parameters")
         place = Place(self.planner, site)
-        standing = self.applied.setdefault(place.key, [])
+        standing = self.applied.setdefault(place.whole, [])
+        child = wrapped.child
+        if site.rows is not None:
+            wrapped = wrapped.within(site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
         if program.named_dims is not None or place.layer is None:
@@ -152,8 +155,9 @@ class Draft:
         standing.append(wrapped)
         return Edit(
             site=place.key,
+            whole=place.whole,
             paths=site.paths,
-            child=wrapped.child,
+            child=child,
             statement=number,
             method=_method_text(statement),
             place=str(statement.span).rpartition(":")[0],
@@ -169,6 +173,7 @@ class Draft:
             core=place.site.core if program.changes_core else None,
             tokens=place.site.tokens,
             real=place.real if program.uses("pool") else None,
+            rows=site.rows,
             features=place.features,
             rank=place.rank,
             tensors=place.tensors(derived),
@@ -182,16 +187,24 @@ class Draft:
 
 
 def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
+    first = child.partition(".")[0]
     if any(w.child == child for w in standing):
+        name = child.rpartition(".")[2]
         raise error(
             "S407",
-            f"there is a `{child}` at this site already",
-            help=f"name one of them: `… as {child}_2`",
+            f"there is a `{name}` at this site already",
+            help=f"name one of them: `… as {name}_2`",
         )
-    if hasattr(place.module, child):
+    if hasattr(place.module, first):
         raise error(
             "S407",
-            f"the module has an attribute `{child}` of its own",
+            f"the module has an attribute `{first}` of its own",
+            help="give the method another name with `as`",
+        )
+    if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):
+        raise error(
+            "S407",
+            f"`{first}` names a method here, and a slice whose methods are below that name",
             help="give the method another name with `as`",
         )
 

@@ -12,7 +12,7 @@ from surgery.anatomy.site import Port, Site, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer, read_layer
+from surgery.planning.layers import Layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -29,11 +29,14 @@ class Place:
         self.planner = planner
         self.site = site
         model = planner.model
-        self.owner = site.exit.path if site.kind == "region" else site.path
+        self.owner = site.exit.path if site.kind in ("region", "slice") else site.path
         self.module = model.get_submodule(self.owner)
         self.layer: Layer | None = None
         if site.kind == "module" and not site.tokens:
             self.layer = read_layer(self.module, model.get_submodule(site.path.rpartition(".")[0]))
+        elif site.kind == "slice":
+            packed = site.packed
+            self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
 
@@ -41,6 +44,11 @@ class Place:
     def key(self) -> str:
         """What tells this site from others; the module that reads tokens may be one itself."""
         return f"{self.site.path}[tokens]" if self.site.tokens else self.site.path
+
+    @property
+    def whole(self) -> str:
+        """The site whose program this is part of: of a slice, the layer or its packed weight."""
+        return self.key if self.site.rows is None else self.key.removesuffix(f"[{self.site.rows}]")
 
     @cached_property
     def signature(self) -> Signature:
@@ -160,13 +168,22 @@ class Place:
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
         for name in _changed(program, self.layer):
-            known = {f"{path}.{name}" if path else name for path in self.site.paths}
+            name = self.layer.names[name]
+            known = {f"{path}.{name}" if path else name for path in self.owners}
             tensor = self.module._parameters.get(name)
             others = [n for n in self.planner.names.get(id(tensor), ()) if n not in known]
             if others:
                 other = others[0].removesuffix(f".{name}")
                 return f"the {name} is tied with `{other}`, which would change too"
         return None
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Every path of the module that holds the weight."""
+        if self.site.rows is None:
+            return self.site.paths
+        end = f"{self.site.packed or ''}[{self.site.rows}]"
+        return tuple(path.removesuffix(end).removesuffix(".") for path in self.site.paths)
 
     def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
         """The parameters that a method adds here."""
@@ -179,13 +196,14 @@ class Place:
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:
-    """Which of a layer's tensors a merge of ``program`` writes to; both if it has none."""
+    """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
     found = program.merge
     if isinstance(found, NotAffine):
-        return ["weight", "bias"]
-    own = {"weight": operand("W", ()), "bias": operand("b", ()) if layer.bias else number(0)}
-    changed = [n for n in own if getattr(found, n) != own[n]]
-    return ["weight"] if changed and layer.kind == "embedding" else changed
+        return ["W", "b"]
+    changed = ["W"] if found.weight != operand("W", ()) else []
+    if found.bias != (operand("b", ()) if layer.bias else number(0)):
+        changed.append("W" if layer.kind == "embedding" else "b")
+    return changed
 
 
 def _dtype(module: nn.Module) -> str:

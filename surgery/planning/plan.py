@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from surgery.anatomy.site import Core, Port, Tokens
 from surgery.language.diagnostics import Diagnostic
 from surgery.planning.layers import Layer
 from surgery.planning.spec import Spec, spec_from_texts
+from surgery.rules.expand import Wrapped
 from surgery.rules.program import Signature
+from surgery.rules.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Edit:
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
     itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
     seen that tells tokens from padding. ``flops`` are those added for each position, before
-    anything is folded.
+    anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
+    not all; then the edit is part of the program of the ``whole`` layer.
 
     Of an edit that ``folds``, networks compute constants; a ``folded`` one holds these instead.
     """
 
     site: str
+    whole: str
     paths: tuple[str, ...]
     child: str
     statement: int
@@ -70,6 +74,7 @@ class Edit:
     core: Core | None
     tokens: Tokens | None
     real: Port | None
+    rows: Rows | None
     features: str
     rank: int | None
     tensors: tuple[Tensor, ...]
@@ -84,6 +89,16 @@ class Edit:
     @property
     def operator(self) -> str:
         return self.signature.kind
+
+    @property
+    def graft(self) -> str:
+        """Where its parameters are below ``owner``: `lora`, or `q.lora` on a slice."""
+        return f"{self.rows}.{self.child}" if self.rows else self.child
+
+    def wrapped(self, spec: Spec) -> Wrapped:
+        """The method with its place in the program of the ``whole`` site."""
+        wrapped = replace(spec.wrapped(self.statement), folded=self.folded)
+        return wrapped.within(self.rows) if self.rows else wrapped
 
     def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
         """What tells ``tensor`` from others, if several sites share it."""

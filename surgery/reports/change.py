@@ -5,11 +5,14 @@ from __future__ import annotations
 from surgery.rules.expression import Expression, operand
 from surgery.rules.program import Program
 from surgery.rules.simplify import substitute
+from surgery.rules.slices import rows_in, take
 from surgery.rules.state import OPERANDS
 
 
 def change(before: Expression, after: Expression) -> str:
     """``after`` in terms of ``before``, which is called `y`."""
+    if after.op == "put" and after.arguments[0] == before:
+        return change(take(before, rows_in(after)), after.arguments[1])
     y = operand("y", before.shape)
     if after.op == "add" and before in after.arguments:
         left, right = after.arguments

@@ -75,7 +75,8 @@ def kind_of(edit: Edit) -> str:
     if layer.spatial:
         name += f" {layer.spatial}d"
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""
-    return f"{name} {layer.into} → {layer.out}{groups}"
+    out = edit.rows.size if edit.rows else layer.out
+    return f"{name} {layer.into} → {out}{groups}"
 
 
 def _grouped(core: Core) -> str:
@@ -96,7 +97,7 @@ def entries_of(plan: Plan, standing: Standing) -> list[Entry]:
 def _likeness(edit: Edit) -> object:
     sizes = tuple(sorted(edit.sizes.items()))
     derived = (edit.formula, edit.identity, edit.merges, edit.reason, edit.obstacle, edit.flops)
-    return (edit.statement, edit.child, edit.layer, sizes, additions_of(edit), *derived)
+    return (edit.statement, edit.child, edit.layer, edit.rows, sizes, additions_of(edit), *derived)
 
 
 def additions_of(edit: Edit) -> tuple[Addition, ...]:
@@ -110,4 +111,4 @@ def additions_of(edit: Edit) -> tuple[Addition, ...]:
 def local_name(edit: Edit, tensor: Tensor) -> str:
     """The name of a tensor below its method: `A` of `q_proj.lora.A`."""
     owner = edit.owner
-    return tensor.name.removeprefix(f"{owner}." if owner else "").removeprefix(f"{edit.child}.")
+    return tensor.name.removeprefix(f"{owner}." if owner else "").removeprefix(f"{edit.graft}.")

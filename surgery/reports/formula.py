@@ -22,14 +22,14 @@ def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:
     wraps = _wraps(plan, edit, standing)
     before = build(edit.signature, tuple(wraps[:-1]))
     after = build(edit.signature, tuple(wraps))
-    return change_of(before, after).replace(f"{edit.child}.", "")
+    return change_of(before, after).replace(f"{edit.graft}.", "")
 
 
 def _wraps(plan: Plan, edit: Edit, standing: Standing) -> list[Wrapped]:
-    wraps = list(standing.get(edit.site, ()))
+    wraps = list(standing.get(edit.whole, ()))
     for other in plan.edits:
-        if other.site == edit.site:
-            wraps.append(plan.spec.wrapped(other.statement))
+        if other.whole == edit.whole:
+            wraps.append(other.wrapped(plan.spec))
         if other is edit:
             break
     return wraps

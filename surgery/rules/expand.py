@@ -7,7 +7,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
@@ -18,8 +18,10 @@ from surgery.rules.expression import Expression, Shape, operand
 from surgery.rules.fold import fold
 from surgery.rules.frame import Frame, bind_dims
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.rows import Rows
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, substitute
+from surgery.rules.slices import put
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
@@ -240,7 +242,10 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         )
         x = operand("x", (*state.origin.shape[:-1], weight.shape[-1]))
         state.origin = make("linear", (x, weight, bias), state.origin.shape, span=step.span)
-    changes = {operand(n, ()): v for n, v in state.operands.items() if v is not None}
+    # A rebound weight or bias is in the origin.
+    changes = {
+        operand(n, ()): v for n, v in state.operands.items() if v is not None and n not in "Wb"
+    }
     state.result = substitute(state.origin, changes)
 
 
@@ -287,6 +292,12 @@ class Wrapped:
     child: str
     closure: Closure
     folded: bool = False
+    rows: Rows | None = None
+    """The part of the operator's outputs that the method is applied to; None is all of them."""
+
+    def within(self, rows: Rows) -> Wrapped:
+        """The same method on a slice of the outputs; its params live below the slice's name."""
+        return replace(self, child=f"{rows}.{self.child}", rows=rows)
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
@@ -294,6 +305,16 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
 
     Names in the result are prefixed by ``wrapped.child``.
     """
+    if wrapped.rows is None:
+        return _wrap(state, wrapped)
+    part = state.rows(wrapped.rows)
+    declared = _wrap(part, wrapped)
+    state.result = put(state.result, part.result, wrapped.rows)
+    state.named_dims = part.named_dims
+    return declared
+
+
+def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     before = len(state.notes.declarations)
     states = state.enter()
     outer = [(s, s.operands) for s in states]

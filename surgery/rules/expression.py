@@ -12,12 +12,13 @@ from functools import cached_property
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
+from surgery.rules.rows import Rows
 
 STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
 Shape = tuple[Dim, ...]
-Attribute = Dim | str | bool | int
+Attribute = Dim | Rows | str | bool | int
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,9 @@ def show(expression: Expression) -> str:
         return f" {_INFIX[e.op]} ".join(shown)
     if e.op == "negate":
         return f"-{parts[0]}"
+    if e.op == "rows":
+        (inner,) = e.arguments
+        return f"{f'({parts[0]})' if inner.op in _INFIX else parts[0]}[{e.attribute('of')}]"
     if e.op in ("block", "host"):
         return f"{e.name}({', '.join(parts)})"
     extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]

@@ -258,6 +258,8 @@ _FREE = frozenset(
         "split_heads",
         "flip",
         "place",
+        "put",
+        "rows",
         "tokens",
     ]
 )

@@ -11,7 +11,9 @@ from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
 from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, operand
+from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
+from surgery.rules.slices import take
 from surgery.rules.values import Condition, Declaration, HostModule, Value
 
 Kind = Literal["linear", "module", "attention", "tokens"]
@@ -72,6 +74,18 @@ class State:
     @property
     def shapes(self) -> Shapes:
         return self.notes.shapes
+
+    def rows(self, rows: Rows) -> State:
+        """A slice of the outputs of a linear operator, as an operator of its own."""
+        result = take(self.result, rows)
+        weight, bias = self.operands["W"], self.operands["b"]
+        operands = {
+            "x": self.operands["x"],
+            "W": weight and take(weight, rows),
+            "b": bias and take(bias, rows),
+            "residual": None,
+        }
+        return State(self.kind, result, result, operands, self.notes, named_dims=self.named_dims)
 
     def enter(self) -> tuple[State, ...]:
         """Begin the next method, which finds what stands as its operator."""
