@@ -90,8 +90,9 @@ class Side:
         if not line:
             self._process.communicate()
             self._errors.seek(0)
-            last = self._errors.read().strip().rpartition("\n")[2]
-            raise NothingMeasuredError(last or "a worker ended without a word")
+            lines = self._errors.read().splitlines()
+            found = [line for line in lines if "Error: " in line] or lines
+            raise NothingMeasuredError(found[-1] if found else "a worker ended without a word")
         return json.loads(line)
 
 
