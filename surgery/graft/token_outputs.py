@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from surgery.graft import kernels
+
 
 class Trim:
     """Drops the places of a prompt from the results of one call.
@@ -55,8 +57,18 @@ class Trim:
         if value.dim() == 3 and value.shape[1] == self.total:
             return value[:, self.joined :]
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
-            return value.unflatten(0, (self.batch, self.total))[:, self.joined :].flatten(0, 1)
+            rows = value.view(self.batch, self.total, -1)[:, self.joined :]
+            return rows.reshape(-1, value.shape[1])
         return value
+
+    def one(self, output: Any, index: int | str) -> Any:
+        """``output`` with the states at ``index`` trimmed; of a mapping, the index-th value."""
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            key = list(items)[index] if isinstance(index, int) else index
+            items[key] = self.states(items[key])
+            return items
+        return kernels.with_first(output, index, self.states(output[index]))
 
     def states(self, value: Tensor) -> Tensor:
         """Hidden states [batch, total, features] of the tokens given."""

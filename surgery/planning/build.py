@@ -177,6 +177,7 @@ class Draft:
             reason=derived.reason,
             obstacle=obstacle,
             flops=derived.flops,
+            folds=derived.folds,
         )
 
 

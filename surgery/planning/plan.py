@@ -49,7 +49,7 @@ class Edit:
     seen that tells tokens from padding. ``flops`` are those added for each position, before
     anything is folded.
 
-    ``folded`` edits hold what networks of theirs computed, and the networks no more.
+    Of an edit that ``folds``, networks compute constants; a ``folded`` one holds these instead.
     """
 
     site: str
@@ -78,6 +78,7 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+    folds: bool
     folded: bool = False
 
     @property

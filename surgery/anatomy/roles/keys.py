@@ -15,7 +15,7 @@ from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.trails import SCORED, STEPS
 
-_SDPA = 'attn_implementation="sdpa", where the model has it, computes them in one function'
+_SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
 
 def described(flow: Flow, core: Core) -> site.Core:
@@ -36,8 +36,10 @@ def described(flow: Flow, core: Core) -> site.Core:
     v = [shapes[core.v][axis] for axis in weighed.value]
     folded = _folded(flow, core.q) if len(q) < 4 else 1
     query_heads = q[1] if len(q) > 3 else folded
-    heads = (k[1] if len(k) > 3 else folded) // _repeats(flow, core.k)
-    obstacle = None if how == "fused" else _lost(flow, core)
+    # Positions may have been worked into keys after these were repeated; never into values.
+    times = max(_repeats(flow, core.k), _repeats(flow, core.v))
+    heads = (k[1] if len(k) > 3 else folded) // times
+    obstacle = _lost(flow, core)
     return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
 
 
@@ -158,7 +160,11 @@ def _unordered(flow: Flow, core: Core) -> str:
 
 
 def _lost(flow: Flow, core: Core) -> str | None:
-    """Which step around the softmax of ``core`` cannot be taken with new keys, too."""
+    """What ``core`` does that cannot be done with new keys, too."""
+    if flow.kinds[core.ops[0].index] == "flex_attention":
+        return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
+    if len(core.ops) == 1:
+        return None
     scores, softmax, product = core.ops
     rank = len(flow.record.shapes[softmax.outputs[0]])
     axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
