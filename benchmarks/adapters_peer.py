@@ -33,8 +33,15 @@ MODELS = {"bert": "BERT", "gpt2": "GPT-2"}
 METHODS = {
     "lora": "on up|down apply lora(8)",
     "prefix": "on attention apply prefix(30)",
-    "unipelt": (ROOT / "rules/unipelt.peft").read_text(encoding="utf-8"),
+    "unipelt": "unipelt",
 }
+# q and v are rows of one layer there, so each has a graft of its own on that layer.
+FUSED = """
+on attention gated prefix_mlp(10, m = 512)
+on qkv gated lora(8) as q
+on qkv gated lora(8) as v
+on mlp pfeiffer weighted adapter(reduction = 16)
+"""
 CASES = ("forward", "step")
 
 
@@ -83,8 +90,9 @@ class Side:
         if not line:
             self._process.communicate()
             self._errors.seek(0)
-            last = self._errors.read().strip().rpartition("\n")[2]
-            raise NothingMeasuredError(last or "a worker ended without a word")
+            lines = self._errors.read().splitlines()
+            found = [line for line in lines if "Error: " in line] or lines
+            raise NothingMeasuredError(found[-1] if found else "a worker ended without a word")
         return json.loads(line)
 
 
@@ -170,7 +178,8 @@ def main(
     )
     for name in model or MODELS:
         for method in methods or METHODS:
-            text = spec or METHODS[method]
+            fused = name == "gpt2" and method == "unipelt"
+            text = spec or (FUSED if fused else METHODS[method])
             try:
                 sides, notes = measured(name, method, attention, text, peer_python, Settings(quick))
             except NothingMeasuredError as reason:

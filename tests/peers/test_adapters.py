@@ -130,12 +130,12 @@ def test_prefixes(model: str, attention: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_prefixes_from_networks(model: str) -> None:
-    agree(*prefix_networks(load(model, "prefix_mlp"), "apply", model))
+    agree(*prefix_networks(load(model, "prefix_mlp"), "apply"))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_mix_and_match(model: str) -> None:
-    fixture, prefixes, values = prefix_networks(load(model, "mam"), "apply", model)
+    fixture, prefixes, values = prefix_networks(load(model, "mam"), "apply")
     values |= at("adapter", mapping.bottlenecks(fixture))
     agree(fixture, f"{prefixes}\n{BOTTLENECKS['parallel'](model)}", values)
 
@@ -157,7 +157,7 @@ def test_gates_of_ours_leave_padding_out_unless_told_otherwise() -> None:
 def unipelt(model: str, average: str) -> tuple[Fixture, str, Values]:
     """The fixture, the spec and its parameters; ``average`` is what makes the gates."""
     gated = f"gated(average = {average})"
-    fixture, spec, values = prefix_networks(load(model, "unipelt"), gated, model)
+    fixture, spec, values = prefix_networks(load(model, "unipelt"), gated)
     gates = mapping.gates(fixture)
     values |= at("prefix_mlp.gated", {path: gates[path] for path in mapping.prefixes(fixture)})
     updates = mapping.updates(fixture)
@@ -186,14 +186,12 @@ def of_fused_layers(updates: Values, gates: Values) -> Values:
     return values
 
 
-def prefix_networks(fixture: Fixture, verb: str, model: str) -> tuple[Fixture, str, Values]:
+def prefix_networks(fixture: Fixture, verb: str) -> tuple[Fixture, str, Values]:
     """The fixture, what makes its prefixes, and their parameters.
 
-    Self and cross attentions have networks of their own, so they take a statement each; the shared
-    part is at the first attention of its stack.
+    The shared part is at the first attention of its kind: of encoder, decoder and cross attention.
     """
-    kinds = ("attention.self", "attention.cross") if model in ENCODER_DECODERS else ("attention",)
-    spec = "\n".join(f"on {kind} {verb} prefix_mlp(3, m = 6, width = 16)" for kind in kinds)
+    spec = f"on attention {verb} prefix_mlp(3, m = 6, width = 16)"
     values: Values = {}
     for path, made in mapping.networks(fixture).items():
         shared = {"E": made.E, "D": made.D, "d0": made.d0} if made.index == 0 else {}

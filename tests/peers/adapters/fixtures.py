@@ -63,14 +63,15 @@ class Fixture:
 
 
 @cache
-def _tensors(model: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _file(model: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(HERE / f"{model}.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["about"])
 
 
 def load(model: str, method: str) -> Fixture:
     """The fixture of ``method``; a prefix in T5 has the base without its position bias."""
-    tensors, metadata = _tensors(model)
+    tensors, about = _file(model)
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -82,8 +83,8 @@ def load(model: str, method: str) -> Fixture:
         after=tensors[f"{method}.output"],
         weights=under(f"{method}.weight."),
         gates=under(f"{method}.gate."),
-        settings=json.loads(metadata["methods"])[method],
-        build=(metadata["class"], metadata["config_class"], json.loads(metadata["config"])),
+        settings=about["methods"][method],
+        build=(about["class"], about["config_class"], about["config"]),
     )
     if fixture.has_prefix:
         for name, value in fixture.base.items():

@@ -14,10 +14,11 @@ There is one file a model. `base.*` are the model's parameters, `input.*` what i
 `output.base` what it gives; for each method `METHOD.weight.*` are the parameters that `adapters`
 adds, under their own names with the adapter called `peer`, `METHOD.output` is what the adapted
 model gives, and `METHOD.gate.*` are the gates, one row an example, by the path of the gate's
-module. The metadata hold the model's class and config, each method's config, and the versions.
+module. The metadata `about` is JSON:
+the model's class and config, each method's config, and the versions.
 
-No parameter keeps its initial value. Dropout is off. Attention is `eager`: without padding the
-`sdpa` path of `adapters` hides a decoder's own tokens behind its prefix (README.md).
+No parameter keeps its initial value. Dropout is off. Attention is `eager`: with `sdpa` the prefixes
+of `adapters` go wrong in decoders (README.md).
 """
 
 from __future__ import annotations
@@ -230,17 +231,17 @@ def main() -> None:
         for method, chosen in methods().items():
             found = adapted(model, chosen)
             tensors |= {f"{method}.{n}": t for n, t in found.items()}
-        metadata = {
+        about = {
             "class": name,
             "config_class": config,
-            "config": json.dumps(settings),
-            "methods": json.dumps({n: c.to_dict() for n, c in methods().items()}),
-            "versions": json.dumps(
-                {m.__name__: m.__version__ for m in (library, transformers, torch)}
-            ),
+            "config": settings,
+            "methods": {n: c.to_dict() for n, c in methods().items()},
+            "versions": {m.__name__: m.__version__ for m in (library, transformers, torch)},
         }
+        metadata = {"about": json.dumps(about)}  # several keys would be written in any order
         path = HERE / f"{model}.safetensors"
         save_file({n: t.contiguous().clone() for n, t in tensors.items()}, path, metadata)
+        path.chmod(0o644)
         print(f"{path.name}: {len(tensors)} tensors, {path.stat().st_size} bytes", file=sys.stderr)
 
 
