@@ -34,10 +34,19 @@ class TokenTap:
     that stands for a vector until its embedding is filled in; ``window`` how far layers look back
     that do not see all. ``prompt`` waits for the embedding; ``trim`` says what to drop and stays
     until the reader's next call, since checkpointed layers run again after it. ``starts`` tells
-    whether that call began a sequence.
+    whether that call began a sequence. ``instead`` takes the place of any prompt while it is there.
     """
 
-    __slots__ = ("parameters", "placeholder", "prompt", "starts", "tokens", "trim", "window")
+    __slots__ = (
+        "instead",
+        "parameters",
+        "placeholder",
+        "prompt",
+        "starts",
+        "tokens",
+        "trim",
+        "window",
+    )
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class TokenTap:
         self.parameters = parameters
         self.placeholder = placeholder
         self.window = window
+        self.instead: Tensor | None = None
         self.prompt: Tensor | None = None
         self.trim: Trim | None = None
         self.starts = True
@@ -117,6 +127,7 @@ def extended(
 
     """
     call = tap.call(args, kwargs)
+    prompt = prompt if tap.instead is None else tap.instead
     n = prompt.shape[-2]
     if call.batch == 0 or n == 0:
         return args, kwargs

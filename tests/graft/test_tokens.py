@@ -268,6 +268,7 @@ GENERATING: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "num_return_sequences": 2},
     "static cache": {"cache_implementation": "static"},
     "in chunks": {"prefill_chunk_size": 2},
+    "guessing ahead": {"prompt_lookup_num_tokens": 2},
 }
 
 
@@ -278,23 +279,29 @@ def test_generation_returns_what_it_returns_without(name: str, how: str) -> None
     prompt = random_prompt(model, N)
     ids, mask = padded(a_batch(), "left")
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, **GENERATING[how]}
-    plain = {k: v for k, v in settings.items() if k != "prefill_chunk_size"}
+    faster = ("prefill_chunk_size", "prompt_lookup_num_tokens")
+    plain = {k: v for k, v in settings.items() if k not in faster}
     adapted = with_prompt(copy.deepcopy(model), prompt)
+    if how == "guessing ahead":
+        ids, mask = ids[1:].repeat(1, 2), mask[1:].repeat(1, 2)  # one at a time
     for seen in (mask, torch.ones_like(mask)):
         torch.manual_seed(0)
         behind = in_front(model, prompt, ids)
         wanted = model.generate(inputs_embeds=behind, attention_mask=longer(seen), **plain)
         torch.manual_seed(0)
         got = adapted.generate(ids, attention_mask=seen, **settings)
-        assert torch.equal(got[:, 5:], wanted)
-        assert torch.equal(got[:, :5], ids.repeat_interleave(len(got) // 2, 0))
+        length = ids.shape[1]
+        assert torch.equal(got[:, length:], wanted)
+        assert torch.equal(got[:, :length], ids.repeat_interleave(len(got) // len(ids), 0))
 
 
 @pytest.mark.parametrize(("name", "stack"), BOTH)
 def test_decoding_with_a_cache_equals_decoding_without(name: str, stack: int) -> None:
     model = build(name)
     with_prompt(model, random_prompt(model, N, stack), stack)
-    inputs = {"inputs": a_batch()} if name != "whisper" else {"inputs": torch.randn(2, 8, 32)}
+    inputs = {"input_features": torch.randn(2, 8, 32)}
+    if name != "whisper":
+        inputs = {"input_ids": a_batch()}
     for more in ({}, {"num_beams": 2}):
         more = {**more, "max_new_tokens": 5, "min_new_tokens": 5}
         cached = model.generate(**inputs, **more)
@@ -322,6 +329,7 @@ def test_step_by_step_equals_at_once(name: str, static: bool) -> None:
         cache = cache if static else DynamicCache(config=model.config)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("beams", [1, 2])
 def test_the_same_as_prompt_tuning_of_peft(beams: int) -> None:
     from peft import PromptTuningConfig, get_peft_model
@@ -339,8 +347,9 @@ def test_the_same_as_prompt_tuning_of_peft(beams: int) -> None:
             got = model(ids, attention_mask=mask).logits
         torch.testing.assert_close(got[mask == 1], wanted[mask == 1])
         more = {"max_new_tokens": 5, "min_new_tokens": 5, "num_beams": beams}
-        generated = peer.generate(input_ids=ids, attention_mask=mask, **more)
-        assert torch.equal(model.generate(ids, attention_mask=mask, **more), generated)
+        # In padded sequences the peer ignores the positions that `generate` hands it.
+        full = {"input_ids": a_batch(), "attention_mask": torch.ones_like(ids)}
+        assert torch.equal(model.generate(**full, **more), peer.generate(**full, **more))
 
 
 @torch.no_grad()
@@ -363,20 +372,18 @@ def test_only_the_prompt_gets_gradients_and_checkpointing_keeps_them(name: str) 
     model.requires_grad_(False)
     tokens = tokens_of(model)
     with_prompt(model, random_prompt(model, N)).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     prompt = model.get_submodule(tokens.reader).prompt
     inputs = {"decoder_input_ids": a_batch(1)} if name == "t5" else {}
 
     def gradient() -> torch.Tensor:
         prompt.grad = None
+        torch.manual_seed(0)  # for dropout
         model(input_ids=a_batch(), **inputs, use_cache=False)[0].square().mean().backward()
         return prompt.grad
 
     plain = gradient()
     assert plain.abs().sum(1).gt(0).all()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     torch.testing.assert_close(gradient(), plain)
 
 
@@ -384,7 +391,7 @@ def test_only_the_prompt_gets_gradients_and_checkpointing_keeps_them(name: str) 
 def test_compiled_for_any_length(name: str) -> None:
     torch._dynamo.reset()
     model = with_prompt(build(name), random_prompt(build(name), N))
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
     prompt = model.get_submodule(tokens_of(build(name)).reader).prompt
     for length in (5, 9):
         ids = a_batch(length=length)
@@ -435,7 +442,8 @@ def test_placeholders_mean_nothing() -> None:
         model = build(name)
         config = getattr(model.config, "text_config", model.config)
         placeholder = token_tap(model, tokens_of(model)).placeholder
-        assert placeholder not in (config.pad_token_id, config.eos_token_id, config.bos_token_id)
+        special = ("pad_token_id", "eos_token_id", "bos_token_id")
+        assert placeholder not in [getattr(config, key, None) for key in special]
 
 
 def refused(model: nn.Module, *args: Any, **kwargs: Any) -> str:
@@ -478,7 +486,7 @@ def test_a_cache_and_what_is_said_of_it_must_agree() -> None:
         model, ids[:, :2], past_key_values=cache, position_ids=places
     )
     cropped = filled_cache()
-    cropped.crop(N)
+    cropped.crop(-N)
     assert "does not fit" in refused(
         model, ids[:, 4:], past_key_values=cropped, attention_mask=torch.ones(2, 8)
     )
@@ -582,9 +590,13 @@ def test_vectors_at_the_places_of_a_token() -> None:
     mask = torch.ones_like(ids)
     assert torch.equal(model.generate(ids, attention_mask=mask, **more)[:, 6:], generated)
     with pytest.raises(SurgeryError, match=r"S531.*3 vectors.*occurs 2 or 3 times"):
-        model(torch.cat((ids[:1], ids[:1].roll(1, 1).where(ids[:1] != 7, 9))))
+        model(
+            torch.cat(
+                (ids[:1], ids[1:].where(ids[1:] != 9, 4).index_fill(1, torch.tensor([0, 3]), 9))
+            )
+        )
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids).logits, wanted)
     with pytest.raises(RuntimeError, match="needs token 9"):
         compiled(ids.where(ids != 9, 4))
