@@ -116,9 +116,12 @@ class _Wiring:
 
     def design(self, path: str) -> Design:
         """What becomes of the class of the module at ``path``."""
-        tables = (self.parts, self.writes, self.stacks, self.read)
-        parts, writes, stacks, read = (tuple(table.get(path, ())) for table in tables)
-        return Design(parts, writes, stacks, read)
+        return Design(
+            tuple(self.parts.get(path, ())),
+            tuple(self.writes.get(path, ())),
+            tuple(self.stacks.get(path, ())),
+            tuple(self.read.get(path, ())),
+        )
 
     def put(self, path: str, part: Part) -> None:
         parts = self.parts.setdefault(path, [])
@@ -189,6 +192,7 @@ def detached(model: nn.Module) -> Generator[None]:
         for m in model.modules()
         if any(isinstance(c, Graft) for c in m._modules.values()) and not isinstance(m, Graft)
     ]
+    plain_masks = token_masks.undo(model)
     try:
         for module, _ in classes:
             module.__class__ = base_class(module)
@@ -197,7 +201,6 @@ def detached(model: nn.Module) -> Generator[None]:
                 if isinstance(child, Graft):
                     del module._modules[name]
         fastpath.reopen(model)
-        plain_masks = token_masks.undo(model)
         yield
     finally:
         fastpath.close(model, adapted)

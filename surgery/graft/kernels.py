@@ -43,8 +43,8 @@ def first(output: Any, key: int | str) -> Any:
 
 def with_first(output: Any, key: int | str, value: Any) -> Any:
     """``output`` with its hidden states replaced; its type stays."""
-    if isinstance(key, int) and isinstance(output, dict):
-        key = list(output)[key]
+    if isinstance(key, int) and hasattr(output, "keys"):
+        key = str([*output.keys()][key])
     if isinstance(key, str):
         changed = type(output)(**{**dict(output), key: value})
         return changed

@@ -71,7 +71,7 @@ def _is_usual(module: nn.Module) -> bool:
         return False
     x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
     expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         try:
             found = type(module).forward(module, x.unsqueeze(0))
         except (RuntimeError, TypeError, ValueError, AttributeError):
