@@ -109,6 +109,7 @@ class Projected(nn.Module):
         self.q, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.k, self.v = (nn.Linear(WIDTH, heads * FEATURES) for _ in range(2))
         self.sinks = nn.Parameter(torch.randn(HEADS))
+        self.temperature = nn.Parameter(torch.randn(HEADS, 1, 1))
 
     def operands(self, x: Tensor) -> list[Tensor]:
         parts = (self.q(x), self.k(x), self.v(x))
@@ -176,6 +177,12 @@ def einsum_apart(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
     return torch.einsum("bnij,jbnd->ibnd", weights, v).permute(1, 2, 0, 3)
 
 
+def tempered(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    seen = torch.ones(1) if mask is None else (mask == 0).to(q)
+    scores = self.temperature * (q @ k.mT)
+    return (scores * seen - 1e9 * (1 - seen)).softmax(-1) @ v
+
+
 def capped(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q @ k.mT) * FEATURES**-0.5
     scores = torch.tanh(scores / 2.0) * 2.0
@@ -236,7 +243,7 @@ def fused_folded(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 WAYS = [
     *(written, in_place, scaled_queries, folded, biased, einsum, einsum_apart, capped),
-    *(sinking, steadied, fused, fused_folded),
+    *(tempered, sinking, steadied, fused, fused_folded),
 ]
 
 
@@ -244,11 +251,18 @@ def module(way: Callable[..., Tensor], heads: int = HEADS) -> Projected:
     return randomise(Projected(way, heads), torch.randint(1 << 30, ()).item()).eval()
 
 
+def traits(made: Projected) -> dict[str, Any]:
+    """How the softmax of a way of writing differs from the usual one."""
+    return {
+        "scale": made.temperature if made.core is tempered else None,
+        "cap": 2.0 if made.core is capped else None,
+        "sinks": made.sinks if made.core is sinking else None,
+    }
+
+
 def expected(made: Projected, prefix: Prefix, x: Tensor, mask: Tensor | None) -> Tensor:
-    cap = 2.0 if made.core is capped else None
-    sinks = made.sinks if made.core is sinking else None
     q, k, v = made.operands(x)
-    out = by_hand(q, k, v, prefix.k, prefix.v, mask, cap=cap, sinks=sinks)
+    out = by_hand(q, k, v, prefix.k, prefix.v, mask, **traits(made))
     return x + made.o(out.transpose(1, 2).flatten(2))
 
 
@@ -302,8 +316,7 @@ def test_every_function_of_a_change(way: Callable[..., Tensor]) -> None:
         revealed=NEW,
     )
     q, k, v = made.operands(x)
-    cap, sinks = (2.0 if way is capped else None), (made.sinks if way is sinking else None)
-    out = by_hand(q * scale, k * scale, v + scale, prefix.k, prefix.v, cap=cap, sinks=sinks)
+    out = by_hand(q * scale, k * scale, v + scale, prefix.k, prefix.v, **traits(made))
     with rerouted([(core, change)]):
         found = made(x)
     torch.testing.assert_close(found, x + made.o((out * scale).transpose(1, 2).flatten(2)))
@@ -337,6 +350,20 @@ def test_compiled_as_one_graph(way: Callable[..., Tensor]) -> None:
         found = torch.autograd.grad(compiled(x).square().sum(), [prefix.k, prefix.v])
         wanted = torch.autograd.grad(made(x).square().sum(), [prefix.k, prefix.v])
         torch.testing.assert_close(found, wanted)
+
+
+def test_compiled_with_a_break_inside() -> None:
+    def broken(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scores = q @ k.mT * FEATURES**-0.5
+        torch._dynamo.graph_break()
+        return scores.softmax(-1) @ v
+
+    made, x = module(written), torch.randn(BATCH, LENGTH, WIDTH)
+    (prefix,) = wire(made, x)
+    made.core = broken
+    compiled = torch.compile(made, dynamic=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), expected(made, prefix, x, None))
 
 
 class Twice(nn.Module):

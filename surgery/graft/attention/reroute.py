@@ -48,6 +48,8 @@ class _Rerouting(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.waiting:
+            return called(func, args, kwargs)
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
             return called(func, args, kwargs)
