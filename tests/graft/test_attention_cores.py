@@ -352,20 +352,6 @@ def test_compiled_as_one_graph(way: Callable[..., Tensor]) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-def test_compiled_with_a_break_inside() -> None:
-    def broken(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        scores = q @ k.mT * FEATURES**-0.5
-        torch._dynamo.graph_break()
-        return scores.softmax(-1) @ v
-
-    made, x = module(written), torch.randn(BATCH, LENGTH, WIDTH)
-    (prefix,) = wire(made, x)
-    made.core = broken
-    compiled = torch.compile(made, dynamic=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x), expected(made, prefix, x, None))
-
-
 class Twice(nn.Module):
     """Two attentions one after the other, with a softmax that routes in between."""
 
