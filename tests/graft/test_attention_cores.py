@@ -201,6 +201,14 @@ def sinking(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
     return scores.softmax(-1)[..., :-1] @ v
 
 
+def cropped(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    further = functional.pad(k, (0, 0, 0, 2))
+    scores = (q @ further.mT)[..., : k.shape[2]] * FEATURES**-0.5
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ v
+
+
 def steadied(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q @ k.mT) * FEATURES**-0.5
     if mask is not None:
@@ -243,7 +251,7 @@ def fused_folded(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 WAYS = [
     *(written, in_place, scaled_queries, folded, biased, einsum, einsum_apart, capped),
-    *(tempered, sinking, steadied, fused, fused_folded),
+    *(tempered, sinking, cropped, steadied, fused, fused_folded),
 ]
 
 
