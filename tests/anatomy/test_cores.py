@@ -110,6 +110,28 @@ def test_windows_of_keys_are_an_obstacle() -> None:
     assert "blocks" in core.obstacle
 
 
+class TwoInOne(nn.Module):
+    """Two attentions whose linears are the children of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in "abcd":
+            setattr(self, name, nn.Linear(16, 48 if name in "ac" else 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.a(x).chunk(3, -1)
+        x = x + self.b((q @ k.mT / 4).softmax(-1) @ v)
+        q, k, v = self.c(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.d(y.transpose(1, 2).flatten(2))
+
+
+def test_cores_of_one_module_are_told_apart_by_their_order() -> None:
+    one, other = read(randomise(TwoInOne()), torch.randn(2, 5, 16)).places["attention"]
+    assert one.core == Core("", 0, "products", 1, 1, 16, 16)
+    assert other.core == Core("", 1, "fused", 4, 4, 4, 4)
+
+
 class Differential(nn.Module):
     """Attends by the difference of two softmaxes, after Ye et al. 2024."""
 

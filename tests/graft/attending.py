@@ -48,7 +48,7 @@ def by_hand(
     new_k: Tensor,
     new_v: Tensor,
     mask: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     cap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:

@@ -109,6 +109,7 @@ class Projected(nn.Module):
         self.q, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.k, self.v = (nn.Linear(WIDTH, heads * FEATURES) for _ in range(2))
         self.sinks = nn.Parameter(torch.randn(HEADS))
+        self.temperature = nn.Parameter(torch.randn(HEADS, 1, 1))
 
     def operands(self, x: Tensor) -> list[Tensor]:
         parts = (self.q(x), self.k(x), self.v(x))
@@ -176,6 +177,12 @@ def einsum_apart(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
     return torch.einsum("bnij,jbnd->ibnd", weights, v).permute(1, 2, 0, 3)
 
 
+def tempered(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    seen = torch.ones(1) if mask is None else (mask == 0).to(q)
+    scores = self.temperature * (q @ k.mT)
+    return (scores * seen - 1e9 * (1 - seen)).softmax(-1) @ v
+
+
 def capped(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q @ k.mT) * FEATURES**-0.5
     scores = torch.tanh(scores / 2.0) * 2.0
@@ -192,6 +199,14 @@ def sinking(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Non
     scores = torch.cat([scores, ends], dim=-1)
     scores = scores - scores.max(dim=-1, keepdim=True).values
     return scores.softmax(-1)[..., :-1] @ v
+
+
+def cropped(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    further = functional.pad(k, (0, 0, 0, 2))
+    scores = (q @ further.mT)[..., : k.shape[2]] * FEATURES**-0.5
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1) @ v
 
 
 def steadied(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -236,7 +251,7 @@ def fused_folded(self: Projected, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 WAYS = [
     *(written, in_place, scaled_queries, folded, biased, einsum, einsum_apart, capped),
-    *(sinking, steadied, fused, fused_folded),
+    *(tempered, sinking, cropped, steadied, fused, fused_folded),
 ]
 
 
@@ -244,11 +259,18 @@ def module(way: Callable[..., Tensor], heads: int = HEADS) -> Projected:
     return randomise(Projected(way, heads), torch.randint(1 << 30, ()).item()).eval()
 
 
+def traits(made: Projected) -> dict[str, Any]:
+    """How the softmax of a way of writing differs from the usual one."""
+    return {
+        "scale": made.temperature if made.core is tempered else None,
+        "cap": 2.0 if made.core is capped else None,
+        "sinks": made.sinks if made.core is sinking else None,
+    }
+
+
 def expected(made: Projected, prefix: Prefix, x: Tensor, mask: Tensor | None) -> Tensor:
-    cap = 2.0 if made.core is capped else None
-    sinks = made.sinks if made.core is sinking else None
     q, k, v = made.operands(x)
-    out = by_hand(q, k, v, prefix.k, prefix.v, mask, cap=cap, sinks=sinks)
+    out = by_hand(q, k, v, prefix.k, prefix.v, mask, **traits(made))
     return x + made.o(out.transpose(1, 2).flatten(2))
 
 
@@ -302,8 +324,7 @@ def test_every_function_of_a_change(way: Callable[..., Tensor]) -> None:
         revealed=NEW,
     )
     q, k, v = made.operands(x)
-    cap, sinks = (2.0 if way is capped else None), (made.sinks if way is sinking else None)
-    out = by_hand(q * scale, k * scale, v + scale, prefix.k, prefix.v, cap=cap, sinks=sinks)
+    out = by_hand(q * scale, k * scale, v + scale, prefix.k, prefix.v, **traits(made))
     with rerouted([(core, change)]):
         found = made(x)
     torch.testing.assert_close(found, x + made.o((out * scale).transpose(1, 2).flatten(2)))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.read import read
-from tests.graft.attending import plainly, wire
+from surgery.anatomy.site import Core
+from tests.graft.attending import Prefix, by_hand, give, plainly, wire
 from tests.models import build, randomise
 
 BY_INTERFACE = """
@@ -65,6 +66,33 @@ def test_sinks(implementation: str) -> None:
     with plainly(model):
         expected = model(ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_einsums_over_the_length_first() -> None:
+    """XLNet's own attention, whose scores are a sum of those of keys and those of positions."""
+    from transformers import XLNetConfig, XLNetModel
+
+    config = XLNetConfig(vocab_size=96, d_model=32, n_layer=1, n_head=4, d_inner=48)
+    model = randomise(XLNetModel(config)).eval()
+    attention = model.layer[0].rel_attn
+    prefix = Prefix(Core("", 0, "products", 4, 4, 8, 8))
+    give(attention, prefix)
+    ids = torch.randint(3, 96, (2, 5))
+    seen: list[tuple[Tensor, ...]] = []
+    core = attention.rel_attn_core
+
+    def kept(*operands: Tensor, **rest: Any) -> Tensor:
+        seen.append((core(*operands, **rest), *operands))
+        return seen[0][0]
+
+    attention.rel_attn_core = kept
+    model(ids)
+    found, q, k, v, positions = seen[0]
+    moved = [t.permute(1, 2, 0, 3) for t in (q + attention.r_w_bias, k, v)]
+    apart = torch.einsum("ibnd,jbnd->bnij", q + attention.r_r_bias, positions)
+    bias = attention.rel_shift_bnij(apart, klen=k.shape[0]) * attention.scale
+    expected = by_hand(*moved, prefix.k, prefix.v, bias).permute(2, 0, 1, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
