@@ -1,0 +1,100 @@
+"""One spec on one model: does everything it adds train, does it matter, and does it go again?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import surgery
+from benchmarks.architectures.columns import Column
+from benchmarks.architectures.running import loss_of, result
+from surgery.language.diagnostics import SurgeryError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``good``, ``failed`` or ``no place``; what went wrong, and which of the spellings it was."""
+
+    verdict: str
+    code: str = ""
+    reason: str = ""
+    spec: str = ""
+
+
+class UnkeptError(Exception):
+    """Says which promise was not kept."""
+
+
+def tried(model: nn.Module, inputs: dict[str, Tensor], column: Column) -> Cell:
+    """The first spelling that fits decides; if none does, the error of the first is told."""
+    first: Cell | None = None
+    for spec in column.specs:
+        try:
+            attempt(model, inputs, spec)
+        except SurgeryError as error:
+            found = error.diagnostics[0]
+            first = first or Cell("failed", found.code, found.message, spec)
+            if found.code != "S301":
+                return first
+        except UnkeptError as failure:
+            return Cell("failed", "", str(failure), spec)
+        else:
+            return Cell("good", spec=spec)
+    assert first is not None
+    return first
+
+
+def attempt(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> None:
+    """Apply ``spec`` to ``model``, hold it to what it promises, and remove it.
+
+    Raises:
+        SurgeryError: if the spec cannot be applied.
+        UnkeptError: if it was applied and does not do what it should.
+
+    """
+    before = {mode: _output(model, inputs, mode) for mode in (True, False)}
+    surgery.apply(model, spec, example_inputs={**inputs}, seed=0)
+    try:
+        added = surgery.trainable(model)
+        _randomise(added)
+        _trains(model, inputs, added)
+        for mode, output in before.items():
+            if torch.equal(_output(model, inputs, mode), output):
+                raise UnkeptError(f"changes nothing in {'training' if mode else 'evaluation'}")
+    finally:
+        surgery.remove(model)
+    if not torch.equal(_output(model, inputs, False), before[False]):
+        raise UnkeptError("removal does not give the base back to the bit")
+
+
+def _output(model: nn.Module, inputs: dict[str, Tensor], training: bool) -> Tensor:
+    model.train(training)
+    try:
+        with torch.no_grad():
+            return result(model, inputs)
+    finally:
+        model.eval()
+
+
+def _randomise(parameters: dict[str, nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _trains(model: nn.Module, inputs: dict[str, Tensor], added: dict[str, nn.Parameter]) -> None:
+    model.train()
+    loss_of(result(model, inputs)).backward()
+    model.eval()
+    idle: list[str] = []
+    for name, parameter in added.items():
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None or not bool(gradient.any()):
+            idle.append(name)
+        elif not bool(gradient.isfinite().all()):
+            raise UnkeptError(f"the gradient of {name} is not finite")
+    if idle:
+        raise UnkeptError(f"{len(idle)} of {len(added)} new parameters get no gradient: {idle[0]}")
