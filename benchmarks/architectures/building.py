@@ -32,7 +32,7 @@ def config_of(architecture: Architecture) -> Any:
         made.num_labels = 3
     if getattr(made, "pad_token_id", None) is None:
         made.pad_token_id = 0
-    if architecture.task == "seq2seq" and getattr(made, "decoder_start_token_id", None) is None:
+    if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:
         made.decoder_start_token_id = 1
     return made
 

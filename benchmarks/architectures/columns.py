@@ -30,7 +30,7 @@ COLUMNS = {
         Column(
             "linear",
             "LoRA on every linear of the layers",
-            ("on linear in layer apply lora(r = 2)",),
+            ("on linear in layer where outputs >= 2 apply lora(r = 2)",),
             (122, 83, 17),
         ),
         Column(
@@ -39,7 +39,7 @@ COLUMNS = {
             tuple(f"on {at} apply ia3  on down apply ia3_input" for at in ("k | v", "qkv", "kv")),
             (20, 20, 2),
         ),
-        Column("adapter", "adapter after mlp", ("on mlp sequential adapter(4)",), None),
+        Column("adapter", "adapter after mlp", ("on mlp sequential adapter(4, act = gelu)",), None),
         Column("prefix", "prefix", ("on attention apply prefix(3)",), (117, 57, 16)),
         Column("prompt", "soft prompt", ("on tokens apply prompt(3)",), (128, 84, 16)),
         Column("unipelt", "UniPELT", ('use "unipelt.peft"',), None),

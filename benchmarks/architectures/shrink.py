@@ -22,7 +22,7 @@ _HIDDEN = re.compile(
     r"^(hidden_size|hidden_sizes|d_model|n_embd|dim|emb_dim|embed_dim|d_embed|embedding_dim"
     r"|embedding_size|input_embedding_size|output_embedding_size|word_embed_proj_dim|lru_width"
     r"|attention_hidden_size|entity_emb_size|pooler_hidden_size|prediction_head_size|.*_embed_dim"
-    r"|true_hidden_size|hidden_size_global|.*_hidden_size|ple_embed_dim|out_hidden_size"
+    r"|true_hidden_size|intra_bottleneck_size|hidden_size_global|.*_hidden_size|ple_embed_dim|out_hidden_size"
     r"|adapter_out_dim|adapter_in_dim|adapter_input_size|output_dim|d_latents"
     r"|d_inner_hidden|input_size|projector_(in|out)put_dim|vision_output_dim)$"
 )
@@ -127,7 +127,12 @@ def _keys(value: int, fields: Fields) -> int:
     return 1 if value == 1 else HEADS if value >= heads else HEADS // 2
 
 
-_MISSING = {"head_dim": HEAD, "n_routed_experts": 4, "num_experts_per_tok": 2}
+_MISSING = {
+    "head_dim": HEAD,
+    "num_key_value_heads": HEADS // 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 """What a class leaves open and a model needs."""
 
 _RULES: tuple[tuple[re.Pattern[str], Callable[[int, Fields], int]], ...] = (

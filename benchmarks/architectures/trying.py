@@ -54,12 +54,13 @@ def attempt(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> None:
         UnkeptError: if it was applied and does not do what it should.
 
     """
+    reached = _reached(model, inputs)
     before = {mode: _output(model, inputs, mode) for mode in (True, False)}
     surgery.apply(model, spec, example_inputs={**inputs}, seed=0)
     try:
         added = surgery.trainable(model)
         _randomise(added)
-        _trains(model, inputs, added)
+        _trains(model, inputs, added, reached)
         for mode, output in before.items():
             if torch.equal(_output(model, inputs, mode), output):
                 raise UnkeptError(f"changes nothing in {'training' if mode else 'evaluation'}")
@@ -85,16 +86,46 @@ def _randomise(parameters: dict[str, nn.Parameter]) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def _trains(model: nn.Module, inputs: dict[str, Tensor], added: dict[str, nn.Parameter]) -> None:
-    model.train()
-    loss_of(result(model, inputs)).backward()
-    model.eval()
+def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
+    """Of every module with parameters of its own, whether any of them gets a gradient."""
+    found: dict[str, bool] = {}
+    for name, gradient in _gradients(model, inputs, dict(model.named_parameters())).items():
+        owner = name.rpartition(".")[0]
+        found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
+    return found
+
+
+def _trains(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    added: dict[str, nn.Parameter],
+    reached: dict[str, bool],
+) -> None:
     idle: list[str] = []
-    for name, parameter in added.items():
-        gradient, parameter.grad = parameter.grad, None
+    for name, gradient in _gradients(model, inputs, added).items():
         if gradient is None or not bool(gradient.any()):
             idle.append(name)
         elif not bool(gradient.isfinite().all()):
             raise UnkeptError(f"the gradient of {name} is not finite")
+    # An expert that no token was sent to has none; neither has what it is given.
+    idle = [name for name in idle if reached.get(_holder(name, reached), True)]
     if idle:
         raise UnkeptError(f"{len(idle)} of {len(added)} new parameters get no gradient: {idle[0]}")
+
+
+def _gradients(
+    model: nn.Module, inputs: dict[str, Tensor], parameters: dict[str, nn.Parameter]
+) -> dict[str, Tensor | None]:
+    model.train()
+    loss_of(result(model, inputs)).backward()
+    model.eval()
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def _holder(name: str, owners: dict[str, bool]) -> str:
+    """The innermost module with parameters of its own that ``name`` lies in."""
+    while name and name not in owners:
+        name = name.rpartition(".")[0]
+    return name

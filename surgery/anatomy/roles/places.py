@@ -85,7 +85,7 @@ class Reading:
             if linear.path and linear.path not in taken:
                 self._called(linear.path, "head")
         for linear in self.linears.values():
-            if linear.call is not None and linear.pointwise:
+            if linear.pointwise and linear.path not in self._sites["router"]:
                 self._linear(linear, "linear")
         self._experts_alike()
 
