@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         disabled as disabled,
     )
     from surgery.api import (
+        fold as fold,
+    )
+    from surgery.api import (
         load as load,
     )
     from surgery.api import (
@@ -68,6 +71,7 @@ _HOMES = {
     [
         "apply",
         "disabled",
+        "fold",
         "load",
         "merge",
         "merged",
@@ -85,6 +89,7 @@ __all__ = [
     "diff",
     "disabled",
     "explain",
+    "fold",
     "inspect",
     "load",
     "load_model",

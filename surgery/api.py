@@ -1,6 +1,6 @@
 """The Python API; `import surgery` gives these names.
 
-A spec is a text, a path ending in `.peft`, or a parsed spec.
+A spec is a text, a path ending in `.peft`, the name of a recipe, or a parsed spec.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
+from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import load_adapter, save_adapter
@@ -32,6 +33,7 @@ def apply(
     *,
     example_inputs: Any = None,
     seed: int | None = None,
+    tokenizer: Any = None,
 ) -> nn.Module:
     """Change ``model`` as ``spec`` says, in place.
 
@@ -41,10 +43,11 @@ def apply(
 
     Args:
         model: any module, also one that is adapted already.
-        spec: the spec, or a plan of it; a plan must still come out the same.
+        spec: the spec, the name of a recipe (`unipelt`), or a plan of it; a plan must still come out the same.
         example_inputs: a tensor, a tuple, or a dict of keyword arguments for one forward, if the
             spec needs the model's anatomy and inputs cannot be made up from the model.
         seed: decides the random initial values; drawn from torch's default generator if None.
+        tokenizer: the model's, where a prompt starts as a text.
 
     Returns:
         The same model.
@@ -62,7 +65,7 @@ def apply(
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
-    grafting.apply_spec(model, ready, example_inputs, seed)
+    grafting.apply_spec(model, ready, example_inputs, seed, tokenizer)
     return model
 
 
@@ -114,6 +117,18 @@ def merge(model: nn.Module) -> MergeReport:
 
     """
     return merge_specs(model)
+
+
+def fold(model: nn.Module) -> FoldReport:
+    """Replace the networks that make prefixes and prompts by what they make, for good, in place.
+
+    What a model computes stays the same; what is saved is the prefix, or the prompt, alone.
+
+    Raises:
+        SurgeryError: S512 if nothing was applied, S519 if nothing of it folds.
+
+    """
+    return fold_specs(model)
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:

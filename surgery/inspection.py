@@ -142,8 +142,9 @@ def _regions(anatomy: Anatomy | None) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     sites: list[Site] = [s for group in anatomy.places.values() for s in group] if anatomy else []
     for site in sites:
-        if site.kind == "region":
-            held = found.setdefault(site.path.partition("[")[0], [])
+        if site.kind in ("region", "slice"):
+            at = site.path.partition("[")[0] if site.kind == "region" else site.exit.path
+            held = found.setdefault(at, [])
             if site.path not in held:
                 held.append(site.path)
     return found

@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import nn
 
 from surgery.anatomy.site import Site, module_site, parameter_site
+from surgery.rules.rows import Rows
 
 
 class Paths:
@@ -78,6 +79,12 @@ class Paths:
         while owner not in self.rank:
             owner = owner.rpartition(".")[0]
         return self.rank[owner], path
+
+
+def elements_of(layer: nn.Module, rows: Rows) -> int:
+    """How many elements of a layer's own parameters belong to ``rows`` of its outputs."""
+    own = [p for p in layer._parameters.values() if p is not None and rows.total in p.shape]
+    return sum(p.numel() * rows.size // rows.total for p in own)
 
 
 def _walk(module: nn.Module, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:

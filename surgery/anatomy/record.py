@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,10 @@ Key = int | str | None
 
 @dataclass(slots=True)
 class Op:
-    """One function call on tensors. Values are numbers; ``args`` holds them as :class:`Value`."""
+    """One function call on tensors. Values are numbers; ``args`` holds them as :class:`Value`.
+
+    ``function`` is None where what ran was not seen, inside a custom autograd function.
+    """
 
     index: int
     name: str
@@ -27,6 +30,7 @@ class Op:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     call: int
+    function: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

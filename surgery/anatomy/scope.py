@@ -22,7 +22,7 @@ def inside(sites: Sequence[Site], places: Iterable[Site]) -> tuple[Site, ...]:
         site
         for site in sites
         if (site.kind == "region" and (site.path in regions or _held(site.members, borders)))
-        or (site.kind != "region" and any(_below(path, borders) for path in site.paths))
+        or (site.kind != "region" and any(_below(path, borders) for path in _places(site)))
     )
 
 
@@ -44,6 +44,11 @@ def _sliced(sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index) -> 
     if isinstance(subscript, syntax.Slice):
         return sites[subscript.start : subscript.stop : subscript.step]
     return sites[subscript.index :][:1] if -len(sites) <= subscript.index < len(sites) else ()
+
+
+def _places(site: Site) -> tuple[str, ...]:
+    """Where a site is: a slice lies within its layer."""
+    return (*site.paths, *site.spans) if site.kind == "slice" else site.paths
 
 
 def _held(members: tuple[str, ...], borders: set[str]) -> bool:

@@ -137,6 +137,8 @@ class _Evaluation:
     def parameters(self, site: Site) -> list[str]:
         if site.kind == "parameter":
             return [site.path]
+        if site.kind == "slice":
+            return []
         return [name for path in site.spans for name in self.paths.below(path)]
 
     def ordered(self, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -203,7 +205,15 @@ class _Evaluation:
         if any(_within(error, part) for error in self.errors):
             return None
         places = self.places(part)
-        if places:
+        if places and all(site.kind == "slice" for site in places):
+            layer = places[0].exit.path
+            self.fail(
+                "S301",
+                f"nothing matches: this is a part of `{layer}` here, and has no parameter of its own",
+                part,
+                "parameters train and freeze as a whole; a method may change a part",
+            )
+        elif places:
             found = "it has" if len(places) == 1 else f"the {len(places)} modules have"
             self.fail("S301", f"nothing matches: {found} no parameters", part)
         elif isinstance(part, syntax.Sliced):

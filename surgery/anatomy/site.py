@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from surgery.rules.rows import Rows
 
 ROLES = (
     "attention",
@@ -78,8 +80,13 @@ class Tokens:
 
     The module at ``reader`` is given token ids, has them embedded by the module at ``embedding``,
     and runs the layers; ``exit`` is where the hidden states of all tokens come out of the last of
-    them, before any of them is picked or pooled. ``ids``, ``embeds``, ``mask``, ``positions``,
-    ``types`` and ``cache`` name the arguments of the reader's ``forward``, those it has.
+    them, before any of them is picked or pooled; or out of the reader, where that reshapes them by
+    their number or picks by the ids. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
+    ``cache`` name the arguments of the reader's ``forward``, those it has.
+
+    Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
+    sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
+    that number.
     """
 
     reader: str
@@ -91,20 +98,25 @@ class Tokens:
     positions: str | None = None
     types: str | None = None
     cache: str | None = None
+    counts: Literal["places", "mask", "ids"] = "places"
+    padding: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A module, a region of several modules, or a parameter, and where its hidden states pass.
+    """A module, a region of several modules, a slice of a layer's outputs, or a parameter.
 
+    ``entry`` and ``exit`` are where its hidden states pass; those of a slice are the layer's.
     ``residual`` is where the value can be seen that the site's output is added to; ``norm`` the
     module applied to just that sum (in post-norm models). ``members`` are the modules of a region.
-    ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`.
+    ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`. ``rows`` are
+    the outputs that a slice consists of, ``packed`` the weight they are rows of where the module
+    holds it for more than one layer.
     """
 
     path: str
     paths: tuple[str, ...]
-    kind: Literal["module", "region", "parameter"]
+    kind: Literal["module", "region", "slice", "parameter"]
     role: str | None
     layer: int | None
     entry: Port
@@ -114,10 +126,14 @@ class Site:
     members: tuple[str, ...] = ()
     core: Core | None = None
     tokens: Tokens | None = None
+    rows: Rows | None = None
+    packed: str | None = None
 
     @property
     def spans(self) -> tuple[str, ...]:
-        """The modules or the parameter that the site consists of."""
+        """The modules or the parameter that the site consists of; of a slice, the whole layer."""
+        if self.kind == "slice":
+            return (self.exit.path,)
         return self.members if self.kind == "region" else (self.path,)
 
 
@@ -134,6 +150,14 @@ def parameter_site(path: str, paths: tuple[str, ...] = ()) -> Site:
     return Site(
         path, paths or (path,), "parameter", None, None, Port(owner, "input"), Port(owner, "output")
     )
+
+
+def slice_site(layer: Site, rows: Rows, role: str, packed: str | None = None) -> Site:
+    """``rows`` of the outputs of ``layer``: `c_attn[q]`; of a packed weight, `in_proj_weight[q]`."""
+    name = f".{packed}[{rows}]" if packed else f"[{rows}]"
+    paths = tuple((path + name).lstrip(".") for path in layer.paths)
+    path = (layer.path + name).lstrip(".")
+    return replace(layer, path=path, paths=paths, kind="slice", role=role, rows=rows, packed=packed)
 
 
 def covers(place: str, path: str) -> bool:

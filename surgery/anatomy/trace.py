@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -48,14 +48,14 @@ class Recorder(TorchFunctionMode):
             if isinstance(result, torch.Tensor):
                 args = self.faked(args)
                 result = func(*args, **kwargs)
-                self.record(_property(func), args, kwargs, result, ())
+                self.record(_property(func), func, args, kwargs, result, ())
             return result
         if self.fake is not None:
             args, kwargs = self.faked(args), self.faked(kwargs)
-        before = [(t, _version(t)) for t in _tensors((args, kwargs))]
+        before = [(t, _version(t)) for t in tensors_in((args, kwargs))]
         result = func(*args, **kwargs)
         written = tuple(tensor for tensor, version in before if _version(tensor) != version)
-        self.record(name, args, kwargs, result, written)
+        self.record(name, func, args, kwargs, result, written)
         return result
 
     def faked(self, thing: Any) -> Any:
@@ -84,13 +84,19 @@ class Recorder(TorchFunctionMode):
         return self.twins[id(tensor)][1]
 
     def record(
-        self, name: str, args: Any, kwargs: Any, result: Any, written: tuple[torch.Tensor, ...]
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        written: tuple[torch.Tensor, ...],
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
-        results = [t for t in _tensors(result) if id(t) not in self.known or _among(t, written)]
+        results = [t for t in tensors_in(result) if id(t) not in self.known or _among(t, written)]
         if not results and not written:
             return
-        inputs = [self.number(tensor) for tensor in _tensors((args, kwargs))]
+        inputs = [self.number(tensor) for tensor in tensors_in((args, kwargs))]
         noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
         outputs = [*results, *(t for t in written if not _among(t, results))]
         for tensor in written:
@@ -100,7 +106,7 @@ class Recorder(TorchFunctionMode):
                     inputs.append(self.number(alias))
         index = len(self.ops)
         numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
-        op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current)
+        op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
         self.ops.append(op)
 
     def fresh(self, tensor: torch.Tensor, producer: int) -> int:
@@ -259,7 +265,8 @@ def _owners(paths: Paths) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _tensors(thing: Any) -> list[torch.Tensor]:
+def tensors_in(thing: Any) -> list[torch.Tensor]:
+    """The tensors in an argument or a result, however nested."""
     if isinstance(thing, torch.Tensor):
         return [thing]
     if isinstance(thing, tuple | list):
@@ -273,7 +280,7 @@ def _tensors(thing: Any) -> list[torch.Tensor]:
         if isinstance(item, torch.Tensor):
             found.append(item)
         elif isinstance(item, tuple | list | dict):
-            found += _tensors(item)
+            found += tensors_in(item)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from surgery.anatomy.paths import Paths
+from surgery.anatomy.paths import Paths, elements_of
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import did_you_mean, error
@@ -64,7 +64,7 @@ class _Facts:
             case "path":
                 return self.site.path
             case "class":
-                module = self.paths.modules.get(self.site.path)
+                module = self.paths.modules.get(self.site.spans[0])
                 return type(module).__name__ if module is not None else None
             case _:
                 known = ", ".join(NAMES)
@@ -78,6 +78,8 @@ class _Facts:
     def count(self) -> int:
         if self.site.kind == "parameter":
             return self.paths.parameters[self.site.path].numel()
+        if self.site.rows is not None:
+            return elements_of(self.paths.modules[self.site.exit.path], self.site.rows)
         names = dict.fromkeys(
             name for member in self.site.spans for name in self.paths.below(member)
         )
@@ -90,6 +92,8 @@ def features_of(site: Site, paths: Paths) -> tuple[int, int] | None:
     if site.kind == "parameter":
         shape = paths.parameters[site.path].shape
         return (shape[-1], shape[-2]) if len(shape) > 1 else None
+    if site.rows is not None:
+        return _of_slice(site, paths)
     module = paths.modules.get(site.path)
     weight = getattr(module, "weight", None)
     for names in (
@@ -104,6 +108,15 @@ def features_of(site: Site, paths: Paths) -> tuple[int, int] | None:
     if isinstance(weight, nn.Parameter) and weight.dim() == 2:
         return weight.shape[1], weight.shape[0]
     return None
+
+
+def _of_slice(site: Site, paths: Paths) -> tuple[int, int] | None:
+    assert site.rows is not None
+    if site.packed:
+        whole = features_of(paths.parameter(f"{site.exit.path}.{site.packed}".lstrip(".")), paths)
+    else:
+        whole = features_of(paths.module(site.exit.path), paths)
+    return whole and (whole[0], site.rows.size)
 
 
 def _value(node: syntax.Expression, facts: _Facts) -> Value:

@@ -43,7 +43,7 @@ def apply(
         base = surgery.load_model(model)
         say("applying the spec")
         difference = surgery.diff(base, ready)
-        surgery.apply(base, ready, seed=seed)
+        surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model))
         say("writing")
         if merged:
             done = f"{_merged(base)}\n{_write_whole(base, model, output)}"

@@ -17,7 +17,11 @@ Model = Annotated[
 ]
 Spec = Annotated[
     str,
-    typer.Argument(metavar="SPEC", help="A .peft file, or the text of one.", show_default=False),
+    typer.Argument(
+        metavar="SPEC",
+        help="A .peft file, its text, or a recipe such as unipelt.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.", show_default=False)

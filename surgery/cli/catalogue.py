@@ -83,7 +83,7 @@ def _about(c: Claims, definition: Definition) -> Iterator[str]:
     if c.merge is None:
         rows.append(("merge", c.merges))
     for p in c.parameters:
-        marks = [word for word, on in (("frozen", p.frozen), ("shared", p.shared)) if on]
+        marks = ["frozen"] * p.frozen + ([p.shared] if p.shared else [])
         rows.append((f"param {p.name}", f"{p.shape} {p.init} {', '.join(marks)}".rstrip()))
     rows += [("elements", c.elements), ("FLOPs", f"{c.flops} more per token")]
     rows += [("requires", condition) for condition in c.requires]

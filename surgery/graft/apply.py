@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.container import Graft
+from surgery.graft.container import Graft, drop_graft
+from surgery.graft.create import Start, create
 from surgery.graft.hosts import host_of
-from surgery.graft.initialise import initial
-from surgery.graft.sites import program_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.planning.build import Planner
 from surgery.planning.plan import Edit, Plan, SavedPlan
 from surgery.planning.spec import Spec
-from surgery.rules.expression import Expression
 
 
 def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
@@ -49,12 +47,20 @@ def _without_collection() -> Generator[None]:
 
 @_without_collection()
 def apply_spec(
-    model: nn.Module, spec: Spec | SavedPlan, example_inputs: Any = None, seed: int | None = None
+    model: nn.Module,
+    spec: Spec | SavedPlan,
+    example_inputs: Any = None,
+    seed: int | None = None,
+    tokenizer: Any = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> Plan:
     """Plan ``spec`` and carry it out; either all of it happens or nothing.
 
+    New parameters that ``values`` names start as these.
+
     Raises:
-        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same.
+        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if
+            a text that parameters start as cannot be had.
 
     """
     if isinstance(spec, SavedPlan):
@@ -74,7 +80,7 @@ def apply_spec(
     host = host_of(model)
     surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    created = _create(model, surgery, plan, seed, parameters)
+    created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
     decided = (*plan.trained, *plan.frozen)
     applied = Applied(
         plan,
@@ -113,7 +119,7 @@ def _withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
 
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:
-    for path in dict.fromkeys(e.exit.path for e in plan.edits):
+    for path in dict.fromkeys(p for e in plan.edits for p in (e.exit.path, e.owner)):
         if "forward" in model.get_submodule(path).__dict__:
             raise error(
                 "S414",
@@ -122,57 +128,8 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _create(
-    model: nn.Module,
-    surgery: Surgery,
-    plan: Plan,
-    seed: int,
-    parameters: dict[str, nn.Parameter],
-) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
-    """All new parameters, made before anything of the model changes."""
-    standing = surgery.standing()
-    shared: dict[tuple[str, str, tuple[int, ...]], nn.Parameter] = {}
-    fresh: dict[str, nn.Parameter] = {}
-    created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
-    for edit in plan.edits:
-        wraps = standing.setdefault(edit.site, [])
-        wraps.append(plan.spec.wrapped(edit.statement))
-        declarations = dict(program_of(edit, wraps).declarations)[edit.child]
-        owner = edit.exit.path
-        like = _like(model.get_submodule(owner), edit)
-        made: dict[str, nn.Parameter] = {}
-
-        def value(e: Expression, owner: str = owner) -> Tensor:
-            name = {"W": "weight", "b": "bias"}[e.name] if e.op == "operand" else e.name
-            full = f"{owner}.{name}" if owner else name
-            found = fresh.get(full, parameters.get(full))
-            # A parametrised weight is no parameter but what the module makes of some.
-            return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
-
-        for declaration, tensor in zip(declarations, edit.tensors, strict=True):
-            local = declaration.name
-            key = (edit.method, declaration.name, tensor.shape)
-            if declaration.shared and key in shared:
-                made[local] = fresh[tensor.name] = shared[key]
-                continue
-            stream = f"{seed}:{key if declaration.shared else tensor.name}"
-            made[local] = initial(declaration, stream, edit.layer, edit.sizes, like, value)
-            fresh[tensor.name] = made[local]
-            if declaration.shared:
-                shared[key] = made[local]
-        created.append((edit, made))
-    return created
-
-
-def _like(module: nn.Module, edit: Edit) -> Tensor:
-    """An empty tensor with the dtype and device that the new parameters take."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dtype = getattr(torch, edit.tensors[0].dtype) if edit.tensors else torch.get_default_dtype()
-    return torch.empty(0, dtype=dtype, device=device)
-
-
 def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) -> None:
-    module = model.get_submodule(edit.exit.path)
+    module = model.get_submodule(edit.owner)
     for name, parameter in tensors.items():
         child, _, rest = name.partition(".")
         if child not in module._modules:
@@ -221,9 +178,7 @@ def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
     """Forget ``edits`` and take their parameters out of the model."""
     for edit in edits:
         applied.edits.remove(edit)
-        modules = model.get_submodule(edit.exit.path)._modules
-        if isinstance(modules.get(edit.child), Graft):
-            del modules[edit.child]
+        drop_graft(model.get_submodule(edit.owner), edit.graft)
 
 
 def _restore(model: nn.Module, applied: Applied) -> None:

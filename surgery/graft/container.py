@@ -29,6 +29,37 @@ class Graft(nn.Module):
         )
 
 
+def find_graft(module: nn.Module, path: str) -> Graft | None:
+    """The graft on ``module`` at ``path`` (`lora`, or `q.lora` on a slice), or None."""
+    name, _, rest = path.partition(".")
+    child = module._modules.get(name)
+    if not isinstance(child, Graft):
+        return None
+    return find_graft(child, rest) if rest else child
+
+
+def drop_graft(module: nn.Module, path: str) -> None:
+    """Take the graft at ``path`` off ``module``, and those around it that are left empty."""
+    above, _, name = path.rpartition(".")
+    holder = find_graft(module, above) if above else module
+    if holder is None or not isinstance(holder._modules.get(name), Graft):
+        return
+    del holder._modules[name]
+    if above and not holder._modules and not holder._parameters:
+        drop_graft(module, above)
+
+
+def tables(
+    module: nn.Module,
+) -> list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]]:
+    """The tables of children of ``module`` and of its grafts, each with what it holds now."""
+    found = [(module._modules, dict(module._modules))]
+    for child in module._modules.values():
+        if isinstance(child, Graft):
+            found += tables(child)
+    return found
+
+
 class HidesGrafts:
     """For containers that iterate over their children: grafts are not among the things they run."""
 

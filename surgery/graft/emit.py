@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 
-from surgery.graft import kernels
+from surgery.graft import kernels, slices
 from surgery.graft.factors import factored_linear, low_rank_norm
 from surgery.graft.patches import push_input
 from surgery.planning.layers import Layer
@@ -23,6 +24,7 @@ from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
+from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
 
@@ -59,6 +61,10 @@ class Host:
         """A module of the model applied to ``value``."""
         raise NotImplementedError
 
+    def real(self) -> Any:
+        """The mask that tells tokens from padding, [batch, length], or None if there is none."""
+        return None
+
     def fold(self, expression: Expression, emitter: Emitter) -> Any:
         """A value that depends on parameters alone; may be kept between forwards."""
         return emitter.compute(expression)
@@ -75,6 +81,7 @@ class Emitter:
         features: str = "last",
         rank: int | None = None,
         folding: bool = False,
+        known: Mapping[Expression, Any] | None = None,
     ):
         self.host = host
         self.layer = layer
@@ -85,13 +92,15 @@ class Emitter:
         self.folding = folding
         self.copies = 1
         """How often the features of what is emitted are there: hidden ones, once in each group."""
-        self._done: dict[tuple[Expression, int], Any] = {}
+        self._done: dict[tuple[Expression, int], Any] = {
+            (e, 1): value for e, value in (known or {}).items()
+        }
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once."""
         key = (e, self.copies if e.varies else 1)
         if key not in self._done:
-            kept = self.folding and not e.varies and _is_worth_keeping(e)
+            kept = self.folding and not e.varies and self._is_worth_keeping(e)
             self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
         return self._done[key]
 
@@ -161,6 +170,17 @@ class Emitter:
                         terms = self._aligned(one, e), self._aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
+
+    def _is_worth_keeping(self, e: Expression) -> bool:
+        """What costs more to compute than to keep: a large matrix would double a layer's memory."""
+        if STAR in e.shape or _depth(e) <= 1:
+            return False
+        if len(e.shape) == 1:
+            return True
+        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
+
+    def _elements(self, e: Expression) -> float:
+        return prod(d.value(self.sizes) for d in e.shape)
 
     # linear, on the input of a layer and on what follows from it
 
@@ -279,6 +299,18 @@ class Emitter:
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra
         )
 
+    def _pool(self, e: Expression) -> Any:
+        mask = self.host.real()
+        if mask is None:
+            return self._over(e)
+        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
+        return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, axis)
+
+    def _along(self, e: Expression) -> Any:
+        arguments = [self.emit(a) for a in e.arguments]
+        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, axis)
+
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
         found = low_rank_norm(inner)
@@ -297,6 +329,37 @@ class Emitter:
         weight = self.host.leaf(Expression("operand", (), (("name", "W"),)))
         return self.host.call(kernels.eye, weight, self._scalar(e.attribute("size")))
 
+    def _rows(self, e: Expression) -> Any:
+        """Some rows: of what there is already, else of what it would be made of."""
+        inner = e.arguments[0]
+        made = (inner, self.copies if inner.varies else 1) in self._done
+        inside = None if made or (self.layer and not self.layer.native) else step(e)
+        if inside is not None:
+            return self.emit(inside)
+        axis = self._features if e.varies else 0
+        return self.host.call(slices.take_rows, self.emit(inner), rows_in(e).layout, axis)
+
+    def _put(self, e: Expression) -> Any:
+        whole, part = e.arguments
+        rows = rows_in(e)
+        axis = self._features if e.varies else 0
+        if whole.number is not None:
+            value = self._scalar(whole.number)
+            vector = self.emit(part)
+            return self.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
+        onto = self.emit(whole)
+        if part.number is not None:
+            old = self.host.call(slices.take_rows, onto, rows.layout, axis)
+            new = self.host.call(torch.full_like, old, self._scalar(part.number))
+        else:
+            new = self.emit(part)
+        return self.host.call(slices.put_rows, onto, new, rows.layout, axis)
+
+    @property
+    def _features(self) -> int:
+        """The axis of the features of what flows."""
+        return -1 - self.spatial if self.first else -1
+
     def _identity(self, e: Expression) -> Any:
         return self.emit(e.arguments[0])
 
@@ -308,9 +371,13 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "sum": Emitter._over,
     "max": Emitter._over,
     "softmax": Emitter._over,
+    "pool": Emitter._pool,
+    "cat": Emitter._along,
     "detach": Emitter._detach,
     "eye": Emitter._eye,
     "identity": Emitter._identity,
+    "rows": Emitter._rows,
+    "put": Emitter._put,
 }
 
 
@@ -318,11 +385,6 @@ def _is_input(x: Expression) -> bool:
     while x.op == "dropout":
         x = x.arguments[0]
     return x.op == "operand" and x.name == "x"
-
-
-def _is_worth_keeping(e: Expression) -> bool:
-    """Vectors that cost more to compute than to keep; a matrix would double a layer's memory."""
-    return len(e.shape) == 1 and STAR not in e.shape and _depth(e) > 1
 
 
 def _depth(e: Expression) -> int:

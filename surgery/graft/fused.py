@@ -46,7 +46,7 @@ def low_rank(
     if not training or rate == 0:
         rate = 0.0
     tensors = (x, weight, bias, down, up, factor)
-    if x.dim() < 2 or not _runs_as_written(tensors):
+    if x.dim() < 2 or not runs_as_written(tensors):
         hidden = functional.linear(functional.dropout(x, rate, training), down)
         if factor is None:
             return add_product(functional.linear(x, weight, bias), hidden, up, scale)
@@ -58,7 +58,7 @@ def low_rank(
     return _forward(x, weight, bias, down, up, scale, rate, factor)[0]
 
 
-def _runs_as_written(tensors: tuple[Tensor, *tuple[Tensor | None, ...]]) -> bool:
+def runs_as_written(tensors: tuple[Tensor, *tuple[Tensor | None, ...]]) -> bool:
     """Whether nothing rewrites operations: no compiler, autocast, transform or tensor subclass."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return False
@@ -93,6 +93,19 @@ def _forward(
     return result, hidden, kept
 
 
+def unviewed(result: Tensor) -> Tensor:
+    """The same storage under a tensor that is no view.
+
+    linear gives a view for more than two dims, and autograd forbids writing to a view that a
+    Function returns; a model may (`y += …`).
+    """
+    if not result._is_view():
+        return result
+    shape, strides = result.shape, result.stride()
+    fresh = result.new_empty(0)
+    return fresh.set_(result.untyped_storage(), result.storage_offset(), shape, strides)
+
+
 def _gain(rate: float) -> float:
     return 1 / (1 - rate) if rate < 1 else 0.0
 
@@ -113,13 +126,7 @@ class _LowRank(torch.autograd.Function):
         result, hidden, kept = _forward(x, weight, bias, down, up, scale, rate, factor)
         ctx.save_for_backward(x, weight, down, up, hidden, kept, factor)
         ctx.scale, ctx.rate = scale, rate
-        # linear gives a view for more than two dims, and autograd forbids writing to a view that a
-        # Function returns; a model may (`y += …`), so this is the same storage under a new tensor.
-        if not result._is_view():
-            return result
-        shape, strides = result.shape, result.stride()
-        fresh = result.new_empty(0)
-        return fresh.set_(result.untyped_storage(), result.storage_offset(), shape, strides)
+        return unviewed(result)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from surgery.graft.container import HidesGrafts
+from surgery.graft.rerouting import CoreChange
 
 SELF = "surgery_self"
 """The attribute by which a graph refers to the module it runs on."""
@@ -28,6 +29,7 @@ class Recipe:
 
     sources: tuple[tuple[str, str, Names], ...]
     properties: tuple[str, ...]
+    cores: tuple[CoreChange, ...] = ()
 
     def __deepcopy__(self, memo: object) -> Recipe:
         return self
@@ -62,18 +64,19 @@ def _function(source: str, names: Names, label: str) -> Any:
 def adapted_class(
     base: type[nn.Module],
     graph: fx.Graph,
-    folds: dict[str, fx.Graph],
+    functions: dict[str, fx.Graph],
     properties: dict[str, fx.Graph],
+    cores: tuple[CoreChange, ...] = (),
 ) -> type[nn.Module]:
     """A subclass of ``base`` that runs ``graph``, whose attributes are those of the module.
 
-    ``folds`` are the computations on parameters alone that the forward keeps between calls.
-    ``properties`` are attributes that are computed where they are read. The subclass has the
+    ``functions`` are what the forward calls by name: computations on parameters alone that it
+    keeps between calls, and changes to ``cores`` that run within. ``properties`` are attributes that are computed where they are read. The subclass has the
     base's name and module, and its instances pickle by their source.
     """
-    graphs = {"forward": graph, **folds, **properties}
+    graphs = {"forward": graph, **functions, **properties}
     sources = tuple(_source(name, g) for name, g in graphs.items())
-    return _from_recipe(base, Recipe(sources, tuple(properties)))
+    return _from_recipe(base, Recipe(sources, tuple(properties), cores))
 
 
 def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
@@ -92,7 +95,8 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
         "forward": forward,
         SELF: property(lambda self: self),
         "surgery_base": base,
-        "surgery_folds": functions,
+        "surgery_functions": functions,
+        "surgery_cores": recipe.cores,
         "surgery_recipe": recipe,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

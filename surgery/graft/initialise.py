@@ -71,12 +71,17 @@ def initial(
     return nn.Parameter(tensor, requires_grad=not declaration.frozen)
 
 
+def generator(key: str) -> torch.Generator:
+    """Random numbers that depend on ``key`` alone."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
 def _draw(
     init: Init, shape: tuple[int, ...], sizes: Mapping[str, Scalar], key: str, one_hot: bool
 ) -> Tensor:
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
-    generator = torch.Generator().manual_seed(seed)
-    arguments = {name: float(d.value(sizes)) for name, d in init.arguments}
+    source = generator(key)
+    arguments = {n: float(d.value(sizes)) for n, d in init.arguments if not isinstance(d, str)}
     tensor = torch.empty(shape)
     # A one-hot input has a single element to sum over.
     fan_in = 1 if one_hot else math.prod(shape[1:])
@@ -84,13 +89,13 @@ def _draw(
         case "kaiming_uniform":
             gain = math.sqrt(2.0 / (1 + arguments["a"] ** 2))
             bound = gain * math.sqrt(3.0 / max(1, fan_in))
-            return tensor.uniform_(-bound, bound, generator=generator)
+            return tensor.uniform_(-bound, bound, generator=source)
         case "xavier_uniform":
             bound = arguments["gain"] * math.sqrt(6.0 / (fan_in + shape[0]))
-            return tensor.uniform_(-bound, bound, generator=generator)
+            return tensor.uniform_(-bound, bound, generator=source)
         case "normal":
-            return tensor.normal_(0, arguments["std"], generator=generator)
+            return tensor.normal_(0, arguments["std"], generator=source)
         case "uniform":
-            return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=generator)
+            return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=source)
         case _:
-            return nn.init.orthogonal_(tensor, generator=generator)
+            return nn.init.orthogonal_(tensor, generator=source)

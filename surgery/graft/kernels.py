@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 
 def take(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    """The argument ``name`` of a call, given by keyword or by position."""
-    return kwargs[name] if name in kwargs else args[position]
+    """The argument ``name`` of a call, by keyword or by position; None if it is not given."""
+    if name in kwargs:
+        return kwargs[name]
+    return args[position] if position < len(args) else None
 
 
 def put_args(
@@ -40,6 +43,8 @@ def first(output: Any, key: int | str) -> Any:
 
 def with_first(output: Any, key: int | str, value: Any) -> Any:
     """``output`` with its hidden states replaced; its type stays."""
+    if isinstance(key, int) and hasattr(output, "keys"):
+        key = str([*output.keys()][key])
     if isinstance(key, str):
         changed = type(output)(**{**dict(output), key: value})
         return changed
@@ -76,6 +81,11 @@ def read_tap(tap: Tap) -> Any:
     return value
 
 
+def peek_tap(tap: Tap) -> Any:
+    """What a tap carries, for several readers: recomputation under checkpointing is one."""
+    return tap.value
+
+
 class Held:
     """Holds a module without owning it, so that no parameter gets a second name."""
 
@@ -87,6 +97,12 @@ class Held:
 
 def call_held(held: Held, value: Tensor) -> Tensor:
     return held.module(value)
+
+
+def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What transformers' `Conv1D` computes: x W + b, with W [m, n]."""
+    rows = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
+    return rows.view(*x.shape[:-1], weight.shape[1])
 
 
 def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
@@ -163,7 +179,7 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     compared, too: writing to `parameter.data`, as averages of weights do, changes no version.
     """
     cls: Any = type(module)
-    compute: Callable[..., Tensor] = cls.surgery_folds[key]
+    compute: Callable[..., Tensor] = cls.surgery_functions[key]
     if torch.compiler.is_compiling():
         return compute(module, *tensors)
     kept: Kept = module.__dict__.setdefault("_surgery_kept", Kept())
@@ -200,3 +216,69 @@ def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:
 def own_parameter(module: nn.Module, name: str) -> Tensor | None:
     """A parameter itself, where a property of the same name stands before it."""
     return module._parameters[name]
+
+
+def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """The mean of ``value`` [batch, length, features] over its tokens, padding left out.
+
+    ``mask`` is [batch, at least length], or None; what it says of the past comes first. Tokens
+    that have joined in front of those it tells of are real.
+    """
+    if mask is None:
+        return value.mean(dim, keepdim=True)
+    batch, length = value.shape[0], value.shape[dim]
+    if mask.dim() != 2 or batch % mask.shape[0]:
+        raise ValueError(f"a mask of {[*mask.shape]} does not tell of tokens {[*value.shape]}")
+    real = mask[:, -length:].to(value.dtype)
+    if mask.shape[1] < length:
+        real = functional.pad(real, (length - mask.shape[1], 0), value=1.0)
+    if batch != mask.shape[0]:
+        real = real.repeat_interleave(batch // mask.shape[0], 0)
+    weights = real.unsqueeze(-1)
+    return (value * weights).sum(dim, keepdim=True) / weights.sum(dim, keepdim=True).clamp_min(1)
+
+
+def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
+    """Both joined along ``dim``; other dims broadcast, and heads that ``right`` repeats follow it.
+
+    An attention's keys come with the model's own heads or with each repeated for its queries.
+    """
+    rank = max(left.dim(), right.dim())
+    left, right = (t.reshape(*[1] * (rank - t.dim()), *t.shape) for t in (left, right))
+    if rank == 4 and left.shape[1] != right.shape[1] and left.shape[1] > 1:
+        left = left.repeat_interleave(right.shape[1] // left.shape[1], 1)
+    at = rank + dim
+    sizes = [max(a, b) for a, b in zip(left.shape, right.shape, strict=True)]
+    parts = [
+        t.expand(*(t.shape[i] if i == at else sizes[i] for i in range(rank))) for t in (left, right)
+    ]
+    return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)
+
+
+def align(value: Tensor, like: Tensor) -> Tensor:
+    """One number an example, [batch, 1…], with as many dims as ``like``.
+
+    Where an example is cut into several windows, each has the number of its example.
+    """
+    count, wanted = value.shape[0], like.shape[0]
+    value = value.reshape(count, *[1] * (like.dim() - 1))
+    return value if count in (1, wanted) else value.repeat_interleave(wanted // count, 0)
+
+
+def split_heads(value: Tensor, heads: int) -> Tensor:
+    """[length, heads · features] → [heads, length, features]."""
+    length, features = value.shape
+    return value.view(length, heads, features // heads).transpose(0, 1)
+
+
+def bilstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """One layer of an LSTM that reads [length, features] both ways: [length, 2h].
+
+    ``into`` is [2, 4h, features] and ``hidden`` [2, 4h, h], gates in torch's order; two biases
+    [2, 4h]. It starts from zeros.
+    """
+    start = x.new_zeros(2, 1, hidden.shape[2])
+    weights = tuple(t[i] for i in (0, 1) for t in (into, hidden, first, second))
+    run: Any = torch.lstm
+    result = run(x.unsqueeze(1), (start, start), weights, True, 1, 0.0, False, True, False)[0]
+    return result.squeeze(1)

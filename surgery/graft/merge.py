@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.apply import drop_edits
-from surgery.graft.container import Graft
+from surgery.graft.container import drop_graft, tables
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import compute
 from surgery.graft.sites import Site, program_of, sites_of
@@ -129,15 +129,16 @@ def merged_specs(model: nn.Module) -> Generator[nn.Module]:
         yield model
     finally:
         host.uninstall(model)
-        for modules, every in children:
+        for modules, every in reversed(children):
             modules.clear()
             modules.update(every)
-        for module, weight, bias in kept:
-            module.weight.data = weight  # type: ignore[union-attr]
-            if bias is None and "bias" in module._parameters:
-                module._parameters["bias"] = None
-            elif bias is not None:
-                module.bias.data = bias  # type: ignore[union-attr]
+        for table, tensors in kept:
+            for name, tensor in tensors.items():
+                parameter = table[name]
+                if tensor is None or parameter is None:
+                    table[name] = None
+                else:
+                    parameter.data = tensor
         model.__dict__[ATTRIBUTE] = surgery
         host.install(model, surgery)
 
@@ -145,31 +146,40 @@ def merged_specs(model: nn.Module) -> Generator[nn.Module]:
 def _take_children(
     model: nn.Module, draft: _Draft
 ) -> list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]]:
+    """Take off the grafts that are merged; returns what the tables of children held before."""
     kept: list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]] = []
-    for path, work in draft.work.items():
-        modules = model.get_submodule(path)._modules
-        kept.append((modules, dict(modules)))
+    for work in draft.work.values():
         for edit in work.edits:
-            if isinstance(modules.get(edit.child), Graft):
-                del modules[edit.child]
+            module = model.get_submodule(edit.owner)
+            kept += tables(module)
+            drop_graft(module, edit.graft)
     return kept
 
 
-def _write(model: nn.Module, draft: _Draft) -> list[tuple[nn.Module, Tensor, Tensor | None]]:
+Kept = tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]
+"""A module's table of parameters, and the tensors that some of them held."""
+
+
+def _write(model: nn.Module, draft: _Draft) -> list[Kept]:
     """Put the new tensors in place; returns the old ones."""
-    kept: list[tuple[nn.Module, Tensor, Tensor | None]] = []
-    for path, work in draft.work.items():
-        module = model.get_submodule(path)
-        weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    kept: list[Kept] = []
+    for work in draft.work.values():
+        first = work.edits[0]
+        assert first.layer is not None
+        module, names = model.get_submodule(first.owner), first.layer.names
+        table = module._parameters
+        weight, bias = table[names["W"]], table.get(names["b"])
         assert weight is not None
-        kept.append((module, weight.data, None if bias is None else bias.data))
+        old: dict[str, Tensor | None] = {names["W"]: weight.data}
         weight.data = work.weight
-        if work.bias is None:
-            continue
-        if bias is None:
-            module.bias = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
-        else:
+        if work.bias is not None and bias is not None:
+            old[names["b"]] = bias.data
             bias.data = work.bias
+        elif work.bias is not None:
+            old[names["b"]] = None
+            added = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
+            setattr(module, names["b"], added)
+        kept.append((table, old))
     return kept
 
 
@@ -181,16 +191,16 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         if first.operator != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.reason or "it is not in one layer"
-                draft.stayed.append(Stayed(path, edit.child, reason))
+                draft.stayed.append(Stayed(edit.site, edit.child, reason))
             continue
         inside = _mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
-                draft.stayed.append(Stayed(path, edit.child, reason))
+                draft.stayed.append(Stayed(edit.site, edit.child, reason))
         if inside:
             edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-            draft.work[path] = _work(model, path, first.layer, edits, inside)
+            draft.work[path] = _work(model, first.layer, edits, inside)
     return draft
 
 
@@ -216,13 +226,11 @@ def _mergeable(site: Site) -> list[Wrapped]:
 
 
 @torch.no_grad()
-def _work(
-    model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
-) -> _Work:
-    module = model.get_submodule(path)
+def _work(model: nn.Module, layer: Layer, edits: list[Edit], wraps: list[Wrapped]) -> _Work:
+    module = model.get_submodule(edits[0].owner)
     found = program_of(edits[0], wraps).merge
     assert not isinstance(found, NotAffine)
-    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
     assert weight is not None
     wide = torch.promote_types(weight.dtype, torch.float32)
     cache: dict[Expression, Tensor] = {}
@@ -230,7 +238,7 @@ def _work(
     def value(e: Expression) -> Tensor:
         if e not in cache:
             if e.op == "operand":
-                tensor = module._parameters[{"W": "weight", "b": "bias"}[e.name]]
+                tensor = module._parameters[layer.names[e.name]]
             else:
                 tensor = module.get_parameter(e.name)
             assert tensor is not None

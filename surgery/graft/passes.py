@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft import fused, kernels
+from surgery.graft import fused, fused_rows, kernels, slices
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
 
@@ -136,10 +136,58 @@ def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _fuse_rows(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """put(y, rows(y) + s·linear(h, B)), as often as it is nested, → one kernel without copies."""
+    if not _is(node, slices.put_rows):
+        return None
+    parts: list[tuple[Any, Any]] = []
+    whole: Any = node
+    while _is(whole, slices.put_rows) and (whole is node or len(whole.users) == 1):
+        whole, part, layout, axis = whole.args
+        if axis != -1:
+            return None
+        parts.insert(0, (part, layout))
+    updates = [_update(whole, part, layout) for part, layout in parts]
+    inner = _base_of(whole)
+    if inner is None or len(whole.users) != len(parts) + 1:
+        return None
+    x, weight, bias, transposed = inner
+    if any(u is None or u[0] is not x for u in updates):
+        return None
+    written = tuple(u[1:] for u in updates if u)
+    return graph.call_function(fused_rows.low_rank_rows, (x, weight, bias, transposed, written))
+
+
+def _base_of(whole: Any) -> tuple[Any, Any, Any, bool] | None:
+    """x, weight and bias of a product with a weight that a module holds, and if that is [m, n]."""
+    for target in (functional.linear, kernels.transposed_linear):
+        if _is(whole, target) and not _is_hidden(whole.args[1]):
+            x, weight, bias = (*whole.args, None)[:3]
+            return x, weight, bias, target is kernels.transposed_linear
+    return None
+
+
+def _update(whole: Any, part: Any, layout: Any) -> tuple[Any, ...] | None:
+    """x, and the update that ``part`` is of the rows of ``layout`` in ``whole``."""
+    product = _arguments(part, fused.add_product)
+    taken = product and _arguments(product[0], slices.take_rows)
+    if not product or not taken or taken[0] is not whole or taken[1] != layout:
+        return None
+    hidden = _arguments(product[1], functional.linear)
+    dropped = _arguments(product[1], fused.dropped_linear)
+    if hidden and _absent(hidden[2:]):
+        dropped = (*hidden[:2], 0, False)
+    if not dropped:
+        return None
+    x, down, rate, training = dropped
+    return x, layout, down, product[2], product[3], rate, training
+
+
 _PASSES: tuple[Rewrite, ...] = (
     _fuse_dropout,
     _fuse_product,
     _fuse_low_rank,
     _fuse_factor,
     _fuse_offset,
+    _fuse_rows,
 )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
+from surgery.graft.folding import fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.state import Surgery, surgery_of
 from surgery.language.diagnostics import SurgeryError, error
@@ -58,6 +59,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
                 "kept": None
                 if len(a.edits) == len(a.plan.edits)
                 else [[e.site, e.child] for e in a.edits],
+                "folded": [[e.site, e.child] for e in a.edits if e.folded],
             }
             for a in surgery.applied
         ],
@@ -143,8 +145,11 @@ def load_adapter(
                 raise error(
                     "S516", "the spec plans differently on this model than when it was saved"
                 )
-            apply_spec(model, spec, example_inputs, saved["seed"])
+            apply_spec(model, spec, example_inputs, saved["seed"], values=tensors)
             _keep_only(model, saved["kept"])
+            folded = {(site, child) for site, child in saved["folded"]}
+            if folded:
+                fold_specs(model, lambda e, folded=folded: (e.site, e.child) in folded)
         _copy(model, tensors)
     except SurgeryError:
         _back_out(model, before)

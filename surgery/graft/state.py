@@ -29,6 +29,10 @@ class Applied:
     flags: dict[str, bool]
     values: dict[str, torch.Tensor]
 
+    def wrapped(self, edit: Edit) -> Wrapped:
+        """The method of one of its edits."""
+        return edit.wrapped(self.plan.spec)
+
 
 @dataclass
 class Surgery:
@@ -48,7 +52,7 @@ class Surgery:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
         for applied, edit in self.edits():
-            found.setdefault(edit.site, []).append(applied.plan.spec.wrapped(edit.statement))
+            found.setdefault(edit.whole, []).append(applied.wrapped(edit))
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:

@@ -20,6 +20,7 @@ from surgery.graft.emit import Emitter, Host
 from surgery.graft.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
+from surgery.graft.traced_cores import change_core, core_node
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
@@ -97,11 +98,39 @@ class _Writer:
 
     def write(self, site: Site) -> None:
         edit = site.edits[0]
+        if edit.tokens is not None:
+            raise error(
+                "S417",
+                "a traced graph has its masks and positions built in, so no tokens can join",
+                help="apply the spec to the model, and trace it after",
+            )
         calls = self.calls(edit.exit.path) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)
-        for node in calls or [self.output(edit.exit)]:
-            self.emit(site, edit, node)
+        core = next((e.core for e in site.edits if e.core), None)
+        if core is not None:
+            self.emit_core(site, edit, core_node(self.inside(core.path), core))
+        if core is None or site.program.changes_result:
+            for node in calls or [self.output(edit.exit)]:
+                self.emit(site, edit, node)
+
+    def emit_core(self, site: Site, edit: Edit, node: fx.Node) -> None:
+        before = set(self.graph.nodes)
+        users = list(node.users)
+        host = _NodeHost(self, site, edit, node)
+        host.last = node.prev
+        host.start()
+
+        def emitter(known: dict[Expression, Any]) -> Emitter:
+            if node in known.values():
+                host.last = node
+            return Emitter(host, None, edit.sizes, known=known)
+
+        result = change_core(node, site.program, emitter)
+        self.note(before, node)
+        for user in users:
+            if result is not node:
+                user.replace_input_with(node, result)
 
     def calls(self, path: str) -> list[fx.Node]:
         """The nodes that run the layer at ``path``: its calls, or functions of its weight."""
@@ -164,14 +193,18 @@ class _Writer:
         with self.graph.inserting_after(base):
             host.start()
             result = emitter.emit(site.program.result)
+        self.note(before, base)
+        for user in users:
+            user.replace_input_with(base, result)
+
+    def note(self, before: set[fx.Node], beside: fx.Node) -> None:
+        """New nodes came from the module that ``beside`` came from."""
         fresh = set(self.graph.nodes) - before
         self.added |= fresh
         for node in fresh:
-            self.stack_of[node] = self.stack_of.get(base, ())
-            if _STACK in base.meta:
-                node.meta[_STACK] = base.meta[_STACK]
-        for user in users:
-            user.replace_input_with(base, result)
+            self.stack_of[node] = self.stack_of.get(beside, ())
+            if _STACK in beside.meta:
+                node.meta[_STACK] = beside.meta[_STACK]
 
 
 def _unreachable(edit: Edit) -> Exception:
@@ -188,7 +221,7 @@ class _NodeHost(Host):
         self.edit = edit
         self.node = base
         self.last = base
-        path = edit.exit.path
+        path = edit.owner
         self.prefix = f"{path}." if path else ""
         self._attributes: dict[str, fx.Node] = {}
         self.x: fx.Node | None = None
@@ -196,7 +229,7 @@ class _NodeHost(Host):
     def start(self) -> None:
         if self.edit.layer:
             self.x = self.node.all_input_nodes[0]
-        elif self.site.program.result.reads("x"):
+        elif any(e.reads("x") for e in self.site.program.changed):
             self.x = self.writer.input(self.edit.entry)
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
@@ -231,6 +264,15 @@ class _NodeHost(Host):
 
     def training(self) -> fx.Node:
         return self._put("get_attr", "training", (), {})
+
+    def real(self) -> fx.Node | None:
+        port = next((e.real for e in self.site.edits if e.real), None)
+        named = [
+            n
+            for n in self.graph.nodes
+            if n.op == "placeholder" and port and n.target == port.argument
+        ]
+        return named[0] if named else None
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         norm = next(e.norm for e in self.site.edits if e.norm)

@@ -235,11 +235,15 @@ class Require(Node):
     condition: Expression
 
 
+Sharing = Literal["shared", "stack", "layer"]
+
+
 @dataclass(frozen=True, slots=True)
 class Param(Node):
     """`param [frozen] [shared] A[r, m] ~ distribution(...)`, or `= value` for a computed start.
 
-    ``random`` tells `~` from `=`.
+    ``random`` tells `~` from `=`; ``shared`` is the word that says who shares it: all sites
+    (`shared`), those in one stack of layers (`stack`), or those in one layer (`layer`).
     """
 
     name: str
@@ -247,7 +251,7 @@ class Param(Node):
     init: Expression
     random: bool
     frozen: bool = False
-    shared: bool = False
+    shared: Sharing | None = None
     name_span: Span = field(compare=False, repr=False, kw_only=True)
 
 
@@ -317,3 +321,18 @@ class File:
     items: tuple[Item, ...]
     source: Source = field(compare=False, repr=False)
     comments: tuple[Comment, ...] = field(compare=False, default=())
+
+
+def mentioned(expression: Expression) -> set[str]:
+    """The names that occur in ``expression``, other than those of functions."""
+    match expression:
+        case Name():
+            return {expression.name}
+        case Unary():
+            return mentioned(expression.operand)
+        case Binary():
+            return mentioned(expression.left) | mentioned(expression.right)
+        case Call():
+            return set[str]().union(*(mentioned(a.value) for a in expression.arguments))
+        case _:
+            return set()

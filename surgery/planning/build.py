@@ -22,7 +22,6 @@ from surgery.planning.plan import Edit, Plan
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import walk
 from surgery.rules.program import build
 
 Standing = Mapping[str, Sequence[Wrapped]]
@@ -67,7 +66,8 @@ class Planner:
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
-        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings)
+        adds = any(t.trained for e in draft.edits for t in e.tensors)
+        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
             raise SurgeryError(draft.found)
         known = base or self.own_digests
@@ -132,17 +132,15 @@ class Draft:
         if site.kind == "parameter":
             raise error("S401", "a method is applied to modules, and this selects parameters")
         place = Place(self.planner, site)
-        standing = self.applied.setdefault(site.path, [])
+        standing = self.applied.setdefault(place.whole, [])
+        child = wrapped.child
+        if site.rows is not None:
+            wrapped = wrapped.within(site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
         if program.named_dims is not None or place.layer is None:
             place.locate()
-        if program.named_dims is not None and place.rank != program.named_dims + 1:
-            raise error(
-                "S411",
-                f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "
-                f"have {place.rank}",
-            )
+        place.check(program)
         before = build(place.signature, tuple(standing))
         one_hot = place.layer is not None and place.layer.kind == "embedding"
         sizes = tuple(place.sizes.items())
@@ -153,35 +151,29 @@ class Draft:
                 "the layer is never called, its module reads the weight, so a method must merge, "
                 f"and this does not: {derived.reason}",
             )
-        if (
-            place.layer
-            and place.layer.read
-            and any(e.op == "dropout" for e in walk(program.result))
-        ):
-            raise error(
-                "S413",
-                "the layer is never called, its module reads the weight, so dropout would never act",
-                help="leave `dropout` out here",
-            )
         obstacle = place.obstacle(program)
         standing.append(wrapped)
         return Edit(
-            site=site.path,
+            site=place.key,
+            whole=place.whole,
             paths=site.paths,
-            child=wrapped.child,
+            child=child,
             statement=number,
             method=_method_text(statement),
             place=str(statement.span).rpartition(":")[0],
             formula=derived.formula,
-            operator=place.signature.kind,
+            signature=place.signature,
             layer=place.layer,
             sizes=place.sizes,
             entry=place.site.entry,
             exit=place.site.exit,
+            owner=place.owner,
             residual=place.site.residual if program.reads_residual else None,
             norm=place.site.norm if program.calls_norm else None,
-            has_residual=place.signature.residual,
-            has_norm=place.signature.norm,
+            core=place.site.core if program.changes_core else None,
+            tokens=place.site.tokens,
+            real=place.real if program.uses("pool") else None,
+            rows=site.rows,
             features=place.features,
             rank=place.rank,
             tensors=place.tensors(derived),
@@ -190,20 +182,29 @@ class Draft:
             reason=derived.reason,
             obstacle=obstacle,
             flops=derived.flops,
+            folds=derived.folds,
         )
 
 
 def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
+    first = child.partition(".")[0]
     if any(w.child == child for w in standing):
+        name = child.rpartition(".")[2]
         raise error(
             "S407",
-            f"there is a `{child}` at this site already",
-            help=f"name one of them: `… as {child}_2`",
+            f"there is a `{name}` at this site already",
+            help=f"name one of them: `… as {name}_2`",
         )
-    if hasattr(place.module, child):
+    if hasattr(place.module, first):
         raise error(
             "S407",
-            f"the module has an attribute `{child}` of its own",
+            f"the module has an attribute `{first}` of its own",
+            help="give the method another name with `as`",
+        )
+    if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):
+        raise error(
+            "S407",
+            f"`{first}` names a method here, and a slice whose methods are below that name",
             help="give the method another name with `as`",
         )
 

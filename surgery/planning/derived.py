@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from surgery.language.syntax import Sharing
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Dim
 from surgery.rules.program import Program
 
-_LEADING = {f"*{i}": 1 for i in range(8)}
+# Figures are for one position; what grows with a sequence cancels out.
+_LEADING = {f"*{i}": 1 for i in range(8)} | {"*t": 1}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Added:
     shape: tuple[int, ...]
     init: str
     trained: bool
-    shared: bool
+    shared: Sharing | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Derived:
     formula: str
     tensors: tuple[Added, ...]
     flops: int
+    folds: bool
     reason: str | None
 
 
@@ -62,9 +65,10 @@ def derive(
     if isinstance(found, NotAffine):
         reason = f"{found.reason}{f' ({found.span})' if found.span else ''}"
     return Derived(
-        str(program.result).replace(f"{child}.", ""),
+        "; ".join(map(str, program.changed)).replace(f"{child}.", ""),
         tensors,
         int(program.flops.value(one) - before.flops.value(one)),
+        program.folds(child),
         reason,
     )
 

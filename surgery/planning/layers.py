@@ -35,6 +35,14 @@ class Layer:
     """Whether the parent reads the weight and never calls the layer (`nn.MultiheadAttention`)."""
     plain: bool = True
     """Whether the weight is a parameter that the layer uses as it is."""
+    weight: str = "weight"
+    offset: str = "bias"
+    """The names of the weight and of the bias in the module that holds them."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The parameters that a rule calls `W` and `b`."""
+        return {"W": self.weight, "b": self.offset}
 
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -47,8 +55,41 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return None
     own = module._parameters.get("weight") is not None
     # With `max_norm`, an embedding rescales what it looks up.
-    plain = own and layer.native and getattr(module, "max_norm", None) is None
+    usual = layer.native or (layer.kind == "linear" and own and _is_usual(module))
+    plain = own and usual and getattr(module, "max_norm", None) is None
     return replace(layer, plain=plain)
+
+
+@torch.no_grad()
+def _is_usual(module: nn.Module) -> bool:
+    """Whether a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+
+    Some write the product in another way; others dequantise, add something or round.
+    """
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
+        return False
+    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        try:
+            found = type(module).forward(module, x.unsqueeze(0))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        return False
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def packed_layer(module: nn.Module, weight: str) -> Layer | None:
+    """The projections whose weights ``module`` holds as one, and which it reads itself."""
+    held = module._parameters.get(weight)
+    if held is None or held.dim() != 2 or not held.is_floating_point():
+        return None
+    offset = weight.removesuffix("weight") + "bias"
+    bias = module._parameters.get(offset) is not None
+    out, into = held.shape
+    return Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
 
 
 def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
@@ -82,7 +123,10 @@ def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
         c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__
     ):
         weight = cast("torch.Tensor", module.weight)
-        return Layer("transposed", weight.shape[1], weight.shape[0], _has_bias(module))
+        native = cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        return Layer(
+            "transposed", weight.shape[1], weight.shape[0], _has_bias(module), native=native
+        )
     return None
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import Port, Site
 from surgery.language.diagnostics import error
+from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer, read_layer
+from surgery.planning.layers import Layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -28,20 +29,40 @@ class Place:
         self.planner = planner
         self.site = site
         model = planner.model
-        path = site.exit.path if site.kind == "region" else site.path
-        self.module = model.get_submodule(path)
+        self.owner = site.exit.path if site.kind in ("region", "slice") else site.path
+        self.module = model.get_submodule(self.owner)
         self.layer: Layer | None = None
-        if site.kind == "module":
-            self.layer = read_layer(self.module, model.get_submodule(path.rpartition(".")[0]))
+        if site.kind == "module" and not site.tokens:
+            self.layer = read_layer(self.module, model.get_submodule(site.path.rpartition(".")[0]))
+        elif site.kind == "slice":
+            packed = site.packed
+            self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
 
+    @property
+    def key(self) -> str:
+        """What tells this site from others; the module that reads tokens may be one itself."""
+        return f"{self.site.path}[tokens]" if self.site.tokens else self.site.path
+
+    @property
+    def whole(self) -> str:
+        """The site whose program this is part of: of a slice, the layer or its packed weight."""
+        return self.key if self.site.rows is None else self.key.removesuffix(f"[{self.site.rows}]")
+
     @cached_property
     def signature(self) -> Signature:
+        if self.site.tokens is not None:
+            return Signature("tokens", positions=self.site.tokens.positions is not None)
         if self.layer is not None:
             return Signature("linear", bias=self.layer.bias, grouped=self.layer.groups > 1)
         site = self.planner.anatomy.place_of(self.site)
-        return Signature("module", norm=site.norm is not None, residual=site.residual is not None)
+        return Signature(
+            "module",
+            norm=site.norm is not None,
+            residual=site.residual is not None,
+            core=site.core is not None,
+        )
 
     def locate(self) -> None:
         """Look up where hidden states pass, and their layout."""
@@ -57,15 +78,84 @@ class Place:
         if self.layer is None:
             self.features = call.layout
 
+    def check(self, program: Program) -> None:
+        """Hold what a program does against what can be done here.
+
+        Raises:
+            SurgeryError: S411 for hidden states of other dims than the rule names, S413 for what
+                has no effect on a weight that is read, S415 for an attention out of reach.
+
+        """
+        if program.named_dims is not None and self.rank != program.named_dims + 1:
+            raise error(
+                "S411",
+                f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "
+                f"have {self.rank}",
+            )
+        if self.layer and self.layer.read and program.uses("dropout"):
+            raise error(
+                "S413",
+                "the layer is never called, its module reads the weight, so dropout would never act",
+                help="leave `dropout` out here",
+            )
+        if program.changes_core and self.site.core is not None:
+            if self.site.core.obstacle:
+                raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
+            if self.site.kind == "region":
+                self._move(program, self.site.core.path)
+
+    def _move(self, program: Program, path: str) -> None:
+        """Let the parameters of a region's attention live where its core runs."""
+        if program.changes_result:
+            raise error(
+                "S415",
+                "here the attention is no one module, so one method cannot change both its core "
+                "and its result",
+                help="select a module for the method that changes the result",
+            )
+        self.owner = path
+        self.module = self.planner.model.get_submodule(path)
+
     @cached_property
     def sizes(self) -> dict[str, int]:
         if self.layer is not None:
             return {"n": self.layer.out, "m": self.layer.into}
         anatomy = self.planner.anatomy
         into = anatomy.port_shape(self.site.entry)
+        if self.site.tokens is not None:
+            return {"n": into[-1]}
         out = anatomy.port_shape(self.site.exit)
         axis = 1 if self.features == "first" else -1
-        return {"n": out[axis], "m": into[axis]}
+        found = {"n": out[axis], "m": into[axis]}
+        core = self.site.core
+        if core is not None:
+            found |= {
+                "query_heads": core.query_heads,
+                "heads": core.heads,
+                "keys": core.keys,
+                "values": core.values,
+            }
+        return found
+
+    @cached_property
+    def real(self) -> Port | None:
+        """Where the mask can be seen that tells this site's tokens from padding."""
+        self.site = self.planner.anatomy.place_of(self.site)
+        tokens = self.planner.anatomy.tokens_at(self.site.entry)
+        if tokens is None or tokens.mask is None:
+            return None
+        return Port(tokens.reader, "input", tokens.mask)
+
+    def group(self, sharing: Sharing | None) -> str | None:
+        """The sites that share a param with this one."""
+        if sharing is None or sharing == "shared":
+            return sharing
+        anatomy = self.planner.anatomy
+        stack = anatomy.stack_of(self.site) or ""
+        if sharing == "layer":
+            return f"{stack}.{self.site.layer}"
+        cross = {s.path for s in anatomy.places.get("attention.cross", ())}
+        return f"{stack} cross" if self.site.path in cross else stack
 
     def obstacle(self, program: Program) -> str | None:
         """Why the tensors that ``program`` would merge into cannot be changed here, if so."""
@@ -74,7 +164,8 @@ class Place:
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
         for name in _changed(program, self.layer):
-            known = {f"{path}.{name}" if path else name for path in self.site.paths}
+            name = self.layer.names[name]
+            known = {f"{path}.{name}" if path else name for path in self.owners}
             tensor = self.module._parameters.get(name)
             others = [n for n in self.planner.names.get(id(tensor), ()) if n not in known]
             if others:
@@ -82,25 +173,33 @@ class Place:
                 return f"the {name} is tied with `{other}`, which would change too"
         return None
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Every path of the module that holds the weight."""
+        if self.site.rows is None:
+            return self.site.paths
+        end = f"{self.site.packed or ''}[{self.site.rows}]"
+        return tuple(path.removesuffix(end).removesuffix(".") for path in self.site.paths)
+
     def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
         """The parameters that a method adds here."""
         dtype = _dtype(self.module)
-        owner = self.site.exit.path if self.site.kind == "region" else self.site.path
-        prefix = f"{owner}." if owner else ""
+        prefix = f"{self.owner}." if self.owner else ""
         return tuple(
-            Tensor(prefix + t.name, t.shape, t.init, t.trained, t.shared, dtype)
+            Tensor(prefix + t.name, t.shape, t.init, t.trained, self.group(t.shared), dtype)
             for t in derived.tensors
         )
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:
-    """Which of a layer's tensors a merge of ``program`` writes to; both if it has none."""
+    """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
     found = program.merge
     if isinstance(found, NotAffine):
-        return ["weight", "bias"]
-    own = {"weight": operand("W", ()), "bias": operand("b", ()) if layer.bias else number(0)}
-    changed = [n for n in own if getattr(found, n) != own[n]]
-    return ["weight"] if changed and layer.kind == "embedding" else changed
+        return ["W", "b"]
+    changed = ["W"] if found.weight != operand("W", ()) else []
+    if found.bias != (operand("b", ()) if layer.bias else number(0)):
+        changed.append("W" if layer.kind == "embedding" else "b")
+    return changed
 
 
 def _dtype(module: nn.Module) -> str:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy.site import Port
+from surgery.anatomy.site import Core, Port, Tokens
 from surgery.language.diagnostics import Diagnostic
 from surgery.planning.layers import Layer
 from surgery.planning.spec import Spec, spec_from_texts
+from surgery.rules.expand import Wrapped
+from surgery.rules.program import Signature
+from surgery.rules.rows import Rows
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter to add. ``name`` is its full name in the adapted model."""
+    """A parameter to add. ``name`` is its full name in the adapted model.
+
+    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
+    """
 
     name: str
     shape: tuple[int, ...]
     init: str
     trained: bool
-    shared: bool
+    shared: str | None
     dtype: str
 
     @property
@@ -41,25 +47,34 @@ class Edit:
 
     ``statement`` counts the spec's statements; ``sizes`` give the rule's dims their values;
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
-    itself). ``flops`` are those added for each position, before anything is folded.
+    itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
+    seen that tells tokens from padding. ``flops`` are those added for each position, before
+    anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
+    not all; then the edit is part of the program of the ``whole`` layer.
+
+    Of an edit that ``folds``, networks compute constants; a ``folded`` one holds these instead.
     """
 
     site: str
+    whole: str
     paths: tuple[str, ...]
     child: str
     statement: int
     method: str
     place: str
     formula: str
-    operator: str
+    signature: Signature
     layer: Layer | None
     sizes: dict[str, int]
     entry: Port
     exit: Port
+    owner: str
     residual: Port | None
     norm: str | None
-    has_residual: bool
-    has_norm: bool
+    core: Core | None
+    tokens: Tokens | None
+    real: Port | None
+    rows: Rows | None
     features: str
     rank: int | None
     tensors: tuple[Tensor, ...]
@@ -68,6 +83,28 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+    folds: bool
+    folded: bool = False
+
+    @property
+    def operator(self) -> str:
+        return self.signature.kind
+
+    @property
+    def graft(self) -> str:
+        """Where its parameters are below ``owner``: `lora`, or `q.lora` on a slice."""
+        return f"{self.rows}.{self.child}" if self.rows else self.child
+
+    def wrapped(self, spec: Spec) -> Wrapped:
+        """The method with its place in the program of the ``whole`` site."""
+        wrapped = replace(spec.wrapped(self.statement), folded=self.folded)
+        return wrapped.within(self.rows) if self.rows else wrapped
+
+    def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
+        """What tells ``tensor`` from others, if several sites share it."""
+        if tensor.shared is None:
+            return None
+        return (self.method, tensor.name[len(self.owner) :], tensor.shape, tensor.shared)
 
 
 @dataclass(frozen=True)
@@ -100,8 +137,7 @@ class Plan:
         found: dict[Any, Tensor] = {}
         for edit in self.edits:
             for t in edit.tensors:
-                local = t.name[len(edit.exit.path) :]
-                found.setdefault((edit.method, local, t.shape) if t.shared else t.name, t)
+                found.setdefault(edit.shared_key(t) or t.name, t)
         return tuple(found.values())
 
     @property

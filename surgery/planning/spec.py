@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, error
 from surgery.language.parse import parse
+from surgery.language.resources import resource
 from surgery.language.source import Source
 from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
@@ -24,11 +25,8 @@ from surgery.rules.library import (
     prelude,
     scope_of,
 )
-from surgery.rules.program import Signature, build, check_block, check_method
+from surgery.rules.program import build, check_block, check_method, fitting
 from surgery.rules.shapes import Shapes
-
-# A site where every operator can be matched: what fails here fails everywhere.
-_ANY_SITE = Signature("linear", bias=True, norm=True, residual=True)
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
 
@@ -84,9 +82,10 @@ class Spec:
 
 
 def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
-    """Read a spec from text, a path, or a parsed file.
+    """Read a spec from text, a path, a parsed file, or by the name of a recipe: `unipelt`.
 
-    A string is taken for a path if it ends in `.peft` and holds no space or newline.
+    A string is taken for a path if it ends in `.peft` and holds no space or newline, and for a
+    recipe's name if it is one word.
 
     Raises:
         SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read.
@@ -104,9 +103,39 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
             file = parse(Source(str(path), path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as problem:
             raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
+    elif spec.isidentifier():
+        file = recipe(spec)
     else:
         file = parse(Source("<spec>", spec))
     return resolve(file, disk_reader(folder), prelude())
+
+
+def recipes() -> dict[str, syntax.File]:
+    """The specs that come with the package, by name."""
+    files = {p.stem: p for p in sorted(resource("rules").glob("*.peft"))}
+    parsed = {
+        name: parse(Source(f"rules/{path.name}", path.read_text(encoding="utf-8")))
+        for name, path in files.items()
+    }
+    return {n: f for n, f in parsed.items() if any(isinstance(i, Statement) for i in f.items)}
+
+
+def recipe(name: str) -> syntax.File:
+    """The recipe so named.
+
+    Raises:
+        SurgeryError: S510 if there is none.
+
+    """
+    known = recipes()
+    if name not in known:
+        raise error(
+            "S510",
+            f"no recipe is named `{name}`",
+            help=did_you_mean(name, known)
+            or f"there are {', '.join(known)}; a spec is more than a word",
+        )
+    return known[name]
 
 
 def _is_path(text: str) -> bool:
@@ -165,7 +194,7 @@ def _check(item: syntax.Item, constants: Constants) -> None:
             check_method(closure.definition)
             name = item.name or child_name(item.application)
             try:
-                build(_ANY_SITE, (Wrapped(name, closure),))
+                build(fitting(closure), (Wrapped(name, closure),))
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

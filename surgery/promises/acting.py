@@ -131,7 +131,7 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
     """
     if not names:
         return set()
-    paths = {t.name: e.exit.path for e in trial.plan.edits for t in e.tensors}
+    paths = {t.name: e.owner for e in trial.plan.edits for t in e.tensors}
     called: set[str] = set()
     handles = [
         trial.model.get_submodule(path).register_forward_pre_hook(

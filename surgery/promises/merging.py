@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgery.graft.apply import disabled_specs
-from surgery.graft.container import Graft
+from surgery.graft.container import find_graft
 from surgery.graft.merge import merged_specs
 from surgery.planning.plan import Edit
 from surgery.promises.keeping import checksums
@@ -41,7 +41,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     with merged_specs(trial.model):
         stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
         whole = relative_error(trial.run(), adapted)
-        behind = {e.site for e in stayed}
+        behind = {e.whole for e in stayed}
         seen = {path: call for path, call in seen.items() if path not in behind}
         for path, call in seen.items():
             error = _again(trial.model.get_submodule(path), call)
@@ -93,14 +93,14 @@ def _layers(trial: Trial) -> list[str]:
     if isinstance(trial.model, fx.GraphModule):
         return []
     return [
-        e.site
-        for e in {e.site: e for e in trial.plan.edits}.values()
+        e.whole
+        for e in {e.whole: e for e in trial.plan.edits}.values()
         if e.operator == "linear" and e.layer is not None and not e.layer.read
     ]
 
 
 def _stands(model: nn.Module, edit: Edit) -> bool:
-    return isinstance(model.get_submodule(edit.exit.path)._modules.get(edit.child), Graft)
+    return find_graft(model.get_submodule(edit.owner), edit.graft) is not None
 
 
 def _reasons(stayed: list[Edit]) -> list[str]:

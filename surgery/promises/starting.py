@@ -17,7 +17,7 @@ ROUNDING = 0.1
 def starts_as_base(trial: Trial) -> Verdict:
     """Where every rule starts as the identity, the adapted model's output is the base's."""
     promise = "starts as the base"
-    last = {e.site: e for e in trial.plan.edits}
+    last = {e.whole: e for e in trial.plan.edits}
     away = [e for e in last.values() if not e.identity]
     output = trial.run()
     if away:

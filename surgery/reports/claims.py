@@ -13,13 +13,13 @@ from typing import Any, Literal
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError
 from surgery.planning.spec import Spec
-from surgery.reports.change import change
+from surgery.reports.change import change_of
 from surgery.rules.affine import Merge
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, is_number, number, rebuild, walk
 from surgery.rules.library import Definition
 from surgery.rules.primitives import flops
-from surgery.rules.program import Program, Signature, at_start, build, check_block, check_method
+from surgery.rules.program import Program, at_start, build, check_block, check_method, fitting
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, same_value, value_of
 from surgery.rules.values import Declaration
@@ -33,7 +33,7 @@ class Grown:
     shape: str
     init: str
     frozen: bool
-    shared: bool
+    shared: str | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def claims_of(definition: Definition) -> Claims:
         program = facts.program
     starts, is_identity = _starts(facts.program)
     merge, reason = merge_of(program)
-    formula = change(program.base, program.result)
+    formula = change_of(program.before, program)
     verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
     if verbs and not any(e.op == "block" for e in walk(program.result)):
         starts = f"starts as the base if `{verbs[0]}` does"
@@ -133,7 +133,7 @@ def stated(spec: Spec) -> Iterator[Stated]:
         if not isinstance(statement, syntax.On):
             continue
         wrapped = spec.wrapped(order)
-        program = _anywhere(wrapped)
+        program = build(fitting(wrapped.closure), (wrapped,))
         starts, is_identity = _starts(program)
         merge, reason = merge_of(program)
         prefix = f"{wrapped.child}."
@@ -141,16 +141,6 @@ def stated(spec: Spec) -> Iterator[Stated]:
         place = str(statement.span).rpartition(":")[0]
         method = _words(statement.application.span.text)
         yield Stated(place, method, starts, is_identity, shown, reason)
-
-
-def _anywhere(wrapped: Any) -> Program:
-    """A method at a module; at a linear layer if it takes no other."""
-    try:
-        return build(Signature("module", False, True, True), (wrapped,))
-    except SurgeryError as problem:
-        if problem.diagnostics[0].code != "S401":
-            raise
-        return build(Signature("linear", True, True, True), (wrapped,))
 
 
 def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Claims:

@@ -93,7 +93,7 @@ def _meaning(edit: Edit) -> object:
     """All that an edit does; how its statement is written is no part of it."""
     sizes = tuple(sorted(edit.sizes.items()))
     derived = (edit.identity, edit.merges, edit.reason, edit.obstacle)
-    return (edit.child, edit.formula, edit.layer, sizes, additions_of(edit), *derived)
+    return (edit.child, edit.formula, edit.layer, edit.rows, sizes, additions_of(edit), *derived)
 
 
 def _shown(a: Addition) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgery.anatomy.site import Core
 from surgery.planning.plan import Edit, Plan, Tensor
 from surgery.reports.figures import Family, families
 from surgery.reports.formula import Standing, formula_of
@@ -60,7 +61,12 @@ class Entry:
 
 
 def kind_of(edit: Edit) -> str:
-    """`linear 576 → 576`, `convolution 2d 27 → 64`, `module 576 → 576`."""
+    """`linear 576 → 576`, `module 576 → 576`, `attention 9 heads × 64`, `tokens 576`."""
+    if edit.tokens is not None:
+        return f"tokens {edit.sizes['n']}"
+    if edit.core is not None:
+        core = edit.core
+        return f"attention {core.query_heads} heads × {core.keys}{_grouped(core)}"
     if edit.layer is None:
         sizes = f"{edit.sizes['m']} → {edit.sizes['n']}" if edit.sizes else ""
         return f"{'region' if edit.site.endswith(']') else 'module'} {sizes}".rstrip()
@@ -69,7 +75,12 @@ def kind_of(edit: Edit) -> str:
     if layer.spatial:
         name += f" {layer.spatial}d"
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""
-    return f"{name} {layer.into} → {layer.out}{groups}"
+    out = edit.rows.size if edit.rows else layer.out
+    return f"{name} {layer.into} → {out}{groups}"
+
+
+def _grouped(core: Core) -> str:
+    return f", {core.heads} of keys" if core.heads != core.query_heads else ""
 
 
 def entries_of(plan: Plan, standing: Standing) -> list[Entry]:
@@ -86,18 +97,18 @@ def entries_of(plan: Plan, standing: Standing) -> list[Entry]:
 def _likeness(edit: Edit) -> object:
     sizes = tuple(sorted(edit.sizes.items()))
     derived = (edit.formula, edit.identity, edit.merges, edit.reason, edit.obstacle, edit.flops)
-    return (edit.statement, edit.child, edit.layer, sizes, additions_of(edit), *derived)
+    return (edit.statement, edit.child, edit.layer, edit.rows, sizes, additions_of(edit), *derived)
 
 
 def additions_of(edit: Edit) -> tuple[Addition, ...]:
     """The tensors of ``edit`` with the names that its rule gives them."""
     return tuple(
-        Addition(local_name(edit, t), t.shape, t.init, t.trained, t.shared, t.dtype)
+        Addition(local_name(edit, t), t.shape, t.init, t.trained, t.shared is not None, t.dtype)
         for t in edit.tensors
     )
 
 
 def local_name(edit: Edit, tensor: Tensor) -> str:
     """The name of a tensor below its method: `A` of `q_proj.lora.A`."""
-    owner = edit.exit.path
-    return tensor.name.removeprefix(f"{owner}." if owner else "").removeprefix(f"{edit.child}.")
+    owner = edit.owner
+    return tensor.name.removeprefix(f"{owner}." if owner else "").removeprefix(f"{edit.graft}.")

@@ -23,7 +23,6 @@ from surgery.reports.change import change
 from surgery.reports.claims import merge_of
 from surgery.reports.entries import additions_of, kind_of
 from surgery.reports.figures import dimensions
-from surgery.reports.formula import signature_of
 from surgery.reports.matches import describe
 from surgery.reports.reasons import Reasoner
 from surgery.reports.terminal import painted
@@ -95,7 +94,8 @@ class _Explainer:
         self.site = site
         self.draft = Draft(planner, spec)
         self.paths = Paths(planner.model)
-        self.standing: list[Wrapped] = list(planner.standing.get(site.path, ()))
+        whole = site.path.removesuffix(f"[{site.rows}]")
+        self.standing: list[Wrapped] = list(planner.standing.get(whole, ()))
         model = planner.model
         self.itself = Reasoner(model, lambda: planner.anatomy, self.is_site)
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
@@ -121,13 +121,12 @@ class _Explainer:
         if not reason.holds:
             return False, reason.text, ()
         try:
-            wrapped = self.spec.wrapped(number)
-            edit = self.draft.edit(number, statement, reason.sites[0], wrapped)
+            edit = self.draft.edit(number, statement, reason.sites[0], self.spec.wrapped(number))
         except SurgeryError as problem:
             return False, f"{reason.text}, but the method does not fit", _faults(problem)
         before = tuple(self.standing)
-        self.standing.append(wrapped)
-        return True, reason.text, list(_effects(edit, before, wrapped))
+        self.standing.append(edit.wrapped(self.spec))
+        return True, reason.text, list(_effects(edit, before, self.standing[-1]))
 
     def training(self, statement: syntax.Freeze | syntax.Train) -> tuple[bool, str, Sequence[str]]:
         reason = self.inside.why(statement.selector, of="parameters")
@@ -142,12 +141,12 @@ class _Explainer:
 
 def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Iterator[str]:
     def local(text: str) -> str:
-        return text.replace(f"{edit.child}.", "")
+        return text.replace(f"{edit.graft}.", "")
 
     yield f"{kind_of(edit)}, by {edit.method}"
     for a in additions_of(edit):
         yield f"+ {a.name}   {'   '.join([dimensions(a.shape), a.init, *a.marks])}"
-    signature = signature_of(edit)
+    signature = edit.signature
     program = build(signature, (*before, wrapped))
     yield local(change(build(signature, before).result, program.result))
     yield "starts as the base" if program.is_identity else "! does not start as the base"
@@ -185,7 +184,7 @@ def _site(planner: Planner, path: str) -> Site:
 
 
 def _regions(anatomy: Anatomy) -> list[Site]:
-    return [s for group in anatomy.places.values() for s in group if s.kind == "region"]
+    return [s for group in anatomy.places.values() for s in group if s.kind in ("region", "slice")]
 
 
 def _roles(planner: Planner, path: str) -> tuple[str, ...]:

@@ -5,41 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from surgery.planning.plan import Edit, Plan
-from surgery.reports.change import change
+from surgery.reports.change import change_of
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Program, Signature, build
+from surgery.rules.program import Program, build
 
 Standing = Mapping[str, Sequence[Wrapped]]
 
 
-def signature_of(edit: Edit) -> Signature:
-    """The signature that the site of ``edit`` was planned with."""
-    return Signature(
-        "linear" if edit.operator == "linear" else "module",
-        bias=edit.layer is not None and edit.layer.bias,
-        norm=edit.has_norm,
-        residual=edit.has_residual,
-    )
-
-
 def program_at(plan: Plan, edit: Edit, standing: Standing) -> Program:
     """The program of a site up to and with ``edit``."""
-    return build(signature_of(edit), tuple(_wraps(plan, edit, standing)))
+    return build(edit.signature, tuple(_wraps(plan, edit, standing)))
 
 
 def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:
     """How ``edit`` changes the result `y` that it finds, in terms of its own params."""
     wraps = _wraps(plan, edit, standing)
-    before = build(signature_of(edit), tuple(wraps[:-1])).result
-    after = build(signature_of(edit), tuple(wraps)).result
-    return change(before, after).replace(f"{edit.child}.", "")
+    before = build(edit.signature, tuple(wraps[:-1]))
+    after = build(edit.signature, tuple(wraps))
+    return change_of(before, after).replace(f"{edit.graft}.", "")
 
 
 def _wraps(plan: Plan, edit: Edit, standing: Standing) -> list[Wrapped]:
-    wraps = list(standing.get(edit.site, ()))
+    wraps = list(standing.get(edit.whole, ()))
     for other in plan.edits:
-        if other.site == edit.site:
-            wraps.append(plan.spec.wrapped(other.statement))
+        if other.whole == edit.whole:
+            wraps.append(other.wrapped(plan.spec))
         if other is edit:
             break
     return wraps

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from surgery.anatomy.paths import elements_of
 from surgery.anatomy.site import Site
 from surgery.reports.figures import dimensions, families, millions
 from surgery.reports.tree import kind_of
@@ -61,6 +62,9 @@ def describe(model: nn.Module, site: Site) -> tuple[str, int]:
     if site.kind == "parameter":
         parameter = model.get_parameter(site.path)
         return f"parameter [{dimensions(parameter.shape)}]", parameter.numel()
+    if site.rows is not None:
+        kind = f"slice, {site.rows.size} of {site.rows.total} outputs"
+        return kind, elements_of(model.get_submodule(site.exit.path), site.rows)
     modules = [model.get_submodule(path) for path in site.spans]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
     kind = kind_of(modules[0]) if site.kind == "module" else f"region of {len(modules)} modules"

@@ -90,6 +90,8 @@ def _value(e: Expression, arguments: list[Value]) -> Value:
         raise _NotAffineError(NotAffine(e, f"`{e.name}` comes from elsewhere in the model"))
     if not any(isinstance(a, Map) for a in arguments):
         return e
+    if e.op in ("rows", "put"):
+        return _slice(e, arguments)
     primitive = PRIMITIVES.get(e.op)
     match primitive.affine if primitive else "none":
         case "linear":
@@ -111,6 +113,16 @@ def _value(e: Expression, arguments: list[Value]) -> Value:
             return _linear(e, [arguments[0], make("transpose", (right,), right.shape[::-1])])
         case _:
             raise _NotAffineError(NotAffine(e, f"`{e.op}` of a value that depends on the input"))
+
+
+def _slice(e: Expression, arguments: list[Value]) -> Map:
+    """Features of a map are its rows; only a map with a matrix of outputs has any."""
+    maps = [a for a in arguments if isinstance(a, Map) and a.matrix is not None and not a.diagonal]
+    if len(maps) < len(arguments):
+        raise _NotAffineError(NotAffine(e, "does not pass its input through the weight"))
+    matrices = tuple(m.matrix for m in maps if m.matrix is not None)
+    matrix = make(e.op, matrices, attributes=e.attributes)
+    return Map(matrix, make(e.op, tuple(m.offset for m in maps), attributes=e.attributes))
 
 
 def _linear(e: Expression, arguments: list[Value]) -> Map:

@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "min": min,
     "max": max,
     "sqrt": math.sqrt,
+    "floor": math.floor,
     "divisor": _divisor,
     "quotient": _quotient,
     "remainder": operator.mod,

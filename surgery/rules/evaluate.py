@@ -12,7 +12,7 @@ from surgery.rules.binding import bind
 from surgery.rules.dims import FUNCTIONS, Dim
 from surgery.rules.expression import STAR, Attribute, Expression, number
 from surgery.rules.library import Scope
-from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, reduced
+from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, joined, reduced
 from surgery.rules.shapes import Shapes, show_shape
 from surgery.rules.simplify import make
 from surgery.rules.values import Closure, Condition, HostModule, Opaque, Value, describe
@@ -229,22 +229,34 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
     for name in known:
         if name not in given:
             raise error("S208", f"`{primitive.name}` needs `{name} = DIM`", e.span)
-        axis = _axis(
-            scalar(evaluate(given[name], names), given[name].span), arguments[0], names, e.span
-        )
+        dim = scalar(evaluate(given[name], names), given[name].span)
+        axis = _axis(dim, arguments, names, e.span)
         attributes.append(("axis", axis))
         if primitive.keeps_ones:
             shape = reduced(shape, axis)
+        elif primitive.name == "cat":
+            shape = joined(names.shapes, arguments, axis, e.span)
     return make(primitive.name, arguments, shape, tuple(attributes), e.span)
 
 
-def _axis(dim: Dim, of: Expression, names: Names, span: Span) -> int:
+def _axis(dim: Dim, arguments: tuple[Expression, ...], names: Names, span: Span) -> int:
+    """The axis, counted from the end, that ``dim`` is of the last argument that has it."""
     wanted = names.shapes.resolve(dim)
-    places = [i for i, d in enumerate(of.shape) if names.shapes.resolve(d) == wanted]
+    places: list[int] = []
+    for value in reversed(arguments):
+        places = [
+            i - len(value.shape)
+            for i, d in enumerate(value.shape)
+            if names.shapes.resolve(d) == wanted
+        ]
+        if places:
+            break
     if len(places) != 1:
         problem = "none of" if not places else "more than one of"
-        raise error("S214", f"`{dim}` is {problem} the dims {show_shape(of.shape)}", span)
-    return places[0] - len(of.shape)
+        raise error(
+            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", span
+        )
+    return places[0]
 
 
 @dataclass

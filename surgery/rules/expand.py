@@ -6,19 +6,22 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.binding import chain
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
-from surgery.rules.expression import Expression, operand
+from surgery.rules.expression import Expression, Shape, operand
+from surgery.rules.fold import fold
 from surgery.rules.frame import Frame, bind_dims
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.rows import Rows
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, substitute
+from surgery.rules.slices import put
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
@@ -31,7 +34,7 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
 
     """
     if isinstance(closure, Opaque):
-        state.changed = True
+        state.notes.changed = True
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
         raise error(
@@ -57,13 +60,34 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
                 frame.step(step)
     if not matched:
         raise error("S216", f"`{method.name}` has no `match`", method.name_span)
+    if frame.state.kind == "attention":
+        _check_lengths(frame)
+
+
+def _check_lengths(frame: Frame) -> None:
+    """New keys, values and places of the mask must be the same in number."""
+    operands = frame.state.operands
+    lengths: dict[str, Dim] = {}
+    for name, axis in (("k", 2), ("v", 2), ("mask", 3)):
+        value = operands[name]
+        assert value is not None
+        lengths[name] = frame.shapes.resolve(value.shape[axis])
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+        target = next(iter(frame.targets))
+        raise error(
+            "S211",
+            f"an attention needs as many keys as values and places in its mask: {shown}",
+            frame.spans[target],
+            help="`mask = reveal(mask, n, along = t)` lets every query see n new keys",
+        )
 
 
 def _apply(application: syntax.Application, frame: Frame) -> None:
     named = frame.lookup(application.name, application.name_span)
     if isinstance(named, Opaque):
         given = [evaluate(a.value, frame) for a in application.arguments]
-        frame.state.given += [g for g in given if isinstance(g, Expression)]
+        frame.state.notes.given += [g for g in given if isinstance(g, Expression)]
         apply_method(named, frame.state)
     else:
         apply_method(chain(application, frame, core=False), frame.state)
@@ -74,7 +98,6 @@ def _verb_help(closure: Closure) -> str:
 
 
 def _match(step: syntax.Match, frame: Frame) -> None:
-    state = frame.state
     if step.operator not in OPERANDS:
         raise error(
             "S219",
@@ -82,8 +105,7 @@ def _match(step: syntax.Match, frame: Frame) -> None:
             step.operator_span,
             help=f"a rule matches one of {', '.join(OPERANDS)}",
         )
-    if step.operator == "linear" and state.kind != "linear":
-        raise error("S401", "this matches a linear layer, and the site is none", step.operator_span)
+    state = frame.state = _operator(frame.state, step)
     formal = OPERANDS[step.operator]
     if len(step.operands) > len(formal):
         raise error(
@@ -93,7 +115,7 @@ def _match(step: syntax.Match, frame: Frame) -> None:
         )
     bind_dims(step.result, state.result, frame)
     frame.targets[step.result.name] = "y"
-    for given, canonical in zip(step.operands, formal, strict=False):
+    for given, canonical in _paired(step.operands, formal):
         if given.name in frame.targets:
             raise error("S215", f"`{given.name}` names two operands", given.span)
         _check_presence(given, canonical, state)
@@ -104,10 +126,42 @@ def _match(step: syntax.Match, frame: Frame) -> None:
     frame.spans |= {o.name: o.span for o in (step.result, *step.operands)}
 
 
+def _operator(state: State, step: syntax.Match) -> State:
+    """The operator of the site that a method matches."""
+    if step.operator == "attention" and state.core is not None:
+        return state.core
+    if step.operator == state.kind or (step.operator == "module" and state.kind == "linear"):
+        return state
+    raise error(
+        "S401", f"this matches {_NAMES[step.operator]}, and the site is none", step.operator_span
+    )
+
+
+_NAMES = {
+    "linear": "a linear layer",
+    "module": "a module",
+    "attention": "an attention with a softmax core",
+    "tokens": "the tokens of a model",
+}
+
+
+def _paired(
+    given: tuple[syntax.Operand, ...], formal: tuple[str, ...]
+) -> Iterator[tuple[syntax.Operand, str]]:
+    """Operands by position; one called by a name of its operator's own stands for that."""
+    for position, one in enumerate(given):
+        yield one, one.name if one.name in formal else formal[position]
+
+
 def _check_presence(given: syntax.Operand, canonical: str, state: State) -> None:
     absent = not state.has_norm if canonical == "norm" else state.operands.get(canonical) is None
     if absent and not given.optional:
-        words = {"b": "bias", "residual": "residual sum", "norm": "norm after its residual sum"}
+        words = {
+            "b": "bias",
+            "residual": "residual sum",
+            "norm": "norm after its residual sum",
+            "positions": "way to be given positions",
+        }
         raise error(
             "S403",
             f"this needs a {words.get(canonical, canonical)}, and the site has none",
@@ -128,7 +182,7 @@ def _assign(step: syntax.Assign, frame: Frame) -> None:
     value = tensor(evaluate(step.value, frame), step.value.span)
     state = frame.state
     current = tensor(read_operand(state, target, step.target_span) or Dim.of(0), step.target_span)
-    expected = _expected(state, target, current)
+    expected = _expected(state, target, current, value)
     if step.operator != "=":
         op = OPERATORS[step.operator[0]]
         shape = PRIMITIVES[op].shape(frame.shapes, (current, value), step.span)
@@ -140,15 +194,31 @@ def _assign(step: syntax.Assign, frame: Frame) -> None:
             step.value.span,
             Label(frame.spans[step.target], "bound here"),
         )
-    state.changed = True
+    state.notes.changed = True
     if target == "y":
+        if state.kind == "tokens":
+            _check_prompt(value, current, step)
         state.result, state.rebound = value, True
     else:
         _rebind(state, target, value, step)
 
 
-def _expected(state: State, target: str, current: Expression) -> tuple[Dim, ...]:
-    return state.origin.shape[-1:] if target == "b" else current.shape
+_GROWS = {
+    ("attention", "k"): 2,
+    ("attention", "v"): 2,
+    ("attention", "mask"): 3,
+    ("tokens", "y"): 1,
+}
+"""The axis along which an operand, or the result, may become longer."""
+
+
+def _expected(state: State, target: str, current: Expression, value: Expression) -> Shape:
+    if target == "b":
+        return state.origin.shape[-1:]
+    axis = _GROWS.get((state.kind, target))
+    if axis is None or len(value.shape) != len(current.shape):
+        return current.shape
+    return (*current.shape[:axis], value.shape[axis], *current.shape[axis + 1 :])
 
 
 def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -> None:
@@ -159,8 +229,10 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
             step.span,
             help="rebind operands first: the result is computed from them",
         )
-    if target == "x":
-        state.operands["x"] = value
+    if target not in ("W", "b"):
+        if state.kind in ("attention", "tokens"):
+            _check_own(state, target, value, step)
+        state.operands[target] = value
     elif value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)
     else:
@@ -170,17 +242,62 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         )
         x = operand("x", (*state.origin.shape[:-1], weight.shape[-1]))
         state.origin = make("linear", (x, weight, bias), state.origin.shape, span=step.span)
-    current = state.operands["x"]
-    assert current is not None
-    state.result = substitute(state.origin, {operand("x", ()): current})
+    # A rebound weight or bias is in the origin.
+    changes = {
+        operand(n, ()): v for n, v in state.operands.items() if v is not None and n not in "Wb"
+    }
+    state.result = substitute(state.origin, changes)
+
+
+def _check_prompt(value: Expression, current: Expression, step: syntax.Assign) -> None:
+    """Tokens are joined by others in front, or have some replaced."""
+    placed = value.op == "place" or (value.op == "cat" and value.attribute("axis") == -2)
+    if placed and value.arguments[1] == current and not value.arguments[0].varies:
+        return
+    raise error(
+        "S222",
+        f"`{step.target}` can only become `cat(P, {step.target}, along = s)` or "
+        f"`place(P, {step.target}, token)`",
+        step.span,
+    )
+
+
+def _check_own(state: State, target: str, value: Expression, step: syntax.Assign) -> None:
+    """Each operand of an attention is made of itself, and of what is known beforehand."""
+    others = [n for n in OPERANDS[state.kind] if n != target and value.reads(n)]
+    if others:
+        raise error(
+            "S222",
+            f"`{step.target}` would depend on `{others[0]}`",
+            step.span,
+            help="an operand of an attention is rebound to something made of itself",
+        )
+    if target in ("mask", "positions"):
+        wanted = "reveal" if target == "mask" else "add"
+        inner = value
+        while inner.op == wanted:
+            inner = inner.arguments[0]
+        if inner != operand(target, ()):
+            form = "reveal(mask, n, along = t)" if target == "mask" else "positions + n"
+            raise error("S222", f"`{step.target}` can only become `{form}`", step.span)
 
 
 @dataclass(frozen=True)
 class Wrapped:
-    """One method of a site: the name its params live under, and the applied chain."""
+    """One method of a site: the name its params live under, and the applied chain.
+
+    When ``folded``, what networks computed from its params is a param itself.
+    """
 
     child: str
     closure: Closure
+    folded: bool = False
+    rows: Rows | None = None
+    """The part of the operator's outputs that the method is applied to; None is all of them."""
+
+    def within(self, rows: Rows) -> Wrapped:
+        """The same method on a slice of the outputs; its params live below the slice's name."""
+        return replace(self, child=f"{rows}.{self.child}", rows=rows)
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
@@ -188,13 +305,29 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
 
     Names in the result are prefixed by ``wrapped.child``.
     """
-    before = len(state.declarations)
-    outer = state.operands
-    state.operands, state.rebound, state.origin = dict(outer), False, state.result
+    if wrapped.rows is None:
+        return _wrap(state, wrapped)
+    part = state.rows(wrapped.rows)
+    declared = _wrap(part, wrapped)
+    state.result = put(state.result, part.result, wrapped.rows)
+    state.named_dims = part.named_dims
+    return declared
+
+
+def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
+    before = len(state.notes.declarations)
+    states = state.enter()
+    outer = [(s, s.operands) for s in states]
+    for inner in states:
+        inner.operands = dict(inner.operands)
     path = f"{wrapped.child}."
     apply_method(_prefixed(wrapped.closure, path), state)
-    state.operands = outer
-    return state.declarations[before:]
+    for inner, operands in outer:
+        inner.operands = operands
+    if wrapped.folded:
+        declared = state.notes.declarations[before:]
+        state.notes.declarations[before:] = fold(states, wrapped.child, declared)
+    return state.notes.declarations[before:]
 
 
 def _prefixed(closure: Closure, path: str) -> Closure:

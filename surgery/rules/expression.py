@@ -12,19 +12,21 @@ from functools import cached_property
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
+from surgery.rules.rows import Rows
 
 STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
 Shape = tuple[Dim, ...]
-Attribute = Dim | str | bool | int
+Attribute = Dim | Rows | str | bool | int
 
 
 @dataclass(frozen=True)
 class Expression:
     """``op`` applied to ``arguments``; ``attributes`` are what is no tensor (an axis, a rate).
 
-    Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    ``base``, ``attend`` and ``tokens`` are a module, an attention and an embedded sequence as the
+    model has them. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
     ``number``. Equality ignores spans: equal expressions compute equal values.
     """
 
@@ -83,7 +85,7 @@ class Expression:
     @cached_property
     def varies(self) -> bool:
         """Whether the value depends on what flows through the model, not on tensors it holds."""
-        if self.op == "base":
+        if self.op in ("base", "tokens"):
             return True
         if self.op == "operand":
             return self.name not in ("W", "b")
@@ -187,6 +189,9 @@ def show(expression: Expression) -> str:
         return f" {_INFIX[e.op]} ".join(shown)
     if e.op == "negate":
         return f"-{parts[0]}"
+    if e.op == "rows":
+        (inner,) = e.arguments
+        return f"{f'({parts[0]})' if inner.op in _INFIX else parts[0]}[{e.attribute('of')}]"
     if e.op in ("block", "host"):
         return f"{e.name}({', '.join(parts)})"
     extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
+from surgery.language.syntax import mentioned
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
 from surgery.rules.expression import STAR, Expression, number, param
@@ -45,12 +46,20 @@ class Frame:
         self.spans[name] = span
 
     def arguments(self, closure: Closure) -> None:
-        for parameter in closure.definition.syntax.parameters:
+        """Define what is given, then the defaults, which may speak of any of it."""
+        formal = closure.definition.syntax.parameters
+        for parameter in formal:
             value = closure.arguments.get(parameter.name)
-            if value is None and parameter.default is not None:
-                value = evaluate(parameter.default, self)
             if value is not None:
                 self.define(parameter.name, value, parameter.span)
+        waiting = [p for p in formal if p.name not in closure.arguments and p.default]
+        while waiting:
+            names = {p.name for p in waiting}
+            ready = [p for p in waiting if p.default and not names & mentioned(p.default)]
+            for parameter in ready or waiting:
+                if parameter.default is not None:
+                    self.define(parameter.name, evaluate(parameter.default, self), parameter.span)
+            waiting = [p for p in waiting if ready and p not in ready]
 
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         if block.kind != "block":
@@ -63,7 +72,7 @@ class Frame:
         match step:
             case syntax.Require():
                 requirement = Requirement(condition(step.condition, self), step.span)
-                self.state.requirements.append(requirement)
+                self.state.notes.requirements.append(requirement)
             case syntax.Param():
                 self._declare(step)
             case syntax.Let():
@@ -77,7 +86,7 @@ class Frame:
             raise error("S212", "a param has a fixed shape, without `*`", step.span)
         init = self._init(step, shape)
         name = self.path + step.name
-        earlier = next((d for d in self.state.declarations if d.name == name), None)
+        earlier = next((d for d in self.state.notes.declarations if d.name == name), None)
         if earlier:
             raise error(
                 "S215",
@@ -85,7 +94,7 @@ class Frame:
                 step.name_span,
                 Label(earlier.span, "first"),
             )
-        self.state.declarations.append(
+        self.state.notes.declarations.append(
             Declaration(name, shape, init, step.frozen, step.shared, step.name_span)
         )
         self.define(step.name, param(name, shape, step.name_span), step.name_span)
@@ -109,7 +118,7 @@ class Frame:
         if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
             raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
         names = DISTRIBUTIONS[step.init.function]
-        given: dict[str, Dim] = {}
+        given: dict[str, Dim | str] = {}
         for position, argument in enumerate(step.init.arguments):
             name = argument.name or (names[position] if position < len(names) else "")
             if name not in names or name in given:
@@ -118,14 +127,18 @@ class Frame:
                     f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
                     argument.span,
                 )
-            given[name] = scalar(evaluate(argument.value, self), argument.span)
+            value = evaluate(argument.value, self)
+            if name == "text" and isinstance(value, str):
+                given[name] = value
+            else:
+                given[name] = scalar(value, argument.span)
         missing = [n for n in names if n not in given]
         if missing:
             raise error(
                 "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
             )
         std = given.get("std", given.get("bound"))
-        if std is not None and std.number == 0:
+        if isinstance(std, Dim) and std.number == 0:
             return Init(None, value=number(0, step.init.span))
         return Init(step.init.function, tuple(given.items()))
 
@@ -138,7 +151,7 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
     frame = Frame(closure.definition.scope, state, closure.path)
-    bind_dims(block.input, argument, frame)
+    argument = bind_dims(block.input, argument, frame)
     frame.define(block.input.name, argument, block.input.span)
     frame.arguments(closure)
     for step in block.body:
@@ -148,9 +161,10 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     raise error("S216", f"`{block.name}` returns nothing", block.name_span)
 
 
-def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
+def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Expression:
+    """Let the names in ``given`` stand for the dims of ``value``; returns it with those dims."""
     if given.dims is None:
-        return
+        return value
     names = [d for d in given.dims if not isinstance(d, syntax.Star)]
     starred = len(names) != len(given.dims)
     if starred and not isinstance(given.dims[0], syntax.Star):
@@ -165,7 +179,8 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
         _spread(frame.state, leading)
         value = _retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
-    if len(fixed) != len(names) or (starred and STAR in fixed):
+    complete = starred or len(names) == len(value.shape)
+    if len(fixed) != len(names) or not complete or (starred and STAR in fixed):
         raise error("S212", f"`{given.name}` is {show_shape(value.shape)}", given.span)
     for dim, size in zip(names, fixed, strict=True):
         if not isinstance(dim, syntax.Name):
@@ -177,6 +192,7 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> None:
             bound, size, f"`{dim.name}`", dim.span
         ):
             raise error("S211", f"`{dim.name}` stands for two different dims", dim.span)
+    return value
 
 
 def _leading(count: int) -> tuple[Dim, ...]:

@@ -99,7 +99,86 @@ def reduced(shape: Shape, axis: int) -> Shape:
     return (*shape[:position], ONE, *shape[position + 1 :])
 
 
+def _join(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    """The shape but for the axis along which they are joined, which :func:`joined` adds up."""
+    return max((a.shape for a in arguments), key=len)
+
+
+def joined(shapes: Shapes, arguments: Arguments, axis: int, span: Span | None) -> Shape:
+    """The shape of two tensors joined along ``axis``; other dims broadcast."""
+    left, right = (tuple(shapes.resolve(d) for d in a.shape) for a in arguments)
+    rank = max(len(left), len(right))
+    if rank < -axis or min(len(left), len(right)) < -axis or STAR in (*left, *right):
+        raise mismatch("cat", arguments[0], arguments[1], span)
+    result: list[Dim] = []
+    for position in range(-rank, 0):
+        a, b = (s[position] if len(s) >= -position else ONE for s in (left, right))
+        if position == axis:
+            result.append(a + b)
+        elif a == ONE or b == ONE or shapes.equal(a, b, "cat", span):
+            result.append(b if a == ONE else a)
+        else:
+            raise mismatch("cat", arguments[0], arguments[1], span)
+    return tuple(result)
+
+
+def _number_of(what: str, value: Expression, span: Span | None) -> Dim:
+    known = value.number
+    if known is None:
+        raise error("S212", f"{what} takes a number known before the model runs", span)
+    return known
+
+
+def _reveal(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    mask, count = arguments
+    return (*mask.shape[:-1], mask.shape[-1] + _number_of("reveal", count, span))
+
+
+def _align(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    value, like = arguments
+    if len(value.shape) < 2:
+        return value.shape
+    if any(d != ONE for d in value.shape[1:]):
+        raise error(
+            "S212",
+            f"align takes one number an example, and `{value}` is {show_shape(value.shape)}",
+            span,
+        )
+    return (value.shape[0], *(ONE for _ in like.shape[1:]))
+
+
+def _split_heads(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    value, count = arguments
+    _need_rank("split_heads", value, 2, span)
+    heads = _number_of("split_heads", count, span)
+    return (heads, value.shape[0], value.shape[1] / heads)
+
+
+def _bilstm(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    x, into, hidden, *biases = arguments
+    _need_rank("bilstm", x, 2, span)
+    two = Dim.of(2)
+    if len(hidden.shape) != 3:
+        raise mismatch("bilstm", into, hidden, span)
+    width = shapes.resolve(hidden.shape[2])
+    gates = width * 4
+    fits = (
+        shapes.fits(into.shape, (two, gates, x.shape[1]), "bilstm", span)
+        and shapes.fits(hidden.shape, (two, gates, width), "bilstm", span)
+        and all(shapes.fits(b.shape, (two, gates), "bilstm", span) for b in biases)
+    )
+    if not fits:
+        raise mismatch("bilstm", into, hidden, span)
+    return (x.shape[0], width * 2)
+
+
+def _place(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    _number_of("place", arguments[2], span)
+    return arguments[1].shape
+
+
 _OVER: tuple[tuple[str, Literal["axis", "number"]], ...] = (("over", "axis"),)
+_ALONG: tuple[tuple[str, Literal["axis", "number"]], ...] = (("along", "axis"),)
 
 _TABLE = (
     Primitive("scale_rows", (2, 2), _same, "surgery.graft.kernels.scale_rows", zeros=(0, 1)),
@@ -137,6 +216,13 @@ _TABLE = (
     Primitive("mean", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
     Primitive("sum", (1, 1), _same, "torch.sum", zeros=(0,), attributes=_OVER, keeps_ones=True),
     Primitive("max", (1, 1), _same, "torch.amax", zeros=(0,), attributes=_OVER, keeps_ones=True),
+    Primitive("pool", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
+    Primitive("cat", (2, 2), _join, "surgery.graft.kernels.cat", attributes=_ALONG),
+    Primitive("reveal", (2, 2), _reveal, "", attributes=_ALONG),
+    Primitive("align", (2, 2), _align, "surgery.graft.kernels.align", zeros=(0,)),
+    Primitive("split_heads", (2, 2), _split_heads, "surgery.graft.kernels.split_heads", zeros=(0,)),
+    Primitive("bilstm", (5, 5), _bilstm, "surgery.graft.kernels.bilstm"),
+    Primitive("place", (3, 3), _place, ""),
 )
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in _TABLE}
@@ -153,7 +239,31 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "normal": ("std",),
     "uniform": ("bound",),
     "orthogonal": (),
+    "vocabulary": ("text",),
 }
+
+
+_FREE = frozenset(
+    [
+        "operand",
+        "param",
+        "number",
+        "base",
+        "transpose",
+        "detach",
+        "identity",
+        "cat",
+        "reveal",
+        "align",
+        "split_heads",
+        "flip",
+        "place",
+        "put",
+        "rows",
+        "tokens",
+    ]
+)
+"""What moves values about, at most."""
 
 
 def flops(expression: Expression) -> Dim:
@@ -166,7 +276,13 @@ def flops(expression: Expression) -> Dim:
         columns = expression.arguments[1].shape[1]
         leading = rows if rows != STAR else Dim.of(1)
         return leading * inner * columns * 2
-    if expression.op in ("operand", "param", "number", "base", "transpose", "detach", "identity"):
+    if expression.op == "attend":
+        query, key, value = expression.arguments[:3]
+        return query.shape[1] * key.shape[2] * (key.shape[3] + value.shape[3]) * 2
+    if expression.op == "bilstm":
+        into, hidden = expression.arguments[1:3]
+        return expression.shape[0] * into.shape[1] * (into.shape[2] + hidden.shape[2]) * 4
+    if expression.op in _FREE:
         return Dim.of(0)
     size = Dim.of(1)
     source = expression.arguments[0] if expression.op == "row_norm" else expression

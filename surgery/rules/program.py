@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from surgery.language import syntax
@@ -11,13 +11,14 @@ from surgery.language.diagnostics import Label, error
 from surgery.rules.affine import Merge, NotAffine, merge
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, apply_method, wrap
-from surgery.rules.expression import Expression, walk
+from surgery.rules.expression import STAR, Expression, operand, walk
+from surgery.rules.fold import folds
 from surgery.rules.frame import run_block
 from surgery.rules.library import Definition
 from surgery.rules.primitives import flops
 from surgery.rules.shapes import Equation, show_shape
 from surgery.rules.simplify import same_value, substitute, value_of
-from surgery.rules.state import Kind, Requirement, State, operator
+from surgery.rules.state import ATTENTION, Kind, Requirement, State, operator
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 
@@ -30,15 +31,34 @@ class Signature:
     norm: bool = False
     residual: bool = False
     grouped: bool = False
+    core: bool = False
+    positions: bool = False
+
+    def operator(self) -> State:
+        """The operator before any method."""
+        return operator(
+            self.kind,
+            bias=self.bias,
+            norm=self.norm,
+            residual=self.residual,
+            grouped=self.grouped,
+            core=self.core,
+            positions=self.positions,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The result of an operator with all methods of a site in it, as a function of its input."""
+    """The result of an operator with all methods of a site in it, as a function of its input.
+
+    ``core`` is the attention within it, with their effect, where there is one.
+    """
 
     signature: Signature
     base: Expression
     result: Expression
+    base_core: Expression | None
+    core: Expression | None
     declarations: tuple[tuple[str, tuple[Declaration, ...]], ...]
     requirements: tuple[Requirement, ...]
     equations: tuple[Equation, ...]
@@ -48,29 +68,74 @@ class Program:
     def params(self) -> tuple[Declaration, ...]:
         return tuple(d for _, group in self.declarations for d in group)
 
+    @property
+    def changes_core(self) -> bool:
+        return self.core != self.base_core
+
+    @property
+    def changes_result(self) -> bool:
+        return self.result != self.base
+
+    @property
+    def changed(self) -> tuple[Expression, ...]:
+        """What methods have made another: the operator's result, its core, or both."""
+        core = (self.core,) if self.core is not None and self.changes_core else ()
+        return (self.result, *core) if self.changes_result or not core else core
+
+    @property
+    def before(self) -> Program:
+        """The same without any method."""
+        return replace(
+            self,
+            result=self.base,
+            core=self.base_core,
+            declarations=(),
+            requirements=(),
+            equations=(),
+        )
+
     @cached_property
     def merge(self) -> Merge | NotAffine:
+        if self.changes_core and self.core is not None:
+            return NotAffine(self.core, "an attention is no linear layer, so it has no one weight")
+        if self.signature.kind == "tokens":
+            return NotAffine(self.result, "tokens are no linear layer, so they have no one weight")
         return merge(self.result, self.signature.grouped)
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether the site computes the base's result until it is trained."""
-        return same_value(at_start(self.result, self.params), self.base)
+        pairs = [(self.result, self.base)]
+        if self.core is not None and self.base_core is not None:
+            pairs.append((self.core, self.base_core))
+        return all(same_value(at_start(e, self.params), base) for e, base in pairs)
 
     @cached_property
     def flops(self) -> Dim:
         """Floating-point operations added to the base's, for one position, before folding."""
-        return _varying_flops(self.result) - _varying_flops(self.base)
+        before = [self.base, *([self.base_core] if self.base_core else [])]
+        after = [self.result, *([self.core] if self.core else [])]
+        return _varying_flops(after) - _varying_flops(before)
+
+    def folds(self, child: str) -> bool:
+        """Whether a network that ``child`` brings makes no more than a constant."""
+        core = (self.core,) if self.core is not None else ()
+        places = (self.result,) if self.signature.kind == "tokens" else core
+        return any(folds(e, child) for e in places)
 
     @cached_property
     def calls_norm(self) -> bool:
         """Whether the norm that follows the site is run."""
-        return any(e.op == "host" for e in walk(self.result))
+        return self.uses("host")
 
     @cached_property
     def reads_residual(self) -> bool:
         """Whether the residual that joins the site's result is used."""
-        return self.result.reads("residual")
+        return any(e.reads("residual") for e in self.changed)
+
+    def uses(self, op: str) -> bool:
+        """Whether ``op`` occurs in what the methods made."""
+        return any(e.op == op for changed in self.changed for e in walk(changed))
 
     def check(self, sizes: Mapping[str, Scalar]) -> None:
         """Hold the rules' requirements against a site's sizes.
@@ -117,21 +182,26 @@ def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
         SurgeryError: where a method does not fit the operator or what stands before it.
 
     """
-    state = operator(
-        signature.kind,
-        bias=signature.bias,
-        norm=signature.norm,
-        residual=signature.residual,
-        grouped=signature.grouped,
-    )
-    base = state.result
+    state = signature.operator()
+    base, core = state.result, state.core and state.core.result
     groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)
-    return _program(signature, base, state, groups)
+    return _program(signature, base, core, state, groups)
+
+
+def fitting(closure: Closure) -> Signature:
+    """A site with all that ``closure``, or the method it is a verb to, may match."""
+    methods = [a for a in closure.arguments.values() if isinstance(a, Closure) and not a.is_block]
+    if methods:
+        return fitting(methods[0])
+    body = closure.definition.syntax.body
+    matched = next((s.operator for s in body if isinstance(s, syntax.Match)), "linear")
+    return Signature(_kind(matched), bias=True, norm=True, residual=True, core=True, positions=True)
 
 
 def _program(
     signature: Signature,
     base: Expression,
+    core: Expression | None,
     state: State,
     groups: tuple[tuple[str, tuple[Declaration, ...]], ...],
 ) -> Program:
@@ -139,8 +209,10 @@ def _program(
         signature,
         base,
         state.result,
+        core,
+        state.core and state.core.result,
         groups,
-        tuple(state.requirements),
+        tuple(state.notes.requirements),
         tuple(state.shapes.equations),
         state.named_dims,
     )
@@ -156,9 +228,9 @@ def at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
     return substitute(value_of(result), values)
 
 
-def _varying_flops(result: Expression) -> Dim:
+def _varying_flops(results: Iterable[Expression]) -> Dim:
     total = Dim.of(0)
-    for e in walk(result):
+    for e in dict.fromkeys(e for result in results for e in walk(result)):
         if e.varies:
             total = total + flops(e)
     return total
@@ -186,13 +258,10 @@ def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
     pattern = next((s for s in method.body if isinstance(s, syntax.Match)), None)
     if pattern is None:
         raise error("S216", f"`{method.name}` has no `match`", method.name_span)
-    kind: Kind = "linear" if pattern.operator == "linear" else "module"
-    out = _last_name(pattern.result) or Dim.named("?out")
-    into = (_last_name(pattern.operands[0]) if pattern.operands else None) or Dim.named("?in")
-    state = operator(kind, bias=True, norm=True, residual=True, strict=True, out=out, into=into)
-    base = state.result
+    state = _stand_in(pattern)
+    base, core = state.result, state.core and state.core.result
     apply_method(Closure(definition, _stand_ins(method, named), method.name_span), state)
-    if not state.changed:
+    if not state.notes.changed:
         raise error(
             "S223",
             f"`{method.name}` changes nothing",
@@ -200,9 +269,47 @@ def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
             help="assign the result or an operand of the match: `y += …`",
         )
     _check_used(state)
-    signature = Signature(kind, True, True, True)
-    program = _program(signature, base, state, ((method.name, tuple(state.declarations)),))
+    signature = Signature(
+        state.kind, bias=True, norm=True, residual=True, core=core is not None, positions=True
+    )
+    groups = ((method.name, tuple(state.notes.declarations)),)
+    program = _program(signature, base, core, state, groups)
     return Facts(program, any(p.kind != "value" for p in method.parameters))
+
+
+def _stand_in(pattern: syntax.Match) -> State:
+    """An operator that ``pattern`` matches, with the dims as it names them."""
+    dims: dict[str, Dim] = {}
+    if pattern.operator == "attention":
+        for given, slots in zip(
+            (pattern.result, *pattern.operands), ATTENTION.values(), strict=False
+        ):
+            for slot, dim in zip(slots, given.dims or (), strict=False):
+                if isinstance(dim, syntax.Name) and not slot.startswith("*"):
+                    dims[slot] = Dim.named(dim.name)
+    out = _last_name(pattern.result) or Dim.named("?out")
+    into = (_last_name(pattern.operands[0]) if pattern.operands else None) or Dim.named("?in")
+    return operator(
+        _kind(pattern.operator),
+        norm=True,
+        residual=True,
+        strict=True,
+        core=True,
+        out=out,
+        into=into,
+        names=dims,
+    )
+
+
+def _kind(matched: str) -> Kind:
+    """The kind of site at which an operator is found."""
+    match matched:
+        case "tokens":
+            return "tokens"
+        case "module" | "attention":
+            return "module"
+        case _:
+            return "linear"
 
 
 def check_block(
@@ -212,10 +319,12 @@ def check_block(
     state = operator("module", strict=True, out=Dim.named("d"), into=Dim.named("d"))
     stand_ins = _stand_ins(definition.syntax, named)
     closure = Closure(definition, stand_ins, definition.syntax.name_span)
-    x = state.operands["x"]
-    assert x is not None
+    assert isinstance(definition.syntax, syntax.Block)
+    dims = definition.syntax.input.dims or ()
+    names = [Dim.named(d.name) if isinstance(d, syntax.Name) else STAR for d in dims]
+    x = operand("x", tuple(names) or (STAR, Dim.named("d")))
     value = run_block(closure, x, state, definition.syntax.name_span)
-    return tuple(state.declarations), value
+    return tuple(state.notes.declarations), value
 
 
 def _stand_ins(definition: syntax.Method | syntax.Block, named: Container[str]) -> dict[str, Value]:
@@ -234,9 +343,9 @@ def _last_name(operand: syntax.Operand) -> Dim | None:
 
 
 def _check_used(state: State) -> None:
-    used = {leaf.name for leaf in state.result.leaves if leaf.op == "param"}
-    used |= {leaf.name for value in state.given for leaf in value.leaves if leaf.op == "param"}
-    for d in state.declarations:
+    values = [state.result, *state.notes.given, *([state.core.result] if state.core else [])]
+    used = {leaf.name for value in values for leaf in value.leaves if leaf.op == "param"}
+    for d in state.notes.declarations:
         if d.name not in used:
             raise error(
                 "S224", f"`{d.name}` is declared and never used, so it would never train", d.span

@@ -9,6 +9,8 @@ from surgery.language.source import Span
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Attribute, Expression, Shape, is_number, number, rebuild
 from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.rows import Rows
+from surgery.rules.slices import push, put, rows_in, take
 
 _FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
     "add": Dim.__add__,
@@ -26,6 +28,12 @@ def make(
     span: Span | None = None,
 ) -> Expression:
     """Build ``op(arguments)`` in its simplest equal form."""
+    if op in ("rows", "put"):
+        (_, rows) = attributes[0]
+        assert isinstance(rows, Rows)
+        if op == "rows":
+            return take(arguments[0], rows)
+        return put(arguments[0], arguments[1], rows)
     numbers = [a.number for a in arguments]
     if op in _FOLD and len(numbers) == 2 and None not in numbers:
         left, right = numbers
@@ -69,6 +77,8 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return number(1)
         case "dropout", (x, _) if zero[1]:
             return x
+        case "align", (x, _) if len(x.shape) < 2:
+            return x
         case "identity", (x,):
             return x
         case (("detach" | "negate"), (x,)) if x.number is not None:
@@ -97,9 +107,21 @@ def value_of(expression: Expression) -> Expression:
         if old.op == "linear" and len(arguments) == 3:
             product = make("linear", arguments[:2], old.shape)
             return make("add", (product, arguments[2]), old.shape)
+        if old.op == "rows":
+            return push(arguments[0], rows_in(old))
+        if old.op == "put":
+            return _in_order(arguments[0], arguments[1], rows_in(old))
         return make(old.op, arguments, old.shape, old.attributes, old.span)
 
     return rebuild(expression, lambda _: None, build)
+
+
+def _in_order(whole: Expression, part: Expression, rows: Rows) -> Expression:
+    """`put(whole, part)`; of parts that do not overlap, the one with the first row stands inside."""
+    if whole.op == "put" and rows.start < rows_in(whole).start and rows.apart(rows_in(whole)):
+        inner, other = whole.arguments
+        return put(_in_order(inner, part, rows), other, rows_in(whole))
+    return put(whole, part, rows)
 
 
 def summands(expression: Expression) -> Counter[Expression]:

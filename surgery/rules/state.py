@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,21 +10,46 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
-from surgery.rules.expression import IN, OUT, STAR, Expression, operand
+from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, operand
+from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
+from surgery.rules.slices import take
 from surgery.rules.values import Condition, Declaration, HostModule, Value
 
-Kind = Literal["linear", "module"]
-OPERANDS: dict[str, tuple[str, ...]] = {
+Kind = Literal["linear", "module", "attention", "tokens"]
+OPERANDS: dict[Kind, tuple[str, ...]] = {
     "linear": ("x", "W", "b"),
     "module": ("x", "residual", "norm"),
+    "attention": ("q", "k", "v", "mask"),
+    "tokens": ("positions",),
 }
+BATCH, SEQUENCE, LENGTH = Dim.named("*0"), Dim.named("*1"), Dim.named("*t")
+"""Sizes that every forward has its own of: examples, tokens of each, keys of each."""
+ATTENTION: dict[str, tuple[str, ...]] = {
+    "o": ("*0", "query_heads", "*1", "values"),
+    "q": ("*0", "query_heads", "*1", "keys"),
+    "k": ("*0", "heads", "*t", "keys"),
+    "v": ("*0", "heads", "*t", "values"),
+}
+"""The dims of the operands of an attention, and of its result."""
 
 
 @dataclass(frozen=True)
 class Requirement:
     condition: Condition
     span: Span
+
+
+@dataclass
+class Notes:
+    """What methods of one site leave behind, whichever operator they matched."""
+
+    shapes: Shapes
+    declarations: list[Declaration] = field(default_factory=list[Declaration])
+    requirements: list[Requirement] = field(default_factory=list[Requirement])
+    given: list[Expression] = field(default_factory=list[Expression])
+    """Tensors handed to a method that is not known yet (a verb checked on its own)."""
+    changed: bool = False
 
 
 @dataclass
@@ -35,18 +61,38 @@ class State:
     """The operator as the current method found it."""
     result: Expression
     operands: dict[str, Expression | None]
-    shapes: Shapes
+    notes: Notes
     has_norm: bool = False
-    declarations: list[Declaration] = field(default_factory=list[Declaration])
-    requirements: list[Requirement] = field(default_factory=list[Requirement])
     named_dims: int | None = None
     """How many leading dims a rule named (`x[z, s, d]`: 2); None where none did."""
-    given: list[Expression] = field(default_factory=list[Expression])
-    """Tensors handed to a method that is not known yet (a verb checked on its own)."""
     grouped: bool = False
     """Whether the outputs read different inputs, as those of a grouped convolution do."""
     rebound: bool = False
-    changed: bool = False
+    core: State | None = None
+    """The softmax core within, where the operator is an attention."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return self.notes.shapes
+
+    def rows(self, rows: Rows) -> State:
+        """A slice of the outputs of a linear operator, as an operator of its own."""
+        result = take(self.result, rows)
+        weight, bias = self.operands["W"], self.operands["b"]
+        operands = {
+            "x": self.operands["x"],
+            "W": weight and take(weight, rows),
+            "b": bias and take(bias, rows),
+            "residual": None,
+        }
+        return State(self.kind, result, result, operands, self.notes, named_dims=self.named_dims)
+
+    def enter(self) -> tuple[State, ...]:
+        """Begin the next method, which finds what stands as its operator."""
+        states: tuple[State, ...] = (self, self.core) if self.core else (self,)
+        for state in states:
+            state.rebound, state.origin = False, state.result
+        return states
 
 
 def operator(
@@ -57,10 +103,22 @@ def operator(
     residual: bool = False,
     strict: bool = False,
     grouped: bool = False,
+    core: bool = False,
+    positions: bool = True,
     out: Dim = OUT,
     into: Dim = IN,
+    names: Mapping[str, Dim] | None = None,
 ) -> State:
-    """A fresh operator: W is [out, into], x is [*, into], the result [*, out]."""
+    """A fresh operator: W is [out, into], x is [*, into], the result [*, out].
+
+    ``names`` are other names for dims of an attention.
+    """
+    notes = Notes(Shapes(strict=strict))
+    if kind == "tokens":
+        shape = (BATCH, SEQUENCE, out)
+        given = operand("positions", (BATCH, SEQUENCE)) if positions else None
+        result = Expression("tokens", (given,) if given else (), (), shape)
+        return State(kind, result, result, {"positions": given}, notes, named_dims=2)
     x = operand("x", (STAR, into))
     operands: dict[str, Expression | None] = {"x": x}
     if kind == "linear":
@@ -72,7 +130,20 @@ def operator(
     else:
         result = Expression("base", (x,), (), (STAR, out))
     operands["residual"] = operand("residual", (STAR, out)) if residual else None
-    return State(kind, result, result, operands, Shapes(strict=strict), norm, grouped=grouped)
+    state = State(kind, result, result, operands, notes, norm, grouped=grouped)
+    if core:
+        state.core = _attention(notes, names or {})
+    return state
+
+
+def _attention(notes: Notes, names: Mapping[str, Dim]) -> State:
+    def shape(of: str) -> Shape:
+        return tuple(names.get(n, Dim.named(n)) for n in ATTENTION[of])
+
+    q, k, v = (operand(name, shape(name)) for name in "qkv")
+    mask = operand("mask", (*q.shape[:3], k.shape[2]))
+    result = Expression("attend", (q, k, v, mask), (), shape("o"))
+    return State("attention", result, result, {"q": q, "k": k, "v": v, "mask": mask}, notes)
 
 
 def read_operand(state: State, target: str, span: Span) -> Value | None:

@@ -83,25 +83,29 @@ class Init:
     """How a param starts: a distribution with its arguments, or a computed value."""
 
     distribution: str | None
-    arguments: tuple[tuple[str, Dim], ...] = ()
+    arguments: tuple[tuple[str, Dim | str], ...] = ()
     value: Expression | None = None
 
     def __str__(self) -> str:
         if self.value is not None:
             return str(self.value)
-        inside = ", ".join(f"{k} = {v}" for k, v in self.arguments)
+        inside = ", ".join(
+            f'{k} = "{v}"' if isinstance(v, str) else f"{k} = {v}"
+            for k, v in self.arguments
+            if v != ""
+        )
         return f"{self.distribution}({inside})" if inside else str(self.distribution)
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """A tensor a rule adds: `param frozen shared A[r, m] ~ init`."""
+    """A tensor a rule adds: `param frozen shared A[r, m] ~ init`; ``shared`` as in the syntax."""
 
     name: str
     shape: tuple[Dim, ...]
     init: Init
     frozen: bool
-    shared: bool
+    shared: syntax.Sharing | None
     span: Span = field(compare=False, repr=False)
 
 

@@ -15,6 +15,8 @@ SPECS = {
         "on qkv apply dora(2) on mlp parallel adapter(3) train norm",
         "on mlp gated sequential adapter(3) on attention sequential adapter(2)",
         "on mlp pfeiffer adapter(3) on down apply ia3_input on up apply ia3",
+        "on attention gated prefix(3) on attention sequential adapter(2)",
+        "on attention apply prefix_mlp(2, m = 3) on attention apply prefix(1) as more",
         "on embedding apply lora(2) on layer[0] sequential adapter(2)",
     ],
     "resnet": [

@@ -10,6 +10,7 @@ from surgery.language.words import RESERVED
 
 NOWHERE = Span(Source("", ""), 0, 0)
 
+SHARING = st.sampled_from([None, "shared", "stack", "layer"])
 _known = st.sampled_from(["q", "x", "gate", "norm", "weight", "shared", "frozen", "one", "A", "W"])
 names = (_known | st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True)).filter(
     lambda name: name not in RESERVED.values()
@@ -175,7 +176,7 @@ def definitions(draw: st.DrawFn, name: str) -> syntax.Method | syntax.Block:
             case "require":
                 return syntax.Require(value, span=NOWHERE)
             case "param":
-                flags = [draw(st.booleans()) for _ in range(3)]
+                flags = [draw(st.booleans()), draw(st.booleans()), draw(SHARING)]
                 return syntax.Param(
                     pool.pop(), draw(dims()), value, *flags, span=NOWHERE, name_span=NOWHERE
                 )

@@ -155,7 +155,7 @@ def test_definitions() -> None:
     assert [operand.optional for operand in match.operands] == [False, False, True]
     assert match.operands[0].dims is None
     assert isinstance(param, syntax.Param)
-    assert (param.frozen, param.shared, param.random, param.dims) == (True, True, False, ())
+    assert (param.frozen, param.shared, param.random, param.dims) == (True, "shared", False, ())
     assert isinstance(apply, syntax.Apply)
     assert isinstance(assign, syntax.Assign)
     assert assign.operator == "-="

@@ -93,3 +93,13 @@ def test_operators_are_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, re.MULTILINE)
     documented = {name: tuple(re.findall(r"`(\w+)`", operands)) for name, operands in rows}
     assert documented == OPERANDS
+
+
+def test_functions_are_documented() -> None:
+    from surgery.rules.dims import FUNCTIONS
+    from surgery.rules.primitives import DISTRIBUTIONS, OPERATORS, PRIMITIVES
+
+    text = REFERENCE.partition("Functions on tensors")[2].partition("## Layout")[0]
+    named = set(re.findall(r"`(\w+)[`(]", text))
+    written = set(OPERATORS.values()) | {"negate", "scale_rows", "matmul"}
+    assert named >= (set(PRIMITIVES) - written) | set(FUNCTIONS) | set(DISTRIBUTIONS)

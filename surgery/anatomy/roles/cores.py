@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from surgery.anatomy.record import Op, Value
 from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.layouts import scoring
 from surgery.anatomy.roles.linears import Linear, operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PRODUCTS, WHOLE_ATTENTIONS
 
@@ -66,6 +67,9 @@ def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | No
         softened = flow.bit(softmax.outputs[0])
         if flow.history(values) & softened:
             weights, values = values, weights
+        if scores.name == "einsum":
+            scored = scoring(str(scores.args[0]), (0, 0))
+            q, k = (k, q) if scored is not None and scored.keys_at == 0 else (q, k)
         if flow.history(weights) & softened and not flow.history(values) & softened:
             return Core(q, k, values, op.outputs[0], (scores, softmax, op))
     return None

@@ -112,7 +112,7 @@ def _roles(
 ) -> dict[int, str] | None:
     shapes = flow.record.shapes
     if len(firsts) == 1:
-        axis = _features(flow, firsts[0])
+        axis = features_axis(flow, firsts[0])
         fused = shapes[firsts[0].result][axis] == 2 * shapes[down.source][axis]
         return {firsts[0].op.index: "gate_up" if fused else "up"}
     if len(firsts) == 2:
@@ -143,6 +143,7 @@ def _written_out(flow: Flow, firsts: list[Linear]) -> dict[int, str] | None:
     return {first.op.index: "gate" if first in bent else "up" for first in firsts}
 
 
-def _features(flow: Flow, linear: Linear) -> int:
+def features_axis(flow: Flow, linear: Linear) -> int:
+    """The axis along which the result of ``linear`` has its features."""
     kind = flow.kinds[linear.op.index]
     return -int(kind[4]) - 1 if kind.startswith("conv") and kind[4:5].isdigit() else -1

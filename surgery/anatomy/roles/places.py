@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Record, Value
+from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.experts import Mixture, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
+from surgery.anatomy.roles.keys import described
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.site import ROLES, Port, Site, covers
+from surgery.anatomy.roles.slices import Slices
+from surgery.anatomy.roles.tokens import Stacks
+from surgery.anatomy.site import ROLES, Port, Site, covers, slice_site
+from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
     "q": (18, "q_proj_weight"),
@@ -57,6 +61,7 @@ class Reading:
         ]
         self.layers = find_layers(flow, attended, beside, adds)
         self.regions = Regions(flow, self.ports, self.layers)
+        self.slices = Slices(flow)
         self._sites: dict[str, dict[str, Site]] = {role: {} for role in ROLES}
         self._collect()
         self.places = {
@@ -80,6 +85,8 @@ class Reading:
             self._called(call.path, "norm")
         for path in embeddings(self.flow):
             self._called(path, "embedding")
+        for site in Stacks(self.flow, self.ports, self.layers).sites():
+            self._add(site, "tokens")
         taken = {path for sites in self._sites.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:
@@ -111,7 +118,10 @@ class Reading:
             self._whole(attention)
             return
         for index, role in attention.roles.items():
-            self._linear(self.linears[index], role)
+            linear = self.linears[index]
+            self._linear(linear, role)
+            if len(role) > 1 and linear.call is not None:
+                self._slices(linear.call, self.slices.projections(linear, role, core))
         last, firsts = attention.o, attention.firsts
         if last is None:
             return
@@ -146,15 +156,49 @@ class Reading:
             owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
             if name == "weight" and owner != call.path and covers(call.path, owner):
                 self._add(replace(self.paths.module(owner), role=role), role)
+        self._packed(call, op)
+
+    def _packed(self, call: Call, op: Op) -> None:
+        """Queries, keys and values whose weights `multi_head_attention_forward` is given as one."""
+        given = op.args[5] if len(op.args) > 5 else op.kwargs.get("in_proj_weight")
+        if not isinstance(given, Value):
+            return
+        owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
+        if owner == call.path and name:
+            total = self.record.shapes[given.number][0]
+            thirds = {r: rows_of(r, total, self._third(i, total)) for i, r in enumerate("qkv")}
+            self._slices(call, {role: rows for role, rows in thirds.items() if rows}, name)
+
+    @staticmethod
+    def _third(index: int, total: int) -> range:
+        return range(index * total // 3, (index + 1) * total // 3)
+
+    def _slices(self, call: Call, found: Mapping[str, Rows], packed: str | None = None) -> None:
+        """The slices of a layer, which are described as the layer is."""
+        for role, rows in found.items():
+            site = slice_site(self.described(call, role), rows, role, packed)
+            self._add(site, role)
 
     def _both(self, site: Site, attention: Attention) -> None:
+        core = described(self.flow, attention.core)
+        for role in ("attention", "attention.self", "attention.cross"):
+            known = self._sites[role].get(site.path)
+            other = known.core if known else None
+            if known and other and (other.path, other.order) != (core.path, core.order):
+                core = replace(core, obstacle="it runs several attentions, and this is of one")
+                several = replace(other, obstacle=core.obstacle)
+                self._sites[role][site.path] = replace(known, core=several)
+        site = replace(site, core=core)
         self._add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
         self._add(replace(site, role=kind), kind)
 
     def _feed_forward(self, found: FeedForward, expert_paths: set[str], mixed: set[str]) -> None:
         for index, role in found.roles.items():
-            self._linear(self.linears[index], role)
+            linear = self.linears[index]
+            self._linear(linear, role)
+            if role == "gate_up" and linear.call is not None:
+                self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
         ops = tuple(sorted((f.op for f in firsts), key=lambda op: op.index))
         first = min(firsts, key=lambda f: f.op.index)

@@ -24,12 +24,14 @@ from surgery.language.syntax import (
     Parameter,
     Require,
     Return,
+    Sharing,
     Step,
     Train,
     Use,
 )
 
-FLAGS = ("frozen", "shared")
+SHARING = ("shared", "stack", "layer")
+FLAGS = ("frozen", *SHARING)
 
 
 class Builder(SelectorBuilder):
@@ -144,7 +146,8 @@ class Builder(SelectorBuilder):
                     "S118",
                     f"`{flag}` says nothing about a param",
                     self.at(flag),
-                    help=did_you_mean(flag, FLAGS) or "a param may be `frozen` and `shared`",
+                    help=did_you_mean(flag, FLAGS)
+                    or "a param may be `frozen`, and one of `shared`, `stack` and `layer`",
                 )
             elif flag.value in flags[:place]:
                 self.reject("S118", f"`{flag}` is said twice", self.at(flag))
@@ -154,10 +157,16 @@ class Builder(SelectorBuilder):
             init,
             random=sign.type == "TILDE",
             frozen="frozen" in flags,
-            shared="shared" in flags,
+            shared=self._shared(flags),
             span=self.over(parts),
             name_span=self.at(name),
         )
+
+    def _shared(self, flags: Parts) -> Sharing | None:
+        words = [flag for flag in flags if flag.value in SHARING]
+        if len(words) > 1:
+            self.reject("S118", "a param is shared in one way", self.at(words[1]))
+        return words[0].value if words else None
 
     def assign(self, parts: Parts) -> Assign:
         target, operator, value = parts

@@ -1,0 +1,165 @@
+"""Attention cores that run as a program has them, whichever functions they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
+from surgery.anatomy.roles.trails import SCORED
+from surgery.anatomy.site import Core
+from surgery.graft.attention.calls import called
+from surgery.graft.attention.change import Change
+from surgery.graft.attention.fused import attend
+from surgery.graft.attention.products import Trail, product
+from surgery.graft.attention.steps import KINDS, Step, among, over_last, step, tensors
+from surgery.graft.attention.whole import opened
+from surgery.language.diagnostics import error
+
+
+def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[Any]:
+    """Inside, the cores that run in one call of a module have their ``changes``.
+
+    To be entered for one call of the module at the cores' ``path``: they are told apart by the
+    order in which they come. Cores of modules inside may be rerouted by these themselves.
+
+    Raises:
+        SurgeryError: S430 if a core that is to be changed never came.
+
+    """
+    return _Rerouting(changes)
+
+
+class _Rerouting(TorchFunctionMode):
+    """Sees every torch function; which core is next is counted."""
+
+    def __init__(self, changes: Sequence[tuple[Core, Change]]):
+        super().__init__()
+        self.changes = changes
+        self.waiting = len(changes)
+        self.came = 0
+        self.trails: list[Trail] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.waiting:
+            return called(func, args, kwargs)
+        kind = KINDS.get(getattr(func, "__name__", ""), "")
+        if not kind and not self.trails:
+            return called(func, args, kwargs)
+        if kind in ATTENTIONS:
+            return self.fused(kind, func, args, kwargs)
+        if kind in WHOLE_ATTENTIONS:
+            return self.whole(func, args, kwargs)
+        trail = self.trail(args, kwargs)
+        if trail is None:
+            return self.start(kind, func, args, kwargs)
+        if trail.change is None:
+            return self.score(trail, kind, func, args, kwargs)
+        return self.weigh(trail, kind, func, args, kwargs)
+
+    def next(self) -> tuple[Core, Change] | None:
+        """The core that comes now with its change, if it has one."""
+        order = self.came
+        self.came += 1
+        for core, change in self.changes:
+            if core.order == order:
+                return core, change
+        return None
+
+    def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that is a core, and no more."""
+        found = self.next()
+        if found is None or kind != "scaled_dot_product_attention":
+            return called(func, args, kwargs)
+        self.waiting -= 1
+        core, change = found
+        return attend(func, args, kwargs, change, core.query_heads)
+
+    def whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that projects, attends and projects again."""
+        found = self.next()
+        if found is None:
+            return called(func, args, kwargs)
+        core, change = found
+        with _Rerouting([(replace(core, order=0), change)]):
+            result = opened(*args, **kwargs)
+        self.waiting -= 1
+        return result
+
+    def trail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trail | None:
+        """The first trail that has come to one of the arguments."""
+        if not self.trails:
+            return None
+        given = [*args, *kwargs.values()]
+        for arg in (*args, *kwargs.values()):
+            if isinstance(arg, list | tuple):
+                given += arg
+        for trail in self.trails:
+            if any(arg is trail.tensor or among(arg, trail.shifts) for arg in given):
+                return trail
+        return None
+
+    def start(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function of what no trail has come to: a product starts one."""
+        result = called(func, args, kwargs)
+        if kind in SCORED and isinstance(result, Tensor):
+            found = product(kind, func, args, kwargs)
+            if found is not None:
+                self.trails.append(Trail(found, result))
+        return result
+
+    def score(self, trail: Trail, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function of scores: their softmax, a step towards it, or something else."""
+        if kind == "softmax" and over_last(args, kwargs, trail.tensor.dim()):
+            self.trails = [other for other in self.trails if other is not trail]
+            found = self.next()
+            if found is not None:
+                core, change = found
+                softmax = Step.of(kind, func, args, kwargs, trail.tensor)
+                weights = trail.soften(softmax, change, core.query_heads)
+                if weights is not None:
+                    self.trails = [trail]
+                    return weights
+            return called(func, args, kwargs)
+        result = self.start(kind, func, args, kwargs)
+        taken = step(kind, func, args, kwargs, trail.tensor, result)
+        if taken is not None:
+            trail.steps.append(taken)
+            trail.tensor = result
+        elif kind not in SCORED:
+            trail.shifts += [t for t in tensors((result,), {}) if t.shape[-1] == 1]
+        return result
+
+    def weigh(self, trail: Trail, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function of weights: their product with values, a step towards it, or another."""
+        if kind in SCORED:
+            found = product(kind, func, args, kwargs)
+            result = trail.weigh(found) if found is not None else None
+            if result is not None:
+                self.trails = []
+                self.waiting -= 1
+                return result
+        result = called(func, args, kwargs)
+        taken = step(kind, func, args, kwargs, trail.tensor, result)
+        if taken is not None:
+            trail.take(taken, result)
+        return result
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        super().__exit__(exc_type, exc_val, exc_tb)  # pyright: ignore[reportUnknownMemberType]
+        if exc_type is None and self.waiting:
+            raise error(
+                "S430",
+                f"the attention of `{self.changes[0][0].path}` did not run as it did when the "
+                "model was read: its core cannot be changed",
+                help='load the model with attn_implementation="sdpa", or with the one it was '
+                "adapted with",
+            )

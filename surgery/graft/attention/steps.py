@@ -1,0 +1,145 @@
+"""What scores and weights go through, done to those of new keys as well.
+
+The kinds of steps are those of :mod:`surgery.anatomy.roles.trails`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
+from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
+from surgery.graft.attention.calls import called
+
+_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | {"softmax"}
+KINDS = {
+    name: kind(name)
+    for space in (torch.Tensor, torch, functional)
+    for name in (*dir(space), "flex_attention")
+    if kind(name) in _KNOWN
+}
+"""The kind of each torch function by its name, of those that matter to a core."""
+
+_HOLE = object()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function of scores or weights; ``args`` and ``kwargs`` have a hole where these go.
+
+    ``shape`` is that of its result.
+    """
+
+    kind: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, kind: str, func: Any, args: Any, kwargs: Any, before: Tensor, shape: Any = ()
+    ) -> Step:
+        """The call of ``func``, with a hole in place of ``before``."""
+        held = tuple(_replaced(arg, before, _HOLE) for arg in args)
+        named = {key: _replaced(arg, before, _HOLE) for key, arg in kwargs.items()}
+        return cls(kind, func, held, named, tuple(shape))
+
+    def again(self, tensor: Tensor) -> Tensor:
+        """The step, with ``tensor`` in the hole."""
+        args = tuple(_replaced(arg, _HOLE, tensor) for arg in self.args)
+        kwargs = {name: _replaced(arg, _HOLE, tensor) for name, arg in self.kwargs.items()}
+        return called(self.func, args, kwargs)
+
+    def alike(self, new: Tensor, shifts: list[Tensor]) -> Tensor:
+        """What becomes of ``new``, of other keys, to which nothing is joined.
+
+        ``shifts`` are numbers that scores of every key are shifted by.
+        """
+        others = [t for t in tensors(self.args, self.kwargs) if not among(t, shifts)]
+        if self.kind in SCALED:
+            others = [t for t in others if t.shape[-1] != 1]
+        if self.kind in ALIKE or self.kind in MOVES:
+            return self.again(new)
+        if self.kind in VIEWS:
+            return new.reshape(*self.shape[:-1], new.shape[-1])
+        if self.kind != "getitem" and not others:
+            return self.again(new)
+        return new.expand(*self.shape[:-1], new.shape[-1])
+
+
+def step(
+    name: str, func: Any, args: tuple[Any, ...], kwargs: Any, before: Tensor, result: Any
+) -> Step | None:
+    """The step of the kind ``name`` that made ``result`` of ``before``, if it was one."""
+    if not isinstance(result, Tensor) or result.dim() < 2 or name not in STEPS:
+        return None
+    if not among(before, tensors(args, kwargs)):
+        return None
+    if name in VIEWS and result.shape[-1] != before.shape[-1]:
+        return None
+    if name in MOVES and not _keeps_last(name, args, kwargs, before.dim()):
+        return None
+    if name == "getitem" and not _is_of_last(args[1]):
+        return None
+    if name == "cat" and _axis(args, kwargs, 1, 0) not in (-1, before.dim() - 1):
+        return None
+    return Step.of(name, func, args, kwargs, before, result.shape)
+
+
+def over_last(args: tuple[Any, ...], kwargs: Any, rank: int) -> bool:
+    """Whether a softmax so called is over the last axis."""
+    return _axis(args, kwargs, 1, None) in (-1, rank - 1)
+
+
+def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among arguments and in lists of them, but numbers."""
+    found: list[Tensor] = []
+    for arg in (*args, *kwargs.values()):
+        if isinstance(arg, Tensor):
+            found.append(arg)
+        elif isinstance(arg, list | tuple):
+            items = cast("list[Any]", arg)
+            found.extend(item for item in items if isinstance(item, Tensor))
+    return [tensor for tensor in found if tensor.dim() > 0]
+
+
+def among(thing: Any, tensors: list[Tensor]) -> bool:
+    """Whether ``thing`` is one of ``tensors``."""
+    return any(tensor is thing for tensor in tensors)
+
+
+def _axis(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, default: int | None) -> Any:
+    return args[index] if len(args) > index else kwargs.get("dim", default)
+
+
+def _keeps_last(name: str, args: tuple[Any, ...], kwargs: Any, rank: int) -> bool:
+    if kwargs:
+        return False
+    axes = cast("tuple[int, ...]", args[1] if isinstance(args[1], list | tuple) else args[1:])
+    if name == "permute":
+        return axes[-1] in (-1, rank - 1)
+    return all(axis not in (-1, rank - 1) for axis in axes)
+
+
+def _is_of_last(index: Any) -> bool:
+    """Whether an index takes a range of the last axis, and all of the others."""
+    return (
+        isinstance(index, tuple)
+        and len(cast("tuple[Any, ...]", index)) == 2
+        and index[0] is Ellipsis
+        and isinstance(index[1], slice)
+    )
+
+
+def _replaced(arg: Any, old: Any, new: Any) -> Any:
+    if arg is old:
+        return new
+    if type(arg) in (list, tuple):
+        return type(arg)([new if item is old else item for item in arg])
+    return arg

@@ -1,0 +1,95 @@
+"""The parameters of a plan, made before anything of the model changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.initialise import generator, initial
+from surgery.graft.sites import program_of
+from surgery.graft.state import Surgery
+from surgery.graft.words import embedded_words
+from surgery.planning.layers import Layer
+from surgery.planning.plan import Edit, Plan
+from surgery.rules.expression import Expression
+from surgery.rules.values import Declaration
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where first values come from: a seed, a tokenizer for texts, or ``values`` by name."""
+
+    seed: int
+    tokenizer: Any = None
+    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def create(
+    model: nn.Module, surgery: Surgery, plan: Plan, start: Start
+) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
+    """All new parameters of ``plan`` by their names below the module that gets them."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    standing = surgery.standing()
+    shared: dict[tuple[Any, ...], nn.Parameter] = {}
+    fresh: dict[str, nn.Parameter] = {}
+    created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
+    for edit in plan.edits:
+        wraps = standing.setdefault(edit.whole, [])
+        wraps.append(edit.wrapped(plan.spec))
+        declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
+        owner = edit.owner
+        like = _like(model.get_submodule(owner), edit)
+        made: dict[str, nn.Parameter] = {}
+
+        def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
+            name = layer.names[e.name] if layer and e.op == "operand" else e.name
+            full = f"{owner}.{name}" if owner else name
+            found = fresh.get(full, parameters.get(full))
+            # A parametrised weight is no parameter but what the module makes of some.
+            return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
+
+        for declaration, tensor in zip(declarations, edit.tensors, strict=True):
+            key = edit.shared_key(tensor)
+            if key not in shared:
+                stream = f"{start.seed}:{key or tensor.name}"
+                saved = start.values.get(tensor.name)
+                if saved is not None and saved.shape == tensor.shape:
+                    first = nn.Parameter(saved.to(like, copy=True), tensor.trained)
+                elif declaration.init.distribution == "vocabulary":
+                    first = _words(model, edit, declaration, tensor.shape[0], like, stream, start)
+                else:
+                    first = initial(declaration, stream, edit.layer, edit.sizes, like, value)
+                if key:
+                    shared[key] = first
+            else:
+                first = shared[key]
+            made[declaration.name] = fresh[tensor.name] = first
+        created.append((edit, made))
+    return created
+
+
+def _words(
+    model: nn.Module,
+    edit: Edit,
+    declaration: Declaration,
+    count: int,
+    like: Tensor,
+    stream: str,
+    start: Start,
+) -> nn.Parameter:
+    assert edit.tokens is not None
+    table: Any = model.get_submodule(edit.tokens.embedding).weight
+    text = str(dict(declaration.init.arguments)["text"])
+    rows = embedded_words(table, count, text, start.tokenizer, generator(stream))
+    return nn.Parameter(rows.to(like), requires_grad=not declaration.frozen)
+
+
+def _like(module: nn.Module, edit: Edit) -> Tensor:
+    """An empty tensor with the dtype and device that the new parameters take."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dtype = getattr(torch, edit.tensors[0].dtype) if edit.tensors else torch.get_default_dtype()
+    return torch.empty(0, dtype=dtype, device=device)

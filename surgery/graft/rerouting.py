@@ -1,0 +1,64 @@
+"""Running a module's forward with the cores of its attentions changed by generated functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgery.anatomy.site import Core
+from surgery.graft.attention.change import Change
+from surgery.graft.attention.reroute import rerouted
+
+
+@dataclass(frozen=True)
+class CoreChange:
+    """A change to a core as data: ``functions`` maps slots of a `Change` to names of functions.
+
+    ``own`` is False if new keys and values are all that it brings. ``late`` names the function
+    for what the others need, where that is not known yet when the module is entered.
+    """
+
+    core: Core
+    functions: tuple[tuple[str, str], ...]
+    revealed: int
+    own: bool
+    late: str | None = None
+
+
+def call_attending(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    captured: tuple[tuple[Tensor, ...], ...],
+) -> Any:
+    """Run the forward from before; ``captured`` is what the functions of each core need."""
+    cls: Any = type(module)
+    changes = [
+        (change.core, _bound(change, cls.surgery_functions, module, values))
+        for change, values in zip(cls.surgery_cores, captured, strict=True)
+    ]
+    with rerouted(changes):
+        return cls.surgery_base.forward(module, *args, **kwargs)
+
+
+def _bound(
+    change: CoreChange,
+    functions: dict[str, Callable[..., Any]],
+    module: nn.Module,
+    captured: tuple[Tensor, ...],
+) -> Change:
+    known = [captured] if change.late is None else []
+
+    def bind(name: str) -> Callable[[Tensor], Tensor]:
+        def function(value: Tensor) -> Tensor:
+            if not known and change.late is not None:
+                known.append(functions[change.late](module))
+            return functions[name](module, value, *known[0])
+
+        return function
+
+    slots = {slot: bind(name) for slot, name in change.functions}
+    return Change(revealed=change.revealed, own=change.own, **slots)

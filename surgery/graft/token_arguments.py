@@ -1,0 +1,173 @@
+"""The arguments of a reader's call, by what they are for: ids, mask, positions, token types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgery.anatomy.site import Tokens
+from surgery.graft.token_cache import past_of
+from surgery.language.diagnostics import SurgeryError, error
+
+
+class Call:
+    """One call of the reader of ``tokens``, whose arguments can be replaced by name."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        parameters: tuple[str, ...],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ):
+        self.tokens = tokens
+        self.positional = parameters[: len(args)]
+        self.rest = args[len(parameters) :]
+        self.given: dict[str, Any] = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        self.past = past_of(self.of(tokens.cache))
+        self.ids: Tensor | None = self.of(tokens.ids)
+        self.embeds: Tensor | None = self.of(tokens.embeds)
+        sequence = self.embeds if self.ids is None else self.ids
+        if sequence is not None and sequence.dim() != (3 if self.ids is None else 2):
+            raise _refused(f"ids of shape {_shape(sequence)} are no batch of sequences")
+        self.batch, self.length = (0, 0) if sequence is None else sequence.shape[:2]
+
+    def of(self, name: str | None) -> Any:
+        return None if name is None else self.given.get(name)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call as it is now, each argument given the way it was."""
+        args = (*(self.given[name] for name in self.positional), *self.rest)
+        return args, {k: v for k, v in self.given.items() if k not in self.positional}
+
+    def join(self, prompt: Tensor, placeholder: int) -> Tensor | None:
+        """Make room for ``prompt`` [batch, n, features] at the start of a sequence.
+
+        Returns the prompt where the embedding has to fill it in; given embeddings hold it already.
+        """
+        n = prompt.shape[1]
+        self._join_mask(n)
+        self._join_types(n)
+        self._join_positions(n)
+        if self.embeds is not None:
+            self.given[str(self.tokens.embeds)] = torch.cat(
+                (prompt.to(self.embeds), self.embeds), 1
+            )
+            return None
+        if self.ids is not None:
+            front = self.ids.new_full((self.batch, n), placeholder)
+            self.given[self.tokens.ids] = torch.cat((front, self.ids), 1)
+        return prompt
+
+    def follow(self, n: int) -> None:
+        """Go on with a sequence whose cache starts with ``n`` vectors that the caller ignores."""
+        mask, positions = self._mask(), self.of(self.tokens.positions)
+        seen = (self.past or 0) + self.length
+        if mask is not None:
+            if mask.shape[1] != seen - n:
+                raise _refused(
+                    f"a mask over {mask.shape[1]} tokens does not fit a cache of {self.past} places,"
+                    f" {n} of them of the prompt, and {self.length} more",
+                    "pass all tokens that are not in the cache, and one mask for all tokens",
+                )
+            self.given[str(self.tokens.mask)] = torch.cat(
+                (mask.new_ones(mask.shape[0], n), mask), 1
+            )
+        if positions is not None:
+            self._same_length(positions, "positions")
+            if mask is None and self.length > 1 and self._starts_at(positions, self.past):
+                raise _refused(
+                    f"the positions count the {n} vectors of the prompt in the cache",
+                    "pass all tokens that are not in the cache, counted from 0 without the prompt",
+                )
+            self.given[str(self.tokens.positions)] = positions + n
+
+    def shift(self, by: int) -> None:
+        """Move every position; those not given are counted as the reader does."""
+        name = self.tokens.positions
+        if name is None:
+            raise _refused(f"`{self.tokens.reader}` takes no positions, so they cannot be moved")
+        positions = self.of(name)
+        self.given[name] = self._counted(by) if positions is None else positions + by
+
+    def _counted(self, shift: int) -> Tensor:
+        past, tokens = self.past or 0, self.tokens
+        mask = self._mask() if tokens.counts == "mask" else None
+        if mask is not None:
+            return ((mask.cumsum(1) + shift) * mask - 1).long()[:, past:]
+        first = 0
+        if tokens.counts == "ids":
+            padding = tokens.padding or 0
+            if self.ids is not None:
+                real = self.ids.ne(padding).long()
+                return (real.cumsum(1) + past + shift) * real + padding
+            first = padding + 1
+        device = self.ids.device if self.ids is not None else self.of(tokens.embeds).device
+        start = first + past + shift
+        return torch.arange(start, start + self.length, device=device).unsqueeze(0)
+
+    def _mask(self) -> Tensor | None:
+        mask = self.of(self.tokens.mask)
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            form = _shape(mask) if isinstance(mask, Tensor) else type(mask).__name__
+            raise _refused(
+                f"a mask in the form {form} cannot be extended by a prompt",
+                "give a mask of shape [batch, length], or none",
+            )
+        return mask
+
+    def _join_mask(self, n: int) -> None:
+        mask = self._mask()
+        if mask is not None:
+            self._same_length(mask, "the mask")
+            self.given[str(self.tokens.mask)] = torch.cat(
+                (mask.new_ones(mask.shape[0], n), mask), 1
+            )
+
+    def _join_types(self, n: int) -> None:
+        types = self.of(self.tokens.types)
+        if types is not None:
+            self._same_length(types, "token types")
+            front = types[..., :1].expand(*types.shape[:-1], n)
+            self.given[str(self.tokens.types)] = torch.cat((front, types), -1)
+
+    def _join_positions(self, n: int) -> None:
+        positions: Tensor | None = self.of(self.tokens.positions)
+        if positions is None:
+            return
+        self._same_length(positions, "positions")
+        if self._mask() is None and self._packed(positions):
+            raise _refused(
+                "positions that start again mark several sequences in one, which need a prompt each",
+                "give each sequence a row of its own",
+            )
+        first = (self.tokens.padding or 0) + 1 if self.tokens.counts == "ids" else 0
+        places = torch.arange(first, first + n, device=positions.device, dtype=positions.dtype)
+        front = places.expand(*positions.shape[:-1], n)
+        self.given[str(self.tokens.positions)] = torch.cat((front, positions + n), -1)
+
+    def _same_length(self, given: Tensor, what: str) -> None:
+        if given.shape[-1] != self.length:
+            raise _refused(f"{what} of shape {_shape(given)} do not fit {self.length} tokens")
+
+    def _packed(self, positions: Tensor) -> bool:
+        if torch.compiler.is_compiling() or positions.dim() > 2:
+            return False
+        return bool((positions[..., 1:] < positions[..., :-1]).any())
+
+    def _starts_at(self, positions: Tensor, place: int | None) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        return bool((positions[..., 0] == place).all())
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+def _refused(message: str, help: str | None = None) -> SurgeryError:
+    return error("S530", message, help=help)

@@ -1,0 +1,86 @@
+"""What a reader hands out beside its last states, without the places of a prompt."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor
+
+from surgery.graft import kernels
+
+
+class Trim:
+    """Drops the places of a prompt from the results of one call.
+
+    ``joined`` vectors joined the ``total`` places of each of ``batch`` sequences in this call;
+    ``held`` stand in front of all keys, those of a cache included.
+    """
+
+    __slots__ = ("batch", "held", "joined", "total")
+
+    def __init__(self, joined: int, held: int, batch: int, total: int):
+        self.joined = joined
+        self.held = held
+        self.batch = batch
+        self.total = total
+
+    def output(self, output: Any) -> Any:
+        """A result with its tuples of states, attentions and router scores trimmed."""
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            for key, value in list(items.items()):
+                if isinstance(value, tuple | list):
+                    values = cast("tuple[Any, ...]", value)
+                    items[key] = self._several(values, "attention" in key, "cross" in key)
+            return items
+        if type(output) is not tuple:
+            return output
+        parts: list[Any] = []
+        attentions = 0
+        for part in cast("tuple[Any, ...]", output):
+            if isinstance(part, tuple):
+                several = cast("tuple[Any, ...]", part)
+                attends = any(self._attends(value) for value in several)
+                # Without names: those to the sequence itself come before those across.
+                part = self._several(several, attends, attentions > 0)
+                attentions += attends
+            parts.append(part)
+        return tuple(parts)
+
+    def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
+        trim = self._attention if attends else self._rows
+        return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
+
+    def _attends(self, value: Any) -> bool:
+        """Whether a value is [batch, heads, queries, keys]; some models stack states in front."""
+        if not isinstance(value, Tensor) or value.dim() != 4:
+            return False
+        return value.shape[0] == self.batch and value.shape[2] == self.total
+
+    def _attention(self, value: Tensor, cross: bool) -> Tensor:
+        queries = value[..., self.joined :, :] if value.shape[-2] == self.total else value
+        return queries if cross else queries[..., self.held :]
+
+    def _rows(self, value: Tensor, _: bool) -> Tensor:
+        """States [..., total, features], or scores [batch · total, experts]."""
+        if not self.joined:
+            return value
+        if value.dim() >= 3 and value.shape[-2] == self.total:
+            return value[..., self.joined :, :]
+        if value.dim() == 2 and value.shape[0] == self.batch * self.total:
+            rows = value.view(self.batch, self.total, -1)[:, self.joined :]
+            return rows.reshape(-1, value.shape[1])
+        return value
+
+    def one(self, output: Any, index: int | str) -> Any:
+        """``output`` with the states at ``index`` trimmed; of a mapping, the index-th value."""
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            key = list(items)[index] if isinstance(index, int) else index
+            items[key] = self.states(items[key])
+            return items
+        return kernels.with_first(output, index, self.states(output[index]))
+
+    def states(self, value: Tensor) -> Tensor:
+        """Hidden states [batch, total, features] of the tokens given."""
+        return value[:, self.joined :] if self.joined else value

@@ -1,0 +1,240 @@
+"""Vectors in front of an embedded token sequence, as functions that generated forwards call.
+
+Three modules take part. The *reader* of the ids makes room for the vectors in what it is given
+(:func:`extended`), the *embedding* puts them there (:func:`filled`), and behind the last layer
+they are dropped (:func:`trimmed`), so that final norms, poolers, heads and losses see exactly the
+tokens given; the reader drops them from the states and attentions that it hands out beside
+(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call.
+
+A decoding step with a filled cache joins nothing: its mask and its positions are told of the
+vectors in the cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from surgery.anatomy.site import Tokens
+from surgery.graft.token_arguments import Call
+from surgery.graft.token_cache import make_room
+from surgery.graft.token_outputs import Trim
+from surgery.language.diagnostics import error
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class TokenTap:
+    """What the modules of one stack of ``tokens`` share.
+
+    ``parameters`` are the names of the reader's ``forward``, in order; ``placeholder`` is the id
+    that stands for a vector until its embedding is filled in; ``window`` how far layers look back
+    that do not see all. ``prompt`` waits for the embedding; ``trim`` says what to drop and stays
+    until the reader's next call, since checkpointed layers run again after it. ``starts`` tells
+    whether that call began a sequence. ``instead`` takes the place of any prompt while it is there.
+    """
+
+    __slots__ = (
+        "instead",
+        "parameters",
+        "placeholder",
+        "prompt",
+        "starts",
+        "tokens",
+        "trim",
+        "window",
+    )
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        parameters: tuple[str, ...],
+        placeholder: int,
+        window: int | None = None,
+    ):
+        self.tokens = tokens
+        self.parameters = parameters
+        self.placeholder = placeholder
+        self.window = window
+        self.instead: Tensor | None = None
+        self.prompt: Tensor | None = None
+        self.trim: Trim | None = None
+        self.starts = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTap:
+        copy = memo.get(id(self))
+        if copy is None:
+            copy = memo[id(self)] = TokenTap(*self._settings())
+        return copy
+
+    def __reduce__(self) -> tuple[type[TokenTap], tuple[Any, ...]]:
+        return TokenTap, self._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.tokens, self.parameters, self.placeholder, self.window
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call of the reader; what an earlier one left is forgotten."""
+        call = Call(self.tokens, self.parameters, args, kwargs)
+        self.prompt = self.trim = None
+        self.starts = not call.past
+        return call
+
+
+def token_tap(model: nn.Module, tokens: Tokens) -> TokenTap:
+    """A tap for the stack of ``tokens`` in ``model``."""
+    reader = model.get_submodule(tokens.reader)
+    parameters = tuple(inspect.signature(reader.forward).parameters)
+    window = getattr(getattr(reader, "config", None), "sliding_window", None)
+    return TokenTap(tokens, parameters, _placeholder(model, tokens), window)
+
+
+def _placeholder(model: nn.Module, tokens: Tokens) -> int:
+    """The least id that is not padding and has no part of its own, as an end of text has."""
+    table: Any = model.get_submodule(tokens.embedding)
+    special: set[Any] = {tokens.padding, getattr(table, "padding_idx", None)}
+    for module in (model, model.get_submodule(tokens.reader)):
+        settings: dict[str, Any] = getattr(getattr(module, "config", None), "__dict__", {})
+        for name, value in settings.items():
+            if name.endswith("_token_id"):
+                special.update(cast("list[Any]", value) if isinstance(value, list) else [value])
+    return next(i for i in range(table.weight.shape[0]) if i not in special)
+
+
+def can_shift(tokens: Tokens) -> bool:
+    """Whether positions can be given to the reader of ``tokens``."""
+    return tokens.positions is not None
+
+
+def extended(
+    tap: TokenTap, prompt: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """The reader's arguments with room for ``prompt`` in front of the tokens.
+
+    Args:
+        tap: that of the stack; it keeps the prompt for :func:`filled`.
+        prompt: [n, features], or [rows, n, features] where rows divide the batch: each row serves
+            as many neighbours (the beams of one sequence).
+        args: of the reader's call, as given.
+        kwargs: of the reader's call, as given.
+
+    Raises:
+        SurgeryError: S530 if the call cannot be extended: a mask that is not [batch, length],
+            positions of another length, a cache that does not hold the prompt.
+
+    """
+    call = tap.call(args, kwargs)
+    prompt = prompt if tap.instead is None else tap.instead
+    n = prompt.shape[-2]
+    if call.batch == 0 or n == 0:
+        return args, kwargs
+    if tap.starts:
+        cache = call.of(tap.tokens.cache)
+        if cache is not None:
+            make_room(cache, n, tap.window)
+        tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
+        tap.trim = Trim(n, n, call.batch, n + call.length)
+    else:
+        call.follow(n)
+        tap.trim = Trim(0, n, call.batch, call.length)
+    return call.arguments()
+
+
+def _rows(prompt: Tensor, batch: int) -> Tensor:
+    """``prompt`` for each sequence of the batch: [batch, n, features]."""
+    if prompt.dim() == 2:
+        return prompt.unsqueeze(0).expand(batch, -1, -1)
+    rows = prompt.shape[0]
+    if rows == batch:
+        return prompt
+    if batch % rows:
+        raise error("S530", f"{rows} prompts cannot be shared out to {batch} sequences")
+    return prompt.repeat_interleave(batch // rows, 0)
+
+
+def filled(tap: TokenTap, output: Tensor) -> Tensor:
+    """The embedding's result [batch, n + length, features] with the prompt in its first places.
+
+    Only the first lookup of a call is filled: some models look up token types in the same table.
+    """
+    prompt, tap.prompt = tap.prompt, None
+    if prompt is None:
+        return output
+    return torch.cat((prompt.to(output), output[:, prompt.shape[1] :]), 1)
+
+
+def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:
+    """Hidden states [batch, n + length, features], as they leave the last layer, without n."""
+    return hidden if tap.trim is None else tap.trim.states(hidden)
+
+
+def restored(tap: TokenTap, output: Any) -> Any:
+    """The reader's result with states and attentions as long as the tokens given.
+
+    Where the states leave the stack with this result, they are trimmed here.
+    """
+    if tap.trim is None:
+        return output
+    exit = tap.tokens.exit
+    if exit.path == tap.tokens.reader:
+        if exit.index is None:
+            return tap.trim.states(output)
+        output = tap.trim.one(output, exit.index)
+    return tap.trim.output(output)
+
+
+def shifted(tap: TokenTap, shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The reader's arguments with every position ``shift`` further on, and no token more.
+
+    Positions that are not given are counted as the reader would count them.
+
+    Raises:
+        SurgeryError: S530 if the reader takes no positions; :func:`can_shift` tells.
+
+    """
+    call = Call(tap.tokens, tap.parameters, args, kwargs)
+    if call.batch:
+        call.shift(shift)
+    return call.arguments()
+
+
+def noticed(tap: TokenTap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The reader's arguments as they are; :func:`placed` learns whether a sequence starts."""
+    tap.call(args, kwargs)
+    return args, kwargs
+
+
+def placed(tap: TokenTap, ids: Tensor, token: int, prompt: Tensor, embedded: Tensor) -> Tensor:
+    """``embedded`` with row i of ``prompt`` where ``token`` occurs for the i-th time in its row.
+
+    Args:
+        tap: that of the stack; a step of decoding holds no places.
+        ids: [batch, length].
+        token: the id that marks a place.
+        prompt: [n, features].
+        embedded: [batch, length, features], what the embedding found for ``ids``.
+
+    Raises:
+        SurgeryError: S531 if a row has another number of places than n.
+
+    """
+    if not tap.starts:
+        return embedded
+    n = prompt.shape[0]
+    marks = ids == token
+    counts = marks.sum(1)
+    if torch.compiler.is_compiling():
+        check: Any = torch.ops.aten._assert_async.msg
+        check((counts == n).all(), f"a prompt of {n} needs token {token} as often in each sequence")
+    elif bool((counts != n).any()):
+        found = " or ".join(str(c) for c in range(ids.shape[1] + 1) if bool((counts == c).any()))
+        raise error(
+            "S531",
+            f"the prompt has {n} vectors, but token {token} occurs {found} times in a sequence",
+            help="every sequence needs as many of these tokens as the prompt has vectors",
+        )
+    rows = (marks.long().cumsum(1) - 1).clamp(0, n - 1)
+    return torch.where(marks.unsqueeze(-1), prompt.to(embedded)[rows], embedded)
