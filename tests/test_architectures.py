@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.architectures.building import build
 from benchmarks.architectures.catalogue import Architecture, architectures
-from benchmarks.architectures.columns import COLUMNS, Column
+from benchmarks.architectures.columns import COLUMNS
 from benchmarks.architectures.running import example, obstacle
 from benchmarks.architectures.shrink import shrunk
 from benchmarks.architectures.table import document, summary
@@ -55,7 +55,7 @@ def test_an_error_becomes_the_cell() -> None:
     model = build(LLAMA)
     inputs = example(model, "causal")
     assert obstacle(model, inputs, "causal") is None
-    cell = tried(model, inputs, Column("x", "x", ("on qkv apply lora",), None))
+    cell = tried(model, inputs, "on qkv apply lora")
     assert (cell.verdict, cell.code) == ("failed", "S301")
 
 
@@ -80,7 +80,7 @@ def test_a_parameter_without_gradient_is_a_failure() -> None:
 
 
 def test_the_page_tells_all() -> None:
-    good = {"verdict": "good", "code": "", "reason": "", "spec": ""}
+    good = {"verdict": "good", "code": "", "reason": ""}
     results = {
         LLAMA.key: {"runs": True, "reason": "", "cells": {"lora": good}},
         T5.key: {

@@ -6,6 +6,14 @@ from typing import Any
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "bamba": {"attn_layer_indices": [1]},
@@ -22,20 +30,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"n_groups": 1},
     "nemo_speechlm": {"text_config.n_groups": 1},
     "nemotron_h": {"n_groups": 1},
-    "qwen4_exp": {
-        "text_config.indexer_n_heads": 4,
-        "text_config.indexer_kv_heads": 1,
-        "text_config.indexer_head_dim": 16,
-        "text_config.indexer_budget": 8,
-        "text_config.indexer_compress_ratio": 2,
-    },
-    "qwen4_exp_text": {
-        "indexer_n_heads": 4,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
-    },
+    "qwen4_exp": _INDEXER,
+    "qwen4_exp_text": _INDEXER,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False},
     "xlstm": {"qk_dim_factor": 1.0},

@@ -72,7 +72,7 @@ def _figures(results: Results) -> list[str]:
     for column in COLUMNS.values():
         shares = [_share(_counted(results, task, column.name)) for task in TASKS]
         peer = _triple(column.peer) if column.peer else "none"
-        spec = column.specs[0].replace("|", "\\|")
+        spec = column.spec.replace("|", "\\|")
         lines.append(f"| {column.title}: `{spec}` | " + " | ".join(shares) + f" | {peer} |")
     return lines
 

@@ -8,42 +8,33 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from benchmarks.architectures.columns import Column
 from benchmarks.architectures.running import loss_of, result
 from surgery.language.diagnostics import SurgeryError
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``good``, ``failed`` or ``no place``; what went wrong, and which of the spellings it was."""
+    """``good``, ``failed`` or ``no place``, and what went wrong."""
 
     verdict: str
     code: str = ""
     reason: str = ""
-    spec: str = ""
 
 
 class UnkeptError(Exception):
     """Says which promise was not kept."""
 
 
-def tried(model: nn.Module, inputs: dict[str, Tensor], column: Column) -> Cell:
-    """The first spelling that fits decides; if none does, the error of the first is told."""
-    first: Cell | None = None
-    for spec in column.specs:
-        try:
-            attempt(model, inputs, spec)
-        except SurgeryError as error:
-            found = error.diagnostics[0]
-            first = first or Cell("failed", found.code, found.message, spec)
-            if found.code != "S301":
-                return first
-        except UnkeptError as failure:
-            return Cell("failed", "", str(failure), spec)
-        else:
-            return Cell("good", spec=spec)
-    assert first is not None
-    return first
+def tried(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> Cell:
+    """What comes of ``spec``."""
+    try:
+        attempt(model, inputs, spec)
+    except SurgeryError as error:
+        found = error.diagnostics[0]
+        return Cell("failed", found.code, found.message)
+    except UnkeptError as error:
+        return Cell("failed", "", str(error))
+    return Cell("good")
 
 
 def attempt(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> None:

@@ -43,7 +43,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     with _silence():
-        examined(Architecture("causal", "llama", "LlamaForCausalLM"), ("lora",))
+        examined(Architecture("causal", "llama", "LlamaForCausalLM"), tuple(COLUMNS))
 
 
 def _apart(
@@ -100,7 +100,7 @@ def _examined(architecture: Architecture, columns: Sequence[str]) -> Iterator[Re
         for name in columns:
             excuse = no_place(architecture.name, name)
             try:
-                cell = tried(model, inputs, COLUMNS[name])
+                cell = tried(model, inputs, COLUMNS[name].spec)
             except Exception as problem:
                 cell = Cell("failed", type(problem).__name__, _told(problem))
             if excuse is not None and cell.verdict != "good":
