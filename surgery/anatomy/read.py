@@ -62,7 +62,8 @@ class Anatomy:
     def _roles(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for role, sites in self.places.items():
-            for site in sites:
+            # What is a linear has mostly a role that says more.
+            for site in sites if role != "linear" else ():
                 for path in site.paths:
                     found.setdefault(path, []).append(role)
         return found
