@@ -128,6 +128,20 @@ class Anatomy:
                 found = place.tokens if made else found
         return found
 
+    def sequences(self, port: Port) -> Port | None:
+        """Where states [batch, length, features] come into a call around ``port``, whose value has
+
+        them as rows, [batch · length, features].
+        """
+        rows = self.port_shape(port)[:-1]
+        for call in self._calls(port.path)[:1]:
+            for around in self.record.stack(call.parent):
+                value = self.reading.flow.main_input(around)
+                shape = () if value is None else self.record.shapes[value]
+                if value is not None and len(shape) == 3 and rows == (shape[0] * shape[1],):
+                    return self.reading.ports.input(around, value)
+        return None
+
     def _value(self, port: Port) -> int | None:
         for call in self._calls(port.path):
             if port.side == "output":

@@ -39,6 +39,7 @@ class Place:
             self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
+        self.sequences: Port | None = None
 
     @property
     def key(self) -> str:
@@ -86,7 +87,10 @@ class Place:
                 has no effect on a weight that is read, S415 for an attention out of reach.
 
         """
-        if program.named_dims is not None and self.rank != program.named_dims + 1:
+        flat = program.named_dims == 2 and self.rank == 2
+        if flat and self.planner.anatomy.sequences(self.site.entry):
+            self.sequences = self.planner.anatomy.sequences(self.site.entry)
+        elif program.named_dims is not None and self.rank != program.named_dims + 1:
             raise error(
                 "S411",
                 f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "
