@@ -27,7 +27,7 @@ from surgery.graft.rerouting import CoreChange, call_attending
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Scalar
-from surgery.rules.expression import Expression
+from surgery.rules.expression import Expression, operand
 from surgery.rules.program import Program
 
 
@@ -144,11 +144,13 @@ class _RowsHost(_GraphHost):
     def __init__(self, frame: _Frame, part: Part, current: fx.Node | None):
         super().__init__(frame, part, current)
         self.given: dict[fx.Node, fx.Node] = {}
+        self.first: fx.Node | None = None
 
     def in_sequence(self, value: fx.Node) -> fx.Node:
         like = self.frame.tap(self.taps["sequences"])
         result = self.call(kernels.in_sequence, value, like)
         self.given[result] = value
+        self.first = self.first or value
         return result
 
     def leaf(self, expression: Expression) -> fx.Node:
@@ -156,7 +158,9 @@ class _RowsHost(_GraphHost):
         return self.in_sequence(value) if expression.varies else value
 
     def base(self, x: fx.Node) -> fx.Node:
-        rows = self.given.get(x) or self.call(torch.flatten, x, 0, 1)
+        rows = self.given.get(x)
+        if rows is None:
+            rows = self.call(kernels.as_given, x, super().leaf(operand("x", ())))
         return self.in_sequence(super().base(rows))
 
 
@@ -369,9 +373,10 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             value = frame.base_unchanged()
             if not frame.plain:
                 value = frame.output(part.exit)
-        value = _emitter(frame, part, value).emit(part.program.result)
-        if "sequences" in dict(part.taps):
-            value = frame.call(torch.flatten, value, 0, 1)
+        emitter = _emitter(frame, part, value)
+        value = emitter.emit(part.program.result)
+        if isinstance(emitter.host, _RowsHost):
+            value = frame.call(kernels.as_given, value, emitter.host.first)
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:

@@ -256,8 +256,13 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
 
 
 def in_sequence(rows: Tensor, like: Tensor) -> Tensor:
-    """[batch · length, features] as [batch, length, features], of which ``like`` tells."""
-    return rows.view(*like.shape[:2], rows.shape[-1])
+    """States of other leading dims as [batch, length, features], of which ``like`` tells."""
+    return rows.reshape(*like.shape[:2], rows.shape[-1])
+
+
+def as_given(states: Tensor, like: Tensor) -> Tensor:
+    """``states`` with the leading dims of ``like``."""
+    return states.reshape(*like.shape[:-1], states.shape[-1])
 
 
 def align(value: Tensor, like: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Place:
                 has no effect on a weight that is read, S415 for an attention out of reach.
 
         """
-        flat = program.named_dims == 2 and self.rank == 2
+        flat = program.named_dims == 2 and self.rank != 3
         if flat and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:
