@@ -200,7 +200,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
         if inside:
             edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-            draft.work[path] = _work(model, first.layer, edits, inside)
+            draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
     return draft
 
 
@@ -226,8 +226,10 @@ def _mergeable(site: Site) -> list[Wrapped]:
 
 
 @torch.no_grad()
-def _work(model: nn.Module, layer: Layer, edits: list[Edit], wraps: list[Wrapped]) -> _Work:
-    module = model.get_submodule(edits[0].owner)
+def _work(
+    model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
+) -> _Work:
+    module = model.get_submodule(path)
     found = program_of(edits[0], wraps).merge
     assert not isinstance(found, NotAffine)
     weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
