@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +134,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, names: tuple[str, ...] = tuple(FUSED), whole: bool = True) -> Case:
     name = draw(st.sampled_from(names))
-    path, rows = FUSED[name]
+    _, rows = FUSED[name]
     total = sum(map(len, rows.values()))
     parts = [*rows, *(["all"] if whole and name != "encoder_layer" else [])]
     chosen = draw(st.lists(st.sampled_from(parts), min_size=1, max_size=3))
