@@ -101,7 +101,8 @@ class _Explainer:
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
 
     def is_site(self, found: Site) -> bool:
-        return self.site.path in (found.path, *found.paths)
+        around = (self.site.exit.path,) if self.site.experts else ()
+        return any(path in (found.path, *found.paths) for path in (self.site.path, *around))
 
     def is_within(self, found: Site) -> bool:
         return any(covers(place, path) for place in self.site.spans for path in found.paths)
