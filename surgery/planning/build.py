@@ -150,7 +150,7 @@ class Draft:
             raise error(
                 "S401",
                 "a method is applied to modules, and this selects parameters",
-                help="but for one that holds the weights of all experts",
+                help="a parameter is a place for one only where it holds the weights of all experts",
             )
         place = Place(self.planner, site)
         standing = self.applied.setdefault(place.whole, [])
