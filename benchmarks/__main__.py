@@ -17,6 +17,7 @@ from benchmarks.harness import NothingMeasuredError, Settings, Table
 NAMES = {
     "lora_step": "what LoRA adds to a training step and to forwards",
     "dora_forward": "DoRA against its base, forward and training",
+    "virtual_tokens": "what prompts, prefixes and UniPELT add",
     "saved_bytes": "memory kept for backward",
     "apply_sites": "applying to thousands of sites, twice",
     "imports": "how long imports and the command line take",

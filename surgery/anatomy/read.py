@@ -13,7 +13,7 @@ from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
-from surgery.anatomy.site import Port, Site, covers, experts_site
+from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -121,18 +121,35 @@ class Anatomy:
 
     def port_shape(self, port: Port) -> tuple[int, ...]:
         """The shape of the value at ``port`` in the recorded forward; () if it was never seen."""
+        value = self._value(port)
+        return () if value is None else self.record.shapes[value]
+
+    def tokens_at(self, port: Port) -> Tokens | None:
+        """The last of the token sequences that the value at ``port`` is made of.
+
+        Decoders' states are made of their own tokens and, later, of their encoder's too.
+        """
+        value = self._value(port)
+        found: Tokens | None = None
+        for place in self.places.get("tokens", ()):
+            embedded = self._value(place.entry)
+            if value is not None and embedded is not None:
+                made = self.reading.flow.depends(value, embedded)
+                found = place.tokens if made else found
+        return found
+
+    def _value(self, port: Port) -> int | None:
         for call in self._calls(port.path):
             if port.side == "output":
                 values = call.outputs
             elif port.argument is None:
-                value = self.reading.flow.main_input(call)
-                return self.record.shapes[value] if value is not None else ()
+                return self.reading.flow.main_input(call)
             else:
                 values = call.inputs.get(port.argument, [])
             for key, value in values:
                 if key == port.index:
-                    return self.record.shapes[value]
-        return ()
+                    return value
+        return None
 
     def layer_of(self, path: str) -> int | None:
         """The number of the layer that ``path`` lies in, or None outside of all."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 from torch import fx, nn
 
-from surgery.anatomy.site import Port
-from surgery.graft import fastpath
+from surgery.anatomy.site import Port, Tokens
+from surgery.graft import fastpath, token_masks
 from surgery.graft.container import Graft
-from surgery.graft.forward import Design, Part, write_effective, write_forward
+from surgery.graft.forward import Design, Part, Stack, write_effective, write_forward
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.kernels import Held, Tap
+from surgery.graft.prompts import token_change
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
+from surgery.graft.tokens import token_tap
 from surgery.planning.layers import Layer, read_layer
 
 PREFIX = "_surgery_"
@@ -31,10 +33,14 @@ class _Wiring:
         self.parts: dict[str, list[Part]] = {}
         self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
+        self.stacks: dict[str, list[Stack]] = {}
         self.attributes: list[tuple[str, str, object]] = []
 
     def add(self, site: Site) -> None:
         edit, program = site.edits[0], site.program
+        if edit.tokens is not None:
+            self.stack(site, edit.tokens)
+            return
         if edit.layer and edit.layer.read:
             self.read.setdefault(edit.owner, []).append(self.part(site, edit.owner))
             return
@@ -46,6 +52,42 @@ class _Wiring:
         if core is not None and apart:
             part = self.part(site, core.path)
             self.put(core.path, replace(part, own=False, core=core, gives_result=False))
+
+    def stack(self, site: Site, tokens: Tokens) -> None:
+        """The modules that take part in what becomes of a stack's tokens."""
+        part = self.part(site, tokens.reader)
+        change = token_change(part.program.result, dict(part.sizes))
+        shared = token_tap(self.model, tokens)
+        exit = replace(tokens.exit, path="")
+        written: list[tuple[str, int]] = []
+        read: list[tuple[str, int]] = []
+        for token, _ in change.places:
+            tap = Tap()
+            written.append((self.give(tokens.reader, "place", tap), token))
+            read.append((self.give(tokens.embedding, "place", tap), token))
+        roles: dict[str, Stack] = {}
+        for path, role in self._roles(tokens, bool(change.prompts), bool(change.places)):
+            own = part if role == "reader" else None
+            places = {"reader": written, "embedding": read}.get(role, [])
+            name = self.give(path, "stack", shared)
+            roles[path] = Stack(role, name, exit, own, tuple(places))
+        for path, stack in roles.items():
+            self.stacks.setdefault(path, []).append(stack)
+
+    def _roles(
+        self, tokens: Tokens, prompts: bool, places: bool
+    ) -> Iterator[tuple[str, Literal["reader", "embedding", "exit"]]]:
+        yield tokens.reader, "reader"
+        if prompts or places:
+            yield tokens.embedding, "embedding"
+        if prompts and tokens.exit.path != tokens.reader:
+            yield tokens.exit.path, "exit"
+
+    def give(self, path: str, kind: str, value: object) -> str:
+        """Let the module at ``path`` have ``value`` as an attribute; its name."""
+        name = self.name(path, kind)
+        self.attributes.append((path, name, value))
+        return name
 
     def part(self, site: Site, path: str) -> Part:
         """The program of ``site`` as it runs at ``path``, with what it needs from elsewhere."""
@@ -73,8 +115,13 @@ class _Wiring:
         )
 
     def design(self, path: str) -> Design:
-        parts, read = (tuple(table.get(path, ())) for table in (self.parts, self.read))
-        return Design(parts, tuple(self.writes.get(path, ())), read)
+        """What becomes of the class of the module at ``path``."""
+        return Design(
+            tuple(self.parts.get(path, ())),
+            tuple(self.writes.get(path, ())),
+            tuple(self.stacks.get(path, ())),
+            tuple(self.read.get(path, ())),
+        )
 
     def put(self, path: str, part: Part) -> None:
         parts = self.parts.setdefault(path, [])
@@ -86,17 +133,12 @@ class _Wiring:
 
     def tap(self, source: Port, reader: str) -> str:
         tap = Tap()
-        written, read = self.name(source.path, "tap"), ""
-        self.attributes.append((source.path, written, tap))
+        written = self.give(source.path, "tap", tap)
         self.writes.setdefault(source.path, []).append((written, replace(source, path="")))
-        read = self.name(reader, "tap")
-        self.attributes.append((reader, read, tap))
-        return read
+        return self.give(reader, "tap", tap)
 
     def hold(self, norm: str, reader: str) -> str:
-        name = self.name(reader, "norm")
-        self.attributes.append((reader, name, Held(self.model.get_submodule(norm))))
-        return name
+        return self.give(reader, "norm", Held(self.model.get_submodule(norm)))
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -106,10 +148,12 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.add(site)
     for path, name, value in wiring.attributes:
         model.get_submodule(path).__dict__[name] = value
-    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.read]):
+    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.read, *wiring.stacks]):
         module = model.get_submodule(path)
         module.__class__ = _class_for(module, wiring.design(path))
-    fastpath.close(model, [*wiring.parts, *wiring.read])
+    fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
+    if wiring.stacks:
+        token_masks.keep_plain(model)
 
 
 def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
@@ -133,6 +177,7 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
 def uninstall(model: nn.Module) -> None:
     """Give every module its own class back; parameters that were added stay where they are."""
     fastpath.reopen(model)
+    token_masks.undo(model)
     for module in model.modules():
         if is_adapted(module):
             module.__class__ = base_class(module)
@@ -151,6 +196,7 @@ def detached(model: nn.Module) -> Generator[None]:
         for m in model.modules()
         if any(isinstance(c, Graft) for c in m._modules.values()) and not isinstance(m, Graft)
     ]
+    plain_masks = token_masks.undo(model)
     try:
         for module, _ in classes:
             module.__class__ = base_class(module)
@@ -162,6 +208,8 @@ def detached(model: nn.Module) -> Generator[None]:
         yield
     finally:
         fastpath.close(model, adapted)
+        if plain_masks:
+            token_masks.keep_plain(model)
         for module, cls in classes:
             module.__class__ = cls
         for module, every in children:

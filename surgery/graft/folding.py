@@ -16,7 +16,6 @@ from surgery.graft.state import Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.planning.plan import Tensor as Added
-from surgery.rules.fold import folds
 from surgery.rules.values import Declaration
 
 
@@ -43,7 +42,9 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     if surgery is None:
         raise error("S512", "nothing was applied to this model")
     found = [
-        (applied, edit) for applied, edit in _foldable(surgery) if only(edit) and not edit.folded
+        (applied, edit)
+        for applied, edit in surgery.edits()
+        if edit.folds and not edit.folded and only(edit)
     ]
     if not found:
         raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
@@ -56,17 +57,6 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     host.install(model, surgery)
     folded = tuple((e.site, e.child) for _, e, _, _ in made)
     return FoldReport(folded, before, _elements(model))
-
-
-def _foldable(surgery: Surgery) -> list[tuple[Applied, Edit]]:
-    standing = surgery.standing()
-    return [
-        (applied, edit)
-        for applied, edit in surgery.edits()
-        if any(folds(e, edit.child) for e in program_of(edit, standing[edit.whole]).changed)
-        and edit.signature.kind in ("module", "tokens")
-        and (edit.core or edit.tokens)
-    ]
 
 
 def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[str, nn.Parameter]]:

@@ -7,20 +7,23 @@ from elsewhere arrives by taps, which the modules where it passes write to.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
 from surgery.anatomy.site import Core, Port
-from surgery.graft import kernels
+from surgery.graft import kernels, tokens
 from surgery.graft.cores import write_core
 from surgery.graft.emit import Emitter, Host
 from surgery.graft.expert_graphs import write_experts
 from surgery.graft.generate import SELF
 from surgery.graft.passes import optimise
+from surgery.graft.prompts import token_change
 from surgery.graft.rerouting import CoreChange, call_attending
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
@@ -53,6 +56,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A module's part in what becomes of a stack's tokens; ``tap`` names what its parts share.
+
+    The reader runs the ``program``. It hands what replaces tokens to the embedding by the taps in
+    ``places``, with their ids; the embedding and the exit find there what concerns them.
+    """
+
+    role: Literal["reader", "embedding", "exit"]
+    tap: str
+    exit: Port
+    program: Part | None = None
+    places: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Design:
     """All that decides a generated class: modules with equal designs share one.
 
@@ -61,6 +79,7 @@ class Design:
 
     parts: tuple[Part, ...] = ()
     writes: tuple[tuple[str, Port], ...] = ()
+    stacks: tuple[Stack, ...] = ()
     read: tuple[Part, ...] = ()
 
 
@@ -209,6 +228,43 @@ class _Frame:
         self.captured.append(())
         self.cores.append(replace(written.change, late=name))
 
+    def begin(self, stack: Stack) -> None:
+        """Change the arguments of a reader as its program says."""
+        part, tap = stack.program, self.attribute(stack.tap)
+        assert part is not None
+        emitter = _emitter(self, part, None)
+        change = token_change(part.program.result, emitter.sizes)
+        calls: list[tuple[Any, ...]] = [(tokens.noticed, tap)] if change.places else []
+        if change.shift:
+            calls.append((tokens.shifted, tap, change.shift))
+        if change.prompts:
+            prompts = tuple(emitter.emit(e) for e in change.prompts)
+            prompt = prompts[0] if len(prompts) == 1 else self.call(torch.cat, prompts, 0)
+            calls.append((tokens.extended, tap, prompt))
+        for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
+            self.call(kernels.write_tap, self.attribute(name), emitter.emit(vectors))
+        for function, *given in calls:
+            pair = self.call(function, *given, self.args, self.kwargs)
+            self.args, self.kwargs = (self.call(operator.getitem, pair, i) for i in (0, 1))
+        self._inputs.clear()
+
+    def end(self, stack: Stack, result: fx.Node) -> fx.Node:
+        """What the module gives, as its part in a stack has it."""
+        tap = self.attribute(stack.tap)
+        if stack.role == "reader":
+            return self.call(tokens.restored, tap, result)
+        if stack.role == "embedding":
+            ids = self.only if self.plain else self.input(Port("", "input"))
+            for name, token in stack.places:
+                vectors = self.call(kernels.peek_tap, self.attribute(name))
+                result = self.call(tokens.placed, tap, ids, token, vectors, result)
+            return self.call(tokens.filled, tap, result)
+        if self.plain or stack.exit.index is None:
+            return self.call(tokens.trimmed, tap, result)
+        hidden = self.call(kernels.first, result, stack.exit.index)
+        hidden = self.call(tokens.trimmed, tap, hidden)
+        return self.call(kernels.with_first, result, stack.exit.index, hidden)
+
     def own_forward(self, args: Any, kwargs: Any) -> fx.Node:
         if not self.cores:
             return self.call(kernels.call_base, self.self_node, args, kwargs)
@@ -277,6 +333,9 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     for tap, port in design.writes:
         if port.side == "input":
             frame.call(kernels.write_tap, frame.attribute(tap), frame.input(port))
+    for stack in design.stacks:
+        if stack.role == "reader":
+            frame.begin(stack)
     value: fx.Node | None = None
     exit_port: Port | None = None
     for part in design.parts:
@@ -294,6 +353,8 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:
         result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
+    for stack in design.stacks:
+        result = frame.end(stack, result)
     for tap, port in design.writes:
         if port.side == "output":
             seen = (

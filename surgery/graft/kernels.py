@@ -43,6 +43,8 @@ def first(output: Any, key: int | str) -> Any:
 
 def with_first(output: Any, key: int | str, value: Any) -> Any:
     """``output`` with its hidden states replaced; its type stays."""
+    if isinstance(key, int) and hasattr(output, "keys"):
+        key = str([*output.keys()][key])
     if isinstance(key, str):
         changed = type(output)(**{**dict(output), key: value})
         return changed
@@ -275,7 +277,8 @@ def bilstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tenso
     ``into`` is [2, 4h, features] and ``hidden`` [2, 4h, h], gates in torch's order; two biases
     [2, 4h]. It starts from zeros.
     """
-    start = x.new_zeros(2, hidden.shape[2])
+    start = x.new_zeros(2, 1, hidden.shape[2])
     weights = tuple(t[i] for i in (0, 1) for t in (into, hidden, first, second))
     run: Any = torch.lstm
-    return run(x, (start, start), weights, True, 1, 0.0, False, True, False)[0]
+    result = run(x.unsqueeze(1), (start, start), weights, True, 1, 0.0, False, True, False)[0]
+    return result.squeeze(1)

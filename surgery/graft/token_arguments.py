@@ -94,8 +94,8 @@ class Call:
 
     def _counted(self, shift: int) -> Tensor:
         past, tokens = self.past or 0, self.tokens
-        mask = self._mask()
-        if tokens.counts == "mask" and mask is not None:
+        mask = self._mask() if tokens.counts == "mask" else None
+        if mask is not None:
             return ((mask.cumsum(1) + shift) * mask - 1).long()[:, past:]
         first = 0
         if tokens.counts == "ids":
@@ -113,11 +113,9 @@ class Call:
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2:
-            shape = _shape(mask) if isinstance(mask, Tensor) else type(mask).__name__
+            form = _shape(mask) if isinstance(mask, Tensor) else type(mask).__name__
             raise _refused(
-                f"a mask of shape {shape} cannot be extended by a prompt"
-                if isinstance(mask, Tensor)
-                else f"a mask that is a {shape} cannot be extended by a prompt",
+                f"a mask in the form {form} cannot be extended by a prompt",
                 "give a mask of shape [batch, length], or none",
             )
         return mask

@@ -18,38 +18,37 @@ def past_of(cache: Any) -> int | None:
     """
     if cache is None:
         return None
-    if isinstance(cache, tuple | list) and not cache:
+    length = getattr(cache, "get_seq_length", None)
+    if length is not None:
+        return int(length())
+    if cache == ():
         return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
-    return int(cache.get_seq_length())
+    raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
 
 
-def make_room(cache: Any, n: int) -> None:
+def make_room(cache: Any, n: int, window: int | None) -> None:
     """Let the layers of an empty cache of a fixed size hold ``n`` places more.
 
+    Those that slide keep the last ``window`` places, however many there are.
+
     Raises:
-        SurgeryError: S530 if a layer keeps only a window, and its size may be the whole cache's.
+        SurgeryError: S530 if a layer slides and no window is known.
 
     """
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    fixed = [layer for layer in layers if getattr(layer, "max_cache_len", None) is not None]
-    longest = max((layer.max_cache_len - _room(layer) for layer in fixed), default=0)
-    for layer in fixed:
+    for layer in layers:
+        size, room = getattr(layer, "max_cache_len", None), getattr(layer, _ROOM, 0)
+        if size is None or room >= n:
+            continue
+        wanted = size + n - room
         if getattr(layer, "is_sliding", False):
-            if layer.max_cache_len == longest:
+            if window is None:
                 raise error(
                     "S530",
-                    f"a static cache of {longest} places that slides cannot be told from one that"
-                    f" is too short for a prompt of {n}",
+                    "a static cache that slides may be too short for a prompt",
                     help="use a dynamic cache",
                 )
-        elif _room(layer) < n:
-            layer.max_cache_len += n - _room(layer)
-            setattr(layer, _ROOM, n)
-            layer.is_initialized = False
-
-
-def _room(layer: Any) -> int:
-    """What an earlier sequence was given here."""
-    return getattr(layer, _ROOM, 0)
+            wanted = max(size, min(wanted, window))
+        layer.max_cache_len = wanted
+        setattr(layer, _ROOM, n)
+        layer.is_initialized = False

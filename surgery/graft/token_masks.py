@@ -26,8 +26,9 @@ def keep_plain(model: nn.Module) -> None:
             module.__dict__[_MAKER] = plain_mask
 
 
-def undo(model: nn.Module) -> None:
-    """Undo :func:`keep_plain`."""
-    for module in model.modules():
-        if module.__dict__.get(_MAKER) is plain_mask:
-            del module.__dict__[_MAKER]
+def undo(model: nn.Module) -> bool:
+    """Undo :func:`keep_plain`; whether there was anything to undo."""
+    found = [m for m in model.modules() if m.__dict__.get(_MAKER) is plain_mask]
+    for module in found:
+        del module.__dict__[_MAKER]
+    return bool(found)

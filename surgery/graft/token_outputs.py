@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from surgery.graft import kernels
+
 
 class Trim:
     """Drops the places of a prompt from the results of one call.
@@ -28,7 +30,8 @@ class Trim:
             items = cast("dict[str, Any]", output)
             for key, value in list(items.items()):
                 if isinstance(value, tuple | list):
-                    items[key] = self._several(cast("tuple[Any, ...]", value), "cross" in key)
+                    values = cast("tuple[Any, ...]", value)
+                    items[key] = self._several(values, "attention" in key, "cross" in key)
             return items
         if type(output) is not tuple:
             return output
@@ -37,26 +40,46 @@ class Trim:
         for part in cast("tuple[Any, ...]", output):
             if isinstance(part, tuple):
                 several = cast("tuple[Any, ...]", part)
+                attends = any(self._attends(value) for value in several)
                 # Without names: those to the sequence itself come before those across.
-                part = self._several(several, attentions > 0)
-                attentions += any(isinstance(t, Tensor) and t.dim() == 4 for t in several)
+                part = self._several(several, attends, attentions > 0)
+                attentions += attends
             parts.append(part)
         return tuple(parts)
 
-    def _several(self, values: tuple[Any, ...], cross: bool) -> tuple[Any, ...]:
-        return tuple(self._one(v, cross) if isinstance(v, Tensor) else v for v in values)
+    def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
+        trim = self._attention if attends else self._rows
+        return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
 
-    def _one(self, value: Tensor, cross: bool) -> Tensor:
-        if value.dim() == 4:
-            queries = value[:, :, self.joined :] if value.shape[2] == self.total else value
-            return queries if cross else queries[..., self.held :]
+    def _attends(self, value: Any) -> bool:
+        """Whether a value is [batch, heads, queries, keys]; some models stack states in front."""
+        if not isinstance(value, Tensor) or value.dim() != 4:
+            return False
+        return value.shape[0] == self.batch and value.shape[2] == self.total
+
+    def _attention(self, value: Tensor, cross: bool) -> Tensor:
+        queries = value[..., self.joined :, :] if value.shape[-2] == self.total else value
+        return queries if cross else queries[..., self.held :]
+
+    def _rows(self, value: Tensor, _: bool) -> Tensor:
+        """States [..., total, features], or scores [batch · total, experts]."""
         if not self.joined:
             return value
-        if value.dim() == 3 and value.shape[1] == self.total:
-            return value[:, self.joined :]
+        if value.dim() >= 3 and value.shape[-2] == self.total:
+            return value[..., self.joined :, :]
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
-            return value.unflatten(0, (self.batch, self.total))[:, self.joined :].flatten(0, 1)
+            rows = value.view(self.batch, self.total, -1)[:, self.joined :]
+            return rows.reshape(-1, value.shape[1])
         return value
+
+    def one(self, output: Any, index: int | str) -> Any:
+        """``output`` with the states at ``index`` trimmed; of a mapping, the index-th value."""
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            key = list(items)[index] if isinstance(index, int) else index
+            items[key] = self.states(items[key])
+            return items
+        return kernels.with_first(output, index, self.states(output[index]))
 
     def states(self, value: Tensor) -> Tensor:
         """Hidden states [batch, total, features] of the tokens given."""

@@ -13,13 +13,12 @@ vectors in the cache.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
-from surgery.graft import kernels
 from surgery.graft.token_arguments import Call
 from surgery.graft.token_cache import make_room
 from surgery.graft.token_outputs import Trim
@@ -32,17 +31,35 @@ class TokenTap:
     """What the modules of one stack of ``tokens`` share.
 
     ``parameters`` are the names of the reader's ``forward``, in order; ``placeholder`` is the id
-    that stands for a vector until its embedding is filled in. ``prompt`` waits for the embedding;
-    ``trim`` says what to drop and stays until the reader's next call, since checkpointed layers
-    run again after it. ``starts`` tells whether that call began a sequence.
+    that stands for a vector until its embedding is filled in; ``window`` how far layers look back
+    that do not see all. ``prompt`` waits for the embedding; ``trim`` says what to drop and stays
+    until the reader's next call, since checkpointed layers run again after it. ``starts`` tells
+    whether that call began a sequence. ``instead`` takes the place of any prompt while it is there.
     """
 
-    __slots__ = ("parameters", "placeholder", "prompt", "starts", "tokens", "trim")
+    __slots__ = (
+        "instead",
+        "parameters",
+        "placeholder",
+        "prompt",
+        "starts",
+        "tokens",
+        "trim",
+        "window",
+    )
 
-    def __init__(self, tokens: Tokens, parameters: tuple[str, ...], placeholder: int):
+    def __init__(
+        self,
+        tokens: Tokens,
+        parameters: tuple[str, ...],
+        placeholder: int,
+        window: int | None = None,
+    ):
         self.tokens = tokens
         self.parameters = parameters
         self.placeholder = placeholder
+        self.window = window
+        self.instead: Tensor | None = None
         self.prompt: Tensor | None = None
         self.trim: Trim | None = None
         self.starts = True
@@ -50,11 +67,14 @@ class TokenTap:
     def __deepcopy__(self, memo: dict[int, Any]) -> TokenTap:
         copy = memo.get(id(self))
         if copy is None:
-            copy = memo[id(self)] = TokenTap(self.tokens, self.parameters, self.placeholder)
+            copy = memo[id(self)] = TokenTap(*self._settings())
         return copy
 
     def __reduce__(self) -> tuple[type[TokenTap], tuple[Any, ...]]:
-        return TokenTap, (self.tokens, self.parameters, self.placeholder)
+        return TokenTap, self._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.tokens, self.parameters, self.placeholder, self.window
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """A call of the reader; what an earlier one left is forgotten."""
@@ -68,18 +88,19 @@ def token_tap(model: nn.Module, tokens: Tokens) -> TokenTap:
     """A tap for the stack of ``tokens`` in ``model``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    return TokenTap(tokens, parameters, _placeholder(model, tokens))
+    window = getattr(getattr(reader, "config", None), "sliding_window", None)
+    return TokenTap(tokens, parameters, _placeholder(model, tokens), window)
 
 
 def _placeholder(model: nn.Module, tokens: Tokens) -> int:
     """The least id that is not padding and has no part of its own, as an end of text has."""
     table: Any = model.get_submodule(tokens.embedding)
-    special = {tokens.padding, getattr(table, "padding_idx", None)}
+    special: set[Any] = {tokens.padding, getattr(table, "padding_idx", None)}
     for module in (model, model.get_submodule(tokens.reader)):
-        config = getattr(module, "config", None)
-        for name, value in vars(config).items() if config is not None else ():
+        settings: dict[str, Any] = getattr(getattr(module, "config", None), "__dict__", {})
+        for name, value in settings.items():
             if name.endswith("_token_id"):
-                special.update(value if isinstance(value, list) else [value])
+                special.update(cast("list[Any]", value) if isinstance(value, list) else [value])
     return next(i for i in range(table.weight.shape[0]) if i not in special)
 
 
@@ -106,13 +127,14 @@ def extended(
 
     """
     call = tap.call(args, kwargs)
+    prompt = prompt if tap.instead is None else tap.instead
     n = prompt.shape[-2]
     if call.batch == 0 or n == 0:
         return args, kwargs
     if tap.starts:
         cache = call.of(tap.tokens.cache)
         if cache is not None:
-            make_room(cache, n)
+            make_room(cache, n, tap.window)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
         tap.trim = Trim(n, n, call.batch, n + call.length)
     else:
@@ -160,12 +182,7 @@ def restored(tap: TokenTap, output: Any) -> Any:
     if exit.path == tap.tokens.reader:
         if exit.index is None:
             return tap.trim.states(output)
-        if isinstance(output, dict) and isinstance(exit.index, int):
-            key = list(output)[exit.index]
-            output[key] = tap.trim.states(output[key])
-        else:
-            states = tap.trim.states(output[exit.index])
-            output = kernels.with_first(output, exit.index, states)
+        output = tap.trim.one(output, exit.index)
     return tap.trim.output(output)
 
 
@@ -210,9 +227,10 @@ def placed(tap: TokenTap, ids: Tensor, token: int, prompt: Tensor, embedded: Ten
     marks = ids == token
     counts = marks.sum(1)
     if torch.compiler.is_compiling():
-        torch._assert_async((counts == n).all(), f"token {token} is not there {n} times in a row")
+        check: Any = torch.ops.aten._assert_async.msg
+        check((counts == n).all(), f"a prompt of {n} needs token {token} as often in each sequence")
     elif bool((counts != n).any()):
-        found = " or ".join(str(int(count)) for count in counts.unique())
+        found = " or ".join(str(c) for c in range(ids.shape[1] + 1) if bool((counts == c).any()))
         raise error(
             "S531",
             f"the prompt has {n} vectors, but token {token} occurs {found} times in a sequence",

@@ -98,6 +98,12 @@ class _Writer:
 
     def write(self, site: Site) -> None:
         edit = site.edits[0]
+        if edit.tokens is not None:
+            raise error(
+                "S417",
+                "a traced graph has its masks and positions built in, so no tokens can join",
+                help="apply the spec to the model, and trace it after",
+            )
         calls = self.calls(edit.exit.path) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)

@@ -67,7 +67,8 @@ class Planner:
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
-        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings)
+        adds = any(t.trained for e in draft.edits for t in e.tensors)
+        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
             raise SurgeryError(draft.found)
         known = base or self.own_digests
@@ -203,6 +204,7 @@ class Draft:
             reason=derived.reason,
             obstacle=obstacle,
             flops=derived.flops,
+            folds=derived.folds,
         )
 
 

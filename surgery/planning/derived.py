@@ -32,6 +32,7 @@ class Derived:
     formula: str
     tensors: tuple[Added, ...]
     flops: int
+    folds: bool
     reason: str | None
 
 
@@ -67,6 +68,7 @@ def derive(
         "; ".join(map(str, program.changed)).replace(f"{child}.", ""),
         tensors,
         int(program.flops.value(one) - before.flops.value(one)),
+        program.folds(child),
         reason,
     )
 

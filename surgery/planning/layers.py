@@ -75,13 +75,11 @@ def _is_usual(module: nn.Module) -> bool:
         return False
     x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
     expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
-    state = torch.get_rng_state()
-    try:
-        found = type(module).forward(module, x.unsqueeze(0))
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return False
-    finally:
-        torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        try:
+            found = type(module).forward(module, x.unsqueeze(0))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
     if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
         return False
     return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from surgery.anatomy.site import Port, Site, covers
+from surgery.anatomy.site import Port, Site
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
@@ -154,12 +154,8 @@ class Place:
     @cached_property
     def real(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
-        readers = [
-            s.tokens
-            for s in self.planner.anatomy.places.get("tokens", ())
-            if s.tokens is not None and covers(s.tokens.reader, self.owner)
-        ]
-        tokens = max(readers, key=lambda t: len(t.reader), default=None)
+        self.site = self.planner.anatomy.place_of(self.site)
+        tokens = self.planner.anatomy.tokens_at(self.site.entry)
         if tokens is None or tokens.mask is None:
             return None
         return Port(tokens.reader, "input", tokens.mask)

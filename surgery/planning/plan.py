@@ -59,7 +59,7 @@ class Edit:
     anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
     not all; then the edit is part of the program of the ``whole`` layer.
 
-    ``folded`` edits hold what networks of theirs computed, and the networks no more.
+    Of an edit that ``folds``, networks compute constants; a ``folded`` one holds these instead.
     """
 
     site: str
@@ -90,6 +90,7 @@ class Edit:
     reason: str | None
     obstacle: str | None
     flops: int
+    folds: bool
     folded: bool = False
 
     @property

@@ -33,11 +33,13 @@ def decide(
     anatomy: Callable[[], Anatomy],
     found: list[Diagnostic],
     warnings: list[Diagnostic],
+    adds: bool = False,
 ) -> Training:
     """Work out `freeze` and `train` in the order written.
 
     A spec that grafts or trains anything freezes the base first. `freeze A except B` trains B
-    within A, and `train A except B` freezes it. Errors go to ``found``.
+    within A, and `train A except B` freezes it. Errors go to ``found``; one is that nothing
+    trains, unless the spec ``adds`` what does.
     """
     parameters = dict(model.named_parameters())
     statements = spec.statements
@@ -56,12 +58,11 @@ def decide(
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
-    grafts = any(isinstance(s, syntax.On) for s in statements)
-    if not grafts and statements and not any(now.values()) and not found:
+    if statements and not adds and not any(now.values()) and not found:
         found.append(
             Diagnostic(
                 "S409",
-                "nothing would train: every parameter is frozen",
+                "nothing would train: every parameter is frozen, and none is added",
                 (Label(statements[-1].span),),
                 "train something: `train bias`, or `freeze all except head`",
             )

@@ -54,7 +54,9 @@ def _block(entry: Entry) -> list[Row]:
     names = max((len(a.name) for a in entry.additions), default=0)
     shapes = max((len(dimensions(a.shape)) for a in entry.additions), default=0)
     rows += [(_addition(a, names, shapes), "") for a in entry.additions]
-    rows.append((f"    {entry.formula}", first.method))
+    *changes, last = entry.formula.split("; ")
+    rows += [(f"    {change}", "") for change in changes]
+    rows.append((f"    {last}", first.method))
     rows += [(f"    {remark}", "") for remark in remarks(entry)]
     if len(entry.edits) > 1:
         rows.append((f"  … {len(entry.edits) - 1:,} more like it{_where(entry)}", ""))
@@ -77,6 +79,8 @@ def remarks(entry: Entry) -> list[str]:
         found.append("! does not start as the base")
     if entry.reason:
         found.append(f"! does not merge: {entry.reason}")
+    if entry.first.folds:
+        found.append("the network folds into what it makes")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgery.anatomy.site import Core
 from surgery.planning.plan import Edit, Plan, Tensor
 from surgery.reports.figures import Family, families
 from surgery.reports.formula import Standing, formula_of
@@ -19,13 +20,13 @@ class Addition:
     shape: tuple[int, ...]
     init: str
     trained: bool
-    shared: str | None
+    shared: bool
     dtype: str
 
     @property
     def marks(self) -> list[str]:
         """What is uncommon about it."""
-        return ["frozen"] * (not self.trained) + ["shared"] * (self.shared is not None)
+        return ["frozen"] * (not self.trained) + ["shared"] * self.shared
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ class Entry:
 
 
 def kind_of(edit: Edit) -> str:
-    """`linear 576 → 576`, `convolution 2d 27 → 64`, `module 576 → 576`."""
+    """`linear 576 → 576`, `module 576 → 576`, `attention 9 heads × 64`, `tokens 576`."""
+    if edit.tokens is not None:
+        return f"tokens {edit.sizes['n']}"
+    if edit.core is not None:
+        core = edit.core
+        return f"attention {core.query_heads} heads × {core.keys}{_grouped(core)}"
     if edit.layer is None:
         sizes = f"{edit.sizes['m']} → {edit.sizes['n']}" if edit.sizes else ""
         return f"{'region' if edit.site.endswith(']') else 'module'} {sizes}".rstrip()
@@ -73,6 +79,10 @@ def kind_of(edit: Edit) -> str:
         return f"{layer.experts} experts, {name} {layer.into} → {layer.out}"
     out = edit.rows.size if edit.rows else layer.out
     return f"{name} {layer.into} → {out}{groups}"
+
+
+def _grouped(core: Core) -> str:
+    return f", {core.heads} of keys" if core.heads != core.query_heads else ""
 
 
 def entries_of(plan: Plan, standing: Standing) -> list[Entry]:
@@ -95,7 +105,7 @@ def _likeness(edit: Edit) -> object:
 def additions_of(edit: Edit) -> tuple[Addition, ...]:
     """The tensors of ``edit`` with the names that its rule gives them."""
     return tuple(
-        Addition(local_name(edit, t), t.shape, t.init, t.trained, t.shared, t.dtype)
+        Addition(local_name(edit, t), t.shape, t.init, t.trained, t.shared is not None, t.dtype)
         for t in edit.tensors
     )
 

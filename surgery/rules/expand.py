@@ -160,7 +160,7 @@ def _check_presence(given: syntax.Operand, canonical: str, state: State) -> None
             "b": "bias",
             "residual": "residual sum",
             "norm": "norm after its residual sum",
-            "positions": "argument for positions",
+            "positions": "way to be given positions",
         }
         raise error(
             "S403",

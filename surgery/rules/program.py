@@ -12,6 +12,7 @@ from surgery.rules.affine import Merge, NotAffine, merge
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, apply_method, wrap
 from surgery.rules.expression import STAR, Expression, operand, walk
+from surgery.rules.fold import folds
 from surgery.rules.frame import run_block
 from surgery.rules.library import Definition
 from surgery.rules.primitives import flops
@@ -115,6 +116,12 @@ class Program:
         before = [self.base, *([self.base_core] if self.base_core else [])]
         after = [self.result, *([self.core] if self.core else [])]
         return _varying_flops(after) - _varying_flops(before)
+
+    def folds(self, child: str) -> bool:
+        """Whether a network that ``child`` brings makes no more than a constant."""
+        core = (self.core,) if self.core is not None else ()
+        places = (self.result,) if self.signature.kind == "tokens" else core
+        return any(folds(e, child) for e in places)
 
     @cached_property
     def calls_norm(self) -> bool:

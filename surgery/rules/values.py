@@ -89,7 +89,11 @@ class Init:
     def __str__(self) -> str:
         if self.value is not None:
             return str(self.value)
-        inside = ", ".join(f"{k} = {v}" for k, v in self.arguments)
+        inside = ", ".join(
+            f'{k} = "{v}"' if isinstance(v, str) else f"{k} = {v}"
+            for k, v in self.arguments
+            if v != ""
+        )
         return f"{self.distribution}({inside})" if inside else str(self.distribution)
 
 

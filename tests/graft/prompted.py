@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
-from surgery.graft import token_masks
+from surgery.graft import kernels, token_masks
 from surgery.graft.tokens import TokenTap, extended, filled, restored, token_tap, trimmed
+
+TAP = "_surgery_tap0"
 
 
 def tokens_of(model: nn.Module, stack: int = 0) -> Tokens:
@@ -24,45 +27,45 @@ def random_prompt(model: nn.Module, n: int, stack: int = 0, seed: int = 1) -> to
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> TokenTap:
+def _reader(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
+    args, kwargs = extended(self.__dict__[TAP], self.prompt, args, kwargs)
+    return restored(self.__dict__[TAP], base(self, *args, **kwargs))
+
+
+def _embedding(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
+    return filled(self.__dict__[TAP], base(self, *args, **kwargs))
+
+
+def _exit(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
+    tap, output = self.__dict__[TAP], base(self, *args, **kwargs)
+    index = tap.tokens.exit.index
+    if index is None:
+        return trimmed(tap, output)
+    if isinstance(output, dict):
+        index = list(output)[index]
+    return kernels.with_first(output, index, trimmed(tap, output[index]))
+
+
+def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> nn.Module:
     """Put ``prompt`` in front of the tokens of a stack; it is the reader's ``prompt`` to train."""
     tokens = tokens_of(model, stack)
     tap = token_tap(model, tokens)
-    reader, exit = model.get_submodule(tokens.reader), model.get_submodule(tokens.exit.path)
-    reader.prompt = nn.Parameter(prompt.clone())
-    before = type(reader)
-
-    class Reader(before):  # type: ignore[misc,valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            args, kwargs = extended(self.tap, self.prompt, args, kwargs)
-            return restored(self.tap, before.forward(self, *args, **kwargs))
-
-    embedding = model.get_submodule(tokens.embedding)
-    looked_up = type(embedding)
-
-    class Embedding(looked_up):  # type: ignore[misc,valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return filled(self.tap, looked_up.forward(self, *args, **kwargs))
-
-    last = type(exit)
-
-    class Exit(last):  # type: ignore[misc,valid-type]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            output = last.forward(self, *args, **kwargs)
-            index = tokens.exit.index
-            if index is None:
-                return trimmed(self.tap, output)
-            if isinstance(output, dict):
-                key = list(output)[index]
-                output[key] = trimmed(self.tap, output[key])
-                return output
-            return (*output[:index], trimmed(self.tap, output[index]), *output[index + 1 :])
-
-    wired = [(reader, Reader), (embedding, Embedding)]
-    if exit is not reader:
-        wired.append((exit, Exit))
-    for module, adapted in wired:
-        module.__dict__["tap"] = tap
-        module.__class__ = adapted
+    parts = {tokens.embedding: _embedding, tokens.reader: _reader}
+    parts.setdefault(tokens.exit.path, _exit)
+    for path, part in parts.items():
+        adapt(model.get_submodule(path), part, tap)
+    model.get_submodule(tokens.reader).prompt = nn.Parameter(prompt.clone())
     token_masks.keep_plain(model)
-    return tap
+    return model
+
+
+def adapt(module: nn.Module, part: Callable[..., Any], tap: TokenTap) -> None:
+    """Give ``module`` a subclass of its class that runs ``part`` around its forward."""
+    before = type(module)
+    names = {"__module__": before.__module__, "__qualname__": before.__qualname__}
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return part(self, args, kwargs, before.forward)
+
+    module.__dict__[TAP] = tap
+    module.__class__ = type(before.__name__, (before,), {"forward": forward, **names})

@@ -178,6 +178,35 @@ def test_generates_with_and_without_a_cache(name: str) -> None:
     assert torch.equal(beams, model.generate(ids, num_beams=3, use_cache=False, **given))
 
 
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [20, 21, 22, 23, 0, 0]])
+RIGHT = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("gate", ["gated", "layer_gated", "gated(average = mean)"])
+@pytest.mark.parametrize(
+    "what", ["on attention {} prefix(3)", "on q|v {} lora(2)", "on mlp {} sequential adapter(2)"]
+)
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_padding_moves_no_gate(name: str, what: str, gate: str) -> None:
+    """Over all places, as the authors' code has it, padding does move it."""
+    model = randomise_added(surgery.apply(build(name), what.format(gate), seed=0))
+    with torch.no_grad():
+        padded = model(input_ids=IDS, attention_mask=RIGHT)[0][1, :4]
+        alone = model(input_ids=IDS[1:, :4], attention_mask=RIGHT[1:, :4])[0][0]
+    difference = (padded - alone).abs().max()
+    assert difference > 1e-4 if "mean" in gate else difference < 1e-5
+
+
+def test_one_gate_a_layer() -> None:
+    model = surgery.apply(build("llama"), "on q|v layer_gated lora(2)", seed=0)
+    gates = {n: p for n, p in model.named_parameters(remove_duplicate=False) if "gated.w" in n}
+    assert len(gates) == 4
+    assert len({id(p) for p in gates.values()}) == 2
+    low_rank = (2 * 32 + 32 * 2) + (2 * 32 + 16 * 2)
+    plan = surgery.plan(build("llama"), "on q|v layer_gated lora(2)")
+    assert plan.added == 2 * (low_rank + 32 + 1)
+
+
 def test_a_prefix_needs_an_attention() -> None:
     with pytest.raises(surgery.SurgeryError, match="softmax core"):
         surgery.plan(build("llama"), "on mlp apply prefix(3)")

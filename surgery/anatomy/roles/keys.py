@@ -13,9 +13,9 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
-from surgery.anatomy.roles.trails import SCORED, STEPS
+from surgery.anatomy.roles.trails import SCORED, STEPS, VIEWS
 
-_SDPA = 'attn_implementation="sdpa", where the model has it, computes them in one function'
+_SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
 
 def described(flow: Flow, core: Core) -> site.Core:
@@ -36,8 +36,10 @@ def described(flow: Flow, core: Core) -> site.Core:
     v = [shapes[core.v][axis] for axis in weighed.value]
     folded = _folded(flow, core.q) if len(q) < 4 else 1
     query_heads = q[1] if len(q) > 3 else folded
-    heads = (k[1] if len(k) > 3 else folded) // _repeats(flow, core.k)
-    obstacle = None if how == "fused" else _lost(flow, core)
+    # Positions may have been worked into keys after these were repeated; never into values.
+    times = max(_repeats(flow, core.k), _repeats(flow, core.v))
+    heads = (k[1] if len(k) > 3 else folded) // times
+    obstacle = _lost(flow, core)
     return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
 
 
@@ -67,15 +69,25 @@ def _counts(flow: Flow, op: Op) -> bool:
     kind = flow.kinds[op.index]
     if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
         return True
-    return kind == "softmax" and bool(op.inputs) and _scores(flow, op) is not None
+    return kind == "softmax" and _over_last(flow, op) and _scores(flow, op) is not None
+
+
+def _over_last(flow: Flow, softmax: Op) -> bool:
+    axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
+    return axis in (-1, len(flow.record.shapes[softmax.outputs[0]]) - 1)
 
 
 def _scores(flow: Flow, softmax: Op) -> Op | None:
     """The first product that the argument of ``softmax`` comes from by known steps."""
     found: Op | None = None
 
-    def stop(_: int, op: Op) -> bool:
-        return flow.kinds[op.index] in SCORED or flow.kinds[op.index] not in STEPS
+    shapes = flow.record.shapes
+
+    def stop(value: int, op: Op) -> bool:
+        kind = flow.kinds[op.index]
+        if kind in VIEWS and shapes[op.inputs[0]][-1:] != shapes[value][-1:]:
+            return True
+        return kind in SCORED or kind not in STEPS
 
     for op in flow.backward(softmax.inputs[0], stop):
         if flow.kinds[op.index] in SCORED and (found is None or op.index < found.index):
@@ -158,13 +170,15 @@ def _unordered(flow: Flow, core: Core) -> str:
 
 
 def _lost(flow: Flow, core: Core) -> str | None:
-    """Which step around the softmax of ``core`` cannot be taken with new keys, too."""
+    """What ``core`` does that cannot be done with new keys, too."""
+    if flow.kinds[core.ops[0].index] == "flex_attention":
+        return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
+    if len(core.ops) == 1:
+        return None
     scores, softmax, product = core.ops
-    rank = len(flow.record.shapes[softmax.outputs[0]])
-    axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
     if _scores(flow, softmax) is not scores:
         return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
-    if axis not in (-1, rank - 1):
+    if not _over_last(flow, softmax):
         return f"its softmax is not over the last axis of its scores; {_SDPA}"
 
     def stop(op: Op) -> bool:

@@ -100,11 +100,13 @@ class Stacks:
         return Site(reader.path, paths, "module", "tokens", None, embedded, exit, tokens=tokens)
 
     def _exit(self, reader: Call, ids: str, lookup: Op) -> Port | None:
-        """Behind the last layer, or behind all that counts tokens or picks by the ids."""
+        """Behind the last layer, or out of the reader where that is no place to drop tokens."""
         last = self._run_by(reader, lookup)[-1]
         value = cast("int", self.flow.main_output(last))
         given = reader.inputs[ids][0][1]
-        if not self._counted(reader, value, given):
+        shapes = self.record.shapes
+        by_tokens = shapes[value][:2] == shapes[given]
+        if by_tokens and not self._counted(reader, value, given):
             for call in self.record.stack(last.number):
                 if self._once(call, reader):
                     port = self.ports.output(call, value)
@@ -112,7 +114,6 @@ class Stacks:
                         return port
                 if call.number == reader.number:
                     break
-        shapes = self.record.shapes
         for key, made in reader.outputs:
             sequence = len(shapes[made]) > 2 and shapes[made][:2] == shapes[given]
             if sequence and self.flow.depends(made, value):

@@ -18,6 +18,6 @@ _WRITTEN = frozenset(
 def called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``func(*args, **kwargs)``."""
     # The compiler does not follow `super()` in a method that is no attribute of its tensor.
-    if torch.compiler.is_compiling() and args and func.__name__ in _WRITTEN:
+    if getattr(func, "__name__", "") in _WRITTEN and args and torch.compiler.is_compiling():
         return getattr(args[0], func.__name__)(*args[1:], **kwargs)
     return func(*args, **kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.trails import SCORED
 from surgery.anatomy.site import Core
 from surgery.graft.attention.calls import called
@@ -48,17 +49,14 @@ class _Rerouting(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self.waiting:
+            return called(func, args, kwargs)
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
             return called(func, args, kwargs)
-        if kind == "scaled_dot_product_attention":
-            found = self.next()
-            if found is None:
-                return called(func, args, kwargs)
-            self.waiting -= 1
-            core, change = found
-            return attend(func, args, kwargs, change, core.query_heads)
-        if kind == "multi_head_attention_forward":
+        if kind in ATTENTIONS:
+            return self.fused(kind, func, args, kwargs)
+        if kind in WHOLE_ATTENTIONS:
             return self.whole(func, args, kwargs)
         trail = self.trail(args, kwargs)
         if trail is None:
@@ -75,6 +73,15 @@ class _Rerouting(TorchFunctionMode):
             if core.order == order:
                 return core, change
         return None
+
+    def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that is a core, and no more."""
+        found = self.next()
+        if found is None or kind != "scaled_dot_product_attention":
+            return called(func, args, kwargs)
+        self.waiting -= 1
+        core, change = found
+        return attend(func, args, kwargs, change, core.query_heads)
 
     def whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function that projects, attends and projects again."""
@@ -101,6 +108,7 @@ class _Rerouting(TorchFunctionMode):
         return None
 
     def start(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function of what no trail has come to: a product starts one."""
         result = called(func, args, kwargs)
         if kind in SCORED and isinstance(result, Tensor):
             found = product(kind, func, args, kwargs)

@@ -140,6 +140,6 @@ def _is_of_last(index: Any) -> bool:
 def _replaced(arg: Any, old: Any, new: Any) -> Any:
     if arg is old:
         return new
-    if isinstance(arg, list | tuple):
-        return [new if item is old else item for item in cast("list[Any]", arg)]
+    if type(arg) in (list, tuple):
+        return type(arg)([new if item is old else item for item in arg])
     return arg

@@ -1,0 +1,178 @@
+"""What sites tell of attention cores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from surgery.anatomy.read import read
+from surgery.anatomy.site import Core
+from tests.models import build, randomise
+
+# path of the first core, how it runs as loaded, heads of queries and of keys; 8 features each
+FIRST = {
+    "llama": ("model.layers.0.self_attn", "fused", 4, 2),
+    "phi3": ("model.layers.0.self_attn", "fused", 4, 2),
+    "gemma2": ("model.layers.0.self_attn", "products", 4, 2),
+    "mixtral": ("model.layers.0.self_attn", "fused", 4, 2),
+    "gpt2": ("transformer.h.0.attn", "fused", 4, 4),
+    "gptj": ("transformer.h.0.attn", "products", 4, 4),
+    "falcon": ("transformer.h.0.self_attention", "fused", 4, 1),
+    "bloom": ("transformer.h.0.self_attention", "products", 4, 4),
+    "mpt": ("transformer.blocks.0.attn", "products", 4, 4),
+    "bert": ("encoder.layer.0.attention.self", "fused", 4, 4),
+    "albert": ("encoder.albert_layer_groups.0.albert_layers.0.attention", "fused", 4, 4),
+    "deberta": ("encoder.layer.0.attention.self", "products", 4, 4),
+    "t5": ("encoder.block.0.layer.0.SelfAttention", "fused", 4, 4),
+    "bart": ("model.encoder.layers.0.self_attn", "fused", 4, 4),
+    "vit": ("vit.layers.0.attention", "fused", 4, 4),
+    "encoder_layer": ("self_attn", "fused", 4, 4),
+    "nanogpt": ("transformer.h.0.attn", "fused", 4, 4),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_first_core(name: str) -> None:
+    path, how, query_heads, heads = FIRST[name]
+    places = read(build(name)).places
+    core = places["attention"][0].core
+    assert core == Core(path, 0, how, query_heads, heads, 8, 8)
+    for role in ("attention", "attention.self", "attention.cross"):
+        for site in places.get(role, ()):
+            assert site.core is not None
+            assert site.core.obstacle is None
+    assert all(site.core is None for site in places.get("mlp", ()))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen3", "mixtral"])
+def test_products_tell_the_same_as_the_function(name: str) -> None:
+    model = build(name)
+    fused = read(model).places["attention"][0].core
+    model.set_attn_implementation("eager")
+    products = read(model).places["attention"][0].core
+    assert fused is not None
+    assert products == Core(fused.path, 0, "products", 4, 2, 8, 8)
+
+
+def test_heads_repeated_before_their_positions_are_worked_in() -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    config = FalconConfig(
+        vocab_size=96,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+    )
+    core = read(FalconForCausalLM(config)).places["attention"][0].core
+    assert core is not None
+    assert (core.query_heads, core.heads) == (4, 2)
+
+
+def test_keys_and_values_of_different_sizes() -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    config = DeepseekV3Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+        first_k_dense_replace=1,
+    )
+    core = read(DeepseekV3ForCausalLM(config)).places["attention"][0].core
+    assert core is not None
+    assert (core.keys, core.values) == (12, 6)
+
+
+def test_windows_of_keys_are_an_obstacle() -> None:
+    from transformers import LongformerConfig, LongformerModel, LongT5Config, LongT5Model
+
+    settings = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "attention_window": 4}
+    heads = {"num_attention_heads": 4, "intermediate_size": 48}
+    made = randomise(LongformerModel(LongformerConfig(**settings, **heads)))
+    core = read(made).places["attention"][0].core
+    assert core is not None
+    assert core.obstacle is not None
+    assert "new keys cannot" in core.obstacle
+    config = LongT5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    core = read(LongT5Model(config)).places["attention"][0].core
+    assert core is not None
+    assert core.obstacle is not None
+    assert "blocks" in core.obstacle
+
+
+class TwoInOne(nn.Module):
+    """Two attentions whose linears are the children of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in "abcd":
+            setattr(self, name, nn.Linear(16, 48 if name in "ac" else 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.a(x).chunk(3, -1)
+        x = x + self.b((q @ k.mT / 4).softmax(-1) @ v)
+        q, k, v = self.c(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.d(y.transpose(1, 2).flatten(2))
+
+
+def test_cores_of_one_module_are_told_apart_by_their_order() -> None:
+    one, other = read(randomise(TwoInOne()), torch.randn(2, 5, 16)).places["attention"]
+    assert one.core == Core("", 0, "products", 1, 1, 16, 16)
+    assert other.core == Core("", 1, "fused", 4, 4, 4, 4)
+
+
+class Differential(nn.Module):
+    """Attends by the difference of two softmaxes, after Ye et al. 2024."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(16, 32), nn.Linear(16, 32)
+        self.v, self.o = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = (
+            (q @ k.mT / 4).softmax(-1)
+            for q, k in zip(self.q(x).chunk(2, -1), self.k(x).chunk(2, -1), strict=True)
+        )
+        v = self.v(x)
+        return x + self.o(one @ v - 0.5 * (other @ v))
+
+
+class Transposed(Differential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        weights = (q @ k.mT / 4).softmax(-1)
+        return x + self.o((v.mT @ weights.mT).mT)
+
+
+class Upright(Differential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        weights = (k @ q.mT / 4).softmax(1)
+        return x + self.o(weights.mT @ v)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (Differential, "several attentions"),
+        (Transposed, "then of weights with values"),
+        (Upright, "not over the last axis"),
+    ],
+)
+def test_obstacles(made: type[nn.Module], why: str) -> None:
+    core = read(randomise(made()), torch.randn(2, 5, 16)).places["attention"][0].core
+    assert core is not None
+    assert core.obstacle is not None
+    assert why in core.obstacle
