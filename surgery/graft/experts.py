@@ -95,11 +95,14 @@ class LowRankWeights:
         return _right(torch.matmul, other, self)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("dtype", "device", "is_cuda", "is_meta", "layout", "data_ptr", "requires_grad"):
+        if name in ("dtype", "device", "is_cuda", "is_meta", "layout", "requires_grad"):
             return getattr(self.weight, name)
         if name in ("shape", "size", "dim", "ndim", "numel") and self.held is None:
             return getattr(self.weight, name)
         return getattr(self.changed(), name)
+
+    def data_ptr(self) -> int:
+        return _address(self.weight)
 
     @classmethod
     def __torch_function__(
@@ -173,6 +176,21 @@ def _aligned(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left.contiguous(), right.contiguous()
 
 
+def _address(weight: Tensor) -> int:
+    """Where the weights without the changes are, for the checks of alignment on a CPU.
+
+    Raises:
+        RuntimeError: elsewhere, where who asks is a kernel that would not see the changes.
+
+    """
+    if weight.device.type == "cpu":
+        return weight.data_ptr()
+    raise RuntimeError(
+        "a kernel reads the weights of adapted experts by their address, where the adaptation is not; "
+        "choose another with `set_experts_implementation('grouped_mm')`"
+    )
+
+
 def _is_shape(wanted: tuple[int, ...], shape: torch.Size) -> bool:
     """Whether ``wanted``, in which one size may be -1, is ``shape``."""
     return len(wanted) == len(shape) and all(
@@ -228,6 +246,9 @@ class ChangedWeights:
 
     reshape = view
 
+    def data_ptr(self) -> int:
+        return _address(self.values[0])
+
     def __matmul__(self, other: Tensor) -> Tensor:
         return self.changed() @ other
 
@@ -238,6 +259,15 @@ class ChangedWeights:
         if name in ("dtype", "device", "is_cuda", "is_meta", "layout", "requires_grad"):
             return getattr(self.values[0], name)
         return getattr(self.changed(), name)
+
+    def data_ptr(self) -> int:
+        """No address: who reads the weights by it would not see what was changed.
+
+        Raises:
+            RuntimeError: always.
+
+        """
+        raise _by_address()
 
     @classmethod
     def __torch_function__(

@@ -283,3 +283,15 @@ def test_other_uses_see_the_changed_weights() -> None:
     A, B = model.lora.weight.A, model.lora.weight.B
     expected = torch.func.functional_call(base, {"weight": base.weight + 1.5 * B @ A}, (x,))
     assert_near(model(x), expected, torch.float64)
+
+
+@pytest.mark.parametrize("method", ["lora(2)", "dora(2)"])
+def test_a_kernel_that_reads_addresses_is_told(method: str) -> None:
+    model = build("Mixtral")
+    surgery.apply(model, f"on experts apply {method}", seed=0)
+    experts = model.model.layers[0].mlp.experts
+    own = experts._parameters["down_proj"]
+    assert experts.down_proj.data_ptr() == own.data_ptr()
+    experts.to("meta")
+    with pytest.raises(RuntimeError, match="set_experts_implementation"):
+        experts.down_proj.data_ptr()
