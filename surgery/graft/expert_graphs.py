@@ -1,4 +1,4 @@
-"""The graphs that give a module the changed weights of its experts (see graft/experts.py)."""
+"""The graphs that give a module the changed weights of its experts (see graft/expert_weights.py)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_experts(
         name = writer.function(weight, [_WEIGHT, *leaves], turned=layer.kind == "transposed")
         values = (own, *(graph.get_attr(leaf.name) for leaf in leaves))
         arguments = (graph.get_attr(SELF), name, layer.experts, values)
-        graph.output(graph.call_function(experts.changed_weights, arguments))
+        graph.output(graph.call_function(experts.made_weights, arguments))
     else:
         factors = tuple(
             (writer.value(left), writer.value(right), writer.number(scale))

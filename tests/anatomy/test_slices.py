@@ -138,7 +138,11 @@ def every_second_is_bent(h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("product", "gate"),
-    [(first_is_bent, range(12)), (every_second_is_bent, range(1, 24, 2))],
+    [
+        (first_is_bent, range(12)),
+        (every_second_is_bent, range(1, 24, 2)),
+        (functional.glu, range(12, 24)),
+    ],
 )
 def test_the_gate_is_the_factor_that_is_bent(
     product: Callable[[Tensor], Tensor], gate: range
