@@ -62,7 +62,8 @@ class Anatomy:
     def _roles(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for role, sites in self.places.items():
-            for site in sites:
+            # What is a linear has mostly a role that says more.
+            for site in sites if role != "linear" else ():
                 for path in site.paths:
                     found.setdefault(path, []).append(role)
         return found
@@ -137,6 +138,20 @@ class Anatomy:
                 made = self.reading.flow.depends(value, embedded)
                 found = place.tokens if made else found
         return found
+
+    def sequences(self, port: Port) -> Port | None:
+        """Where states [batch, length, features] come into a call around ``port``, whose value has
+
+        them as rows, [batch · length, features].
+        """
+        rows = self.port_shape(port)[:-1]
+        for call in self._calls(port.path)[:1]:
+            for around in self.record.stack(call.parent):
+                value = self.reading.flow.main_input(around)
+                shape = () if value is None else self.record.shapes[value]
+                if value is not None and len(shape) == 3 and rows == (shape[0] * shape[1],):
+                    return self.reading.ports.input(around, value)
+        return None
 
     def _value(self, port: Port) -> int | None:
         for call in self._calls(port.path):

@@ -22,6 +22,7 @@ ROLES = (
     "gate",
     "down",
     "gate_up",
+    "linear",
     "layer",
     "tokens",
     "embedding",
@@ -33,7 +34,8 @@ ROLES = (
     "bias",
     "weight",
 )
-"""Every role a selector may name. `qkv`, `kv` and `gate_up` are linears that serve several."""
+"""Every role a selector may name. `qkv`, `kv` and `gate_up` are linears that serve several;
+`linear` is every module that does nothing but multiply with a weight, whatever its class."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,28 @@ class _GraphHost(Host):
         return self.call(kernels.fold, self.frame.self_node, key, values)
 
 
+class _RowsHost(_GraphHost):
+    """For states that come as rows: the program sees [batch, length, features]."""
+
+    def __init__(self, frame: _Frame, part: Part, current: fx.Node | None):
+        super().__init__(frame, part, current)
+        self.given: dict[fx.Node, fx.Node] = {}
+
+    def in_sequence(self, value: fx.Node) -> fx.Node:
+        like = self.frame.tap(self.taps["sequences"])
+        result = self.call(kernels.in_sequence, value, like)
+        self.given[result] = value
+        return result
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        value = super().leaf(expression)
+        return self.in_sequence(value) if expression.varies else value
+
+    def base(self, x: fx.Node) -> fx.Node:
+        rows = self.given.get(x) or self.call(torch.flatten, x, 0, 1)
+        return self.in_sequence(super().base(rows))
+
+
 class _FoldHost(Host):
     """Writes the computation of one folded value, of which the leaves are arguments."""
 
@@ -349,6 +371,8 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             if not frame.plain:
                 value = frame.output(part.exit)
         value = _emitter(frame, part, value).emit(part.program.result)
+        if "sequences" in dict(part.taps):
+            value = frame.call(torch.flatten, value, 0, 1)
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:
@@ -369,7 +393,8 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
 
 
 def _emitter(frame: _Frame, part: Part, current: fx.Node | None) -> Emitter:
-    host = _GraphHost(frame, part, current)
+    kind = _RowsHost if "sequences" in dict(part.taps) else _GraphHost
+    host = kind(frame, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
 
 

@@ -255,6 +255,11 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
     return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)
 
 
+def in_sequence(rows: Tensor, like: Tensor) -> Tensor:
+    """[batch · length, features] as [batch, length, features], of which ``like`` tells."""
+    return rows.view(*like.shape[:2], rows.shape[-1])
+
+
 def align(value: Tensor, like: Tensor) -> Tensor:
     """One number an example, [batch, 1…], with as many dims as ``like``.
 

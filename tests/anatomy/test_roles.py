@@ -171,7 +171,7 @@ def test_how_many(name: str, counts: dict[str, int]) -> None:
 
 
 def test_what_is_not_there_is_not_named() -> None:
-    assert set(read(build("resnet")).places) == {"layer", "norm", "head"}
+    assert set(read(build("resnet")).places) == {"layer", "linear", "norm", "head"}
     assert "head" not in read(build("bert")).places
     assert "attention.cross" not in read(build("bert")).places
 

@@ -98,6 +98,26 @@ class Reading:
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:
                 self._called(linear.path, "head")
+        for linear in self.linears.values():
+            if linear.pointwise and linear.path not in self._sites["router"]:
+                self._linear(linear, "linear")
+        self._experts_alike()
+
+    def _experts_alike(self) -> None:
+        """Give every expert the roles of one that ran: few tokens do not reach them all."""
+        roles = ("q", "k", "v", "o", "qkv", "kv", "up", "gate", "gate_up", "down", "linear")
+        for mixture in self.mixtures:
+            inner = {
+                (role, path[len(expert) :])
+                for role in roles
+                for path in self._sites[role]
+                for expert in mixture.expert
+                if covers(expert, path)
+            }
+            for role, rest in inner:
+                for expert in mixture.expert:
+                    if expert + rest in self.paths.modules:
+                        self._called(expert + rest, role)
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -237,8 +257,11 @@ class Reading:
             self._add(replace(site, role=role, layer=self.regions.layer(path)), role)
 
     def _call(self, call: Call, role: str) -> None:
-        if call.path not in self._sites[role]:
-            self._add(self.described(call, role), role)
+        if call.path in self._sites[role]:
+            return
+        known = (sites[call.path] for sites in self._sites.values() if call.path in sites)
+        site = next(known, None) if role == "linear" else None
+        self._add(replace(site, role=role) if site else self.described(call, role), role)
 
     def described(self, call: Call, role: str | None) -> Site:
         """The site of a module that was called, as far as it can be told."""

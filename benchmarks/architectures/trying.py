@@ -1,0 +1,122 @@
+"""One spec on one model: does everything it adds train, does it matter, and does it go again?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import surgery
+from benchmarks.architectures.running import loss_of, result
+from surgery.language.diagnostics import SurgeryError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``good``, ``failed`` or ``no place``, and what went wrong."""
+
+    verdict: str
+    code: str = ""
+    reason: str = ""
+
+
+class UnkeptError(Exception):
+    """Says which promise was not kept."""
+
+
+def tried(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> Cell:
+    """What comes of ``spec``."""
+    try:
+        attempt(model, inputs, spec)
+    except SurgeryError as error:
+        found = error.diagnostics[0]
+        return Cell("failed", found.code, found.message)
+    except UnkeptError as error:
+        return Cell("failed", "", str(error))
+    return Cell("good")
+
+
+def attempt(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> None:
+    """Apply ``spec`` to ``model``, hold it to what it promises, and remove it.
+
+    Raises:
+        SurgeryError: if the spec cannot be applied.
+        UnkeptError: if it was applied and does not do what it should.
+
+    """
+    reached = _reached(model, inputs)
+    before = {mode: _output(model, inputs, mode) for mode in (True, False)}
+    surgery.apply(model, spec, example_inputs={**inputs}, seed=0)
+    try:
+        added = surgery.trainable(model)
+        _randomise(added)
+        _trains(model, inputs, added, reached)
+        for mode, output in before.items():
+            if torch.equal(_output(model, inputs, mode), output):
+                raise UnkeptError(f"changes nothing in {'training' if mode else 'evaluation'}")
+    finally:
+        surgery.remove(model)
+    if not torch.equal(_output(model, inputs, False), before[False]):
+        raise UnkeptError("removal does not give the base back to the bit")
+
+
+def _output(model: nn.Module, inputs: dict[str, Tensor], training: bool) -> Tensor:
+    model.train(training)
+    try:
+        with torch.no_grad():
+            return result(model, inputs)
+    finally:
+        model.eval()
+
+
+def _randomise(parameters: dict[str, nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
+    """Of every module with parameters of its own, whether any of them gets a gradient."""
+    found: dict[str, bool] = {}
+    for name, gradient in _gradients(model, inputs, dict(model.named_parameters())).items():
+        owner = name.rpartition(".")[0]
+        found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
+    return found
+
+
+def _trains(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    added: dict[str, nn.Parameter],
+    reached: dict[str, bool],
+) -> None:
+    idle: list[str] = []
+    for name, gradient in _gradients(model, inputs, added).items():
+        if gradient is None or not bool(gradient.any()):
+            idle.append(name)
+        elif not bool(gradient.isfinite().all()):
+            raise UnkeptError(f"the gradient of {name} is not finite")
+    # An expert that no token was sent to has none; neither has what it is given.
+    idle = [name for name in idle if reached.get(_holder(name, reached), True)]
+    if idle:
+        raise UnkeptError(f"{len(idle)} of {len(added)} new parameters get no gradient: {idle[0]}")
+
+
+def _gradients(
+    model: nn.Module, inputs: dict[str, Tensor], parameters: dict[str, nn.Parameter]
+) -> dict[str, Tensor | None]:
+    model.train()
+    loss_of(result(model, inputs)).backward()
+    model.eval()
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def _holder(name: str, owners: dict[str, bool]) -> str:
+    """The innermost module with parameters of its own that ``name`` lies in."""
+    while name and name not in owners:
+        name = name.rpartition(".")[0]
+    return name
