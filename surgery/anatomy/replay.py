@@ -33,10 +33,11 @@ def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> lis
 
 def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
     """The operators that lead from ``source`` to any of ``ends``, in order."""
-    made = record.producer[source]
+    ends = tuple(ends)
+    first, last = record.producer[source], max(record.producer[end] for end in ends)
     reached = {source}
     forward: list[Op] = []
-    for op in record.ops[made + 1 :]:
+    for op in record.ops[first + 1 : last + 1]:
         if reached.intersection(op.inputs):
             reached.update(op.outputs)
             forward.append(op)
@@ -53,10 +54,8 @@ def _features(start: Tensor, axis: int, end: Tensor) -> list[int]:
     if not end.requires_grad:
         return []
     weights = torch.rand(end.shape, dtype=end.dtype) + 0.5
-    (gradient,) = torch.autograd.grad(end, start, weights, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return []
-    reached = gradient.ne(0).movedim(axis, 0).flatten(1).any(1)
+    found = torch.autograd.grad(end, start, weights, retain_graph=True, materialize_grads=True)
+    reached: Any = found[0].ne(0).movedim(axis, 0).flatten(1).any(1)
     return cast("list[int]", reached.nonzero().flatten().tolist())
 
 
