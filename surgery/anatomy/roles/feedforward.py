@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
-from surgery.anatomy.roles.operators import ACTIVATIONS, NORMS, PASSIVE, POINTWISE, STATISTICS
+from surgery.anatomy.roles.operators import BENDS, NORMS, PASSIVE, POINTWISE, STATISTICS
 from surgery.anatomy.roles.residual import Sum, branch_ends
 
 
@@ -27,9 +27,10 @@ def feed_forwards(
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
     seen: set[int] = set()
+    whole = {item.result for item in sums}
     for item in sums:
         for branch in item.branches:
-            for end, _ in branch_ends(flow, branch):
+            for end in branch_ends(flow, branch, whole):
                 down = by_result.get(end)
                 if down is None or down.op.index in seen or down.op.index in taken:
                     continue
@@ -40,7 +41,7 @@ def feed_forwards(
 
 
 def _base(flow: Flow, skip: int) -> int:
-    return next(iter(branch_ends(flow, skip)))[0]
+    return next(iter(branch_ends(flow, skip)))
 
 
 def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> FeedForward | None:
@@ -84,7 +85,7 @@ def _behind(
         linear = linears.get(op.index)
         if linear is not None:
             return not linear.depthwise
-        return not through and flow.kinds[op.index] in ACTIVATIONS
+        return not through and flow.kinds[op.index] in BENDS
 
     for op in flow.backward(down.source, stop):
         linear = linears.get(op.index)
@@ -97,7 +98,7 @@ def _behind(
             found.convolved = True
         elif kind not in allowed:
             return None
-        elif kind in ACTIVATIONS:
+        elif kind in BENDS:
             found.bent = True
     return found
 
@@ -131,7 +132,7 @@ def _written_out(flow: Flow, firsts: list[Linear]) -> dict[int, str] | None:
         first
         for first in firsts
         if any(
-            flow.kinds[op.index] in ACTIVATIONS
+            flow.kinds[op.index] in BENDS
             for op in flow.forward(
                 first.op.outputs[0],
                 lambda op: flow.kinds[op.index] not in PASSIVE | POINTWISE,
