@@ -44,7 +44,7 @@ def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
     """Whether the scores of ``linear`` decide, by topk, where the values go."""
     if len(flow.record.shapes[linear.op.outputs[0]]) > 3:
         return False
-    allowed = PASSIVE | POINTWISE | {"softmax", "sum", "zeros_like", "scatter", "masked_fill"}
+    allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
     def stop(op: Op) -> bool:
         return op.index in linears or flow.kinds[op.index] not in allowed

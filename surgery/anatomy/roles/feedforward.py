@@ -36,6 +36,9 @@ def feed_forwards(
                     continue
                 seen.add(down.op.index)
                 found = feed_forward(flow, linears, down)
+                if found is None and (inner := by_result.get(flow.same(down.source))) is not None:
+                    # Projected once more before it joins.
+                    found = feed_forward(flow, linears, inner)
                 if found is not None and flow.depends(found.source, _base(flow, item.skip)):
                     yield found
 
@@ -85,11 +88,15 @@ def _behind(
         linear = linears.get(op.index)
         if linear is not None:
             return not linear.depthwise
+        if not flow.is_number(op.outputs[0]):
+            return True
         return not through and flow.kinds[op.index] in BENDS
 
     for op in flow.backward(down.source, stop):
         linear = linears.get(op.index)
         kind = flow.kinds[op.index]
+        if op.outputs and not flow.is_number(op.outputs[0]):
+            continue  # which side of a bend each value is on
         if linear is not None and not linear.depthwise:
             found.linears.add(op.index)
         elif linear is not None:
