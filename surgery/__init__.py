@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         disabled as disabled,
     )
     from surgery.api import (
+        ensemble as ensemble,
+    )
+    from surgery.api import (
         fold as fold,
     )
     from surgery.api import (
@@ -71,6 +74,7 @@ _HOMES = {
     [
         "apply",
         "disabled",
+        "ensemble",
         "fold",
         "load",
         "merge",
@@ -88,6 +92,7 @@ __all__ = [
     "apply",
     "diff",
     "disabled",
+    "ensemble",
     "explain",
     "fold",
     "inspect",

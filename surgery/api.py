@@ -6,16 +6,18 @@ A spec is a text, a path ending in `.peft`, the name of a recipe, or a parsed sp
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
+from surgery.graft.ensemble import vote
 from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
@@ -117,6 +119,31 @@ def merge(model: nn.Module) -> MergeReport:
 
     """
     return merge_specs(model)
+
+
+def ensemble(
+    model: nn.Module,
+    adapters: Sequence[str | os.PathLike[str]],
+    inputs: Mapping[str, Any],
+    answer: Callable[[dict[str, Any]], Tensor],
+) -> Tensor:
+    """What most of several saved prompts answer, in one batch (Lester et al. 2021, section 6).
+
+    Args:
+        model: one that has a prompt of the same kind as those saved.
+        adapters: what :func:`save` wrote, one for each prompt.
+        inputs: arguments of the model for a batch.
+        answer: gives the answers [rows, ...] to inputs repeated once for each prompt: as
+            ``lambda x: model(**x).logits.argmax(-1)`` or ``lambda x: model.generate(**x)``.
+
+    Returns:
+        Tensor: an answer for each sequence, [batch, ...]; the first where as many differ.
+
+    Raises:
+        SurgeryError: S532 if the model has not just one prompt, or an adapter none like it.
+
+    """
+    return vote(model, adapters, inputs, answer)
 
 
 def fold(model: nn.Module) -> FoldReport:

@@ -6,14 +6,18 @@ prompt, and a majority decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from surgery.graft.save import read_adapter
+from surgery.graft.state import surgery_of
 from surgery.graft.tokens import TokenTap
+from surgery.language.diagnostics import error
 
 
 @contextmanager
@@ -65,3 +69,52 @@ def _repeated(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
         else value
         for name, value in inputs.items()
     }
+
+
+def prompt_of(model: nn.Module) -> tuple[TokenTap, str]:
+    """The tap of the one stack of ``model`` that has a prompt, and the name of its vectors.
+
+    Raises:
+        SurgeryError: S532 if there is not just one prompt, of vectors that no network makes.
+
+    """
+    surgery = surgery_of(model)
+    edits = [e for _, e in surgery.edits() if e.tokens] if surgery else []
+    named = [t.name for e in edits for t in e.tensors]
+    if len(edits) != 1 or len(named) != 1:
+        raise error(
+            "S532",
+            f"an ensemble needs one prompt in the model, and here are {len(edits)}"
+            if len(edits) != 1
+            else "an ensemble needs prompts of vectors, and a network makes this one",
+            help="apply `on tokens[0] apply prompt(n)`"
+            if len(edits) != 1
+            else "fold it: surgery.fold(model)",
+        )
+    reader = model.get_submodule(edits[0].owner)
+    tap = next(v for v in vars(reader).values() if isinstance(v, TokenTap))
+    return tap, named[0]
+
+
+def vote(
+    model: nn.Module,
+    adapters: Sequence[str | os.PathLike[str]],
+    inputs: Mapping[str, Any],
+    answer: Callable[[dict[str, Any]], Tensor],
+) -> Tensor:
+    """What most of the prompts saved in ``adapters`` answer; ``model`` has a prompt like them.
+
+    Raises:
+        SurgeryError: S532 as :func:`prompt_of`, or if an adapter holds no such prompt; S514 if one
+            cannot be read.
+
+    """
+    tap, name = prompt_of(model)
+    own = model.get_parameter(name)
+    prompts: list[Tensor] = []
+    for path in adapters:
+        _, tensors = read_adapter(path)
+        if name not in tensors or tensors[name].shape != own.shape:
+            raise error("S532", f"`{path}` holds no `{name}` of {[*own.shape]}")
+        prompts.append(tensors[name].to(own))
+    return ensemble(tap, torch.stack(prompts), inputs, answer)

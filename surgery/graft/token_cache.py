@@ -26,29 +26,15 @@ def past_of(cache: Any) -> int | None:
     raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
 
 
-def make_room(cache: Any, n: int, window: int | None) -> None:
+def make_room(cache: Any, n: int) -> None:
     """Let the layers of an empty cache of a fixed size hold ``n`` places more.
 
-    Those that slide keep the last ``window`` places, however many there are.
-
-    Raises:
-        SurgeryError: S530 if a layer slides and no window is known.
-
+    Layers that slide get them, too: what they must not see any more the mask hides.
     """
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", ())
-    for layer in layers:
+    for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ()):
         size, room = getattr(layer, "max_cache_len", None), getattr(layer, _ROOM, 0)
-        if size is None or room >= n:
-            continue
-        wanted = size + n - room
-        if getattr(layer, "is_sliding", False):
-            if window is None:
-                raise error(
-                    "S530",
-                    "a static cache that slides may be too short for a prompt",
-                    help="use a dynamic cache",
-                )
-            wanted = max(size, min(wanted, window))
-        layer.max_cache_len = wanted
-        setattr(layer, _ROOM, n)
-        layer.is_initialized = False
+        if size is not None and room < n:
+            layer.max_cache_len = size + n - room
+            setattr(layer, _ROOM, n)
+            # It gets its tensors anew, in the new size.
+            layer.is_initialized = False

@@ -31,34 +31,18 @@ class TokenTap:
     """What the modules of one stack of ``tokens`` share.
 
     ``parameters`` are the names of the reader's ``forward``, in order; ``placeholder`` is the id
-    that stands for a vector until its embedding is filled in; ``window`` how far layers look back
-    that do not see all. ``prompt`` waits for the embedding; ``trim`` says what to drop and stays
-    until the reader's next call, since checkpointed layers run again after it. ``starts`` tells
-    whether that call began a sequence. ``instead`` takes the place of any prompt while it is there.
+    that stands for a vector until its embedding is filled in. ``prompt`` waits for the embedding;
+    ``trim`` says what to drop and stays until the reader's next call, since checkpointed layers
+    run again after it. ``starts`` tells whether that call began a sequence. ``instead`` takes the
+    place of any prompt while it is there.
     """
 
-    __slots__ = (
-        "instead",
-        "parameters",
-        "placeholder",
-        "prompt",
-        "starts",
-        "tokens",
-        "trim",
-        "window",
-    )
+    __slots__ = ("instead", "parameters", "placeholder", "prompt", "starts", "tokens", "trim")
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        parameters: tuple[str, ...],
-        placeholder: int,
-        window: int | None = None,
-    ):
+    def __init__(self, tokens: Tokens, parameters: tuple[str, ...], placeholder: int):
         self.tokens = tokens
         self.parameters = parameters
         self.placeholder = placeholder
-        self.window = window
         self.instead: Tensor | None = None
         self.prompt: Tensor | None = None
         self.trim: Trim | None = None
@@ -74,7 +58,7 @@ class TokenTap:
         return TokenTap, self._settings()
 
     def _settings(self) -> tuple[Any, ...]:
-        return self.tokens, self.parameters, self.placeholder, self.window
+        return self.tokens, self.parameters, self.placeholder
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """A call of the reader; what an earlier one left is forgotten."""
@@ -88,8 +72,7 @@ def token_tap(model: nn.Module, tokens: Tokens) -> TokenTap:
     """A tap for the stack of ``tokens`` in ``model``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    window = getattr(getattr(reader, "config", None), "sliding_window", None)
-    return TokenTap(tokens, parameters, _placeholder(model, tokens), window)
+    return TokenTap(tokens, parameters, _placeholder(model, tokens))
 
 
 def _placeholder(model: nn.Module, tokens: Tokens) -> int:
@@ -134,7 +117,7 @@ def extended(
     if tap.starts:
         cache = call.of(tap.tokens.cache)
         if cache is not None:
-            make_room(cache, n, tap.window)
+            make_room(cache, n)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
         tap.trim = Trim(n, n, call.batch, n + call.length)
     else:
