@@ -21,6 +21,7 @@ NAMES = {
     "saved_bytes": "memory kept for backward",
     "apply_sites": "applying to thousands of sites, twice",
     "imports": "how long imports and the command line take",
+    "experts": "LoRA on the weights of all experts",
     "merging": "merging 896 layers, and what unmerging leaves",
     "parsing": "reading a thousand lines",
     "roles": "finding the roles of a model's modules",

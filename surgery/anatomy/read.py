@@ -13,7 +13,7 @@ from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
-from surgery.anatomy.site import Port, Site, Tokens
+from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -94,6 +94,17 @@ class Anatomy:
         found = self.reading.described(calls[0], site.role)
         return replace(
             found, path=site.path, paths=site.paths, kind=site.kind, role=site.role, layer=layer
+        )
+
+    def experts_in(self, site: Site) -> tuple[Site, ...]:
+        """The weights of experts that a module holds, or the parameter that is one."""
+        held = self.reading.expert_weights
+        place = self.paths.canonical(site.path)
+        names = [n for n in held if n == place or (site.kind == "module" and covers(place, n))]
+        layer = self.layer_of(site.exit.path)
+        return tuple(
+            replace(experts_site(self.paths.parameter(n), held[n]), role=site.role, layer=layer)
+            for n in names
         )
 
     def call(self, path: str) -> Passage | None:

@@ -53,10 +53,8 @@ def _features(start: Tensor, axis: int, end: Tensor) -> list[int]:
     if not end.requires_grad:
         return []
     weights = torch.rand(end.shape, dtype=end.dtype) + 0.5
-    (gradient,) = torch.autograd.grad(end, start, weights, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return []
-    reached = gradient.ne(0).movedim(axis, 0).flatten(1).any(1)
+    found = torch.autograd.grad(end, start, weights, retain_graph=True, materialize_grads=True)
+    reached: Any = found[0].ne(0).movedim(axis, 0).flatten(1).any(1)
     return cast("list[int]", reached.nonzero().flatten().tolist())
 
 

@@ -103,6 +103,19 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """How one parameter holds the weights of ``count`` experts, each a linear map.
+
+    Each is [out, into], or [into, out] where ``transposed``.
+    """
+
+    count: int
+    out: int
+    into: int
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module, a region of several modules, a slice of a layer's outputs, or a parameter.
 
@@ -110,13 +123,13 @@ class Site:
     ``residual`` is where the value can be seen that the site's output is added to; ``norm`` the
     module applied to just that sum (in post-norm models). ``members`` are the modules of a region.
     ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`. ``rows`` are
-    the outputs that a slice consists of, ``packed`` the weight they are rows of where the module
-    holds it for more than one layer.
+    the outputs that a slice consists of. ``packed`` is the weight of which these are rows where
+    their module holds it for several layers, or that is one for all ``experts``.
     """
 
     path: str
     paths: tuple[str, ...]
-    kind: Literal["module", "region", "slice", "parameter"]
+    kind: Literal["module", "region", "slice", "experts", "parameter"]
     role: str | None
     layer: int | None
     entry: Port
@@ -128,6 +141,7 @@ class Site:
     tokens: Tokens | None = None
     rows: Rows | None = None
     packed: str | None = None
+    experts: Experts | None = None
 
     @property
     def spans(self) -> tuple[str, ...]:
@@ -158,6 +172,11 @@ def slice_site(layer: Site, rows: Rows, role: str, packed: str | None = None) ->
     paths = tuple((path + name).lstrip(".") for path in layer.paths)
     path = (layer.path + name).lstrip(".")
     return replace(layer, path=path, paths=paths, kind="slice", role=role, rows=rows, packed=packed)
+
+
+def experts_site(weight: Site, experts: Experts) -> Site:
+    """The weights of all experts that the parameter ``weight`` holds: `experts.gate_up_proj`."""
+    return replace(weight, kind="experts", experts=experts, packed=weight.path.rpartition(".")[2])
 
 
 def covers(place: str, path: str) -> bool:

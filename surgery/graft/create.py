@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.initialise import generator, initial
+from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.words import embedded_words
@@ -61,6 +61,10 @@ def create(
                     first = nn.Parameter(saved.to(like, copy=True), tensor.trained)
                 elif declaration.init.distribution == "vocabulary":
                     first = _words(model, edit, declaration, tensor.shape[0], like, stream, start)
+                elif edit.layer and edit.layer.experts:
+                    first = initial_of_each(
+                        declaration, stream, edit.layer, edit.sizes, like, value
+                    )
                 else:
                     first = initial(declaration, stream, edit.layer, edit.sizes, like, value)
                 if key:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, cast
 
-from torch import nn
+from torch import fx, nn
 
 from surgery.anatomy.site import Port, Tokens
 from surgery.graft import fastpath, token_masks
@@ -163,9 +163,13 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
     key = (base, layer, design)
     if key not in _CLASSES:
         built = write_forward(base, layer, design)
-        effective = {name: g for p in design.read for name, g in write_effective(p).items()}
+        properties: dict[str, fx.Graph] = {}
+        for part in design.read:
+            read, functions = write_effective(part)
+            properties |= read
+            built.functions |= functions
         _CLASSES[key] = adapted_class(
-            base, built.graph, built.functions, effective, tuple(built.cores)
+            base, built.graph, built.functions, properties, tuple(built.cores)
         )
     return _CLASSES[key]
 

@@ -20,6 +20,7 @@ from surgery.anatomy.site import Core, Port
 from surgery.graft import kernels, tokens
 from surgery.graft.cores import write_core
 from surgery.graft.emit import Emitter, Host
+from surgery.graft.expert_graphs import write_experts
 from surgery.graft.generate import SELF
 from surgery.graft.passes import optimise
 from surgery.graft.prompts import token_change
@@ -372,8 +373,10 @@ def _emitter(frame: _Frame, part: Part, current: fx.Node | None) -> Emitter:
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
 
 
-def write_effective(part: Part) -> dict[str, fx.Graph]:
-    """Graphs of the effective weight and bias of a layer that is read and never called.
+def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
+    """Graphs of the effective weight and bias of a layer that is read and never called, by name.
+
+    The second are functions that they call by name.
 
     Raises:
         ValueError: if the part's program has no merge.
@@ -382,6 +385,9 @@ def write_effective(part: Part) -> dict[str, fx.Graph]:
     merged = part.program.merge
     if isinstance(merged, NotAffine) or part.layer is None:
         raise ValueError("only a method that merges has an effective weight")
+    if part.layer.experts:
+        graph, functions = write_experts(merged.weight, part.layer, dict(part.sizes))
+        return {part.layer.weight: graph}, functions
     graphs: dict[str, fx.Graph] = {}
     for name, expression in (("W", merged.weight), ("b", merged.bias)):
         graph = fx.Graph()
@@ -389,7 +395,7 @@ def write_effective(part: Part) -> dict[str, fx.Graph]:
         value = Emitter(host, part.layer, dict(part.sizes)).emit(expression)
         graph.output(value if isinstance(value, fx.Node) else None)
         graphs[part.layer.names[name]] = graph
-    return graphs
+    return graphs, {}
 
 
 class _EffectiveHost(Host):

@@ -99,3 +99,28 @@ def _draw(
             return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=source)
         case _:
             return nn.init.orthogonal_(tensor, generator=source)
+
+
+def by_expert(weight: Tensor, layer: Layer) -> Tensor:
+    """A view of the weights of all experts with an axis for the experts in front."""
+    return weight.view(layer.experts, -1, weight.shape[-1])
+
+
+def initial_of_each(
+    declaration: Declaration,
+    key: str,
+    layer: Layer,
+    sizes: Mapping[str, Scalar],
+    like: Tensor,
+    values: Callable[[Expression], Tensor],
+) -> nn.Parameter:
+    """A parameter as declared for each expert, one behind the other along the first axis."""
+
+    def one(i: int) -> Tensor:
+        def value(e: Expression) -> Tensor:
+            return (by_expert(values(e), layer) if e.op == "operand" else values(e))[i]
+
+        return initial(declaration, f"{key}[{i}]", layer, sizes, like, value).detach()
+
+    stacked = torch.stack([one(i) for i in range(layer.experts)])
+    return nn.Parameter(stacked, requires_grad=not declaration.frozen)

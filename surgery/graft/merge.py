@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgery.graft.apply import drop_edits
 from surgery.graft.container import drop_graft, tables
 from surgery.graft.hosts import host_of
-from surgery.graft.initialise import compute
+from surgery.graft.initialise import by_expert, compute
 from surgery.graft.sites import Site, program_of, sites_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
@@ -200,7 +200,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
         if inside:
             edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-            draft.work[path] = _work(model, first.layer, edits, inside)
+            draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
     return draft
 
 
@@ -226,8 +226,10 @@ def _mergeable(site: Site) -> list[Wrapped]:
 
 
 @torch.no_grad()
-def _work(model: nn.Module, layer: Layer, edits: list[Edit], wraps: list[Wrapped]) -> _Work:
-    module = model.get_submodule(edits[0].owner)
+def _work(
+    model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
+) -> _Work:
+    module = model.get_submodule(path)
     found = program_of(edits[0], wraps).merge
     assert not isinstance(found, NotAffine)
     weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
@@ -245,6 +247,8 @@ def _work(model: nn.Module, layer: Layer, edits: list[Edit], wraps: list[Wrapped
             cache[e] = tensor.detach().to(wide)
         return cache[e]
 
+    if layer.experts:
+        return _Work(edits, _each(found.weight, layer, edits[0], value, weight), None)
     matrix = compute(found.weight, layer, edits[0].sizes, value)
     offset = compute(found.bias, layer, edits[0].sizes, value)
     if not isinstance(offset, Tensor) and offset == 0 and bias is None:
@@ -261,3 +265,22 @@ def _work(model: nn.Module, layer: Layer, edits: list[Edit], wraps: list[Wrapped
         return _Work(edits, merged, None)
     full = torch.as_tensor(offset, dtype=wide, device=weight.device).expand(layer.out)
     return _Work(edits, merged, full.to(weight.dtype).clone())
+
+
+def _each(
+    matrix: Expression,
+    layer: Layer,
+    edit: Edit,
+    value: Callable[[Expression], Tensor],
+    weight: Tensor,
+) -> Tensor:
+    """The merged weights of all experts, one computed after the other."""
+    merged = torch.empty_like(weight)
+    for i, into in enumerate(by_expert(merged, layer)):
+
+        def one(e: Expression, i: int = i) -> Tensor:
+            return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
+
+        found = compute(matrix, layer, edit.sizes, one)
+        into.copy_(found.t() if layer.kind == "transposed" else found)
+    return merged

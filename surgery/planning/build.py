@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,13 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.layers import read_layer
 from surgery.planning.place import Place
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import build
+from surgery.rules.program import build, fitting
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -107,7 +108,8 @@ class Draft:
         lenient = any(isinstance(p, syntax.All) for p in statement.selector.union.parts)
         problems: dict[str, tuple[SurgeryError, list[str]]] = {}
         before = len(self.edits)
-        for site in selection.sites:
+        sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
+        for site in sites:
             try:
                 self.edits.append(self.edit(number, statement, site, wrapped))
             except SurgeryError as problem:
@@ -127,15 +129,35 @@ class Draft:
                 )
             )
 
+    def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
+        """``site``; or the weights in it, where it holds those of all experts and a method is of
+        linear layers.
+        """
+        if site.kind == "parameter":
+            names = [site.path]
+        elif site.kind == "module" and fitting(wrapped.closure).kind == "linear":
+            module = self.planner.model.get_submodule(site.path)
+            if read_layer(module) is not None:
+                return (site,)
+            names = [n for n, p in module._parameters.items() if p is not None and p.dim() == 3]
+        else:
+            return (site,)
+        held = self.planner.anatomy.experts_in(site) if names else ()
+        return held or (site,)
+
     def edit(self, number: int, statement: syntax.On, site: Site, wrapped: Wrapped) -> Edit:
         """Plan one method at one site, or raise why it does not fit there."""
         if site.kind == "parameter":
-            raise error("S401", "a method is applied to modules, and this selects parameters")
+            raise error(
+                "S401",
+                "a method is applied to modules, and this selects parameters",
+                help="a parameter is a place for one only where it holds the weights of all experts",
+            )
         place = Place(self.planner, site)
         standing = self.applied.setdefault(place.whole, [])
         child = wrapped.child
-        if site.rows is not None:
-            wrapped = wrapped.within(site.rows)
+        graft = graft_name(child, site.rows, place.layer)
+        wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
         if program.named_dims is not None or place.layer is None:

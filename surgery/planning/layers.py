@@ -13,6 +13,8 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from surgery.anatomy.site import Experts
+
 LayerKind = Literal["linear", "transposed", "convolution", "embedding"]
 
 
@@ -38,6 +40,8 @@ class Layer:
     weight: str = "weight"
     offset: str = "bias"
     """The names of the weight and of the bias in the module that holds them."""
+    experts: int = 0
+    """How many experts have their weights in one parameter; 0 where there is one weight."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -90,6 +94,23 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
     return Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
+
+
+def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
+    """The weights of ``experts`` that ``module`` holds as one and reads itself.
+
+    Their biases, where they have some, are added apart from the product.
+    """
+    return Layer(
+        "transposed" if experts.transposed else "linear",
+        experts.out,
+        experts.into,
+        False,
+        read=True,
+        plain=module._parameters[weight] is not None,
+        weight=weight,
+        experts=experts.count,
+    )
 
 
 def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:

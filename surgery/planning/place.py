@@ -12,7 +12,7 @@ from surgery.anatomy.site import Port, Site
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer, packed_layer, read_layer
+from surgery.planning.layers import Layer, experts_layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -29,7 +29,7 @@ class Place:
         self.planner = planner
         self.site = site
         model = planner.model
-        self.owner = site.exit.path if site.kind in ("region", "slice") else site.path
+        self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
         self.module = model.get_submodule(self.owner)
         self.layer: Layer | None = None
         if site.kind == "module" and not site.tokens:
@@ -37,6 +37,8 @@ class Place:
         elif site.kind == "slice":
             packed = site.packed
             self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
+        elif site.experts is not None and site.packed is not None:
+            self.layer = experts_layer(self.module, site.packed, site.experts)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
 
@@ -83,7 +85,7 @@ class Place:
 
         Raises:
             SurgeryError: S411 for hidden states of other dims than the rule names, S413 for what
-                has no effect on a weight that is read, S415 for an attention out of reach.
+                is no change of a weight that is read, S415 for an attention out of reach.
 
         """
         if program.named_dims is not None and self.rank != program.named_dims + 1:
@@ -98,11 +100,23 @@ class Place:
                 "the layer is never called, its module reads the weight, so dropout would never act",
                 help="leave `dropout` out here",
             )
+        if self.layer and self.layer.experts:
+            self._check_experts(program)
         if program.changes_core and self.site.core is not None:
             if self.site.core.obstacle:
                 raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
+
+    @staticmethod
+    def _check_experts(program: Program) -> None:
+        found = program.merge
+        if not isinstance(found, NotAffine) and found.bias != number(0):
+            raise error(
+                "S413",
+                "the experts' weights are in one parameter, and only they can be changed: this would "
+                "change what is added to their products",
+            )
 
     def _move(self, program: Program, path: str) -> None:
         """Let the parameters of a region's attention live where its core runs."""
@@ -176,17 +190,21 @@ class Place:
     @property
     def owners(self) -> tuple[str, ...]:
         """Every path of the module that holds the weight."""
-        if self.site.rows is None:
+        rows = f"[{self.site.rows}]" if self.site.rows else ""
+        end = (self.site.packed or "") + rows
+        if not end:
             return self.site.paths
-        end = f"{self.site.packed or ''}[{self.site.rows}]"
         return tuple(path.removesuffix(end).removesuffix(".") for path in self.site.paths)
 
     def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
         """The parameters that a method adds here."""
         dtype = _dtype(self.module)
         prefix = f"{self.owner}." if self.owner else ""
+        many = (self.layer.experts,) if self.layer and self.layer.experts else ()
         return tuple(
-            Tensor(prefix + t.name, t.shape, t.init, t.trained, self.group(t.shared), dtype)
+            Tensor(
+                prefix + t.name, (*many, *t.shape), t.init, t.trained, self.group(t.shared), dtype
+            )
             for t in derived.tensors
         )
 

@@ -41,6 +41,13 @@ class Tensor:
         return total
 
 
+def graft_name(child: str, rows: Rows | None, layer: Layer | None) -> str:
+    """The path below a module at which the parameters of a method named ``child`` live there."""
+    if rows is not None:
+        return f"{rows}.{child}"
+    return f"{child}.{layer.weight}" if layer and layer.experts else child
+
+
 @dataclass(frozen=True)
 class Edit:
     """One method at one site.
@@ -92,13 +99,13 @@ class Edit:
 
     @property
     def graft(self) -> str:
-        """Where its parameters are below ``owner``: `lora`, or `q.lora` on a slice."""
-        return f"{self.rows}.{self.child}" if self.rows else self.child
+        """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
+        return graft_name(self.child, self.rows, self.layer)
 
     def wrapped(self, spec: Spec) -> Wrapped:
         """The method with its place in the program of the ``whole`` site."""
-        wrapped = replace(spec.wrapped(self.statement), folded=self.folded)
-        return wrapped.within(self.rows) if self.rows else wrapped
+        wrapped = spec.wrapped(self.statement)
+        return replace(wrapped, child=self.graft, rows=self.rows, folded=self.folded)
 
     def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
         """What tells ``tensor`` from others, if several sites share it."""

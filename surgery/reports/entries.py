@@ -75,6 +75,8 @@ def kind_of(edit: Edit) -> str:
     if layer.spatial:
         name += f" {layer.spatial}d"
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""
+    if layer.experts:
+        return f"{layer.experts} experts, {name} {layer.into} → {layer.out}"
     out = edit.rows.size if edit.rows else layer.out
     return f"{name} {layer.into} → {out}{groups}"
 

@@ -94,14 +94,13 @@ class _Explainer:
         self.site = site
         self.draft = Draft(planner, spec)
         self.paths = Paths(planner.model)
-        whole = site.path.removesuffix(f"[{site.rows}]")
-        self.standing: list[Wrapped] = list(planner.standing.get(whole, ()))
         model = planner.model
         self.itself = Reasoner(model, lambda: planner.anatomy, self.is_site)
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
 
     def is_site(self, found: Site) -> bool:
-        return self.site.path in (found.path, *found.paths)
+        around = (self.site.exit.path,) if self.site.experts else ()
+        return any(path in (found.path, *found.paths) for path in (self.site.path, *around))
 
     def is_within(self, found: Site) -> bool:
         return any(covers(place, path) for place in self.site.spans for path in found.paths)
@@ -120,13 +119,17 @@ class _Explainer:
         reason = self.itself.why(statement.selector)
         if not reason.holds:
             return False, reason.text, ()
+        wrapped = self.spec.wrapped(number)
+        effects: list[str] = []
         try:
-            edit = self.draft.edit(number, statement, reason.sites[0], self.spec.wrapped(number))
+            for site in self.draft.sites(reason.sites[0], wrapped):
+                if site.experts is None or self.site.path in (site.path, site.exit.path):
+                    edit = self.draft.edit(number, statement, site, wrapped)
+                    *before, own = self.draft.applied[edit.whole]
+                    effects += _effects(edit, tuple(before), own)
         except SurgeryError as problem:
             return False, f"{reason.text}, but the method does not fit", _faults(problem)
-        before = tuple(self.standing)
-        self.standing.append(edit.wrapped(self.spec))
-        return True, reason.text, list(_effects(edit, before, self.standing[-1]))
+        return True, reason.text, effects
 
     def training(self, statement: syntax.Freeze | syntax.Train) -> tuple[bool, str, Sequence[str]]:
         reason = self.inside.why(statement.selector, of="parameters")
@@ -172,7 +175,9 @@ def _site(planner: Planner, path: str) -> Site:
     if path in paths.modules:
         return paths.module(path)
     if path in paths.parameters:
-        return paths.parameter(path)
+        site = paths.parameter(path)
+        held = planner.anatomy.experts_in(site) if paths.parameters[path].dim() == 3 else ()
+        return held[0] if held else site
     regions = [s.path for s in _regions(planner.anatomy)] if "[" in path else []
     for site in _regions(planner.anatomy) if regions else ():
         if site.path == path:

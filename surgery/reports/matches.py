@@ -62,6 +62,10 @@ def describe(model: nn.Module, site: Site) -> tuple[str, int]:
     if site.kind == "parameter":
         parameter = model.get_parameter(site.path)
         return f"parameter [{dimensions(parameter.shape)}]", parameter.numel()
+    if site.experts is not None:
+        known = site.experts
+        elements = known.count * known.out * known.into
+        return f"{known.count} experts, linear {known.into} → {known.out}", elements
     if site.rows is not None:
         kind = f"slice, {site.rows.size} of {site.rows.total} outputs"
         return kind, elements_of(model.get_submodule(site.exit.path), site.rows)

@@ -7,7 +7,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
@@ -294,10 +294,6 @@ class Wrapped:
     folded: bool = False
     rows: Rows | None = None
     """The part of the operator's outputs that the method is applied to; None is all of them."""
-
-    def within(self, rows: Rows) -> Wrapped:
-        """The same method on a slice of the outputs; its params live below the slice's name."""
-        return replace(self, child=f"{rows}.{self.child}", rows=rows)
 
 
 def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:

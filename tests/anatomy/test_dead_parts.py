@@ -30,16 +30,6 @@ def message(text: str, name: str, **options: Any) -> str:
             "  = help: the role is written without backticks: mlp",
         ),
         (
-            "gpt2",
-            "o | k",
-            "error[S301]: nothing matches: k has no layer of its own here\n"
-            " --> <selector>:1:5\n"
-            "  |\n"
-            "1 | o | k\n"
-            "  |     ^\n"
-            "  = help: it is fused in `transformer.h.0.attn.c_attn` and 1 more, whose role is qkv",
-        ),
-        (
             "llama",
             "`*.qproj|*.v_proj|*.zz`",
             "error[S301]: nothing matches: no module or parameter is named `qproj`\n"
@@ -82,7 +72,6 @@ def test_messages(name: str, text: str, wanted: str) -> None:
         ("llama", "bias", "no parameter that is a bias", ""),
         ("llama", "`layers.9.mlp`", "is named `9`", "`layers` counts from 0 to 1"),
         ("llama", "`.layers.0`", "no path fits", "is `model.layers.0`"),
-        ("phi3", "gate", "gate has no layer of its own", "whose role is gate_up"),
         ("llama", "layer[7]", "only 2 to choose from", ""),
         ("llama", "q in `foo`", "is named `foo`", ""),
         ("llama", "Embedding in layer[0]", "1 found, but none inside `layer[0]`", ""),

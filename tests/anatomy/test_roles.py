@@ -25,12 +25,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "phi3": (
         "model.layers.0",
-        "qkv=self_attn.qkv_proj o=self_attn.o_proj gate_up=mlp.gate_up_proj "
+        "qkv=self_attn.qkv_proj q=self_attn.qkv_proj[q] k=self_attn.qkv_proj[k] v=self_attn.qkv_proj[v] o=self_attn.o_proj gate_up=mlp.gate_up_proj gate=mlp.gate_up_proj[gate] up=mlp.gate_up_proj[up] "
         "down=mlp.down_proj attention=self_attn mlp=mlp",
     ),
     "gpt2": (
         "transformer.h.0",
-        "qkv=attn.c_attn o=attn.c_proj up=mlp.c_fc down=mlp.c_proj attention=attn mlp=mlp",
+        "qkv=attn.c_attn q=attn.c_attn[q] k=attn.c_attn[k] v=attn.c_attn[v] o=attn.c_proj up=mlp.c_fc down=mlp.c_proj attention=attn mlp=mlp",
     ),
     "gptj": (
         "transformer.h.0",
@@ -39,23 +39,23 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "gpt_neox": (
         "gpt_neox.layers.0",
-        "qkv=attention.query_key_value o=attention.dense up=mlp.dense_h_to_4h "
+        "qkv=attention.query_key_value q=attention.query_key_value[q] k=attention.query_key_value[k] v=attention.query_key_value[v] o=attention.dense up=mlp.dense_h_to_4h "
         "down=mlp.dense_4h_to_h attention=attention mlp=mlp",
     ),
     "falcon": (
         "transformer.h.0",
-        "qkv=self_attention.query_key_value o=self_attention.dense up=mlp.dense_h_to_4h "
+        "qkv=self_attention.query_key_value q=self_attention.query_key_value[q] k=self_attention.query_key_value[k] v=self_attention.query_key_value[v] o=self_attention.dense up=mlp.dense_h_to_4h "
         "down=mlp.dense_4h_to_h attention=self_attention mlp=mlp",
     ),
     "bloom": (
         "transformer.h.0",
-        "qkv=self_attention.query_key_value o=self_attention.dense up=mlp.dense_h_to_4h "
+        "qkv=self_attention.query_key_value q=self_attention.query_key_value[q] k=self_attention.query_key_value[k] v=self_attention.query_key_value[v] o=self_attention.dense up=mlp.dense_h_to_4h "
         "down=mlp.dense_4h_to_h attention=self_attention[query_key_value..dense] "
         "mlp=mlp[dense_h_to_4h..dense_4h_to_h]",
     ),
     "mpt": (
         "transformer.blocks.0",
-        "qkv=attn.Wqkv o=attn.out_proj up=ffn.up_proj down=ffn.down_proj attention=attn "
+        "qkv=attn.Wqkv q=attn.Wqkv[q] k=attn.Wqkv[k] v=attn.Wqkv[v] o=attn.out_proj up=ffn.up_proj down=ffn.down_proj attention=attn "
         "mlp=ffn[up_proj..down_proj]",
     ),
     "opt": (
@@ -109,11 +109,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     ),
     "encoder_layer": (
         "",
+        "q=self_attn.in_proj_weight[q] k=self_attn.in_proj_weight[k] v=self_attn.in_proj_weight[v] "
         "o=self_attn.out_proj up=linear1 down=linear2 attention=self_attn mlp=[linear1..linear2]",
     ),
     "nanogpt": (
         "transformer.h.0",
-        "qkv=attn.c_attn o=attn.c_proj up=mlp.c_fc down=mlp.c_proj attention=attn mlp=mlp",
+        "qkv=attn.c_attn q=attn.c_attn[q] k=attn.c_attn[k] v=attn.c_attn[v] o=attn.c_proj up=mlp.c_fc down=mlp.c_proj attention=attn mlp=mlp",
     ),
     "mixtral": (
         "model.layers.0",
@@ -298,7 +299,8 @@ def test_attention_written_out() -> None:
     places = read(Written(), torch.ones(2, 5, 16)).places
     found = {role: [site.path for site in sites] for role, sites in places.items()}
     assert (found["q"], found["kv"], found["o"]) == (["query"], ["heads"], ["output"])
-    assert not {"k", "v", "mlp", "attention.cross"} & set(found)
+    assert (found["k"], found["v"]) == (["heads[k]"], ["heads[v]"])
+    assert not {"mlp", "attention.cross"} & set(found)
     assert found["attention.self"] == ["[query..output]"]
 
 

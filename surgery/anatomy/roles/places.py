@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
@@ -21,7 +22,8 @@ from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.site import ROLES, Port, Site, covers, slice_site
+from surgery.anatomy.roles.weights import expert_weights
+from surgery.anatomy.site import ROLES, Experts, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
@@ -69,6 +71,11 @@ class Reading:
             for role, sites in self._sites.items()
             if sites
         }
+
+    @cached_property
+    def expert_weights(self) -> dict[str, Experts]:
+        """The parameters that hold a matrix for each expert, by name."""
+        return expert_weights(self.flow, self.linears)
 
     def _collect(self) -> None:
         for attention in self.attentions:

@@ -7,10 +7,10 @@ rotary embeddings) does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from surgery.anatomy.record import Value
+from surgery.anatomy.record import Op, Value
 from surgery.anatomy.replay import between, reaching
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.feedforward import FeedForward, features_axis
@@ -36,6 +36,8 @@ class Slices:
     def feed_forward(self, linear: Linear, found: FeedForward) -> Found:
         """The rows of `gate` and `up`: of the factors of a product the gate is the bent one."""
         product = self.flow.op(self.flow.stripped(found.down.source, PASSIVE))
+        if product is not None and self.flow.kinds[product.index] == "glu":
+            return self._halves(linear, product)
         if product is None or self.flow.kinds[product.index] != "mul":
             return {}
         factors = tuple(dict.fromkeys(product.inputs))
@@ -44,6 +46,17 @@ class Slices:
             return {}
         gate = bent.index(True)
         return self._found(linear, {"gate": factors[gate], "up": factors[1 - gate]})
+
+    def _halves(self, linear: Linear, glu: Op) -> Found:
+        """`glu` of the layer's result: its second half is the gate of the first."""
+        axis, shape = features_axis(self.flow, linear), self.flow.record.shapes[glu.inputs[0]]
+        dim = glu.args[1] if len(glu.args) > 1 else glu.kwargs.get("dim", -1)
+        if self.flow.same(linear.result) != self.flow.same(glu.inputs[0]) or (
+            dim % len(shape) != axis % len(shape)
+        ):
+            return {}
+        half = shape[axis] // 2
+        return _apart(2 * half, {"up": range(half), "gate": range(half, 2 * half)})
 
     def _is_bent(self, source: int, value: int) -> bool:
         ops = between(self.flow.record, source, (value,))
@@ -82,7 +95,7 @@ class Slices:
         return start, way, tuple((name, noted(Value(end))) for name, end in ends.items())
 
 
-def _apart(total: int, reached: Mapping[str, list[int]]) -> Found:
+def _apart(total: int, reached: Mapping[str, Sequence[int]]) -> Found:
     """The rows of each name, if all have some, in regular blocks, and none is in two."""
     features = [f for found in reached.values() for f in found]
     rows = {name: rows_of(name, total, found) for name, found in reached.items()}
