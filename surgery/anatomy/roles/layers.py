@@ -51,8 +51,18 @@ def _shared(flow: Flow, attentions: set[str], feed_forwards: Iterable[str]) -> s
         attended.update(p for p in _above(path) if _runs(flow, p))
     found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
     higher = {above for path in found for above in list(_above(path))[1:]}
-    layers = {path for path in found if path and path not in higher}
+    layers = {_outer(flow, path) for path in found if path and path not in higher}
     return {part for path in layers for part in _parts(path, attentions, feed_forwards)}
+
+
+def _outer(flow: Flow, path: str) -> str:
+    """The numbered module right around ``path``, if it adds to what ``path`` makes of it."""
+    parent = path.rpartition(".")[0]
+    if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
+        return path
+    around = [call.number for call in flow.record.calls_of.get(parent, ())]
+    adds = any(flow.kinds[op.index] == "add" for op in flow.ops if op.call in around)
+    return parent if adds else path
 
 
 def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:

@@ -218,12 +218,16 @@ class Reading:
         for index, role in found.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
+            if linear.call is None and linear.weight in self.expert_weights:
+                self._weight(linear.weight, role)
             if role == "gate_up" and linear.call is not None:
                 self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
         ops = tuple(sorted((f.op for f in firsts), key=lambda op: op.index))
         first = min(firsts, key=lambda f: f.op.index)
         down = found.down
+        if down.call is None:
+            return
         border = Border(found.source, down.result, ops, down.op, first.call, down.call)
         site = self.regions.site(border, "mlp")
         if site is None:
@@ -250,9 +254,10 @@ class Reading:
         """Feed-forwards inside mixtures: their results join no residual of their own."""
         known = {f.down.op.index for f in self.feed_forwards}
         for linear in self.linears.values():
-            if linear.op.index in known or linear.path is None:
+            path = linear.path or self.record.calls[linear.op.call].path
+            if linear.op.index in known:
                 continue
-            around = [m for m in self.mixtures if covers(m.call.path, linear.path)]
+            around = [m for m in self.mixtures if covers(m.call.path, path)]
             # What makes a router's scores is no expert.
             if around and not any(
                 self.flow.depends(mixture.linear.result, linear.result) for mixture in around
@@ -264,6 +269,11 @@ class Reading:
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
+
+    def _weight(self, name: str, role: str) -> None:
+        """The parameter that holds a matrix for each expert."""
+        layer = self.regions.layer(name)
+        self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
 
     def _called(self, path: str, role: str) -> None:
         calls = self.record.calls_of.get(path)
