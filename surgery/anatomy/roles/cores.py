@@ -35,6 +35,8 @@ def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
             given = [v for v in (*op.args[:3], *named) if isinstance(v, Value)]
             if len(given) >= 3:
                 q, k, v = (value.number for value in given[:3])
+                if flow.owned(q) and kind in ATTENTIONS:
+                    continue  # one query for all tokens, none of their own: it only weighs
                 yield Core(q, k, v, op.outputs[0], (op,), kind in WHOLE_ATTENTIONS)
         elif kind == "softmax":
             core = _around(flow, linears, op)
@@ -53,7 +55,8 @@ def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | No
         return op.index in linears or is_product(op) or kind in NORMS or kind == "embedding"
 
     scores: Op | None = None
-    for op in flow.backward(softmax.inputs[0], lambda _, op: stop(op)):
+    # A mask may be the choice of other scores, those of an indexer: they are not weighed here.
+    for op in flow.backward(softmax.inputs[0], lambda v, op: stop(op) or not flow.is_number(v)):
         # DeBERTa adds products with positions later than the one with keys.
         if is_product(op) and (scores is None or op.index < scores.index):
             scores = op

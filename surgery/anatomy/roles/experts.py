@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.roles.residual import Sum
+from surgery.anatomy.roles.residual import unscaled
 from surgery.anatomy.site import covers
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The module around a router and its experts, by path."""
+    """The module around a router and its experts, by path.
+
+    ``linear`` makes the router's scores; ``joins`` tells whether the result joins a residual.
+    """
 
     call: Call
+    linear: Linear
     router: str
     experts: str | None
     expert: tuple[str, ...]
-    sum: Sum | None
+    joins: bool
 
 
 def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterator[Mixture]:
@@ -38,7 +44,7 @@ def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
     """Whether the scores of ``linear`` decide, by topk, where the values go."""
     if len(flow.record.shapes[linear.op.outputs[0]]) > 3:
         return False
-    allowed = PASSIVE | POINTWISE | {"softmax", "sum", "zeros_like", "scatter", "masked_fill"}
+    allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
     def stop(op: Op) -> bool:
         return op.index in linears or flow.kinds[op.index] not in allowed
@@ -59,34 +65,61 @@ def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
             return None
         # The router may be a module around the linear, with the choice inside.
         router = router or call.path
-        experts, expert = _experts(flow, call.path, router)
+        experts, expert = _experts(flow, call, router, linear)
         if experts is None:
             continue
         source, output = flow.main_input(call), flow.main_output(call)
-        joined: Sum | None = None
-        if source is not None and output is not None:
-            joined = ports.sum_of(output) if flow.same(source) == flow.same(linear.source) else None
-        return Mixture(call, router, experts, expert, joined)
+        given = source is not None and flow.depends(linear.source, flow.same(source))
+        joins = output is not None and unscaled(flow, output) in ports.ends
+        return Mixture(call, linear, router, experts, expert, given and joins)
     return None
 
 
-def _experts(flow: Flow, path: str, router: str) -> tuple[str | None, tuple[str, ...]]:
+def _experts(
+    flow: Flow, call: Call, router: str, linear: Linear
+) -> tuple[str | None, tuple[str, ...]]:
     """The module with all experts, and each of them where they are modules."""
-    modules, parameters = flow.paths.modules, flow.paths.parameters
-    for name in modules:
-        if (
-            not name
-            or name == path
-            or not covers(path, name)
-            or (covers(router, name) or covers(name, router))
-        ):
+    modules = flow.paths.modules
+    for name, module in modules.items():
+        if name == call.path or not covers(call.path, name):
             continue
-        children = [n for n in modules[name]._modules if n[-1:].isdigit()]  # pyright: ignore[reportPrivateUsage]
-        if len(children) > 1:
+        if covers(router, name) or covers(name, router):
+            continue
+        children = _numbered(module)
+        if children:
             return name, tuple(f"{name}.{child}" for child in children)
-        own = modules[name]._parameters  # pyright: ignore[reportPrivateUsage]
-        if any(
-            f"{name}.{n}" in parameters and p is not None and p.dim() == 3 for n, p in own.items()
-        ):
+        if any(p is not None and p.dim() == 3 for p in module._parameters.values()):
             return name, ()
-    return None, ()
+    return _chosen(flow, call, router, linear), ()
+
+
+def _numbered(module: nn.Module) -> list[str]:
+    """The children that are told apart by a number alone and have weights: `0`, `expert_0`."""
+    children = [
+        (name, child)
+        for name, child in module._modules.items()
+        if child is not None and name[-1:].isdigit()
+    ]
+    kinds = {(type(child), name.rstrip("0123456789")) for name, child in children}
+    if len(children) < 2 or len(kinds) > 1:
+        return []
+    weighed = all(any(p.dim() > 1 for p in child.parameters()) for _, child in children)
+    return [name for name, _ in children] if weighed else []
+
+
+def _chosen(flow: Flow, call: Call, router: str, linear: Linear) -> str | None:
+    """The first module beside the router that is given its scores, and has weights."""
+    for inner in flow.record.calls[call.number + 1 :]:
+        if inner.first > call.last:
+            break
+        path = inner.path
+        module = flow.paths.modules.get(path)
+        if module is None or path == call.path or not covers(call.path, path):
+            continue
+        if covers(router, path) or covers(path, router):
+            continue
+        given = [value for values in inner.inputs.values() for _, value in values]
+        weighed = any(parameter.dim() > 1 for parameter in module.parameters())
+        if weighed and any(flow.depends(value, linear.result) for value in given):
+            return path
+    return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
-from surgery.anatomy.roles.operators import ACTIVATIONS, NORMS, PASSIVE, POINTWISE, STATISTICS
+from surgery.anatomy.roles.operators import BENDS, NORMS, PASSIVE, POINTWISE, STATISTICS
 from surgery.anatomy.roles.residual import Sum, branch_ends
 
 
@@ -27,20 +27,24 @@ def feed_forwards(
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
     seen: set[int] = set()
+    whole = {item.result for item in sums}
     for item in sums:
         for branch in item.branches:
-            for end, _ in branch_ends(flow, branch):
+            for end in branch_ends(flow, branch, whole):
                 down = by_result.get(end)
                 if down is None or down.op.index in seen or down.op.index in taken:
                     continue
                 seen.add(down.op.index)
                 found = feed_forward(flow, linears, down)
+                if found is None and (inner := by_result.get(flow.same(down.source))) is not None:
+                    # Projected once more before it joins.
+                    found = feed_forward(flow, linears, inner)
                 if found is not None and flow.depends(found.source, _base(flow, item.skip)):
                     yield found
 
 
 def _base(flow: Flow, skip: int) -> int:
-    return next(iter(branch_ends(flow, skip)))[0]
+    return next(iter(branch_ends(flow, skip)))
 
 
 def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> FeedForward | None:
@@ -84,11 +88,15 @@ def _behind(
         linear = linears.get(op.index)
         if linear is not None:
             return not linear.depthwise
-        return not through and flow.kinds[op.index] in ACTIVATIONS
+        if not flow.is_number(op.outputs[0]):
+            return True
+        return not through and flow.kinds[op.index] in BENDS
 
     for op in flow.backward(down.source, stop):
         linear = linears.get(op.index)
         kind = flow.kinds[op.index]
+        if op.outputs and not flow.is_number(op.outputs[0]):
+            continue  # which side of a bend each value is on
         if linear is not None and not linear.depthwise:
             found.linears.add(op.index)
         elif linear is not None:
@@ -97,7 +105,7 @@ def _behind(
             found.convolved = True
         elif kind not in allowed:
             return None
-        elif kind in ACTIVATIONS:
+        elif kind in BENDS:
             found.bent = True
     return found
 
@@ -131,7 +139,7 @@ def _written_out(flow: Flow, firsts: list[Linear]) -> dict[int, str] | None:
         first
         for first in firsts
         if any(
-            flow.kinds[op.index] in ACTIVATIONS
+            flow.kinds[op.index] in BENDS
             for op in flow.forward(
                 first.op.outputs[0],
                 lambda op: flow.kinds[op.index] not in PASSIVE | POINTWISE,

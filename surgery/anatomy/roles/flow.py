@@ -124,6 +124,24 @@ class Flow:
     def is_hidden(self, value: int) -> bool:
         return self.record.dtypes[value].is_floating_point and len(self.record.shapes[value]) >= 2
 
+    def is_number(self, value: int) -> bool:
+        """Whether gradients can pass ``value``: it is no index and no mask."""
+        dtype = self.record.dtypes[value]
+        return dtype.is_floating_point or dtype.is_complex
+
+    @cached_property
+    def felt(self) -> set[int]:
+        """The operators whose result changes what the model returns by degrees, not by choice."""
+        returned = [value for _, value in self.record.calls[0].outputs]
+        found: set[int] = set()
+        waiting = [value for value in returned if self.is_number(value)]
+        for value in waiting:
+            producer = self.record.producer[value]
+            if producer >= 0 and producer not in found:
+                found.add(producer)
+                waiting += [v for v in self.ops[producer].inputs if self.is_number(v)]
+        return found or set(range(len(self.ops)))
+
     def lowest(self, ops: Iterable[Op]) -> Call:
         """The innermost call that ran all of ``ops``."""
         shared: list[int] | None = None

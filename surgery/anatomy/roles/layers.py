@@ -45,12 +45,49 @@ def find_layers(
 
 def _shared(flow: Flow, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
     """The lowest modules that hold both an attention and a feed-forward."""
+    feed_forwards = list(feed_forwards)
     attended: set[str] = set()
     for path in attentions:
         attended.update(p for p in _above(path) if _runs(flow, p))
     found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
     higher = {above for path in found for above in list(_above(path))[1:]}
-    return {path for path in found if path and path not in higher}
+    layers = {_outer(flow, path) for path in found if path and path not in higher}
+    return {part for path in layers for part in _parts(path, attentions, feed_forwards)}
+
+
+def _outer(flow: Flow, path: str) -> str:
+    """The numbered module right around ``path``, if it adds to what ``path`` makes of it."""
+    parent = path.rpartition(".")[0]
+    if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
+        return path
+    around = [call.number for call in flow.record.calls_of.get(parent, ())]
+    adds = any(flow.kinds[op.index] == "add" for op in flow.ops if op.call in around)
+    return parent if adds else path
+
+
+def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
+    """``path`` itself, or what it is a stack of.
+
+    A stage has blocks that attend and blocks that feed forward, in turns: these are its layers. A
+    stack with a list of attentions beside a list of feed-forwards has no module for a layer.
+    """
+    attending = {_item(path, at) for at in attentions if at.startswith(path + ".")}
+    feeding = {_item(path, at) for at in feed_forwards if at.startswith(path + ".")}
+    if len(attending) < 2 or len(feeding) < 2 or "" in attending | feeding:
+        return {path}
+    lists = {item.rpartition(".")[0] for item in attending | feeding}
+    if len(lists) == 1:
+        return attending | feeding
+    return {path} if path.rpartition(".")[2].isdigit() else set()
+
+
+def _item(path: str, at: str) -> str:
+    """The numbered module directly within ``path`` that ``at`` lies in, one list down at most."""
+    rest = at[len(path) + 1 :].split(".")
+    for depth in (1, 2):
+        if len(rest) >= depth and rest[depth - 1].isdigit():
+            return ".".join([path, *rest[:depth]])
+    return ""
 
 
 def _runs(flow: Flow, path: str) -> bool:

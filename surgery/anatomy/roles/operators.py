@@ -58,6 +58,9 @@ ACTIVATIONS = _names("""
     threshold special_erf erfc sin swish
     """)
 
+BENDS = ACTIVATIONS | frozenset(("exp", "expm1", "log1p"))
+"""What makes a nonlinearity: an activation, or what one is written out with."""
+
 ARITHMETIC = _names("""
     add sub rsub mul div pow neg maximum minimum where masked_fill clamp clamp_min clamp_max exp
     square sqrt rsqrt abs reciprocal lerp addcmul addcdiv log log1p expm1 sign max min nan_to_num

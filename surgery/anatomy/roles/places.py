@@ -81,7 +81,7 @@ class Reading:
         for attention in self.attentions:
             self._attention(attention)
         expert_paths = {path for mixture in self.mixtures for path in mixture.expert}
-        mixed = {mixture.call.path for mixture in self.mixtures if mixture.sum is not None}
+        mixed = {mixture.call.path for mixture in self.mixtures if mixture.joins}
         for found in self.feed_forwards:
             self._feed_forward(found, expert_paths, mixed)
         for mixture in self.mixtures:
@@ -99,7 +99,11 @@ class Reading:
             if linear.path and linear.path not in taken:
                 self._called(linear.path, "head")
         for linear in self.linears.values():
-            if linear.pointwise and linear.path not in self._sites["router"]:
+            if (
+                linear.pointwise
+                and linear.path not in self._sites["router"]
+                and linear.op.index in self.flow.felt
+            ):
                 self._linear(linear, "linear")
         self._experts_alike()
 
@@ -130,23 +134,33 @@ class Reading:
             if len(role) > 1 and linear.call is not None:
                 self._slices(linear.call, self.slices.projections(linear, role, core))
         last, firsts = attention.o, attention.firsts
-        if last is None:
-            return
-        self._linear(last, "o")
-        if not firsts:
-            return
-        border = Border(
-            firsts[0].source,
-            last.result,
-            tuple(sorted((first.op for first in firsts), key=lambda op: op.index)),
-            last.op,
-            firsts[0].call,
-            last.call,
-            () if attention.cross else tuple(first.source for first in firsts),
-        )
-        site = self.regions.site(border, "attention")
+        site: Site | None = None
+        if last is not None:
+            self._linear(last, "o")
+        if last is not None and firsts:
+            border = Border(
+                firsts[0].source,
+                last.result,
+                tuple(sorted((first.op for first in firsts), key=lambda op: op.index)),
+                last.op,
+                firsts[0].call,
+                last.call,
+                () if attention.cross else tuple(first.source for first in firsts),
+            )
+            site = self.regions.site(border, "attention")
+        site = site or self._held(attention)
         if site is not None:
             self._both(site, attention)
+
+    def _held(self, attention: Attention) -> Site | None:
+        """The module that runs an attention with more around it (a sum, a norm), but no layer."""
+        ends = [attention.o.op] if attention.o is not None else []
+        firsts = [first.op for first in attention.firsts]
+        call = self.flow.lowest([*firsts, *attention.core.ops, *ends])
+        others = [*self.layers, *(f.down.path for f in self.feed_forwards if f.down.path)]
+        if not call.path or any(covers(call.path, other) for other in others):
+            return None
+        return self.described(call, "attention")
 
     def _whole(self, attention: Attention) -> None:
         op = attention.core.ops[0]
@@ -204,12 +218,16 @@ class Reading:
         for index, role in found.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
+            if linear.call is None and linear.weight in self.expert_weights:
+                self._weight(linear.weight, role)
             if role == "gate_up" and linear.call is not None:
                 self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
         ops = tuple(sorted((f.op for f in firsts), key=lambda op: op.index))
         first = min(firsts, key=lambda f: f.op.index)
         down = found.down
+        if down.call is None:
+            return
         border = Border(found.source, down.result, ops, down.op, first.call, down.call)
         site = self.regions.site(border, "mlp")
         if site is None:
@@ -223,7 +241,7 @@ class Reading:
 
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
-        if mixture.sum is not None and entry is not None and exit is not None:
+        if mixture.joins and entry is not None and exit is not None:
             self._add(self.regions.module(mixture.call, "mlp", entry, exit), "mlp")
         self._called(mixture.router, "router")
         if mixture.experts is not None:
@@ -234,12 +252,16 @@ class Reading:
 
     def _experts(self) -> Iterable[FeedForward]:
         """Feed-forwards inside mixtures: their results join no residual of their own."""
-        paths = {mixture.call.path for mixture in self.mixtures}
         known = {f.down.op.index for f in self.feed_forwards}
         for linear in self.linears.values():
-            if linear.op.index in known or linear.path is None:
+            path = linear.path or self.record.calls[linear.op.call].path
+            if linear.op.index in known:
                 continue
-            if any(covers(path, linear.path) for path in paths):
+            around = [m for m in self.mixtures if covers(m.call.path, path)]
+            # What makes a router's scores is no expert.
+            if around and not any(
+                self.flow.depends(mixture.linear.result, linear.result) for mixture in around
+            ):
                 found = feed_forward(self.flow, self.linears, linear)
                 if found is not None:
                     yield found
@@ -247,6 +269,11 @@ class Reading:
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
+
+    def _weight(self, name: str, role: str) -> None:
+        """The parameter that holds a matrix for each expert."""
+        layer = self.regions.layer(name)
+        self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
 
     def _called(self, path: str, role: str) -> None:
         calls = self.record.calls_of.get(path)

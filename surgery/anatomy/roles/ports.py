@@ -51,9 +51,15 @@ class Ports:
         found: dict[int, Sum] = {}
         for item in self.sums:
             for value in item.partial:
-                end, _ = next(iter(branch_ends(self.flow, value)))
-                found.setdefault(end, item)
+                found.setdefault(next(iter(branch_ends(self.flow, value))), item)
         return found
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """What the branches of residual sums end with: before norms, and apart where they join."""
+        whole = {item.result for item in self.sums}
+        branches = [branch for item in self.sums for branch in item.branches]
+        return {end for branch in branches for end in branch_ends(self.flow, branch, whole)}
 
     def sum_of(self, value: int) -> Sum | None:
         """The residual sum that ``value`` joins."""

@@ -65,11 +65,13 @@ class Projections:
         return Attention(core, roles, entries, self.after(core.result), cross)
 
     def before(self, value: int) -> set[int]:
-        """The nearest linears going back from an operand of a core."""
+        """The nearest linears going back from an operand of a core, through numbers alone."""
 
-        def stop(_: int, op: Op) -> bool:
+        def stop(value: int, op: Op) -> bool:
             index = op.index
-            return index in self.linears or index in self.core_ops or index in self.stream
+            held = index in self.linears or index in self.core_ops or index in self.stream
+            # What is only looked up at was chosen by its linears, not made by them.
+            return held or not self.flow.is_number(value)
 
         return {
             op.index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from surgery.anatomy.record import Op
@@ -28,7 +28,8 @@ def sums(flow: Flow, linears: Mapping[int, Linear]) -> list[Sum]:
     """The residual sums of a record, in order."""
     products = 0
     for index, kind in enumerate(flow.kinds):
-        if index in linears or kind in WHOLE_ATTENTIONS:
+        linear = linears.get(index)
+        if (linear is not None and not linear.depthwise) or kind in WHOLE_ATTENTIONS:
             products |= 1 << index
     inner: set[int] = set()
     found: list[Sum] = []
@@ -135,16 +136,22 @@ def _constant(flow: Flow, value: int) -> bool:
     return op is not None and all(flow.owned(v) for v in op.inputs) and bool(op.inputs)
 
 
-def branch_ends(flow: Flow, branch: int) -> Iterator[tuple[int, bool]]:
-    """Values that a branch might end with, last first, and whether a norm comes after."""
-    normed = False
-    value: int | None = branch
-    while value is not None:
+def branch_ends(flow: Flow, branch: int, whole: Container[int] = ()) -> Iterator[int]:
+    """Values that a branch might end with, last first: before scales, norms, and sums of two.
+
+    Sums in ``whole`` are residual ones themselves and stay whole.
+    """
+    waiting = [branch]
+    for value in waiting:
         end = value
-        while (before := flow.before_norm(value)) is None:
-            step = _before_scale(flow, value)
+        while (before := flow.before_norm(end)) is None:
+            step = _before_scale(flow, end)
             if step is None:
                 break
-            value = end = step
-        yield end, normed
-        value, normed = before, True
+            end = step
+        yield end
+        op = flow.op(end)
+        if before is not None:
+            waiting.append(before)
+        elif op is not None and end not in whole and _adds(flow, op):
+            waiting += op.inputs[:2]
