@@ -90,6 +90,9 @@ class Place:
 
         """
         flat = program.named_dims == 2 and self.rank != 3
+        residual = self.site.residual if program.reads_residual else None
+        if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
+            flat = True
         if flat and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:

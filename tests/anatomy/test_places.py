@@ -135,9 +135,15 @@ def test_parallel_branches_share_a_residual(name: str) -> None:
         assert _among(total, seen)
 
 
-def test_a_norm_in_between_leaves_no_residual() -> None:
-    anatomy = read(build("gemma2"))
-    assert [site.residual for site in _blocks(anatomy)] == [None] * 4
+def test_a_norm_in_between_leaves_the_residual() -> None:
+    """A branch that is normed before it joins joins the same stream."""
+    blocks = _blocks(read(build("gemma2")))
+    assert [(site.residual.path, site.norm) for site in blocks if site.residual] == [
+        ("model.layers.0.input_layernorm", None),
+        ("model.layers.1.input_layernorm", None),
+        ("model.layers.0.pre_feedforward_layernorm", None),
+        ("model.layers.1.pre_feedforward_layernorm", None),
+    ]
 
 
 def test_what_is_transposed_before_the_sum_has_no_residual() -> None:

@@ -47,11 +47,19 @@ class Ports:
 
     @cached_property
     def joins(self) -> Mapping[int, Sum]:
-        """The residual sum that each value joins as it is, but for its scale."""
+        """The residual sum that each value joins: as it is but for its scale, else normed before."""
         found: dict[int, Sum] = {}
-        for item in self.sums:
-            for value in item.partial:
-                found.setdefault(next(iter(branch_ends(self.flow, value))), item)
+        whole = {item.result for item in self.sums}
+        ends = [
+            (list(branch_ends(self.flow, value, whole)), item)
+            for item in self.sums
+            for value in item.partial
+        ]
+        for (nearest, *_), item in ends:
+            found.setdefault(nearest, item)
+        for (_, *rest), item in ends:
+            for end in rest:
+                found.setdefault(end, item)
         return found
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.flow import Flow
@@ -140,11 +141,17 @@ class Regions:
 
     def _joined(self, site: Site, source: int, result: int, last: Op | None) -> Site:
         item, shapes = self.ports.sum_of(result), self.flow.record.shapes
-        # What is transposed before it is added has no residual of its own shape.
-        if item is None or last is None or shapes[item.skip] != shapes[result]:
+        # What is transposed before it is added has no residual of its own shape; rows are states.
+        if item is None or last is None or not _alike(shapes[item.skip], shapes[result]):
             return site
         residual = self.ports.residual(item, site.entry, source, last)
         norm = self.ports.norm(item)
         if norm is not None and self.layer_at(norm.path) != self.layer_at(site.entry.path):
             norm = None
         return replace(site, residual=residual, norm=norm.path if norm is not None else None)
+
+
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal, but for leading dims that one of them has as a single one."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (len(short) == 2 and short == (prod(long[:-1]), long[-1]))
