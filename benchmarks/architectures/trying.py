@@ -12,7 +12,6 @@ import surgery
 from benchmarks.architectures.running import loss_of, result
 from surgery.language.diagnostics import SurgeryError
 
-
 DRAWS = 3
 
 
@@ -82,12 +81,14 @@ def _randomise(parameters: dict[str, nn.Parameter], seed: int) -> None:
 def _trains(model: nn.Module, inputs: dict[str, Tensor], added: dict[str, nn.Parameter]) -> None:
     """Randomise the parameters that were added, and see that each gets a gradient.
 
-    Rectifiers may be shut for one draw and all of a few tokens, so it may take more than one.
+    Rectifiers may be shut for one draw and all of a few tokens, so it may take more than one. What
+    recomputes its layers by itself wants a gradient at their input, as checkpoints do.
     """
     idle = list(added)
+    embedded = hasattr(model, "enable_input_require_grads")
     for seed in range(DRAWS):
         _randomise(added, seed)
-        for name, gradient in _gradients(model, inputs, added).items():
+        for name, gradient in _gradients(model, inputs, added, embedded and seed > 0).items():
             if gradient is None or not bool(gradient.any()):
                 continue
             if not bool(gradient.isfinite().all()):
@@ -104,16 +105,19 @@ def _trains(model: nn.Module, inputs: dict[str, Tensor], added: dict[str, nn.Par
 
 
 def _gradients(
-    model: nn.Module, inputs: dict[str, Tensor], parameters: dict[str, nn.Parameter]
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    from_embeddings: bool = False,
 ) -> dict[str, Tensor | None]:
     model.train()
-    loss = loss_of(result(model, inputs))
-    if not loss.requires_grad:
-        # What recomputes its layers by itself wants a gradient at their input, as checkpoints do.
+    if from_embeddings:
         cast(Any, model).enable_input_require_grads()
-        loss = loss_of(result(model, inputs))
+    loss = loss_of(result(model, inputs))
+    if from_embeddings:
         cast(Any, model).disable_input_require_grads()
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     model.eval()
     found = {name: parameter.grad for name, parameter in parameters.items()}
     model.zero_grad(set_to_none=True)
@@ -127,8 +131,12 @@ def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
         parameter.requires_grad_(True)
     base = {name: p for name, p in model.named_parameters() if any(p is other for other in frozen)}
     found: dict[str, bool] = {}
-    for name, gradient in _gradients(model, inputs, base).items():
+    gradients = _gradients(model, inputs, base)
+    matrices = {name.rpartition(".")[0] for name, p in base.items() if p.dim() > 1}
+    for name, gradient in gradients.items():
         owner = name.rpartition(".")[0]
+        if owner in matrices and base[name].dim() < 2:
+            continue  # a bias is reached through whatever its layer is given
         found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
     for parameter in frozen:
         parameter.requires_grad_(False)
