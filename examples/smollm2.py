@@ -26,9 +26,9 @@ def lines(tokenizer: Any, steps: int, rows: int = 2, length: int = 128) -> Tenso
     return tokens[starts[..., None] + torch.arange(length)]
 
 
-def train(model: Any, batches: Tensor) -> None:
+def train(model: Any, batches: Tensor, rate: float = 2e-3) -> None:
     parameters = surgery.trainable(model)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     model.train()
     for step, batch in enumerate(batches, 1):
         loss = model(input_ids=batch, labels=batch).loss

@@ -109,7 +109,7 @@ def verse_or_law(directory: Path = Path("out/unipelt-minilm"), steps: int = 30) 
     print("Removed:", undone(model, base), flush=True)
 
 
-def verse(directory: Path = Path("out/unipelt-smollm2"), steps: int = 20) -> None:
+def verse(directory: Path = Path("out/unipelt-smollm2"), steps: int = 30) -> None:
     torch.manual_seed(0)
     model, tokenizer = smollm2(), smollm2_tokenizer()
     base = copy.deepcopy(model)
@@ -117,7 +117,7 @@ def verse(directory: Path = Path("out/unipelt-smollm2"), steps: int = 20) -> Non
     surgery.apply(model, "unipelt", seed=0)
     count = sum(p.numel() for p in surgery.trainable(model).values())
     print(f"\nTraining {count:,} parameters:")
-    train(model, lines(tokenizer, steps))
+    train(model, lines(tokenizer, steps), rate=5e-4)
     adapted = continued(model, tokenizer)
     show("After:", adapted)
     with surgery.disabled(model):

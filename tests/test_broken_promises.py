@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import surgery
 from surgery.graft import apply as grafting
+from surgery.graft import create as creating
 from surgery.graft import merge as merging
 from surgery.graft import save as saving
 from surgery.graft.apply import remove_specs
@@ -85,9 +86,9 @@ def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        if path == "layers.1.up":
+    def off(original: Any, base: Any, layer: Any, edits: Any, *args: Any) -> Any:
+        work = original(base, layer, edits, *args)
+        if edits[0].owner == "layers.1.up":
             work.bias = work.bias + 1
         return work
 
@@ -99,9 +100,9 @@ def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
-    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        work.weight = base.get_submodule(path).weight.detach().clone()
+    def nothing(original: Any, base: Any, layer: Any, edits: Any, *args: Any) -> Any:
+        work = original(base, layer, edits, *args)
+        work.weight = base.get_submodule(edits[0].owner).weight.detach().clone()
         return work
 
     replaced(monkeypatch, merging, "_work", nothing)
@@ -136,7 +137,7 @@ def test_a_seed_that_is_forgotten(monkeypatch: pytest.MonkeyPatch):
         with torch.no_grad():
             return parameter.add_(torch.randn(parameter.shape).abs() + 1)
 
-    replaced(monkeypatch, grafting, "initial", other)
+    replaced(monkeypatch, creating, "initial", other)
     assert {"starts as the base", "same seed, same bits"} <= set(broken(model()))
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from surgery.language import syntax
 from surgery.planning.spec import read_spec
 from surgery.reports.claims import claims_of
-from surgery.rules.library import prelude
+from surgery.rules.library import Definition, prelude
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -29,10 +30,15 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(program, str(README), "exec"), {})
 
 
+def matched(definition: Definition) -> str:
+    """The operator that a method rewrites."""
+    return next(s.operator for s in definition.syntax.body if isinstance(s, syntax.Match))
+
+
 def methods_table() -> str:
     rows = [
-        "| method | source | starts as the base | merges to | parameters a layer |",
-        "|---|---|---|---|---|",
+        "| method | at | source | starts as the base | merges to | parameters a site |",
+        "|---|---|---|---|---|---|",
     ]
     rules = prelude()
     for name in sorted(rules.names()):
@@ -42,15 +48,19 @@ def methods_table() -> str:
         if claims.kind != "method":
             continue
         source = re.search(
-            r"(\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)", " ".join((claims.doc or "").split())
+            r"((?:Li & )?\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)",
+            " ".join((claims.doc or "").split()),
         )
         where = f"{source[1]}, {source[2]}" if source else "as `ia3`"
-        assert claims.merge
-        merged = f"`{claims.merge['weight']}`"
-        if claims.merge["bias"] != "b":
-            merged += f", bias `{claims.merge['bias']}`"
+        merged = "—"
+        if claims.merge:
+            merged = f"`{claims.merge['weight']}`"
+            if claims.merge["bias"] != "b":
+                merged += f", bias `{claims.merge['bias']}`"
         start = "yes" if claims.is_identity else "no"
-        rows.append(f"| `{name}` | {where} | {start} | {merged} | {claims.elements} |")
+        rows.append(
+            f"| `{name}` | {matched(definition)} | {where} | {start} | {merged} | {claims.elements} |"
+        )
     return "\n".join(rows)
 
 

@@ -139,6 +139,21 @@ class Anatomy:
                 found = place.tokens if made else found
         return found
 
+    def sequences(self, port: Port) -> Port | None:
+        """Where states [batch, length, features] come into a call around ``port``, whose value has
+
+        them as rows, [batch · length, features], or with dims of 1 between.
+        """
+        rows = [size for size in self.port_shape(port)[:-1] if size != 1]
+        for call in self._calls(port.path)[:1]:
+            for around in self.record.stack(call.parent):
+                value = self.reading.flow.main_input(around)
+                shape = () if value is None else self.record.shapes[value]
+                whole = len(shape) == 3 and rows in ([shape[0] * shape[1]], [*shape[:2]])
+                if value is not None and whole:
+                    return self.reading.ports.input(around, value)
+        return None
+
     def _value(self, port: Port) -> int | None:
         for call in self._calls(port.path):
             if port.side == "output":

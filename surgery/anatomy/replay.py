@@ -33,10 +33,11 @@ def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> lis
 
 def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
     """The operators that lead from ``source`` to any of ``ends``, in order."""
-    made = record.producer[source]
+    ends = tuple(ends)
+    first, last = record.producer[source], max(record.producer[end] for end in ends)
     reached = {source}
     forward: list[Op] = []
-    for op in record.ops[made + 1 :]:
+    for op in record.ops[first + 1 : last + 1]:
         if reached.intersection(op.inputs):
             reached.update(op.outputs)
             forward.append(op)

@@ -95,7 +95,7 @@ class _Wiring:
         taps: list[tuple[str, str]] = []
         if not site.is_own and any(e.reads("x") for e in program.changed):
             taps.append(("x", self.tap(edit.entry, path)))
-        for name in ("residual", "real"):
+        for name in ("residual", "real", "sequences"):
             port = next((p for e in site.edits if (p := getattr(e, name))), None)
             if port:
                 taps.append((name, self.tap(port, path)))

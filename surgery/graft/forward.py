@@ -28,7 +28,7 @@ from surgery.graft.rerouting import CoreChange, call_attending
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.dims import Scalar
-from surgery.rules.expression import Expression
+from surgery.rules.expression import Expression, operand
 from surgery.rules.program import Program
 
 
@@ -137,6 +137,32 @@ class _GraphHost(Host):
         key = self.frame.new_fold(expression, leaves, emitter)
         values = tuple(self.leaf(leaf) for leaf in leaves)
         return self.call(kernels.fold, self.frame.self_node, key, values)
+
+
+class _RowsHost(_GraphHost):
+    """For states that come as rows: the program sees [batch, length, features]."""
+
+    def __init__(self, frame: _Frame, part: Part, current: fx.Node | None):
+        super().__init__(frame, part, current)
+        self.given: dict[fx.Node, fx.Node] = {}
+        self.first: fx.Node | None = None
+
+    def in_sequence(self, value: fx.Node) -> fx.Node:
+        like = self.frame.tap(self.taps["sequences"])
+        result = self.call(kernels.in_sequence, value, like)
+        self.given[result] = value
+        self.first = self.first or value
+        return result
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        value = super().leaf(expression)
+        return self.in_sequence(value) if expression.varies else value
+
+    def base(self, x: fx.Node) -> fx.Node:
+        rows = self.given.get(x)
+        if rows is None:
+            rows = self.call(kernels.as_given, x, super().leaf(operand("x", ())))
+        return self.in_sequence(super().base(rows))
 
 
 class _FoldHost(Host):
@@ -348,7 +374,10 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             value = frame.base_unchanged()
             if not frame.plain:
                 value = frame.output(part.exit)
-        value = _emitter(frame, part, value).emit(part.program.result)
+        emitter = _emitter(frame, part, value)
+        value = emitter.emit(part.program.result)
+        if isinstance(emitter.host, _RowsHost):
+            value = frame.call(kernels.as_given, value, emitter.host.first)
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:
@@ -369,7 +398,8 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
 
 
 def _emitter(frame: _Frame, part: Part, current: fx.Node | None) -> Emitter:
-    host = _GraphHost(frame, part, current)
+    kind = _RowsHost if "sequences" in dict(part.taps) else _GraphHost
+    host = kind(frame, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
 
 

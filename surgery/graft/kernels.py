@@ -255,6 +255,16 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
     return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)
 
 
+def in_sequence(rows: Tensor, like: Tensor) -> Tensor:
+    """States of other leading dims as [batch, length, features], of which ``like`` tells."""
+    return rows.reshape(*like.shape[:2], rows.shape[-1])
+
+
+def as_given(states: Tensor, like: Tensor) -> Tensor:
+    """``states`` with the leading dims of ``like``."""
+    return states.reshape(*like.shape[:-1], states.shape[-1])
+
+
 def align(value: Tensor, like: Tensor) -> Tensor:
     """One number an example, [batch, 1…], with as many dims as ``like``.
 

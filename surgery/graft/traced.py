@@ -104,6 +104,12 @@ class _Writer:
                 "a traced graph has its masks and positions built in, so no tokens can join",
                 help="apply the spec to the model, and trace it after",
             )
+        if edit.layer and edit.layer.read:
+            raise error(
+                "S417",
+                f"in the traced graph nothing reads `{edit.whole}` but a module inside it",
+                help="adapt the model before it is traced",
+            )
         calls = self.calls(edit.exit.path) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)

@@ -195,6 +195,7 @@ class Draft:
             core=place.site.core if program.changes_core else None,
             tokens=place.site.tokens,
             real=place.real if program.uses("pool") else None,
+            sequences=place.sequences,
             rows=site.rows,
             features=place.features,
             rank=place.rank,

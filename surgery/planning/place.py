@@ -41,6 +41,7 @@ class Place:
             self.layer = experts_layer(self.module, site.packed, site.experts)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
+        self.sequences: Port | None = None
 
     @property
     def key(self) -> str:
@@ -88,7 +89,10 @@ class Place:
                 is no change of a weight that is read, S415 for an attention out of reach.
 
         """
-        if program.named_dims is not None and self.rank != program.named_dims + 1:
+        flat = program.named_dims == 2 and self.rank != 3
+        if flat and self.planner.anatomy.sequences(self.site.entry):
+            self.sequences = self.planner.anatomy.sequences(self.site.entry)
+        elif program.named_dims is not None and self.rank != program.named_dims + 1:
             raise error(
                 "S411",
                 f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "

@@ -55,7 +55,8 @@ class Edit:
     ``statement`` counts the spec's statements; ``sizes`` give the rule's dims their values;
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
     itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
-    seen that tells tokens from padding. ``flops`` are those added for each position, before
+    seen that tells tokens from padding, ``sequences`` where states are seen as [batch, length,
+    features] that the site has as rows. ``flops`` are those added for each position, before
     anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
     not all; then the edit is part of the program of the ``whole`` layer.
 
@@ -81,6 +82,7 @@ class Edit:
     core: Core | None
     tokens: Tokens | None
     real: Port | None
+    sequences: Port | None
     rows: Rows | None
     features: str
     rank: int | None

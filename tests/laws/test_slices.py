@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from tests.laws.strategies import (
     snapshot,
     state_of,
 )
-from tests.models import HEADS, HIDDEN, INNER, build
+from tests.models import HEADS, HIDDEN, INNER, build, randomise
 
 HEAD = HIDDEN // HEADS
 
@@ -231,3 +232,78 @@ def test_it_starts_as_the_base(name: str, method: str) -> None:
     assert all(edit.identity and edit.merges for edit in surgery.plan(model, spec).edits)
     surgery.apply(model, spec, seed=0)
     assert_near(run(model), expected, torch.float64)
+
+
+class Pixels(nn.Module):
+    """Attention over pixels whose projection is a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Conv2d(8, 24, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (2, 12)).mT.chunk(3, -1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.mT.reshape(x.shape))
+
+
+@pytest.mark.parametrize("method", ["lora(2)", "dora(2)", "ia3", "ia3_input", "shift"])
+def test_slices_of_a_convolution(method: str) -> None:
+    base = randomise(Pixels()).double()
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(base)
+    spec = f"on q apply {method} as method0\non v apply {method} as method1"
+    surgery.apply(model, spec, example_inputs=x, seed=0)
+    randomise_added(model)
+    rows = by_head("qkv", 4, 2)
+    W, b = base.qkv.weight.detach().flatten(1), base.qkv.bias.detach()
+    for number, part in enumerate("qv"):
+        own = f"qkv.{part}.method{number}."
+        params = {n.removeprefix(own): p for n, p in added(model).items() if n.startswith(own)}
+        part_W, part_b = compose(f"apply {method}", (W[rows[part]], b[rows[part]]), params)
+        index = torch.tensor(rows[part])
+        W, b = W.index_copy(0, index, part_W), b.index_copy(0, index, part_b)
+    tensors = {"qkv.weight": W[..., None, None], "qkv.bias": b}
+    expected = torch.func.functional_call(base, tensors, (x,))
+    assert_near(model(x), expected, torch.float64)
+    surgery.merge(model)
+    assert_near(model(x), expected, torch.float64)
+
+
+def test_a_traced_graph_has_the_same_slices() -> None:
+    eager = build("nanogpt")
+    traced = torch.fx.symbolic_trace(eager)
+    models = (copy.deepcopy(eager), traced)
+    for model in models:
+        surgery.apply(model, "on q|v apply lora(2) on k apply ia3", seed=0)
+        randomise_added(model)
+    ids = torch.randint(3, 90, (2, 5), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(models[0](ids), models[1](ids))
+    surgery.merge(traced)
+    assert_near(traced(ids), models[0](ids), torch.float32)
+
+
+def test_products_of_low_rank_keep_one_result() -> None:
+    """Slices of one layer, and a method on all of it, run as one kernel without a copy."""
+    model = build("gpt2")
+    surgery.apply(model, "on q|v apply lora(2) on k apply lora(3)", seed=0)
+    forward = type(model.transformer.h[0].attn.c_attn).forward
+    called = [name for name in forward.__code__.co_names if name.startswith("surgery_")]
+    assert called == ["surgery_graft_fused_rows_low_rank_rows"]
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x)[0]
+
+
+def test_a_traced_graph_does_not_read_what_a_module_packs() -> None:
+    traced = torch.fx.symbolic_trace(Attending())
+    before = state_of(traced)
+    with pytest.raises(surgery.SurgeryError, match="S417"):
+        surgery.apply(traced, "on q apply lora(2)", example_inputs=torch.ones(2, 5, 8))
+    assert_state(traced, before)
