@@ -59,23 +59,25 @@ def test_an_error_becomes_the_cell() -> None:
     assert (cell.verdict, cell.code) == ("failed", "S301")
 
 
-class Deaf(nn.Module):
-    """Returns what does not depend on half of its layers."""
+class Split(nn.Module):
+    """Reads the weight of one layer beside calling it, and never uses what the other returns."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard, self.unheard = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.called, self.read, self.unused = (nn.Linear(4, 4) for _ in range(3))
 
     def forward(self, x: torch.Tensor) -> object:
-        self.unheard(x)
-        return type("Output", (), {"logits": self.heard(x)})()
+        self.read(x)
+        self.unused(x)
+        logits = self.called(x) + nn.functional.linear(x, self.read.weight)
+        return type("Output", (), {"logits": logits})()
 
 
-def test_a_parameter_without_gradient_is_a_failure() -> None:
-    model = Deaf().eval()
+def test_where_the_base_trains_what_is_new_has_to() -> None:
+    model = Split().eval()
     inputs = {"x": torch.randn(2, 4)}
-    attempt(model, inputs, "on `heard` apply lora(r = 2)")
-    with pytest.raises(UnkeptError, match="2 of 4 new parameters get no gradient: unheard"):
+    attempt(model, inputs, "on `called`|`unused` apply lora(r = 2)")
+    with pytest.raises(UnkeptError, match="2 of 6 new parameters get no gradient: read"):
         attempt(model, inputs, "on Linear apply lora(r = 2)")
 
 

@@ -29,8 +29,8 @@ COLUMNS = {
         ),
         Column(
             "linear",
-            "LoRA on every linear of the layers",
-            "on linear in layer where outputs >= 2 apply lora(r = 2)",
+            "LoRA on every linear but the head",
+            "on linear where outputs >= 2 except head apply lora(r = 2)",
             (122, 83, 17),
         ),
         Column(
@@ -50,10 +50,14 @@ PEER_MODELS = (144, 91, 18)
 
 _ATTENTION = ("lora", "ia3", "prefix", "unipelt")
 _NO_CORE = "it has no attention: nothing is weighed by a softmax of queries and keys"
+_NO_KERNEL = "its attention is in kernels that are not there, and without them is zero"
+_NO_SOFTMAX = "its attention samples by hashes, without a softmax that new keys could join"
 _NO_MLP = "it has no feed-forward: its layers are one recurrent mixer each"
 
 _NO_PLACE: dict[str, dict[str, str]] = {
     **{name: dict.fromkeys(_ATTENTION, _NO_CORE) for name in ("fnet", "rwkv", "xlstm")},
+    "mra": dict.fromkeys(_ATTENTION, _NO_KERNEL),
+    "yoso": dict.fromkeys(("prefix", "unipelt"), _NO_SOFTMAX),
     **{
         name: {**dict.fromkeys(_ATTENTION, _NO_CORE), "adapter": _NO_MLP}
         for name in ("mamba", "mamba2", "falcon_mamba")

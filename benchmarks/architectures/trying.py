@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import surgery
 from benchmarks.architectures.running import loss_of, result
 from surgery.language.diagnostics import SurgeryError
+
+DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,11 @@ def attempt(model: nn.Module, inputs: dict[str, Tensor], spec: str) -> None:
         UnkeptError: if it was applied and does not do what it should.
 
     """
-    reached = _reached(model, inputs)
     before = {mode: _output(model, inputs, mode) for mode in (True, False)}
     surgery.apply(model, spec, example_inputs={**inputs}, seed=0)
     try:
         added = surgery.trainable(model)
-        _randomise(added)
-        _trains(model, inputs, added, reached)
+        _trains(model, inputs, added)
         for mode, output in before.items():
             if torch.equal(_output(model, inputs, mode), output):
                 raise UnkeptError(f"changes nothing in {'training' if mode else 'evaluation'}")
@@ -70,48 +71,75 @@ def _output(model: nn.Module, inputs: dict[str, Tensor], training: bool) -> Tens
         model.eval()
 
 
-def _randomise(parameters: dict[str, nn.Parameter]) -> None:
-    generator = torch.Generator().manual_seed(3)
+def _randomise(parameters: dict[str, nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
-def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
-    """Of every module with parameters of its own, whether any of them gets a gradient."""
-    found: dict[str, bool] = {}
-    for name, gradient in _gradients(model, inputs, dict(model.named_parameters())).items():
-        owner = name.rpartition(".")[0]
-        found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
-    return found
+def _trains(model: nn.Module, inputs: dict[str, Tensor], added: dict[str, nn.Parameter]) -> None:
+    """Randomise the parameters that were added, and see that each gets a gradient.
 
-
-def _trains(
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    added: dict[str, nn.Parameter],
-    reached: dict[str, bool],
-) -> None:
-    idle: list[str] = []
-    for name, gradient in _gradients(model, inputs, added).items():
-        if gradient is None or not bool(gradient.any()):
-            idle.append(name)
-        elif not bool(gradient.isfinite().all()):
-            raise UnkeptError(f"the gradient of {name} is not finite")
+    Rectifiers may be shut for one draw and all of a few tokens, so it may take more than one. What
+    recomputes its layers by itself wants a gradient at their input, as checkpoints do.
+    """
+    idle = list(added)
+    embedded = hasattr(model, "enable_input_require_grads")
+    for seed in range(DRAWS):
+        _randomise(added, seed)
+        for name, gradient in _gradients(model, inputs, added, embedded and seed > 0).items():
+            if gradient is None or not bool(gradient.any()):
+                continue
+            if not bool(gradient.isfinite().all()):
+                raise UnkeptError(f"the gradient of {name} is not finite")
+            if name in idle:
+                idle.remove(name)
+        if not idle:
+            return
     # An expert that no token was sent to has none; neither has what it is given.
+    reached = _reached(model, inputs)
     idle = [name for name in idle if reached.get(_holder(name, reached), True)]
     if idle:
         raise UnkeptError(f"{len(idle)} of {len(added)} new parameters get no gradient: {idle[0]}")
 
 
 def _gradients(
-    model: nn.Module, inputs: dict[str, Tensor], parameters: dict[str, nn.Parameter]
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    parameters: dict[str, nn.Parameter],
+    from_embeddings: bool = False,
 ) -> dict[str, Tensor | None]:
     model.train()
-    loss_of(result(model, inputs)).backward()
+    if from_embeddings:
+        cast(Any, model).enable_input_require_grads()
+    loss = loss_of(result(model, inputs))
+    if from_embeddings:
+        cast(Any, model).disable_input_require_grads()
+    if loss.requires_grad:
+        loss.backward()
     model.eval()
     found = {name: parameter.grad for name, parameter in parameters.items()}
     model.zero_grad(set_to_none=True)
+    return found
+
+
+def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
+    """Of every module with parameters of its own, whether any of the base's gets a gradient."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    base = {name: p for name, p in model.named_parameters() if any(p is other for other in frozen)}
+    found: dict[str, bool] = {}
+    gradients = _gradients(model, inputs, base)
+    matrices = {name.rpartition(".")[0] for name, p in base.items() if p.dim() > 1}
+    for name, gradient in gradients.items():
+        owner = name.rpartition(".")[0]
+        if owner in matrices and base[name].dim() < 2:
+            continue  # a bias is reached through whatever its layer is given
+        found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return found
 
 

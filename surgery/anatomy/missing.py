@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _WILD = frozenset("*?[]{}|")
 _FUSED = {
-    "q": ("qkv",),
-    "k": ("qkv", "kv"),
+    "q": ("qkv", "qk"),
+    "k": ("qkv", "qk", "kv"),
     "v": ("qkv", "kv"),
     "up": ("gate_up",),
     "gate": ("gate_up",),

@@ -16,6 +16,7 @@ ROLES = (
     "v",
     "o",
     "qkv",
+    "qk",
     "kv",
     "mlp",
     "up",
@@ -34,7 +35,7 @@ ROLES = (
     "bias",
     "weight",
 )
-"""Every role a selector may name. `qkv`, `kv` and `gate_up` are linears that serve several;
+"""Every role a selector may name. `qkv`, `qk`, `kv` and `gate_up` are linears that serve several;
 `linear` is every module that does nothing but multiply with a weight, whatever its class."""
 
 

@@ -119,6 +119,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "mixtral": (
         "model.layers.0",
         "q=self_attn.q_proj k=self_attn.k_proj v=self_attn.v_proj o=self_attn.o_proj "
+        "gate_up=mlp.experts.gate_up_proj down=mlp.experts.down_proj "
         "attention=self_attn mlp=mlp router=mlp.gate experts=mlp.experts",
     ),
     "mixer": (

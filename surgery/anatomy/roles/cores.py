@@ -9,7 +9,7 @@ from surgery.anatomy.record import Op, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import scoring
 from surgery.anatomy.roles.linears import Linear, operands_of
-from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PRODUCTS, WHOLE_ATTENTIONS
+from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PASSIVE, PRODUCTS, WHOLE_ATTENTIONS
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,24 @@ def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
                 if flow.owned(q) and kind in ATTENTIONS:
                     continue  # one query for all tokens, none of their own: it only weighs
                 yield Core(q, k, v, op.outputs[0], (op,), kind in WHOLE_ATTENTIONS)
-        elif kind == "softmax":
+        elif kind == "softmax" or (kind == "exp" and _normalised(flow, op)):
             core = _around(flow, linears, op)
             if core is not None:
                 yield core
+
+
+def _normalised(flow: Flow, exp: Op) -> bool:
+    """Whether this is a softmax written as exp(x - logsumexp(x))."""
+    difference = flow.op(exp.inputs[0])
+    if difference is None or flow.kinds[difference.index] != "sub" or len(difference.inputs) < 2:
+        return False
+    value, total = difference.inputs[:2]
+    over = flow.op(flow.stripped(total, PASSIVE))
+    return (
+        over is not None
+        and flow.kinds[over.index] == "logsumexp"
+        and flow.depends(value, flow.same(over.inputs[0]))
+    )
 
 
 def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | None:

@@ -70,7 +70,7 @@ def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
             continue
         source, output = flow.main_input(call), flow.main_output(call)
         given = source is not None and flow.depends(linear.source, flow.same(source))
-        joins = output is not None and unscaled(flow, output) in ports.ends
+        joins = output is not None and bool({output, unscaled(flow, output)} & ports.ends)
         return Mixture(call, linear, router, experts, expert, given and joins)
     return None
 

@@ -54,7 +54,7 @@ def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> Fee
     reached = _behind(flow, linears, down, through=True)
     if reached is None or not reached.linears or not reached.bent:
         return None
-    firsts = [linears[index] for index in sorted(reached.linears)]
+    firsts = _entries(flow, linears, [linears[index] for index in sorted(reached.linears)])
     sources = {flow.same(first.source) for first in firsts}
     if len(sources) > 1 or not all(first.pointwise for first in firsts):
         return None
@@ -65,6 +65,19 @@ def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> Fee
     if roles is None:
         return None
     return FeedForward(down, {**roles, down.op.index: "down"}, firsts[0].source)
+
+
+def _entries(flow: Flow, linears: Mapping[int, Linear], found: list[Linear]) -> list[Linear]:
+    """Each weight once (experts run in turns), and without low-rank paths beside another."""
+    firsts = list({linear.weight: linear for linear in reversed(found)}.values())[::-1]
+    by_result = {linear.result: linear for linear in linears.values()}
+    inner = {f.weight: by_result.get(flow.same(f.source)) for f in firsts}
+    direct = {flow.same(f.source) for f in firsts if inner[f.weight] is None}
+    return [
+        first
+        for first in firsts
+        if (before := inner[first.weight]) is None or flow.same(before.source) not in direct
+    ]
 
 
 @dataclass

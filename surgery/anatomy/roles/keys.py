@@ -176,6 +176,8 @@ def _lost(flow: Flow, core: Core) -> str | None:
     if len(core.ops) == 1:
         return None
     scores, softmax, product = core.ops
+    if flow.kinds[softmax.index] != "softmax":
+        return f"its softmax is written out; {_SDPA}"
     if _scores(flow, softmax) is not scores:
         return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
     if not _over_last(flow, softmax):

@@ -10,6 +10,7 @@ from torch import nn
 
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.site import covers
 
 _NUMBER = re.compile(r"\d+(?=\.|$)|(?<=[A-Za-z_])\d+(?=\.)")
 
@@ -27,8 +28,15 @@ def find_layers(
     flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Op]
 ) -> dict[str, Layer]:
     """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
-    sums = list(sums)
-    paths = _shared(flow, set(attentions), feed_forwards) or _numbered(flow, sums)
+    sums, feed_forwards = list(sums), list(feed_forwards)
+    paths = _shared(flow, set(attentions), feed_forwards, sums)
+    # Blocks that have no attention stand beside those that do, or make up the model.
+    others = {
+        path
+        for path in _numbered(flow, sums)
+        if not paths or any(covers(path, at) for at in feed_forwards)
+    }
+    paths |= {p for p in others if not any(covers(p, q) or covers(q, p) for q in paths)}
     paths |= _siblings(flow, paths, sums)
     modules = flow.paths.rank
     counts: dict[str, int] = {}
@@ -43,26 +51,29 @@ def find_layers(
     return found
 
 
-def _shared(flow: Flow, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
+def _shared(flow: Flow, attentions: set[str], feed_forwards: list[str], sums: list[Op]) -> set[str]:
     """The lowest modules that hold both an attention and a feed-forward."""
-    feed_forwards = list(feed_forwards)
     attended: set[str] = set()
     for path in attentions:
         attended.update(p for p in _above(path) if _runs(flow, p))
     found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
     higher = {above for path in found for above in list(_above(path))[1:]}
-    layers = {_outer(flow, path) for path in found if path and path not in higher}
+    lowest = {path for path in found if path and path not in higher}
+    numbered = {path for path in lowest if _NUMBER.search(path)}
+    # Beside a stack, what stands alone (a pooling with attention) is no layer.
+    layers = {_outer(flow, path, lowest, sums) for path in numbered or lowest}
     return {part for path in layers for part in _parts(path, attentions, feed_forwards)}
 
 
-def _outer(flow: Flow, path: str) -> str:
-    """The numbered module right around ``path``, if it adds to what ``path`` makes of it."""
+def _outer(flow: Flow, path: str, lowest: set[str], sums: list[Op]) -> str:
+    """The numbered module right around ``path``, if it holds residual sums beside it."""
     parent = path.rpartition(".")[0]
     if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
         return path
-    around = [call.number for call in flow.record.calls_of.get(parent, ())]
-    adds = any(flow.kinds[op.index] == "add" for op in flow.ops if op.call in around)
-    return parent if adds else path
+    if any(covers(parent, other) and other != path for other in lowest):
+        return path
+    at = [flow.record.calls[op.call].path for op in sums]
+    return parent if any(covers(parent, a) and not covers(path, a) for a in at) else path
 
 
 def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:

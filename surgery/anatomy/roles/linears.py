@@ -16,7 +16,9 @@ class Linear:
     """One product with a weight.
 
     ``path`` is the module that does this and nothing else, ``call`` its run; both are None where
-    another module reads the weight. ``source`` and ``result`` are the values in and out.
+    another module reads the weight. ``source`` and ``result`` are the values in and out. It is
+    ``pointwise`` unless it is a convolution over several positions; one of these is ``depthwise``
+    if it mixes positions more than features, each group of these apart.
     """
 
     op: Op
@@ -51,8 +53,8 @@ def _linear(flow: Flow, op: Op, kind: str) -> Linear | None:
     if kind in CONVOLUTIONS:
         shape = flow.record.shapes[operands[1]]
         pointwise = all(size == 1 for size in shape[2:])
-        depthwise = not pointwise and shape[1] == 1 and shape[0] > 1
-    call = _alone(flow, op, weight, source, result)
+        depthwise = not pointwise and shape[1] < flow.record.shapes[source][-len(shape) + 1]
+    call = None if _grouped(flow, operands, weight) else _alone(flow, op, weight, source, result)
     if call is None:
         return Linear(op, None, None, weight, source, result, pointwise, depthwise)
     given, made = flow.main_input(call), flow.main_output(call)
@@ -93,6 +95,13 @@ def _weight(flow: Flow, operands: list[int], kind: str) -> tuple[str, int] | Non
     # Dequantised and reparametrised weights are computed from what the model owns.
     owned = _derived(flow, second)
     return (owned, first) if owned is not None else None
+
+
+def _grouped(flow: Flow, operands: list[int], weight: str) -> bool:
+    """Whether the blocks of one matrix are multiplied each with inputs of its own."""
+    parameter = flow.paths.parameters.get(weight)
+    shapes = [flow.record.shapes[v] for v in operands if flow.parameter(v) == weight]
+    return parameter is not None and parameter.dim() == 2 and any(len(s) > 2 for s in shapes)
 
 
 def _derived(flow: Flow, value: int) -> str | None:

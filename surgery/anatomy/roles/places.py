@@ -99,11 +99,9 @@ class Reading:
             if linear.path and linear.path not in taken:
                 self._called(linear.path, "head")
         for linear in self.linears.values():
-            if (
-                linear.pointwise
-                and linear.path not in self._sites["router"]
-                and linear.op.index in self.flow.felt
-            ):
+            alone = linear.call is not None and len(linear.call.outputs) == 1
+            routes = linear.path in self._sites["router"]
+            if alone and linear.pointwise and not routes and linear.op.index in self.flow.felt:
                 self._linear(linear, "linear")
         self._experts_alike()
 
@@ -131,6 +129,8 @@ class Reading:
         for index, role in attention.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
+            if linear.call is None and linear.weight in self.expert_weights:
+                self._weight(linear.weight, role)
             if len(role) > 1 and linear.call is not None:
                 self._slices(linear.call, self.slices.projections(linear, role, core))
         last, firsts = attention.o, attention.firsts
@@ -241,7 +241,9 @@ class Reading:
 
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
-        if mixture.joins and entry is not None and exit is not None:
+        call = mixture.call
+        attends = any(call.first <= a.core.ops[-1].index <= call.last for a in self.attentions)
+        if mixture.joins and not attends and entry is not None and exit is not None:
             self._add(self.regions.module(mixture.call, "mlp", entry, exit), "mlp")
         self._called(mixture.router, "router")
         if mixture.experts is not None:

@@ -66,7 +66,7 @@ class Ports:
     def ends(self) -> set[int]:
         """What the branches of residual sums end with: before norms, and apart where they join."""
         whole = {item.result for item in self.sums}
-        branches = [branch for item in self.sums for branch in item.branches]
+        branches = [branch for item in self.sums for branch in item.partial]
         return {end for branch in branches for end in branch_ends(self.flow, branch, whole)}
 
     def sum_of(self, value: int) -> Sum | None:

@@ -56,7 +56,7 @@ class Projections:
         roles: dict[int, str] = {}
         for index in nearest:
             served = "".join(name for name, found in zip("qkv", fed, strict=True) if index in found)
-            if index not in latents and served in ("q", "k", "v", "qkv", "kv"):
+            if index not in latents and served in ("q", "k", "v", "qkv", "qk", "kv"):
                 roles[index] = served
         ordered = sorted(nearest, key=lambda index: index not in fed[0])
         entries = tuple(dict.fromkeys(firsts[index] for index in ordered))
