@@ -9,7 +9,14 @@ from surgery.anatomy.record import Op, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import scoring
 from surgery.anatomy.roles.linears import Linear, operands_of
-from surgery.anatomy.roles.operators import ATTENTIONS, NORMS, PASSIVE, PRODUCTS, WHOLE_ATTENTIONS
+from surgery.anatomy.roles.operators import (
+    ATTENTIONS,
+    BLANKS,
+    NORMS,
+    PASSIVE,
+    PRODUCTS,
+    WHOLE_ATTENTIONS,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | No
 
     def stop(op: Op) -> bool:
         kind = flow.kinds[op.index]
-        return op.index in linears or is_product(op) or kind in NORMS or kind == "embedding"
+        ends = kind in NORMS or kind in BLANKS or kind == "embedding"
+        return ends or op.index in linears or is_product(op)
 
     scores: Op | None = None
     # A mask may be the choice of other scores, those of an indexer: they are not weighed here.

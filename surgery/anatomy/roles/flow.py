@@ -7,7 +7,15 @@ from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record
-from surgery.anatomy.roles.operators import NORMS, PASSIVE, RESHAPES, STATISTICS, WEIGHTED, kind
+from surgery.anatomy.roles.operators import (
+    BLANKS,
+    NORMS,
+    PASSIVE,
+    RESHAPES,
+    STATISTICS,
+    WEIGHTED,
+    kind,
+)
 
 
 class Flow:
@@ -137,7 +145,7 @@ class Flow:
         waiting = [value for value in returned if self.is_number(value)]
         for value in waiting:
             producer = self.record.producer[value]
-            if producer >= 0 and producer not in found:
+            if producer >= 0 and producer not in found and self.kinds[producer] not in BLANKS:
                 found.add(producer)
                 waiting += [v for v in self.ops[producer].inputs if self.is_number(v)]
         return found or set(range(len(self.ops)))

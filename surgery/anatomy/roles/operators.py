@@ -52,6 +52,12 @@ SELECTIONS = _names("""
 
 PASSIVE = RESHAPES | SELECTIONS
 
+BLANKS = _names("""
+    zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+    new_empty
+    """)
+"""Of a tensor they are given they take the shape alone."""
+
 ACTIVATIONS = _names("""
     relu relu6 gelu silu sigmoid tanh erf leaky_relu elu selu celu softplus mish hardswish
     hardsigmoid prelu rrelu glu logsigmoid softsign hardtanh hardshrink softshrink tanhshrink
