@@ -33,6 +33,8 @@ def document(results: Results) -> str:
     lines = [_OPENING.strip(), "", *_figures(results)]
     for task in TASKS:
         lines += ["", f"## {_HEADINGS[task]}", "", *_rows(results, task)]
+    lines += ["", "## What fails, and why", ""]
+    lines += [f"- {reason}: {names}" for reason, names in _failures(results).items()]
     lines += ["", "## Left out", "", "They do not run without any change:", ""]
     lines += [
         f"- `{key}`: {result['reason']}" for key, result in results.items() if not result["runs"]
@@ -102,6 +104,23 @@ def _excuses(results: Results) -> dict[str, str]:
             if cell["verdict"] == "no place":
                 found.setdefault(cell["reason"], []).append(f"`{key.partition('/')[2]}`")
     return {reason: ", ".join(dict.fromkeys(names)) for reason, names in found.items()}
+
+
+def _failures(results: Results) -> dict[str, str]:
+    """Each reason with the columns and architectures it stops, those that stop most first."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for key, result in sorted(results.items()):
+        for column, cell in result["cells"].items():
+            if cell["verdict"] == "failed":
+                reason = " ".join(f"{cell['code']} {cell['reason']}".split())
+                found.setdefault(reason, {}).setdefault(column, []).append(f"`{key}`")
+    order = sorted(found, key=lambda reason: -sum(map(len, found[reason].values())))
+    return {
+        reason: "; ".join(
+            f"{COLUMNS[c].title} of {', '.join(keys)}" for c, keys in found[reason].items()
+        )
+        for reason in order
+    }
 
 
 def _counted(results: Results, task: str, column: str) -> Counter[str]:
