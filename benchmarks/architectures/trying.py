@@ -125,26 +125,30 @@ def _gradients(
 
 
 def _reached(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, bool]:
-    """Of every module with parameters of its own, whether any of the base's gets a gradient."""
+    """Of every module, whether a gradient reaches any of the base's parameters in it."""
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    base = {name: p for name, p in model.named_parameters() if any(p is other for other in frozen)}
     for parameter in frozen:
         parameter.requires_grad_(True)
-    base = {name: p for name, p in model.named_parameters() if any(p is other for other in frozen)}
-    found: dict[str, bool] = {}
     gradients = _gradients(model, inputs, base)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     matrices = {name.rpartition(".")[0] for name, p in base.items() if p.dim() > 1}
+    found: dict[str, bool] = {}
     for name, gradient in gradients.items():
         owner = name.rpartition(".")[0]
         if owner in matrices and base[name].dim() < 2:
             continue  # a bias is reached through whatever its layer is given
-        found[owner] = found.get(owner, False) or (gradient is not None and bool(gradient.any()))
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+        while owner:
+            found[owner] = found.get(owner, False) or (
+                gradient is not None and bool(gradient.any())
+            )
+            owner = owner.rpartition(".")[0]
     return found
 
 
-def _holder(name: str, owners: dict[str, bool]) -> str:
-    """The innermost module with parameters of its own that ``name`` lies in."""
-    while name and name not in owners:
+def _holder(name: str, modules: dict[str, bool]) -> str:
+    """The innermost module with parameters of the base that ``name`` lies in."""
+    while name and name not in modules:
         name = name.rpartition(".")[0]
     return name
