@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
 from surgery.anatomy.site import covers
+
+INNER = ("q", "k", "v", "o", "qkv", "qk", "kv", "up", "gate", "gate_up", "down", "linear")
+"""Roles of layers inside an expert."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,43 @@ def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterato
             found = _around(flow, linear, ports)
             if found is not None:
                 yield found
+
+
+def expert_feed_forwards(
+    flow: Flow, linears: Mapping[int, Linear], found: Sequence[Mixture], known: Container[int]
+) -> Iterator[FeedForward]:
+    """The feed-forwards inside mixtures, which join no residual of their own.
+
+    Those whose down is in ``known`` are left out.
+    """
+    for linear in linears.values():
+        path = linear.path or flow.record.calls[linear.op.call].path
+        around = [m for m in found if covers(m.call.path, path)]
+        if linear.op.index in known or not around:
+            continue
+        # What makes a router's scores is no expert.
+        if not any(flow.depends(mixture.linear.result, linear.result) for mixture in around):
+            inside = feed_forward(flow, linears, linear)
+            if inside is not None:
+                yield inside
+
+
+def alike(
+    found: Sequence[Mixture], roles: Mapping[str, Container[str]], modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, str]]:
+    """Modules of experts, each with the role that its like has in another expert.
+
+    Few tokens do not reach all experts, so in a record some may never run.
+    """
+    for mixture in found:
+        inner: dict[str, list[str]] = {}
+        for expert in mixture.expert:
+            for rest, _ in modules[expert].named_modules():
+                inner.setdefault(rest, []).append(f"{expert}.{rest}" if rest else expert)
+        for same in inner.values():
+            for role in INNER:
+                if any(name in roles[role] for name in same):
+                    yield from ((name, role) for name in same)
 
 
 def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:

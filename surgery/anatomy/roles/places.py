@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import cores
-from surgery.anatomy.roles.experts import Mixture, mixtures
-from surgery.anatomy.roles.feedforward import FeedForward, feed_forward, feed_forwards
+from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
+from surgery.anatomy.roles.feedforward import FeedForward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
 from surgery.anatomy.roles.keys import described
@@ -51,7 +51,9 @@ class Reading:
         self.mixtures = list(mixtures(flow, self.linears, self.ports))
         outputs = {a.o.op.index for a in self.attentions if a.o is not None}
         self.feed_forwards = list(feed_forwards(flow, self.linears, self.sums, outputs))
-        self.feed_forwards += self._experts()
+        self.feed_forwards += expert_feed_forwards(
+            flow, self.linears, self.mixtures, {f.down.op.index for f in self.feed_forwards}
+        )
         adds = [op for item in self.sums if (op := flow.op(item.result)) is not None]
         beside = [
             *(f.down.path for f in self.feed_forwards if f.down.path),
@@ -103,23 +105,8 @@ class Reading:
             routes = linear.path in self._sites["router"]
             if alone and linear.pointwise and not routes and linear.op.index in self.flow.felt:
                 self._linear(linear, "linear")
-        self._experts_alike()
-
-    def _experts_alike(self) -> None:
-        """Give every expert the roles of one that ran: few tokens do not reach them all."""
-        roles = ("q", "k", "v", "o", "qkv", "kv", "up", "gate", "gate_up", "down", "linear")
-        for mixture in self.mixtures:
-            inner = {
-                (role, path[len(expert) :])
-                for role in roles
-                for path in self._sites[role]
-                for expert in mixture.expert
-                if covers(expert, path)
-            }
-            for role, rest in inner:
-                for expert in mixture.expert:
-                    if expert + rest in self.paths.modules:
-                        self._called(expert + rest, role)
+        for path, role in alike(self.mixtures, self._sites, self.paths.modules):
+            self._called(path, role)
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -251,22 +238,6 @@ class Reading:
         for path in mixture.expert:
             if path not in self._sites["expert"]:
                 self._called(path, "expert")
-
-    def _experts(self) -> Iterable[FeedForward]:
-        """Feed-forwards inside mixtures: their results join no residual of their own."""
-        known = {f.down.op.index for f in self.feed_forwards}
-        for linear in self.linears.values():
-            path = linear.path or self.record.calls[linear.op.call].path
-            if linear.op.index in known:
-                continue
-            around = [m for m in self.mixtures if covers(m.call.path, path)]
-            # What makes a router's scores is no expert.
-            if around and not any(
-                self.flow.depends(mixture.linear.result, linear.result) for mixture in around
-            ):
-                found = feed_forward(self.flow, self.linears, linear)
-                if found is not None:
-                    yield found
 
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
