@@ -86,9 +86,9 @@ def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, base: Any, layer: Any, edits: Any, *args: Any) -> Any:
-        work = original(base, layer, edits, *args)
-        if edits[0].owner == "layers.1.up":
+    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        if path == "layers.1.up":
             work.bias = work.bias + 1
         return work
 
@@ -100,9 +100,9 @@ def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
-    def nothing(original: Any, base: Any, layer: Any, edits: Any, *args: Any) -> Any:
-        work = original(base, layer, edits, *args)
-        work.weight = base.get_submodule(edits[0].owner).weight.detach().clone()
+    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
+        work = original(base, path, *args)
+        work.weight = base.get_submodule(path).weight.detach().clone()
         return work
 
     replaced(monkeypatch, merging, "_work", nothing)

@@ -26,7 +26,7 @@ def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> lis
         with torch.enable_grad():
             # A copy: operators that write into their input may not write into a leaf.
             values = replay.run({source: start.clone()})
-            return [_features(start, axis, values[end]) for end in ends]
+            return [_features(start, axis, values[end], generator) for end in ends]
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
         return None
 
@@ -50,10 +50,10 @@ def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
     return kept[::-1]
 
 
-def _features(start: Tensor, axis: int, end: Tensor) -> list[int]:
+def _features(start: Tensor, axis: int, end: Tensor, generator: torch.Generator) -> list[int]:
     if not end.requires_grad:
         return []
-    weights = torch.rand(end.shape, dtype=end.dtype) + 0.5
+    weights = torch.rand(end.shape, dtype=end.dtype, generator=generator) + 0.5
     found = torch.autograd.grad(end, start, weights, retain_graph=True, materialize_grads=True)
     reached: Any = found[0].ne(0).movedim(axis, 0).flatten(1).any(1)
     return cast("list[int]", reached.nonzero().flatten().tolist())

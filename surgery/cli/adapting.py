@@ -1,4 +1,4 @@
-"""`apply` and `merge`: commands that write models."""
+"""`apply`, `merge` and `fold`: commands that write models and adapters."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def register(application: typer.Typer) -> None:
     """Add the commands."""
     application.command("apply")(apply)
     application.command("merge")(merge)
+    application.command("fold")(fold)
 
 
 def apply(
@@ -43,7 +44,8 @@ def apply(
         base = surgery.load_model(model)
         say("applying the spec")
         difference = surgery.diff(base, ready)
-        surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model))
+        words = any(t.init.startswith("vocabulary(text") for t in difference.plan.tensors)
+        surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model) if words else None)
         say("writing")
         if merged:
             done = f"{_merged(base)}\n{_write_whole(base, model, output)}"
@@ -74,6 +76,29 @@ def merge(
         say("writing")
         written = _write_whole(base, model, output)
     show(f"{report}\n{written}")
+
+
+def fold(
+    model: Model,
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
+        ),
+    ],
+    output: Output,
+) -> None:
+    """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""
+    with working("loading the model") as say:
+        import surgery
+
+        base = surgery.load_model(model)
+        say("folding")
+        surgery.load(base, adapter)
+        report = surgery.fold(base)
+        say("writing")
+        written = surgery.save(base, output)
+    show(f"{report}\nSaved {written} ({_megabytes(written)}).")
 
 
 def _merged(model: nn.Module) -> MergeReport:

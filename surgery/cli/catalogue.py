@@ -26,14 +26,26 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, verbs and blocks that every spec can name; with NAME, all about one."""
+    """List the methods, verbs, blocks and recipes that come along; with NAME, all about one."""
+    from surgery.planning.spec import recipes
     from surgery.reports.claims import claims_of
     from surgery.rules.library import prelude
 
     known = prelude()
+    specs = {n: f.source.text for n, f in recipes().items()}
     if name is None:
         found = [claims_of(d) for d in map(known.find, sorted(known.names())) if d]
-        show_json([c.as_dict() for c in found]) if as_json else show(_list(found))
+        told = [{"name": n, "kind": "recipe", "spec": text} for n, text in specs.items()]
+        if as_json:
+            show_json([*(c.as_dict() for c in found), *told])
+        else:
+            show(_list(found, specs))
+        return
+    if name in specs:
+        text = specs[name]
+        show_json({"name": name, "kind": "recipe", "spec": text}) if as_json else show(
+            text.rstrip()
+        )
         return
     definition = _definition(name)
     claims = claims_of(definition)
@@ -49,7 +61,7 @@ def _definition(name: str) -> Definition:
     return Scope(prelude=prelude()).require(name, None)
 
 
-def _list(found: list[Claims]) -> str:
+def _list(found: list[Claims], specs: dict[str, str]) -> str:
     from surgery.reports.figures import aligned
 
     sections: list[str] = []
@@ -57,6 +69,8 @@ def _list(found: list[Claims]) -> str:
         rows = [(f"  {_called(c)}", _first(c.doc)) for c in found if c.kind == kind]
         if rows:
             sections.append("\n".join([f"{kind}s", *aligned(rows, widest=44)]))
+    rows = [(f"  {n}", _first(text.partition("\n")[0].lstrip("# "))) for n, text in specs.items()]
+    sections.append("\n".join(["recipes", *aligned(rows, widest=44)]))
     return "\n\n".join([*sections, "`surgery methods NAME` tells all about one."])
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from surgery import plan
 from surgery.anatomy import run
+from surgery.anatomy.read import read
 from surgery.anatomy.run import record
 from surgery.language.diagnostics import SurgeryError
 from tests import models
@@ -168,3 +170,12 @@ def test_hooks_of_the_model_stay_and_run() -> None:
     assert seen == [1]
     assert list(model[0]._forward_hooks) == [handle.id]
     assert not model[0]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["gpt2", "encoder_layer", "mixtral"])
+def test_reading_and_planning_draw_no_random_numbers(name: str) -> None:
+    model = models.build(name)
+    before = torch.get_rng_state()
+    assert read(model).places
+    plan(model, "on q|v apply lora(2) on attention apply prefix(2)")
+    assert torch.equal(torch.get_rng_state(), before)

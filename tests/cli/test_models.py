@@ -170,3 +170,20 @@ def test_merge(run: Any, folder: Path):
 )
 def test_errors(run: Any, words: tuple[str, ...], snapshot: Any):
     assert str(run(*words)) == snapshot
+
+
+def test_fold(run: Any, folder: Path):
+    (folder / "llamas.py").write_text(
+        "from tests.models import build\n\n\ndef model():\n    return build('llama')\n"
+    )
+    spec = "on attention apply prefix_mlp(2, m = 64)"
+    assert run("apply", "llamas:model", spec, "-o", "whole").code == 0
+    ran = run("fold", "llamas:model", "whole", "-o", "folded")
+    assert (ran.code, ran.err) == (0, "")
+    assert "Folded: 2 methods" in ran.out
+    assert set(load_file(folder / "folded" / "adapter.safetensors")) == {
+        f"model.layers.{layer}.self_attn.prefix_mlp.folded{part}"
+        for layer in (0, 1)
+        for part in (0, 1)
+    }
+    assert run("fold", "llamas:model", "folded", "-o", "again").code == 1
