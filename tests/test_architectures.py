@@ -93,6 +93,7 @@ def test_the_page_tells_all() -> None:
         GPT2.key: {"runs": False, "reason": "it broke", "cells": {}},
     }
     page = document(results)
+    assert "All of it on 0" in page
     assert "| `llama` | ✓ |" in page
     assert "| `t5` | S301 |" in page
     assert "`classification/gpt2`: it broke" in page

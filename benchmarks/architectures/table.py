@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,14 +34,12 @@ def document(results: Results) -> str:
     lines = [_OPENING.strip(), "", *_figures(results)]
     for task in TASKS:
         lines += ["", f"## {_HEADINGS[task]}", "", *_rows(results, task)]
-    lines += ["", "## What fails, and why", ""]
-    lines += [f"- {reason}: {names}" for reason, names in _failures(results).items()]
-    lines += ["", "## Left out", "", "They do not run without any change:", ""]
+    lines += ["", "## Why not", "", *_listed(_reasons(results, "failed"))]
+    lines += ["", "## No place", "", *_listed(_reasons(results, "no place"))]
+    lines += ["", "## Left out", "", "They do not run by themselves:", ""]
     lines += [
         f"- `{key}`: {result['reason']}" for key, result in results.items() if not result["runs"]
     ]
-    lines += ["", "## No place", ""]
-    lines += [f"- {reason}: {names}" for reason, names in _excuses(results).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -51,11 +50,12 @@ Every causal language model, sequence classifier and sequence-to-sequence model 
 runs on text, as a tiny random model, under the specs at the head of the columns. The page is written
 by `python -m benchmarks.architectures --write`.
 
-A cell is good (✓) if every parameter the spec adds gets a finite gradient that is not all zero, if
-these parameters, randomised, change the output in training and in evaluation, and if removing them
-gives back the output of the base to the bit. Else it holds the code of the error, or what was not
-kept; – marks a method that has no place in the architecture. HF PEFT's figures are those of its
-version 0.21 on its own list of the same three tasks.
+A spec is good for a model (✓) if every parameter it adds gets a finite gradient that is not all zero,
+if these parameters, randomised, change the output in training and in evaluation, and if removing
+them gives back the output of the base to the bit. A parameter is excused where the base's own weights
+get no gradient either: an expert that no token was sent to. Else the table has the code of the error,
+or ✗ for what was not kept; – marks a method that has no place in the architecture. HF PEFT's figures
+are those of its version 0.21 on its own list of the same three tasks.
 """
 
 _HEADINGS = {
@@ -80,47 +80,44 @@ def _figures(results: Results) -> list[str]:
 
 
 def _rows(results: Results, task: str) -> list[str]:
-    lines = [
+    """The names of those for which all is good, and a table of the others."""
+    good: list[str] = []
+    others = [
         "| architecture | " + " | ".join(column.title for column in COLUMNS.values()) + " |",
         "|---|" + ":---:|" * len(COLUMNS),
     ]
     for key, result in sorted(results.items()):
-        if key.startswith(task + "/") and result["runs"]:
-            cells = [_cell(result["cells"].get(name)) for name in COLUMNS]
-            lines.append(f"| `{key.partition('/')[2]}` | " + " | ".join(cells) + " |")
-    return lines
+        if not key.startswith(task + "/") or not result["runs"]:
+            continue
+        name = f"`{key.partition('/')[2]}`"
+        cells = [_cell(result["cells"].get(column)) for column in COLUMNS]
+        if all(cell == _MARKS["good"] for cell in cells):
+            good.append(name)
+        else:
+            others.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [f"All of it on {len(good)}: {', '.join(good)}.", "", *others]
 
 
 def _cell(cell: Mapping[str, str] | None) -> str:
     if cell is None:
         return ""
-    return _MARKS.get(cell["verdict"]) or cell["code"] or cell["reason"].partition(":")[0]
+    known = cell["code"] if re.fullmatch(r"S\d+", cell["code"]) else "✗"
+    return _MARKS.get(cell["verdict"]) or known
 
 
-def _excuses(results: Results) -> dict[str, str]:
+def _reasons(results: Results, verdict: str) -> dict[str, list[str]]:
+    """The architectures and columns of each reason."""
     found: dict[str, list[str]] = {}
     for key, result in results.items():
-        for cell in result["cells"].values():
-            if cell["verdict"] == "no place":
-                found.setdefault(cell["reason"], []).append(f"`{key.partition('/')[2]}`")
-    return {reason: ", ".join(dict.fromkeys(names)) for reason, names in found.items()}
+        for name, cell in result["cells"].items():
+            if cell["verdict"] == verdict:
+                reason = " ".join(filter(None, (cell["code"], cell["reason"])))
+                found.setdefault(reason, []).append(f"`{key}` {COLUMNS[name].title}")
+    return found
 
 
-def _failures(results: Results) -> dict[str, str]:
-    """Each reason with the columns and architectures it stops, those that stop most first."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for key, result in sorted(results.items()):
-        for column, cell in result["cells"].items():
-            if cell["verdict"] == "failed":
-                reason = " ".join(f"{cell['code']} {cell['reason']}".split())
-                found.setdefault(reason, {}).setdefault(column, []).append(f"`{key}`")
-    order = sorted(found, key=lambda reason: -sum(map(len, found[reason].values())))
-    return {
-        reason: "; ".join(
-            f"{COLUMNS[c].title} of {', '.join(keys)}" for c, keys in found[reason].items()
-        )
-        for reason in order
-    }
+def _listed(reasons: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"- {reason}: {', '.join(places)}" for reason, places in reasons.items()]
 
 
 def _counted(results: Results, task: str, column: str) -> Counter[str]:

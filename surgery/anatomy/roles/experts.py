@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -73,7 +74,8 @@ def alike(
     for mixture in found:
         inner: dict[str, list[str]] = {}
         for expert in mixture.expert:
-            for rest, _ in modules[expert].named_modules():
+            inside = cast("Iterator[tuple[str, nn.Module]]", modules[expert].named_modules())
+            for rest, _ in inside:
                 inner.setdefault(rest, []).append(f"{expert}.{rest}" if rest else expert)
         for same in inner.values():
             for role in INNER:
