@@ -87,7 +87,7 @@ class Tokens:
 
     Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
     sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
-    that number.
+    that number. ``turned`` embeddings are [length, batch, features].
     """
 
     reader: str
@@ -101,6 +101,7 @@ class Tokens:
     cache: str | None = None
     counts: Literal["places", "mask", "ids"] = "places"
     padding: int | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

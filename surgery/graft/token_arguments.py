@@ -51,6 +51,7 @@ class Call:
         self._join_mask(n)
         self._join_types(n)
         self._join_positions(n)
+        self._join_others(n)
         if self.embeds is not None:
             self.given[str(self.tokens.embeds)] = torch.cat(
                 (prompt.to(self.embeds), self.embeds), 1
@@ -134,6 +135,16 @@ class Call:
             self._same_length(types, "token types")
             front = types[..., :1].expand(*types.shape[:-1], n)
             self.given[str(self.tokens.types)] = torch.cat((front, types), -1)
+
+    def _join_others(self, n: int) -> None:
+        """Whatever else has a value for each token: the first one's, as boxes on a page have it."""
+        tokens = self.tokens
+        known = {tokens.ids, tokens.embeds, tokens.mask, tokens.positions, tokens.types}
+        for name, value in self.given.items():
+            each = isinstance(value, Tensor) and value.dim() > 1
+            if name not in known and each and value.shape[:2] == (self.batch, self.length):
+                front = value[:, :1].expand(-1, n, *value.shape[2:])
+                self.given[name] = torch.cat((front, value), 1)
 
     def _join_positions(self, n: int) -> None:
         positions: Tensor | None = self.of(self.tokens.positions)

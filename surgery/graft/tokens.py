@@ -141,12 +141,17 @@ def _rows(prompt: Tensor, batch: int) -> Tensor:
 def filled(tap: TokenTap, output: Tensor) -> Tensor:
     """The embedding's result [batch, n + length, features] with the prompt in its first places.
 
+    ``output`` is [n + length, batch, features] in stacks that have the length first.
+
     Only the first lookup of a call is filled: some models look up token types in the same table.
     """
     prompt, tap.prompt = tap.prompt, None
     if prompt is None:
         return output
-    return torch.cat((prompt.to(output), output[:, prompt.shape[1] :]), 1)
+    n = prompt.shape[1]
+    if tap.tokens.turned:
+        return torch.cat((prompt.transpose(0, 1).to(output), output[n:]), 0)
+    return torch.cat((prompt.to(output), output[:, n:]), 1)
 
 
 def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:

@@ -93,6 +93,8 @@ class Place:
         residual = self.site.residual if program.reads_residual else None
         if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
             flat = True
+        if self.site.tokens is not None:
+            return
         if flat and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:

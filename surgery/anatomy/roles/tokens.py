@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from surgery.anatomy.record import Call, Op
@@ -32,12 +32,19 @@ class Stacks:
         self.layers = layers
 
     def sites(self) -> Iterator[Site]:
-        """A site for each stack, in the order in which they run."""
+        """A site for each stack, in the order in which they run.
+
+        Where nothing looks the very ids up, some of them may be replaced before: those of images.
+        """
+        yield from list(self._looked_up(self.flow.same)) or self._looked_up(self._unmasked)
+
+    def _looked_up(self, origin: Callable[[int], int]) -> Iterator[Site]:
+        """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
         found: dict[str, tuple[int, Op, Call, str]] = {}
         for op, kind in zip(self.flow.ops, self.flow.kinds, strict=True):
             if kind != "embedding" or len(op.inputs) < 2:
                 continue
-            entered = self._reader(op)
+            entered = self._reader(op, origin)
             if entered is None:
                 continue
             reader, ids = entered
@@ -49,12 +56,29 @@ class Stacks:
             if site is not None:
                 yield site
 
-    def _reader(self, lookup: Op) -> tuple[Call, str] | None:
+    def _unmasked(self, value: int) -> int:
+        """``value`` before some of its elements were replaced."""
+        flow, shapes = self.flow, self.record.shapes
+        while True:
+            value = flow.same(value)
+            op = flow.op(value)
+            if op is None or flow.kinds[op.index] not in ("where", "masked_fill", "setitem"):
+                return value
+            alike = [
+                v
+                for v in op.inputs
+                if shapes[v] == shapes[value] and self.record.dtypes[v] == self.record.dtypes[value]
+            ]
+            if len(alike) != 1:
+                return value
+            value = alike[0]
+
+    def _reader(self, lookup: Op, origin: Callable[[int], int]) -> tuple[Call, str] | None:
         """The innermost call with both ``lookup`` and layers inside that is given its ids."""
         given = [v for v in lookup.inputs if not self.record.dtypes[v].is_floating_point]
         if not given or not any(self.flow.owned(v) for v in lookup.inputs):
             return None
-        ids = self.flow.same(given[0])
+        ids = origin(given[0])
         for call in self.record.stack(lookup.call):
             for name, values in call.inputs.items():
                 for key, value in values:
@@ -95,9 +119,16 @@ class Stacks:
             **self._names(reader, ids, module),
             counts=counts,
             padding=padding,
+            turned=self._turned(lookup, reader, ids),
         )
         paths = self.flow.paths.of(module)
         return Site(reader.path, paths, "module", "tokens", None, embedded, exit, tokens=tokens)
+
+    def _turned(self, lookup: Op, reader: Call, ids: str) -> bool:
+        """Whether tokens are looked up with the length first."""
+        shapes = self.record.shapes
+        given, looked_up = shapes[reader.inputs[ids][0][1]], shapes[lookup.outputs[0]][:2]
+        return looked_up != given and looked_up == given[::-1]
 
     def _exit(self, reader: Call, ids: str, lookup: Op) -> Port | None:
         """Behind the last layer, or out of the reader where that is no place to drop tokens."""
