@@ -23,11 +23,15 @@ def peft() -> Any:
 
 
 def llama(
-    hidden: int = 512, intermediate: int = 1376, layers: int = 8, heads: int = 8
+    hidden: int = 512,
+    intermediate: int = 1376,
+    layers: int = 8,
+    heads: int = 8,
+    causal: bool = False,
 ) -> nn.Module:
-    """The body of a Llama: every `Linear` in it belongs to a layer."""
+    """The body of a Llama, of which every `Linear` belongs to a layer; or all of it."""
     try:
-        from transformers import LlamaConfig, LlamaModel
+        from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
     except ImportError as problem:
         raise NothingMeasuredError(f"there are no Llamas to adapt ({problem})") from None
     config = LlamaConfig(
@@ -39,7 +43,8 @@ def llama(
         vocab_size=512,
         use_cache=False,
     )
-    return LlamaModel(config).eval().requires_grad_(False)
+    made = LlamaForCausalLM(config) if causal else LlamaModel(config)
+    return made.eval().requires_grad_(False)
 
 
 def one_linear(

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 import surgery
 from benchmarks.harness import NothingMeasuredError, Settings, Table, interleaved, overhead_ratio
-from benchmarks.peers import peft
+from benchmarks.peers import llama, peft
 
 N = 30
 SHAPES = ((1, 32), (4, 128))
 
 
 def run(settings: Settings) -> list[Table]:
-    base = _causal()
+    base = llama(causal=True)
     prompt = ("prompt", f"on tokens apply prompt({N})", peft().PromptTuningConfig)
     prefix = (
         "prefix",
@@ -111,20 +111,3 @@ def _same_values(ours: nn.Module, theirs: Any) -> None:
     one, other = ours(**given).logits, theirs.eval()(**given).logits[:, -8:]
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-3):
         raise NothingMeasuredError("the two compute different things")
-
-
-def _causal() -> nn.Module:
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError as problem:
-        raise NothingMeasuredError(f"there are no Llamas to adapt ({problem})") from None
-    config = LlamaConfig(
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        vocab_size=512,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)

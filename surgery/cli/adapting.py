@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.cli.arguments import Model, Output, Spec
+from surgery.cli.arguments import Adapter, Model, Output, Spec
 from surgery.cli.screen import show, working
 from surgery.language.diagnostics import SurgeryError, error
 
@@ -57,12 +57,7 @@ def apply(
 
 def merge(
     model: Model,
-    adapter: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
-        ),
-    ],
+    adapter: Adapter,
     output: Output,
 ) -> None:
     """Merge a saved ADAPTER into MODEL, and write the whole model."""
@@ -80,12 +75,7 @@ def merge(
 
 def fold(
     model: Model,
-    adapter: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
-        ),
-    ],
+    adapter: Adapter,
     output: Output,
 ) -> None:
     """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""

@@ -23,6 +23,12 @@ Spec = Annotated[
         show_default=False,
     ),
 ]
+Adapter = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
+    ),
+]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.", show_default=False)
 ]

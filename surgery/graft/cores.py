@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx
 
 from surgery.anatomy.site import Core
-from surgery.graft.emit import Emitter, Host
+from surgery.graft.emit import Emitter
+from surgery.graft.graphs import GraphHost
 from surgery.graft.rerouting import CoreChange
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression, operand, walk
@@ -70,21 +70,9 @@ def _graph(
     graph = fx.Graph()
     known = {given: graph.placeholder("value")}
     known |= {e: graph.placeholder(f"captured{i}") for i, e in enumerate(captured)}
-    emitter = Emitter(_CoreHost(graph), None, sizes, known=known)
+    emitter = Emitter(GraphHost(graph), None, sizes, known=known)
     graph.output(emitter.emit(value))
     return graph
-
-
-class _CoreHost(Host):
-    """Writes a function of which every leaf is an argument."""
-
-    def __init__(self, graph: fx.Graph):
-        self.graph = graph
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        if isinstance(target, str):
-            return self.graph.call_method(target, args, kwargs)
-        return self.graph.call_function(target, args, kwargs)
 
 
 def _outer(e: Expression) -> list[Expression]:

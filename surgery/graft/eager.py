@@ -12,7 +12,9 @@ from torch import fx, nn
 from surgery.anatomy.site import Port, Tokens
 from surgery.graft import fastpath, token_masks
 from surgery.graft.container import Graft
-from surgery.graft.forward import Design, Part, Stack, write_effective, write_forward
+from surgery.graft.design import Design, Part, Stack
+from surgery.graft.effective import write_effective
+from surgery.graft.forward import write_forward
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.kernels import Held, Tap
 from surgery.graft.prompts import token_change

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx
 
 from surgery.graft import experts, kernels
-from surgery.graft.emit import Emitter, Host
+from surgery.graft.emit import Emitter
 from surgery.graft.generate import SELF
+from surgery.graft.graphs import FunctionHost
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression, number
@@ -100,24 +100,8 @@ class _Writer:
         """A function of the values of ``leaves`` for one expert; ``turned`` as it is stored."""
         graph = fx.Graph()
         given = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
-        result = Emitter(_OneExpert(graph, given), self.layer, self.sizes).emit(e)
+        result = Emitter(FunctionHost(graph, given), self.layer, self.sizes).emit(e)
         graph.output(graph.call_function(torch.t, (result,)) if turned else result)
         name = f"{self.layer.weight}_{len(self.functions)}"
         self.functions[name] = graph
         return name
-
-
-class _OneExpert(Host):
-    """Writes a function of the values of one expert."""
-
-    def __init__(self, graph: fx.Graph, given: Mapping[Expression, fx.Node]):
-        self.graph = graph
-        self.given = given
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        if isinstance(target, str):
-            return self.graph.call_method(target, args, kwargs)
-        return self.graph.call_function(target, args, kwargs)
-
-    def leaf(self, expression: Expression) -> fx.Node:
-        return self.given[expression]

@@ -1,0 +1,72 @@
+"""What becomes of one module's class, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import fx
+
+from surgery.anatomy.site import Core, Port
+from surgery.graft.rerouting import CoreChange
+from surgery.planning.layers import Layer
+from surgery.rules.dims import Scalar
+from surgery.rules.program import Program
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program to run at a module: its result, or what it makes of an attention's ``core``.
+
+    ``own`` programs read the module's input; the others are of regions that end here, or whose
+    core runs here. ``taps`` name the module attributes from which `x` (of a region), `residual`
+    and the mask of `real` tokens are read, and ``held`` the one that holds the norm module.
+    """
+
+    program: Program
+    layer: Layer | None
+    sizes: tuple[tuple[str, Scalar], ...]
+    features: str
+    rank: int | None
+    own: bool
+    entry: Port
+    exit: Port
+    taps: tuple[tuple[str, str], ...] = ()
+    held: str | None = None
+    core: Core | None = None
+    gives_result: bool = True
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A module's part in what becomes of a stack's tokens; ``tap`` names what its parts share.
+
+    The reader runs the ``program``. It hands what replaces tokens to the embedding by the taps in
+    ``places``, with their ids; the embedding and the exit find there what concerns them.
+    """
+
+    role: Literal["reader", "embedding", "exit"]
+    tap: str
+    exit: Port
+    program: Part | None = None
+    places: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that decides a generated class: modules with equal designs share one.
+
+    ``parts`` are what the forward runs, ``read`` those whose weights other code reads.
+    """
+
+    parts: tuple[Part, ...] = ()
+    writes: tuple[tuple[str, Port], ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    read: tuple[Part, ...] = ()
+
+
+@dataclass
+class Built:
+    graph: fx.Graph
+    functions: dict[str, fx.Graph] = field(default_factory=dict[str, fx.Graph])
+    cores: list[CoreChange] = field(default_factory=list[CoreChange])

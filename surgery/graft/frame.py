@@ -1,0 +1,227 @@
+"""The graph of a module's forward while it is written: what the module has, is given and calls."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as functional
+from torch import fx, nn
+
+from surgery.anatomy.site import Port
+from surgery.graft import kernels
+from surgery.graft.cores import write_core
+from surgery.graft.design import Part
+from surgery.graft.emit import Emitter
+from surgery.graft.generate import SELF
+from surgery.graft.graphs import FunctionHost, GraphHost
+from surgery.graft.rerouting import CoreChange, call_attending
+from surgery.planning.layers import Layer
+from surgery.rules.expression import Expression, operand
+
+
+class Frame(GraphHost):
+    """The graph being written, for a module of class ``cls``."""
+
+    def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool, prefix: str = ""):
+        super().__init__(fx.Graph())
+        self.cls = cls
+        self.prefix = prefix
+        self.functions: dict[str, fx.Graph] = {}
+        self.cores: list[CoreChange] = []
+        self.captured: list[tuple[fx.Node, ...]] = []
+        self.layer = layer
+        self.raw: fx.Node | None = None
+        self._attributes: dict[str, fx.Node] = {}
+        self._taps: dict[str, fx.Node] = {}
+        self.inputs: dict[str, fx.Node] = {}
+        self.parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
+        self.plain = plain
+        if plain:
+            self.only = self.graph.placeholder(self.parameters[0])
+        else:
+            self.args = self.graph.placeholder("*args")
+            self.kwargs = self.graph.placeholder("**kwargs")
+
+    @property
+    def self_node(self) -> fx.Node:
+        return self.attribute(SELF)
+
+    def attribute(self, name: str) -> fx.Node:
+        if name not in self._attributes:
+            self._attributes[name] = self.graph.get_attr(name)
+        return self._attributes[name]
+
+    def tap(self, name: str) -> fx.Node:
+        if name not in self._taps:
+            self._taps[name] = self.call(kernels.read_tap, self.attribute(name))
+        return self._taps[name]
+
+    def peek(self, name: str) -> fx.Node:
+        return self.call(kernels.peek_tap, self.attribute(name))
+
+    def change_core(self, part: Part) -> None:
+        """Have the core of ``part`` run changed while the module's own forward does.
+
+        What passes between the modules of a region is known no earlier than when the core runs.
+        """
+        assert part.core is not None
+        prefix = f"core{len(self.cores)}"
+        written = write_core(part.program, part.core, dict(part.sizes), prefix)
+        self.functions |= written.graphs
+        if part.own:
+            emitter = emitter_for(self, part, None)
+            self.captured.append(tuple(emitter.emit(e) for e in written.captured))
+            self.cores.append(written.change)
+            return
+        late = Frame(self.cls, None, plain=False, prefix=f"{prefix}_")
+        emitter = emitter_for(late, part, None)
+        late.graph.output(tuple(emitter.emit(e) for e in written.captured))
+        late.graph.eliminate_dead_code()
+        for node in late.graph.nodes:
+            if node.op == "placeholder":
+                late.graph.erase_node(node)
+        name = f"{prefix}_captured"
+        self.functions |= {**late.functions, name: late.graph}
+        self.captured.append(())
+        self.cores.append(replace(written.change, late=name))
+
+    def own_forward(self, args: Any, kwargs: Any) -> fx.Node:
+        if not self.cores:
+            return self.call(kernels.call_base, self.self_node, args, kwargs)
+        return self.call(call_attending, self.self_node, args, kwargs, tuple(self.captured))
+
+    def input(self, port: Port) -> fx.Node:
+        if self.plain:
+            return self.only
+        name = port.argument or self.parameters[0]
+        if name not in self.inputs:
+            position = self.parameters.index(name)
+            self.inputs[name] = self.call(kernels.take, self.args, self.kwargs, position, name)
+        return self.inputs[name]
+
+    def run(self, x: fx.Node, part: Part) -> fx.Node:
+        """The module's own forward on ``x``; its hidden states."""
+        layer = part.layer
+        if self.plain:
+            if layer and layer.kind in ("linear", "transposed") and layer.native:
+                bias = self.attribute("bias") if layer.bias else None
+                weight = self.attribute("weight")
+                if layer.kind == "transposed":
+                    return self.call(kernels.transposed_linear, x, weight, bias)
+                return self.call(functional.linear, x, weight, bias)
+            return self.call(kernels.call_base, self.self_node, (x,), {})
+        args, kwargs = self.args, self.kwargs
+        name = part.entry.argument or self.parameters[0]
+        if x is not self.input(part.entry):
+            position = self.parameters.index(name)
+            args = self.call(kernels.put_args, args, kwargs, position, name, x)
+            kwargs = self.call(kernels.put_kwargs, kwargs, name, x)
+        self.raw = self.own_forward(args, kwargs)
+        return self.output(part.exit)
+
+    def base_unchanged(self) -> fx.Node:
+        """The module's forward where no program of its own has run it."""
+        if self.plain:
+            return self.run(self.only, _unchanged(self.layer))
+        self.raw = self.own_forward(self.args, self.kwargs)
+        return self.raw
+
+    def output(self, port: Port) -> fx.Node:
+        if self.raw is None or port.index is None:
+            return self.raw  # type: ignore[return-value]
+        return self.call(kernels.first, self.raw, port.index)
+
+    def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitter) -> str:
+        key = f"{self.prefix}fold{len(self.functions)}"
+        graph = fx.Graph()
+        arguments = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
+        inner = Emitter(FunctionHost(graph, arguments), emitter.layer, emitter.sizes)
+        graph.output(inner.compute(expression))
+        self.functions[key] = graph
+        return key
+
+
+def _unchanged(layer: Layer | None) -> Part:
+    port = Port("", "input")
+    return Part(None, layer, (), "last", None, True, port, port)  # type: ignore[arg-type]
+
+
+class ModuleHost(GraphHost):
+    """Writes into the graph of a module's forward."""
+
+    def __init__(self, frame: Frame, part: Part, current: fx.Node | None):
+        super().__init__(frame.graph)
+        self.frame = frame
+        self.part = part
+        self.current = current
+        self.taps = dict(part.taps)
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        name = expression.name
+        if expression.op == "param":
+            return self.frame.attribute(name)
+        if name in self.taps:
+            return self.frame.tap(self.taps[name])
+        if name == "x":
+            return self.frame.input(self.part.entry)
+        assert self.part.layer is not None
+        return self.frame.attribute(self.part.layer.names[name])
+
+    def module(self) -> fx.Node:
+        return self.frame.self_node
+
+    def training(self) -> fx.Node:
+        return self.frame.attribute("training")
+
+    def real(self) -> fx.Node | None:
+        return self.frame.peek(self.taps["real"]) if "real" in self.taps else None
+
+    def held(self, name: str, value: fx.Node) -> fx.Node:
+        assert self.part.held
+        return self.call(kernels.call_held, self.frame.attribute(self.part.held), value)
+
+    def base(self, x: fx.Node) -> fx.Node:
+        if not self.part.own:
+            assert self.current is not None
+            return self.current
+        return self.frame.run(x, self.part)
+
+    def fold(self, expression: Expression, emitter: Emitter) -> fx.Node:
+        leaves = sorted(expression.leaves, key=str)
+        key = self.frame.new_fold(expression, leaves, emitter)
+        values = tuple(self.leaf(leaf) for leaf in leaves)
+        return self.call(kernels.fold, self.frame.self_node, key, values)
+
+
+class RowsHost(ModuleHost):
+    """For states that come as rows: the program sees [batch, length, features]."""
+
+    def __init__(self, frame: Frame, part: Part, current: fx.Node | None):
+        super().__init__(frame, part, current)
+        self.given: dict[fx.Node, fx.Node] = {}
+        self.first: fx.Node | None = None
+
+    def in_sequence(self, value: fx.Node) -> fx.Node:
+        like = self.frame.tap(self.taps["sequences"])
+        result = self.call(kernels.in_sequence, value, like)
+        self.given[result] = value
+        self.first = self.first or value
+        return result
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        value = super().leaf(expression)
+        return self.in_sequence(value) if expression.varies else value
+
+    def base(self, x: fx.Node) -> fx.Node:
+        rows = self.given.get(x)
+        if rows is None:
+            rows = self.call(kernels.as_given, x, super().leaf(operand("x", ())))
+        return self.in_sequence(super().base(rows))
+
+
+def emitter_for(frame: Frame, part: Part, current: fx.Node | None) -> Emitter:
+    kind = RowsHost if "sequences" in dict(part.taps) else ModuleHost
+    host = kind(frame, part, current)
+    return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)

@@ -1,0 +1,54 @@
+"""A module's part in what becomes of a stack's tokens (see graft/tokens.py), in its forward."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from surgery.anatomy.site import Port
+from surgery.graft import kernels, tokens
+from surgery.graft.design import Stack
+from surgery.graft.frame import Frame, emitter_for
+from surgery.graft.prompts import token_change
+
+
+def begin(frame: Frame, stack: Stack) -> None:
+    """Change the arguments of a reader as its program says."""
+    part, tap = stack.program, frame.attribute(stack.tap)
+    assert part is not None
+    emitter = emitter_for(frame, part, None)
+    change = token_change(part.program.result, emitter.sizes)
+    calls: list[tuple[Any, ...]] = [(tokens.noticed, tap)] if change.places else []
+    if change.shift:
+        calls.append((tokens.shifted, tap, change.shift))
+    if change.prompts:
+        prompts = tuple(emitter.emit(e) for e in change.prompts)
+        prompt = prompts[0] if len(prompts) == 1 else frame.call(torch.cat, prompts, 0)
+        calls.append((tokens.extended, tap, prompt))
+    for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
+        frame.call(kernels.write_tap, frame.attribute(name), emitter.emit(vectors))
+    for function, *given in calls:
+        pair = frame.call(function, *given, frame.args, frame.kwargs)
+        frame.args, frame.kwargs = (frame.call(operator.getitem, pair, i) for i in (0, 1))
+    frame.inputs.clear()
+
+
+def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
+    """What the module gives, as its part in a stack has it."""
+    tap = frame.attribute(stack.tap)
+    if stack.role == "reader":
+        return frame.call(tokens.restored, tap, result)
+    if stack.role == "embedding":
+        ids = frame.only if frame.plain else frame.input(Port("", "input"))
+        for name, token in stack.places:
+            vectors = frame.call(kernels.peek_tap, frame.attribute(name))
+            result = frame.call(tokens.placed, tap, ids, token, vectors, result)
+        return frame.call(tokens.filled, tap, result)
+    if frame.plain or stack.exit.index is None:
+        return frame.call(tokens.trimmed, tap, result)
+    hidden = frame.call(kernels.first, result, stack.exit.index)
+    hidden = frame.call(tokens.trimmed, tap, hidden)
+    return frame.call(kernels.with_first, result, stack.exit.index, hidden)
