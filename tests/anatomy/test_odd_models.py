@@ -372,3 +372,61 @@ class Linears(nn.Module):
 
 def test_linears_are_told_by_what_they_do() -> None:
     assert paths(Linears())["linear"] == ["plain", "pointwise"]
+
+
+class Borrowing(nn.Module):
+    """The second attention uses the keys and values of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.q, self.o = Attention(), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        k, v = self.first.k(h), self.first.v(h)
+        x = x + self.first.o(F.scaled_dot_product_attention(self.first.q(h), k, v))
+        return x + self.o(F.scaled_dot_product_attention(self.q(self.norm(x)), k, v))
+
+
+def test_keys_of_an_earlier_layer_are_no_cross_attention() -> None:
+    found = paths(Within(Borrowing()))
+    assert len(found["attention"]) == 2
+    assert "attention.cross" not in found
+
+
+class Lone(nn.Module):
+    """A stack in which each block has one part alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = [Attention(), FeedForward(), FeedForward()]
+        self.blocks = nn.ModuleList(Residual(part) for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_of_one_part_each_are_layers() -> None:
+    assert paths(Within(Lone()))["layer"] == [f"inner.blocks.{i}" for i in range(3)]
+
+
+class Latent(Attention):
+    """Queries of a latent that is normed, scaled, and put beside itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.normed, self.q = nn.Linear(WIDTH, 4), nn.LayerNorm(4), nn.Linear(8, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent = self.a(x)
+        q = self.q(torch.cat((self.normed(latent) * 2.5, latent), -1))
+        return self.o(F.scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
+def test_queries_of_a_latent() -> None:
+    found = paths(Residual(Latent()))
+    assert (found["q"], found["attention"]) == (["parts.latent.q"], ["parts.latent"])
+    assert "attention.cross" not in found

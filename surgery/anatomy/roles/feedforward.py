@@ -110,7 +110,7 @@ def _behind(
         kind = flow.kinds[op.index]
         if op.outputs and not flow.is_number(op.outputs[0]):
             continue  # which side of a bend each value is on
-        if not op.inputs:
+        if op.outputs and flow.constant(op.outputs[0]):
             continue
         if linear is not None and not linear.depthwise:
             found.linears.add(op.index)

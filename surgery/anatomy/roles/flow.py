@@ -83,6 +83,10 @@ class Flow:
         producer = self.record.producer[value]
         return self.bit(value) | (self.ancestors[producer] if producer >= 0 else 0)
 
+    def constant(self, value: int) -> bool:
+        """Whether ``value`` is the same whatever the model is given."""
+        return not self.history(value) >> len(self.ops)
+
     def depends(self, value: int, on: int) -> bool:
         """Whether ``value`` was computed from the value ``on`` (or is it)."""
         return bool(self.history(value) & self.bit(on))

@@ -9,6 +9,9 @@ from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE
 from surgery.anatomy.roles.residual import unscaled
 
+_KEPT = PASSIVE | {"masked_fill", "setitem", "clamp", "clamp_min"}
+"""What leaves most ids as they were given."""
+
 
 def embeddings(flow: Flow) -> Iterator[str]:
     """The modules that look up what the model was given; positions are not given."""
@@ -19,8 +22,19 @@ def embeddings(flow: Flow) -> Iterator[str]:
         call = flow.record.calls[op.call]
         module = flow.paths.modules.get(call.path)
         own = module is not None and "weight" in module._parameters  # pyright: ignore[reportPrivateUsage]
-        if own and any(flow.stripped(v, PASSIVE) in flow.record.arguments for v in ids):
+        if own and any(_given(flow, v) for v in ids):
             yield call.path
+
+
+def _given(flow: Flow, ids: int) -> bool:
+    """Whether the model was given ``ids``, up to some that it puts another in place of."""
+    op = flow.op(ids)
+    if op is None:
+        return ids in flow.record.arguments
+    kind = flow.kinds[op.index]
+    if kind == "where":
+        return any(_given(flow, value) for value in op.inputs[1:])
+    return kind in _KEPT and bool(op.inputs) and _given(flow, op.inputs[0])
 
 
 def heads(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Linear]:

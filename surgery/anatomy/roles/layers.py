@@ -84,9 +84,13 @@ def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set
     """
     attending = {_item(path, at) for at in attentions if at.startswith(path + ".")}
     feeding = {_item(path, at) for at in feed_forwards if at.startswith(path + ".")}
-    if len(attending) < 2 or len(feeding) < 2 or "" in attending | feeding:
+    if "" in attending | feeding:
         return {path}
     lists = {item.rpartition(".")[0] for item in attending | feeding}
+    if len(lists) == 1 and not _NUMBER.search(path):
+        return attending | feeding
+    if len(attending) < 2 or len(feeding) < 2:
+        return {path}
     if len(lists) == 1:
         return attending | feeding
     return {path} if path.rpartition(".")[2].isdigit() else set()

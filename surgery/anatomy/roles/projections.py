@@ -11,7 +11,7 @@ from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import NORMS, PASSIVE, POINTWISE
-from surgery.anatomy.roles.residual import Sum
+from surgery.anatomy.roles.residual import Sum, before_scale
 
 _CHUNKS = {"cat", "stack", "pad", "as_strided", "setitem", "copy", "einsum", "bmm", "matmul"}
 """How windows are put together again."""
@@ -43,6 +43,7 @@ class Projections:
         self.core_ops = {op.index for core in cores for op in core.ops}
         self.stream = {flow.record.producer[item.result] for item in sums}
         self.skips = [item.skip for item in sums]
+        self.skip_of = {item.result: item.skip for item in sums}
         self.by_result = {linear.result: linear for linear in linears.values()}
 
     def around(self, core: Core) -> Attention:
@@ -103,17 +104,29 @@ class Projections:
             linear = made
 
     def _back(self, value: int) -> Iterator[int]:
-        """``value`` before each norm, reshape and selection, back to the result of a linear."""
+        """``value`` before each norm, scale and selection, back to the result of a linear."""
         while True:
             yield value
             if value in self.by_result:
                 return
             before = self.flow.before_norm(value)
             if before is None:
+                before = before_scale(self.flow, value)
+            if before is None:
                 before = self.flow.stripped(value, PASSIVE)
             if before == value:
+                before = self._parted(value)
+            if before is None:
                 return
             value = before
+
+    def _parted(self, value: int) -> int | None:
+        """What all parts of a ``cat`` come from: one latent as it is, and normed."""
+        op = self.flow.op(value)
+        if op is None or self.flow.kinds[op.index] != "cat":
+            return None
+        ends = {list(self._back(part))[-1] for part in op.inputs}
+        return ends.pop() if len(ends) == 1 and value not in ends else None
 
     @cached_property
     def streams(self) -> set[int]:
@@ -122,9 +135,22 @@ class Projections:
 
     def _crosses(self, queries: list[int], keys: list[int]) -> bool:
         """Whether keys come from elsewhere than queries."""
-        if set().union(*map(self._origins, queries)) & set().union(*map(self._origins, keys)):
+        found = set[int]().union(*map(self._origins, queries))
+        others = set[int]().union(*map(self._origins, keys))
+        if found & others or others & self._earlier(found):
             return False
         return not any(self.flow.depends(key, query) for key in keys for query in queries)
+
+    def _earlier(self, found: set[int]) -> set[int]:
+        """The same stream before: layers may share the keys of one that came first."""
+        reached = list(found)
+        known = set(found)
+        for value in reached:
+            if value in self.skip_of:
+                new = self._origins(self.skip_of[value]) - known
+                known |= new
+                reached += new
+        return known
 
     def _origins(self, value: int) -> set[int]:
         """The sums, linears and arguments that ``value`` is put together from."""

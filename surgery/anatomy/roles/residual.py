@@ -107,12 +107,12 @@ def _skip(flow: Flow, leaves: list[int], products: int) -> int | None:
 
 def unscaled(flow: Flow, value: int) -> int:
     """``value`` before it was reshaped, or scaled or shifted by what the model owns."""
-    while (before := _before_scale(flow, value)) is not None:
+    while (before := before_scale(flow, value)) is not None:
         value = before
     return value
 
 
-def _before_scale(flow: Flow, value: int) -> int | None:
+def before_scale(flow: Flow, value: int) -> int | None:
     """One step back through a reshape or a scale, or None if ``value`` comes from something else."""
     op = flow.op(value)
     if op is None or not op.inputs:
@@ -145,7 +145,7 @@ def branch_ends(flow: Flow, branch: int, whole: Container[int] = ()) -> Iterator
     for value in waiting:
         end = value
         while (before := flow.before_norm(end)) is None:
-            step = _before_scale(flow, end)
+            step = before_scale(flow, end)
             if step is None:
                 break
             end = step
