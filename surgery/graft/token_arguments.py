@@ -11,6 +11,8 @@ from surgery.anatomy.site import Tokens
 from surgery.graft.token_cache import past_of
 from surgery.language.diagnostics import SurgeryError, error
 
+_ELSEWHERE = ("encoder_", "cross_", "memory")
+
 
 class Call:
     """One call of the reader of ``tokens``, whose arguments can be replaced by name."""
@@ -137,12 +139,17 @@ class Call:
             self.given[str(self.tokens.types)] = torch.cat((front, types), -1)
 
     def _join_others(self, n: int) -> None:
-        """Whatever else has a value for each token: the first one's, as boxes on a page have it."""
+        """Whatever else tells of each token: the first one's, as boxes on a page have it.
+
+        Those are whole numbers; what comes from another sequence, as long as this one, is called so.
+        """
         tokens = self.tokens
         known = {tokens.ids, tokens.embeds, tokens.mask, tokens.positions, tokens.types}
         for name, value in self.given.items():
-            each = isinstance(value, Tensor) and value.dim() > 1
-            if name not in known and each and value.shape[:2] == (self.batch, self.length):
+            if name in known or name.startswith(_ELSEWHERE) or not isinstance(value, Tensor):
+                continue
+            tells = value.dim() > 1 and not value.is_floating_point()
+            if tells and value.shape[:2] == (self.batch, self.length):
                 front = value[:, :1].expand(-1, n, *value.shape[2:])
                 self.given[name] = torch.cat((front, value), 1)
 

@@ -674,3 +674,20 @@ def test_arguments_by_position_and_what_the_tap_forgets() -> None:
     noticed(tap, (ids,), {})
     assert filled(tap, again) is again
     assert read(model).places["tokens"][0].tokens == tokens
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+@torch.no_grad()
+def test_an_encoder_as_long_as_the_decoder_stays_as_it_is(name: str) -> None:
+    model = build(name)
+    prompt = random_prompt(model, N, 1)
+    source, target = a_batch(), a_batch()
+    mask = torch.ones_like(source)
+    mask[0, -2:] = 0
+    reader = model.get_submodule(tokens_of(model, 1).reader)
+    given: dict[str, Any] = {"input_ids": source, "attention_mask": mask}
+    embedded = reader.get_input_embeddings()(target)
+    behind = torch.cat((prompt.expand(len(target), -1, -1).to(embedded), embedded), 1)
+    wanted = model(**given, decoder_inputs_embeds=behind).logits[:, N:]
+    with_prompt(model, prompt, 1)
+    torch.testing.assert_close(model(**given, decoder_input_ids=target).logits, wanted)
