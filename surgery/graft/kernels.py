@@ -10,6 +10,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from surgery.language.diagnostics import error
+
 
 def take(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
     """The argument ``name`` of a call, by keyword or by position; None if it is not given."""
@@ -228,7 +230,11 @@ def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         return value.mean(dim, keepdim=True)
     batch, length = value.shape[0], value.shape[dim]
     if mask.dim() != 2 or batch % mask.shape[0]:
-        raise ValueError(f"a mask of {[*mask.shape]} does not tell of tokens {[*value.shape]}")
+        raise error(
+            "S431",
+            f"a mask of {[*mask.shape]} does not tell which of the tokens {[*value.shape]} are real",
+            help="give a mask of [batch, length], or pool over all places: gated(average = mean)",
+        )
     real = mask[:, -length:].to(value.dtype)
     if mask.shape[1] < length:
         real = functional.pad(real, (length - mask.shape[1], 0), value=1.0)
@@ -248,6 +254,13 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
     if rank == 4 and left.shape[1] != right.shape[1] and left.shape[1] > 1:
         left = left.repeat_interleave(right.shape[1] // left.shape[1], 1)
     at = rank + dim
+    for i, (a, b) in enumerate(zip(left.shape, right.shape, strict=True)):
+        if i != at and a != b and 1 not in (a, b):
+            raise error(
+                "S431",
+                f"{[*left.shape]} cannot stand before {[*right.shape]}: the model runs this place "
+                "with other sizes than when it was read",
+            )
     sizes = [max(a, b) for a, b in zip(left.shape, right.shape, strict=True)]
     parts = [
         t.expand(*(t.shape[i] if i == at else sizes[i] for i in range(rank))) for t in (left, right)
