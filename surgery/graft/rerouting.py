@@ -36,10 +36,11 @@ def call_attending(
 ) -> Any:
     """Run the forward from before; ``captured`` is what the functions of each core need."""
     cls: Any = type(module)
-    changes = [
-        (change.core, _bound(change, cls.surgery_functions, module, values))
+    bound = [
+        (change.core.each, _bound(change, cls.surgery_functions, module, values))
         for change, values in zip(cls.surgery_cores, captured, strict=True)
     ]
+    changes = [(core, change) for cores, change in bound for core in cores]
     with rerouted(changes):
         return cls.surgery_base.forward(module, *args, **kwargs)
 

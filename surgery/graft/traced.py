@@ -115,7 +115,8 @@ class _Writer:
             raise _unreachable(edit)
         core = next((e.core for e in site.edits if e.core), None)
         if core is not None:
-            self.emit_core(site, edit, core_node(self.inside(core.path), core))
+            for node in [core_node(self.inside(core.path), one) for one in core.each]:
+                self.emit_core(site, edit, node)
         if core is None or site.program.changes_result:
             for node in calls or [self.output(edit.exit)]:
                 self.emit(site, edit, node)

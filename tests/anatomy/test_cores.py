@@ -176,3 +176,39 @@ def test_obstacles(made: type[nn.Module], why: str) -> None:
     assert core is not None
     assert core.obstacle is not None
     assert why in core.obstacle
+
+
+def test_equal_cores_of_one_place_change_alike() -> None:
+    """Differential attention takes the difference of two softmaxes."""
+    from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
+
+    import surgery
+
+    config = DiffLlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    model = DiffLlamaForCausalLM(config).eval()
+    for role in ("attention", "attention.self"):
+        for site in surgery.select(model, role):
+            assert site.core is not None
+            assert (site.core.order, site.core.others) == (0, (1,))
+            assert site.core.obstacle is None
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        before = model(ids).logits
+    surgery.apply(model, "on attention apply prefix(2)", seed=0)
+    output = model(ids).logits
+    output.square().sum().backward()
+    assert (output - before).abs().max() > 1e-4
+    assert all(
+        p.grad is not None and p.grad.abs().max() > 0 for p in surgery.trainable(model).values()
+    )
+    surgery.remove(model)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, before)

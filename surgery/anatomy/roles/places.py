@@ -23,7 +23,7 @@ from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights
-from surgery.anatomy.site import ROLES, Experts, Port, Site, covers, slice_site
+from surgery.anatomy.site import ROLES, Core, Experts, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
@@ -188,14 +188,13 @@ class Reading:
             self._add(site, role)
 
     def _both(self, site: Site, attention: Attention) -> None:
-        core = described(self.flow, attention.core)
+        one = core = described(self.flow, attention.core)
         for role in ("attention", "attention.self", "attention.cross"):
             known = self._sites[role].get(site.path)
             other = known.core if known else None
-            if known and other and (other.path, other.order) != (core.path, core.order):
-                core = replace(core, obstacle="it runs several attentions, and this is of one")
-                several = replace(other, obstacle=core.obstacle)
-                self._sites[role][site.path] = replace(known, core=several)
+            if known and other and (other.path, other.order) != (one.path, one.order):
+                core = _together(other, one)
+                self._sites[role][site.path] = replace(known, core=core)
         site = replace(site, core=core)
         self._add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
@@ -282,6 +281,18 @@ class Reading:
 
     def _order(self, site: Site) -> tuple[int, str]:
         return self.paths.order(site.members[0] if site.members else site.path)
+
+
+def _together(core: Core, another: Core) -> Core:
+    """Two cores of one place as one, if what changes the one fits the other."""
+    if another.order in core.others:
+        return core
+    alike = core == replace(another, order=core.order, others=core.others)
+    # Of products, two attentions may run at once, and then their orders tell nothing.
+    if alike and core.how == "fused":
+        return replace(core, others=(*core.others, another.order))
+    why = core.obstacle or another.obstacle or "it runs several attentions, and this is of one"
+    return replace(core, obstacle=why)
 
 
 def _first(call: Call) -> Port | None:
