@@ -17,11 +17,11 @@ from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
-from surgery.graft.ensemble import vote
 from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import load_adapter, save_adapter
+from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax
 from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec, read_spec

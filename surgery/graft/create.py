@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
-from surgery.graft.words import embedded_words
+from surgery.graft.tokens.words import embedded_words
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit, Plan
 from surgery.rules.expression import Expression

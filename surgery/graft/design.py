@@ -8,7 +8,7 @@ from typing import Literal
 from torch import fx
 
 from surgery.anatomy.site import Core, Port
-from surgery.graft.rerouting import CoreChange
+from surgery.graft.attention.rerouting import CoreChange
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.program import Program

@@ -10,17 +10,18 @@ from typing import Literal, cast
 from torch import fx, nn
 
 from surgery.anatomy.site import Port, Tokens
-from surgery.graft import fastpath, token_masks
+from surgery.graft import fastpath
 from surgery.graft.container import Graft
 from surgery.graft.design import Design, Part, Stack
-from surgery.graft.effective import write_effective
-from surgery.graft.forward import write_forward
 from surgery.graft.generate import adapted_class, base_class, is_adapted
-from surgery.graft.kernels import Held, Tap
-from surgery.graft.prompts import token_change
+from surgery.graft.graphs.forward import write_forward
+from surgery.graft.graphs.kernels import Held, Tap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.tokens import token_tap
+from surgery.graft.tokens import masks
+from surgery.graft.tokens.prompts import token_change
+from surgery.graft.tokens.sequences import token_tap
+from surgery.graft.weights.effective import write_effective
 from surgery.planning.layers import Layer, read_layer
 
 PREFIX = "_surgery_"
@@ -155,7 +156,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         module.__class__ = _class_for(module, wiring.design(path))
     fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
     if wiring.stacks:
-        token_masks.keep_plain(model)
+        masks.keep_plain(model)
 
 
 def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
@@ -179,7 +180,7 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
 def uninstall(model: nn.Module) -> None:
     """Give every module its own class back; parameters that were added stay where they are."""
     fastpath.reopen(model)
-    token_masks.undo(model)
+    masks.undo(model)
     for module in model.modules():
         if is_adapted(module):
             module.__class__ = base_class(module)
@@ -198,7 +199,7 @@ def detached(model: nn.Module) -> Generator[None]:
         for m in model.modules()
         if any(isinstance(c, Graft) for c in m._modules.values()) and not isinstance(m, Graft)
     ]
-    plain_masks = token_masks.undo(model)
+    plain_masks = masks.undo(model)
     try:
         for module, _ in classes:
             module.__class__ = base_class(module)
@@ -211,7 +212,7 @@ def detached(model: nn.Module) -> Generator[None]:
     finally:
         fastpath.close(model, adapted)
         if plain_masks:
-            token_masks.keep_plain(model)
+            masks.keep_plain(model)
         for module, cls in classes:
             module.__class__ = cls
         for module, every in children:

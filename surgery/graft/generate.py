@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from surgery.graft.attention.rerouting import CoreChange
 from surgery.graft.container import HidesGrafts
-from surgery.graft.rerouting import CoreChange
 
 SELF = "surgery_self"
 """The attribute by which a graph refers to the module it runs on."""

@@ -15,12 +15,12 @@ from torch import fx, nn
 
 from surgery.anatomy.interpret import stacks
 from surgery.anatomy.site import Port, covers
+from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.container import Graft
-from surgery.graft.emit import Emitter, Host
-from surgery.graft.passes import optimise
+from surgery.graft.graphs.emit import Emitter, Host
+from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.traced_cores import change_core, core_node
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression

@@ -181,7 +181,7 @@ _OVER: tuple[tuple[str, Literal["axis", "number"]], ...] = (("over", "axis"),)
 _ALONG: tuple[tuple[str, Literal["axis", "number"]], ...] = (("along", "axis"),)
 
 _TABLE = (
-    Primitive("scale_rows", (2, 2), _same, "surgery.graft.kernels.scale_rows", zeros=(0, 1)),
+    Primitive("scale_rows", (2, 2), _same, "surgery.graft.graphs.kernels.scale_rows", zeros=(0, 1)),
     Primitive("linear", (2, 3), _linear, "torch.nn.functional.linear", "linear", (0, 1)),
     Primitive("add", (2, 2), _elementwise("+"), "operator.add", "add"),
     Primitive("subtract", (2, 2), _elementwise("-"), "operator.sub", "add"),
@@ -191,7 +191,7 @@ _TABLE = (
     Primitive("matmul", (2, 2), _matmul, "torch.matmul", "matmul", (0, 1)),
     Primitive("transpose", (1, 1), _transpose, "torch.t", zeros=(0,)),
     Primitive("kron", (2, 2), _kron, "torch.kron", zeros=(0, 1)),
-    Primitive("row_norm", (1, 1), _row_norm, "surgery.graft.kernels.row_norm", zeros=(0,)),
+    Primitive("row_norm", (1, 1), _row_norm, "surgery.graft.graphs.kernels.row_norm", zeros=(0,)),
     Primitive(
         "dropout",
         (2, 2),
@@ -217,11 +217,13 @@ _TABLE = (
     Primitive("sum", (1, 1), _same, "torch.sum", zeros=(0,), attributes=_OVER, keeps_ones=True),
     Primitive("max", (1, 1), _same, "torch.amax", zeros=(0,), attributes=_OVER, keeps_ones=True),
     Primitive("pool", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
-    Primitive("cat", (2, 2), _join, "surgery.graft.kernels.cat", attributes=_ALONG),
+    Primitive("cat", (2, 2), _join, "surgery.graft.graphs.kernels.cat", attributes=_ALONG),
     Primitive("reveal", (2, 2), _reveal, "", attributes=_ALONG),
-    Primitive("align", (2, 2), _align, "surgery.graft.kernels.align", zeros=(0,)),
-    Primitive("split_heads", (2, 2), _split_heads, "surgery.graft.kernels.split_heads", zeros=(0,)),
-    Primitive("bilstm", (5, 5), _bilstm, "surgery.graft.kernels.bilstm"),
+    Primitive("align", (2, 2), _align, "surgery.graft.graphs.kernels.align", zeros=(0,)),
+    Primitive(
+        "split_heads", (2, 2), _split_heads, "surgery.graft.graphs.kernels.split_heads", zeros=(0,)
+    ),
+    Primitive("bilstm", (5, 5), _bilstm, "surgery.graft.graphs.kernels.bilstm"),
     Primitive("place", (3, 3), _place, ""),
 )
 

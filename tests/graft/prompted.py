@@ -10,8 +10,9 @@ from torch import nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
-from surgery.graft import kernels, token_masks
-from surgery.graft.tokens import TokenTap, extended, filled, restored, token_tap, trimmed
+from surgery.graft.graphs import kernels
+from surgery.graft.tokens import masks
+from surgery.graft.tokens.sequences import TokenTap, extended, filled, restored, token_tap, trimmed
 
 TAP = "_surgery_tap0"
 
@@ -55,7 +56,7 @@ def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> nn.Mo
     for path, part in parts.items():
         adapt(model.get_submodule(path), part, tap)
     model.get_submodule(tokens.reader).prompt = nn.Parameter(prompt.clone())
-    token_masks.keep_plain(model)
+    masks.keep_plain(model)
     return model
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from surgery.graft.ensemble import ensemble, together
+from surgery.graft.tokens.ensemble import ensemble, together
 from tests.graft.prompted import TAP, random_prompt, tokens_of, with_prompt
 from tests.graft.test_tokens import N, a_batch, padded
 from tests.models import build

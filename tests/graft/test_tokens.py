@@ -28,8 +28,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from surgery.anatomy.read import read
-from surgery.graft import token_masks
-from surgery.graft.tokens import (
+from surgery.graft.tokens import masks
+from surgery.graft.tokens.sequences import (
     can_shift,
     extended,
     filled,
@@ -542,11 +542,11 @@ def test_a_cache_and_what_is_said_of_it_must_agree() -> None:
 def test_masks_stay_plain_only_while_a_prompt_is_there() -> None:
     model = build("llama")
     before = {name: set(module.__dict__) for name, module in model.named_modules()}
-    token_masks.keep_plain(model)
+    masks.keep_plain(model)
     given = torch.ones(2, 5)
     assert model.create_masks_for_generate(config=None, attention_mask=given) is given
     pickle.loads(pickle.dumps(model))
-    token_masks.undo(model)
+    masks.undo(model)
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == before
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.token_arguments import Call
-from surgery.graft.token_cache import make_room
-from surgery.graft.token_outputs import Trim
+from surgery.graft.tokens.arguments import Call
+from surgery.graft.tokens.cache import make_room
+from surgery.graft.tokens.outputs import Trim
 from surgery.language.diagnostics import error
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

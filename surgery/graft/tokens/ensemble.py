@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surgery.graft.save import read_adapter
 from surgery.graft.state import surgery_of
-from surgery.graft.tokens import TokenTap
+from surgery.graft.tokens.sequences import TokenTap
 from surgery.language.diagnostics import error
 
 

@@ -10,13 +10,13 @@ import torch.nn.functional as functional
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
-from surgery.graft import kernels
-from surgery.graft.cores import write_core
+from surgery.graft.attention.cores import write_core
+from surgery.graft.attention.rerouting import CoreChange, call_attending
 from surgery.graft.design import Part
-from surgery.graft.emit import Emitter
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import FunctionHost, GraphHost
-from surgery.graft.rerouting import CoreChange, call_attending
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.planning.layers import Layer
 from surgery.rules.expression import Expression, operand
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from surgery.graft import kernels
 from surgery.graft.design import Part
-from surgery.graft.emit import Emitter
-from surgery.graft.expert_graphs import write_experts
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import GraphHost
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.nodes import GraphHost
+from surgery.graft.weights.expert_graphs import write_experts
 from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import Expression

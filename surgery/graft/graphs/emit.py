@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from surgery.graft import kernels, slices
-from surgery.graft.factors import factored_linear, low_rank_norm
-from surgery.graft.patches import push_input
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.factors import factored_linear, low_rank_norm
+from surgery.graft.graphs.patches import push_input
+from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression

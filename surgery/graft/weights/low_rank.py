@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.graft.expert_weights import ExpertWeights
+from surgery.graft.weights.expert_weights import ExpertWeights
 
 Factors = tuple[Tensor, Tensor, float]
 """L […, rows, r], R […, r, columns] and s of a change s·L R."""

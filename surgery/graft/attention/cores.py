@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from surgery.anatomy.site import Core
-from surgery.graft.emit import Emitter
-from surgery.graft.graphs import GraphHost
-from surgery.graft.rerouting import CoreChange
+from surgery.graft.attention.rerouting import CoreChange
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.nodes import GraphHost
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.program import Program

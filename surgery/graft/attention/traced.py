@@ -9,9 +9,9 @@ import torch.nn.functional as functional
 from torch import fx
 
 from surgery.anatomy.site import Core
+from surgery.graft.attention.cores import revealed
 from surgery.graft.attention.masks import reveal
-from surgery.graft.cores import revealed
-from surgery.graft.emit import Emitter
+from surgery.graft.graphs.emit import Emitter
 from surgery.language.diagnostics import error
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.program import Program

@@ -1,4 +1,4 @@
-"""The graphs that give a module the changed weights of its experts (see graft/expert_weights.py)."""
+"""The graphs that give a module the changed weights of its experts (see graft/weights/expert_weights.py)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import fx
 
-from surgery.graft import experts, kernels
-from surgery.graft.emit import Emitter
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import FunctionHost
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.nodes import FunctionHost
+from surgery.graft.weights import experts
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression, number

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.expert_weights import ExpertWeights
-from surgery.graft.low_rank_weights import Factors, LowRankWeights
+from surgery.graft.weights.expert_weights import ExpertWeights
+from surgery.graft.weights.low_rank import Factors, LowRankWeights
 
 
 class MadeWeights(ExpertWeights):

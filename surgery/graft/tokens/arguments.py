@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.token_cache import past_of
+from surgery.graft.tokens.cache import past_of
 from surgery.language.diagnostics import SurgeryError, error
 
 _ELSEWHERE = ("encoder_", "cross_", "memory")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.graft import fused, kernels
-from surgery.graft.slices import blocks, put_rows, take_rows
+from surgery.graft.graphs import fused, kernels
+from surgery.graft.weights.slices import blocks, put_rows, take_rows
 from surgery.rules.rows import Layout
 
 Update = tuple[Layout, Tensor, Tensor, float, float, bool]

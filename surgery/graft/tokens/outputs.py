@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from surgery.graft import kernels
+from surgery.graft.graphs import kernels
 
 
 class Trim:

@@ -1,4 +1,4 @@
-"""A module's part in what becomes of a stack's tokens (see graft/tokens.py), in its forward."""
+"""A module's part in what becomes of a stack's tokens (see graft/tokens/sequences.py), in its forward."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import fx
 
 from surgery.anatomy.site import Port
-from surgery.graft import kernels, tokens
 from surgery.graft.design import Stack
-from surgery.graft.frame import Frame, emitter_for
-from surgery.graft.prompts import token_change
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.frame import Frame, emitter_for
+from surgery.graft.tokens import sequences
+from surgery.graft.tokens.prompts import token_change
 
 
 def begin(frame: Frame, stack: Stack) -> None:
@@ -21,13 +22,13 @@ def begin(frame: Frame, stack: Stack) -> None:
     assert part is not None
     emitter = emitter_for(frame, part, None)
     change = token_change(part.program.result, emitter.sizes)
-    calls: list[tuple[Any, ...]] = [(tokens.noticed, tap)] if change.places else []
+    calls: list[tuple[Any, ...]] = [(sequences.noticed, tap)] if change.places else []
     if change.shift:
-        calls.append((tokens.shifted, tap, change.shift))
+        calls.append((sequences.shifted, tap, change.shift))
     if change.prompts:
         prompts = tuple(emitter.emit(e) for e in change.prompts)
         prompt = prompts[0] if len(prompts) == 1 else frame.call(torch.cat, prompts, 0)
-        calls.append((tokens.extended, tap, prompt))
+        calls.append((sequences.extended, tap, prompt))
     for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
         frame.call(kernels.write_tap, frame.attribute(name), emitter.emit(vectors))
     for function, *given in calls:
@@ -40,15 +41,15 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
     """What the module gives, as its part in a stack has it."""
     tap = frame.attribute(stack.tap)
     if stack.role == "reader":
-        return frame.call(tokens.restored, tap, result)
+        return frame.call(sequences.restored, tap, result)
     if stack.role == "embedding":
         ids = frame.only if frame.plain else frame.input(Port("", "input"))
         for name, token in stack.places:
             vectors = frame.call(kernels.peek_tap, frame.attribute(name))
-            result = frame.call(tokens.placed, tap, ids, token, vectors, result)
-        return frame.call(tokens.filled, tap, result)
+            result = frame.call(sequences.placed, tap, ids, token, vectors, result)
+        return frame.call(sequences.filled, tap, result)
     if frame.plain or stack.exit.index is None:
-        return frame.call(tokens.trimmed, tap, result)
+        return frame.call(sequences.trimmed, tap, result)
     hidden = frame.call(kernels.first, result, stack.exit.index)
-    hidden = frame.call(tokens.trimmed, tap, hidden)
+    hidden = frame.call(sequences.trimmed, tap, hidden)
     return frame.call(kernels.with_first, result, stack.exit.index, hidden)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft import fused, fused_rows, kernels, slices
+from surgery.graft.graphs import fused, kernels
+from surgery.graft.weights import fused_rows, slices
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
 

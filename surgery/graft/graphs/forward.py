@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
-from surgery.graft import kernels
 from surgery.graft.design import Built, Design
-from surgery.graft.frame import Frame, RowsHost, emitter_for
-from surgery.graft.passes import optimise
-from surgery.graft.stacks import begin, end
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.frame import Frame, RowsHost, emitter_for
+from surgery.graft.graphs.passes import optimise
+from surgery.graft.tokens.stacks import begin, end
 from surgery.planning.layers import Layer
 
 
