@@ -22,8 +22,9 @@ from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
+from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import build, fitting
+from surgery.rules.program import build
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
