@@ -22,12 +22,17 @@ from surgery.graft.graphs.patches import push_input
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression
-from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.expression import STAR, Expression, walk
+from surgery.rules.primitives import PRIMITIVES, flops
 from surgery.rules.shapes import ONE
 from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
+
+CALL = 100_000
+"""What calling a kernel costs, in floating-point operations of a product of matrices."""
+COMPARISON = 32
+"""What comparing an element with a copy costs, likewise."""
 
 
 def function(path: str) -> Any:
@@ -173,12 +178,24 @@ class Emitter:
         return self._elementwise(e)
 
     def _is_worth_keeping(self, e: Expression) -> bool:
-        """What costs more to compute than to keep: a large matrix would double a layer's memory."""
+        """What costs more to compute than to keep, and to see that it still holds."""
         if STAR in e.shape or _depth(e) <= 1:
+            return False
+        steps = [step for step in walk(e) if step.arguments]
+        params = [leaf for leaf in e.leaves if leaf.op == "param"]
+        made = CALL * len(steps) + sum(map(self._work, steps))
+        compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
+        if made < compared:
             return False
         if len(e.shape) == 1:
             return True
+        # A large matrix would double a layer's memory.
         return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
+
+    def _work(self, e: Expression) -> float:
+        """Floating-point operations of one step that does not depend on the input."""
+        times = prod(d.value(self.sizes) for d in e.shape[:-1]) if e.op == "linear" else 1
+        return times * flops(e).value(self.sizes)
 
     def _elements(self, e: Expression) -> float:
         return prod(d.value(self.sizes) for d in e.shape)
