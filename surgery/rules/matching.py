@@ -45,8 +45,12 @@ def _operator(state: State, step: syntax.Match) -> State:
         return state.core
     if step.operator == state.kind or (step.operator == "module" and state.kind == "linear"):
         return state
+    site = "an attention" if state.core is not None else _NAMES[state.kind]
     raise error(
-        "S401", f"this matches {_NAMES[step.operator]}, and the site is none", step.operator_span
+        "S401",
+        f"this matches {_NAMES[step.operator]}, and the site is {site}",
+        step.operator_span,
+        help=_HELP.get(step.operator),
     )
 
 
@@ -55,6 +59,11 @@ _NAMES = {
     "module": "a module",
     "attention": "an attention with a softmax core",
     "tokens": "the tokens of a model",
+}
+_HELP = {
+    "linear": "select layers: `on linear …`, `on q|v …`, or those in a module: `on linear in mlp …`",
+    "attention": "select attentions: `on attention …`, `on attention.self …`, `on attention.cross …`",
+    "tokens": "select where tokens enter: `on tokens …`",
 }
 
 

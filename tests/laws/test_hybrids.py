@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from surgery.anatomy.inputs import example_inputs
@@ -210,3 +210,15 @@ def test_one_gate_a_layer() -> None:
 def test_a_prefix_needs_an_attention() -> None:
     with pytest.raises(surgery.SurgeryError, match="softmax core"):
         surgery.plan(build("llama"), "on mlp apply prefix(3)")
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_examples_are_never_taken_for_tokens(traced: bool) -> None:
+    model: nn.Module = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    if traced:
+        model = fx.symbolic_trace(model)
+    surgery.apply(model, "on Linear gated lora(2)", example_inputs=torch.randn(2, 3, 8), seed=0)
+    assert model(torch.randn(4, 5, 8)).shape == (4, 5, 2)
+    with pytest.raises(surgery.SurgeryError, match="names 3 dims") as raised:
+        model(torch.randn(5, 8))
+    assert raised.value.diagnostics[0].code == "S411"

@@ -220,6 +220,22 @@ def own_parameter(module: nn.Module, name: str) -> Tensor | None:
     return module._parameters[name]
 
 
+def check_rank(value: Tensor, rank: int, name: str) -> Tensor:
+    """``value``, unless it has other dims than a rule names: examples would be taken for tokens.
+
+    Raises:
+        SurgeryError: S411 if ``value`` has not ``rank`` dims.
+
+    """
+    if value.dim() != rank:
+        raise error(
+            "S411",
+            f"a rule names {rank} dims of the hidden states, and {name} was given {[*value.shape]}",
+            help="with fewer, examples would be taken for tokens: give it a dim for each, if of one",
+        )
+    return value
+
+
 def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     """The mean of ``value`` [batch, length, features] over its tokens, padding left out.
 
