@@ -70,7 +70,7 @@ class Edit:
     statement: int
     method: str
     place: str
-    formula: str
+    formula: str = field(repr=False)
     signature: Signature
     layer: Layer | None
     sizes: dict[str, int]
