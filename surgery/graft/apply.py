@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.state import uncollected
 from surgery.graft.container import Graft, Holders, drop_graft, rehome
 from surgery.graft.create import Start, create
 from surgery.graft.hosts import host_of
@@ -30,22 +30,7 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
         return planner.plan(spec, surgery.digests)
 
 
-@contextmanager
-def _without_collection() -> Generator[None]:
-    """No cyclic garbage collection inside.
-
-    Thousands of new modules and parameters, all of them alive, would be walked again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_without_collection()
+@uncollected()
 def apply_spec(
     model: nn.Module,
     spec: Spec | SavedPlan,
