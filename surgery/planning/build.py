@@ -160,7 +160,7 @@ class Draft:
         wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
-        if program.named_dims is not None or place.layer is None:
+        if program.named_dims is not None or place.layer is None or place.layer.among is not None:
             place.locate()
         place.check(program)
         before = build(place.signature, tuple(standing))

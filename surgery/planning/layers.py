@@ -42,6 +42,8 @@ class Layer:
     """The names of the weight and of the bias in the module that holds them."""
     experts: int = 0
     """How many experts have their weights in one parameter; 0 where there is one weight."""
+    among: int | None = None
+    """Where the result stands in what the module returns, if not alone."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -59,30 +61,44 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return None
     own = module._parameters.get("weight") is not None
     # With `max_norm`, an embedding rescales what it looks up.
-    usual = layer.native or (layer.kind == "linear" and own and _is_usual(module))
+    usual = layer.native or (layer.kind == "linear" and own and _product(module) is not None)
     plain = own and usual and getattr(module, "max_norm", None) is None
     return replace(layer, plain=plain)
 
 
-@torch.no_grad()
-def _is_usual(module: nn.Module) -> bool:
-    """Whether a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+@dataclass(frozen=True)
+class _Product:
+    """What `nn.Linear` would give, among what a module returns: at ``index``, or as all of it."""
 
-    Some write the product in another way; others dequantise, add something or round.
+    index: int | None
+
+
+@torch.no_grad()
+def _product(module: nn.Module) -> _Product | None:
+    """Where a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+
+    Some write the product in another way; others dequantise, add something or round. What stands
+    beside the product may be no tensor: it would be computed without what is done to the product.
     """
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
     if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
-        return False
-    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
+        return None
+    x = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype)
+    x = x.sin().view(2, -1)
+    expected = nn.functional.linear(x, weight, bias)
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         try:
-            found = type(module).forward(module, x.unsqueeze(0))
-        except (RuntimeError, TypeError, ValueError, AttributeError):
-            return False
-    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
-        return False
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+            found = type(module).forward(module, x)
+        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+            return None
+    given = cast("tuple[object, ...]", found) if isinstance(found, tuple) else (found,)
+    tensors = [i for i, value in enumerate(given) if isinstance(value, torch.Tensor)]
+    result = given[tensors[0]] if len(tensors) == 1 else None
+    if not isinstance(result, torch.Tensor) or result.shape != expected.shape:
+        return None
+    if not torch.allclose(result, expected, rtol=1e-3, atol=1e-3):
+        return None
+    return _Product(tensors[0] if isinstance(found, tuple) else None)
 
 
 def packed_layer(module: nn.Module, weight: str) -> Layer | None:
@@ -148,7 +164,16 @@ def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
         return Layer(
             "transposed", weight.shape[1], weight.shape[0], _has_bias(module), native=native
         )
-    return None
+    return _alike(module)
+
+
+def _alike(module: nn.Module) -> Layer | None:
+    """A module of another class that computes what `nn.Linear` does with its own weight."""
+    product = _product(module)
+    if product is None:
+        return None
+    out, into = module._parameters["weight"].shape  # type: ignore[union-attr]
+    return Layer("linear", out, into, _has_bias(module), native=False, among=product.index)
 
 
 def _has_bias(module: nn.Module) -> bool:

@@ -85,10 +85,12 @@ class Place:
         """Hold what a program does against what can be done here.
 
         Raises:
-            SurgeryError: S411 for hidden states of other dims than the rule names, S413 for what
+            SurgeryError: S401 for a layer that takes its weight in another way, S411 for hidden states of other dims than the rule names, S413 for what
                 is no change of a weight that is read, S415 for an attention out of reach.
 
         """
+        if self.layer is not None and _is_odd(self.module, self.layer):
+            self._check_geometry(self.layer)
         flat = program.named_dims == 2 and self.rank != 3
         residual = self.site.residual if program.reads_residual else None
         if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
@@ -116,6 +118,16 @@ class Place:
                 raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
+
+    def _check_geometry(self, layer: Layer) -> None:
+        site = self.planner.anatomy.place_of(self.site)
+        given, made = (self.planner.anatomy.port_shape(port) for port in (site.entry, site.exit))
+        if given and (made != (*given[:-1], layer.out) or given[-1] != layer.into):
+            raise error(
+                "S401",
+                f"this matches a linear layer of {layer.into} → {layer.out}, as the weight has it, "
+                f"and the site makes {[*made]} of {[*given]}",
+            )
 
     @staticmethod
     def _check_experts(program: Program) -> None:
@@ -216,6 +228,13 @@ class Place:
             )
             for t in derived.tensors
         )
+
+
+def _is_odd(module: nn.Module, layer: Layer) -> bool:
+    """Whether the weight is as that of any linear layer, and what is done with it is not."""
+    weight = module._parameters.get("weight")
+    usual = layer.native or layer.plain or layer.read
+    return layer.kind == "linear" and not usual and weight is not None and weight.dim() == 2
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:

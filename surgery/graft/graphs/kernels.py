@@ -98,7 +98,9 @@ class Held:
 
 
 def call_held(held: Held, value: Tensor) -> Tensor:
-    return held.module(value)
+    """What a held module makes of hidden states, without what it gives beside them."""
+    result = held.module(value)
+    return result[0] if isinstance(result, tuple) else result
 
 
 def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
