@@ -25,6 +25,10 @@ EXPECTED = {
         "model.layers.0",
         "attention=self_attn q=self_attn.q_b_proj v=self_attn.kv_b_proj[v] mlp=mlp layer=",
     ),
+    "causal/deepseek_v4": (
+        "model.layers.0",
+        "q=self_attn.q_b_proj k=self_attn.kv_proj v=self_attn.kv_proj kv=self_attn.kv_proj layer=",
+    ),
     "causal/granitemoehybrid": (
         "model.layers.0",
         "mlp=block_sparse_moe up=shared_mlp.input_linear[up] down=block_sparse_moe.experts.down_proj layer=",
@@ -48,7 +52,7 @@ EXPECTED = {
     ),
     "causal/zaya": (
         "model.layers.0",
-        "q=- qk=self_attn.qkv_proj.q_proj mlp=mlp experts=mlp.experts layer=",
+        "q=self_attn.qkv_proj.q_proj k=self_attn.qkv_proj.k_proj qk=self_attn.qkv_proj.q_proj mlp=mlp experts=mlp.experts layer=",
     ),
 }
 

@@ -43,6 +43,16 @@ def described(flow: Flow, core: Core) -> site.Core:
     return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
 
 
+def features(flow: Flow, core: Core) -> dict[str, int]:
+    """How many features each operand has over all heads, before any are repeated."""
+    found = described(flow, core)
+    return {
+        "q": found.query_heads * found.keys,
+        "k": found.heads * found.keys,
+        "v": found.heads * found.values,
+    }
+
+
 def _orders(flow: Flow, core: Core) -> tuple[Scoring | None, Weighing | None]:
     """How the operands of ``core`` have their axes."""
     shapes = flow.record.shapes

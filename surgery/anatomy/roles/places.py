@@ -8,12 +8,13 @@ from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
+from surgery.anatomy.roles.cores import Core as Around
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
-from surgery.anatomy.roles.keys import described
+from surgery.anatomy.roles.keys import described, features
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
@@ -119,7 +120,7 @@ class Reading:
             if linear.call is None and linear.weight in self.expert_weights:
                 self._weight(linear.weight, role)
             if len(role) > 1 and linear.call is not None:
-                self._slices(linear.call, self.slices.projections(linear, role, core))
+                self._served(linear, linear.call, role, core)
         last, firsts = attention.o, attention.firsts
         site: Site | None = None
         if last is not None:
@@ -138,6 +139,19 @@ class Reading:
         site = site or self._held(attention)
         if site is not None:
             self._both(site, attention)
+
+    def _served(self, linear: Linear, call: Call, served: str, core: Around) -> None:
+        """What of a layer each of the operands that it serves is made of: some outputs, or all."""
+        reach = self.slices.projections(linear, served, core)
+        if reach.apart:
+            self._slices(call, reach.apart)
+            return
+        sizes = features(self.flow, core)
+        made = self.record.shapes[linear.result][-1]
+        # Of operands that are mixed after they were projected, a layer is the one it has the size of.
+        own = [name for name in reach.alike if sizes[name] == made]
+        for name in own or reach.alike:
+            self._call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
         """The module that runs an attention with more around it (a sum, a norm), but no layer."""

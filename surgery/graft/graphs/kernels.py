@@ -99,7 +99,7 @@ class Held:
 
 def call_held(held: Held, value: Tensor) -> Tensor:
     """What a held module makes of hidden states, without what it gives beside them."""
-    result = held.module(value)
+    result: Any = held.module(value)
     return result[0] if isinstance(result, tuple) else result
 
 
