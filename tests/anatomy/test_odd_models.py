@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import surgery
 from benchmarks.architectures.building import build
 from benchmarks.architectures.catalogue import architectures
 from benchmarks.architectures.running import example
@@ -46,6 +47,11 @@ EXPECTED = {
     "causal/rwkv": ("rwkv.blocks.0", "attention=- q=- mlp=- up=- layer="),
     "causal/xlm": ("transformer", "attention=attentions.0 q=attentions.0.q_lin mlp=ffns.0 layer=-"),
     "causal/xlnet": ("transformer.layer.0", "attention=rel_attn mlp=ff[layer_1..layer_2] layer="),
+    "classification/yoso": (
+        "yoso.encoder.layer.0",
+        "attention=attention[self.query..output.dense] q=attention.self.query "
+        "v=attention.self.value o=attention.output.dense layer=",
+    ),
     "causal/zamba2": (
         "model.layers",
         "attention=1.shared_transformer.self_attn mlp=1.shared_transformer.feed_forward layer=0",
@@ -166,6 +172,33 @@ class WrittenOut(Attention):
 def test_a_softmax_written_out() -> None:
     found = paths(Residual(WrittenOut()))
     assert [found[role] for role in "qkvo"] == [[f"parts.writtenout.{role}"] for role in "qkvo"]
+
+
+class Rectified(Attention):
+    """Scores are rectified in place of a softmax."""
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return (q @ k.transpose(1, 2)).relu().square() @ v / q.shape[1]
+
+
+def test_a_kernel_in_place_of_a_softmax() -> None:
+    model = Residual(Rectified())
+    found = paths(model)
+    assert [found[role] for role in "qkvo"] == [[f"parts.rectified.{role}"] for role in "qkvo"]
+    with pytest.raises(surgery.SurgeryError, match="S415.*no softmax"):
+        surgery.plan(model, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH))
+
+
+class Decayed(Attention):
+    """Scores that nothing bends: a recurrence over positions, written as a product."""
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        decay = torch.exp(-torch.arange(float(q.shape[1])))
+        return (q @ k.transpose(1, 2) * decay) @ v
+
+
+def test_scores_that_are_not_bent_are_no_attention() -> None:
+    assert not {"attention", "q", "k", "v"} & set(paths(Residual(Decayed(), FeedForward())))
 
 
 class Weighing(nn.Module):

@@ -186,6 +186,8 @@ def _lost(flow: Flow, core: Core) -> str | None:
     if len(core.ops) == 1:
         return None
     scores, softmax, product = core.ops
+    if flow.kinds[softmax.index] not in ("softmax", "exp"):
+        return "its weights are no softmax of its scores, so new keys have no share in them"
     if flow.kinds[softmax.index] != "softmax":
         return f"its softmax is written out; {_SDPA}"
     if _scores(flow, softmax) is not scores:
