@@ -44,7 +44,10 @@ EXPECTED = {
         "reformer.encoder.layers.0",
         "q=attention.self_attention.query v=attention.self_attention.value layer=",
     ),
-    "causal/rwkv": ("rwkv.blocks.0", "attention=- q=- mlp=- up=- layer="),
+    "causal/rwkv": (
+        "rwkv.blocks.0",
+        "attention=- q=- mlp=feed_forward up=feed_forward.key down=feed_forward.value layer=",
+    ),
     "causal/xlm": ("transformer", "attention=attentions.0 q=attentions.0.q_lin mlp=ffns.0 layer=-"),
     "causal/xlnet": ("transformer.layer.0", "attention=rel_attn mlp=ff[layer_1..layer_2] layer="),
     "classification/yoso": (
@@ -185,7 +188,7 @@ def test_a_kernel_in_place_of_a_softmax() -> None:
     model = Residual(Rectified())
     found = paths(model)
     assert [found[role] for role in "qkvo"] == [[f"parts.rectified.{role}"] for role in "qkvo"]
-    with pytest.raises(surgery.SurgeryError, match="S415.*no softmax"):
+    with pytest.raises(surgery.SurgeryError, match=r"S415.*no softmax"):
         surgery.plan(model, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH))
 
 
@@ -199,6 +202,27 @@ class Decayed(Attention):
 
 def test_scores_that_are_not_bent_are_no_attention() -> None:
     assert not {"attention", "q", "k", "v"} & set(paths(Residual(Decayed(), FeedForward())))
+
+
+class Receptive(FeedForward):
+    """A gate multiplies the result, before it joins the residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x).sigmoid() * super().forward(x)
+
+
+def test_a_feed_forward_whose_result_is_gated() -> None:
+    model = Residual(Receptive())
+    found = paths(model)
+    assert found["mlp"] == ["parts.receptive"]
+    assert (found["up"], found["down"]) == (["parts.receptive.up"], ["parts.receptive.down"])
+    residual = read(model, torch.randn(2, 5, WIDTH)).places["mlp"][0].residual
+    assert residual is not None
+    assert residual.path == "norm"
 
 
 class Weighing(nn.Module):

@@ -228,8 +228,11 @@ class Reading:
         down = found.down
         if down.call is None:
             return
-        border = Border(found.source, down.result, ops, down.op, first.call, down.call)
-        site = self.regions.site(border, "mlp")
+        if found.product is not None:
+            site = self._multiplied(found.product, (*ops, down.op))
+        else:
+            border = Border(found.source, down.result, ops, down.op, first.call, down.call)
+            site = self.regions.site(border, "mlp")
         if site is None:
             return
         holder = site.members[0] if site.members else site.path
@@ -238,6 +241,14 @@ class Reading:
             self._add(replace(site, role="expert"), "expert")
         else:
             self._add(site, "mlp")
+
+    def _multiplied(self, product: Op, ops: tuple[Op, ...]) -> Site | None:
+        """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
+        call = self.flow.lowest((*ops, product))
+        entry, exit = self.ports.main_input(call), self.ports.output(call, product.outputs[0])
+        if not call.path or entry is None or exit is None:
+            return None
+        return self.regions.module(call, "mlp", entry, exit)
 
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
