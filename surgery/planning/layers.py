@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from surgery.anatomy.site import Experts
+from surgery.anatomy.site import Experts, Matrix
 
 LayerKind = Literal["linear", "transposed", "convolution", "embedding"]
 
@@ -44,6 +44,12 @@ class Layer:
     """How many experts have their weights in one parameter; 0 where there is one weight."""
     among: int | None = None
     """Where the result stands in what the module returns, if not alone."""
+    held: tuple[int, ...] = ()
+    """The shape of a weight that is no module's, of as many dims as its module multiplies with."""
+    states: int | None = None
+    """How many dims the states have that a weight which is read is multiplied with, if known."""
+    turned: bool = False
+    """Whether these states are [length, batch, features]."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -109,7 +115,9 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     offset = weight.removesuffix("weight") + "bias"
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
-    return Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
+    made = Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
+    # Whichever way round `nn.MultiheadAttention` is given its states, there they are turned.
+    return replace(made, states=3, turned=True)
 
 
 def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
@@ -129,9 +137,27 @@ def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
     )
 
 
+def matrix_layer(module: nn.Module, weight: str, matrix: Matrix) -> Layer:
+    """The linear map whose weight ``module`` holds, and multiplies with itself."""
+    held = module._parameters[weight]
+    return Layer(
+        "transposed" if matrix.transposed else "linear",
+        matrix.out,
+        matrix.into,
+        matrix.bias is not None,
+        read=True,
+        plain=held is not None,
+        weight=weight,
+        offset=matrix.bias or "bias",
+        held=() if held is None else tuple(held.shape),
+        states=matrix.states,
+    )
+
+
 def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
     cls = type(module)
     if isinstance(module, nn.Linear):
+        read = isinstance(parent, nn.MultiheadAttention)
         return Layer(
             "linear",
             module.out_features,
@@ -139,7 +165,8 @@ def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
             _has_bias(module),
             native=cls.forward is nn.Linear.forward
             and _is_plain(module, (module.out_features, module.in_features)),
-            read=isinstance(parent, nn.MultiheadAttention),
+            read=read,
+            states=2 if read else None,
         )
     if isinstance(module, nn.Embedding):
         native = cls.forward is nn.Embedding.forward

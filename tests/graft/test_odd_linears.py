@@ -81,8 +81,12 @@ def around(layer: nn.Module, seed: int = 0) -> nn.Module:
     return randomise(Around(layer), seed).double().eval()
 
 
+def run_input() -> Tensor:
+    return torch.randn(3, 5, IN, generator=torch.Generator().manual_seed(1)).double()
+
+
 def run(model: nn.Module) -> Tensor:
-    return model(torch.randn(3, 5, IN, generator=torch.Generator().manual_seed(1)).double())
+    return model(run_input())
 
 
 @pytest.mark.parametrize("kind", [Scaled, Plain])
@@ -106,11 +110,20 @@ def test_a_layer_of_another_class_is_adapted_as_a_linear_is(kind: type, method: 
     assert torch.equal(run(model), run(around(kind())))
 
 
-@pytest.mark.parametrize("kind", [Routed, Bent])
-def test_what_does_more_is_no_linear_layer(kind: type) -> None:
+def test_what_does_more_is_no_linear_layer() -> None:
     x = torch.zeros(3, 5, IN).double()
     with pytest.raises(surgery.SurgeryError, match="S401"):
-        surgery.plan(around(kind()), "on `layer` apply lora(2)", example_inputs=x)
+        surgery.plan(around(Bent()), "on `layer` apply lora(2)", example_inputs=x)
+
+
+@pytest.mark.parametrize("method", ["apply lora(3)", "gated lora(2)"])
+def test_what_is_made_of_a_product_is_made_of_the_changed_one(method: str) -> None:
+    model = around(Routed())
+    surgery.apply(model, f"on `layer` {method}", example_inputs=run_input(), seed=0)
+    randomise_added(model)
+    scores, best = model.layer(run_input())  # type: ignore[operator]
+    assert torch.equal(best, scores.topk(2).values)
+    assert not torch.allclose(scores, around(Routed()).layer(run_input())[0])  # type: ignore[operator]
 
 
 def test_a_linear_of_another_geometry_is_told_when_planned() -> None:

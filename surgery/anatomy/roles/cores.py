@@ -74,6 +74,7 @@ def _bent(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
         operands = operands_of(scores, flow.kinds[scores.index])
         if len(operands) < 2 or any(map(flow.constant, operands)):
             continue
+        q, k = operands
         reached = list(flow.forward(scores.outputs[0], stop))
         bend = next((op for op in reached if flow.kinds[op.index] in BENDS | _KERNELS), None)
         product = next(filter(is_product, reached), None)
@@ -81,7 +82,7 @@ def _bent(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
             continue
         weights, values = operands_of(product, flow.kinds[product.index])
         if flow.depends(weights, bend.outputs[0]) and not flow.depends(values, bend.outputs[0]):
-            yield Core(*operands, values, product.outputs[0], (scores, bend, product))
+            yield Core(q, k, values, product.outputs[0], (scores, bend, product))
 
 
 _KERNELS = frozenset(("acos", "cos", "square"))

@@ -23,8 +23,8 @@ from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.roles.weights import expert_weights
-from surgery.anatomy.site import ROLES, Core, Experts, Port, Site, covers, slice_site
+from surgery.anatomy.roles.weights import expert_weights, matrices
+from surgery.anatomy.site import ROLES, Core, Experts, Matrix, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
@@ -80,6 +80,11 @@ class Reading:
         """The parameters that hold a matrix for each expert, by name."""
         return expert_weights(self.flow, self.linears)
 
+    @cached_property
+    def matrices(self) -> dict[str, tuple[Matrix, Linear]]:
+        """The parameters that are the weight of a linear map each, by name, with its first use."""
+        return matrices(self.flow, self.linears)
+
     def _collect(self) -> None:
         for attention in self.attentions:
             self._attention(attention)
@@ -117,8 +122,6 @@ class Reading:
         for index, role in attention.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
-            if linear.call is None and linear.weight in self.expert_weights:
-                self._weight(linear.weight, role)
             if len(role) > 1 and linear.call is not None:
                 self._served(linear, linear.call, role, core)
         last, firsts = attention.o, attention.firsts
@@ -218,8 +221,6 @@ class Reading:
         for index, role in found.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
-            if linear.call is None and linear.weight in self.expert_weights:
-                self._weight(linear.weight, role)
             if role == "gate_up" and linear.call is not None:
                 self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
@@ -266,9 +267,11 @@ class Reading:
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
+        elif linear.weight in self.expert_weights or linear.weight in self.matrices:
+            self._weight(linear.weight, role)
 
     def _weight(self, name: str, role: str) -> None:
-        """The parameter that holds a matrix for each expert."""
+        """A parameter that its module multiplies with."""
         layer = self.regions.layer(name)
         self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
 

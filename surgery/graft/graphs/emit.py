@@ -279,6 +279,11 @@ class Emitter:
     def _as_matrix(self, weight: Any) -> Any:
         """The layer's weight as a matrix [n, m]."""
         kind = self.layer.kind if self.layer else "linear"
+        if self.layer and len(self.layer.held) > 2:
+            sizes = (self.layer.out, self.layer.into)
+            weight = self.host.call(
+                "reshape", weight, *(sizes[::-1] if kind == "transposed" else sizes)
+            )
         if kind == "convolution":
             return self.host.call(torch.flatten, weight, 1)
         return self.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight
