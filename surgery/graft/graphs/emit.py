@@ -205,8 +205,11 @@ class Emitter:
     def _linear(self, e: Expression) -> Any:
         x, weight, *rest = e.arguments
         bias = rest[0] if rest else None
+        own = weight.op == "operand" and weight.name == "W"
         if self.layer and _is_input(x):
-            return self._on_input(x, weight, bias)
+            return self._on_input(x, weight, bias, own)
+        if self.layer and own and self.layer.kind == "linear" and not self.layer.native:
+            return self._opaque(x, bias)
         if self.layer and self.layer.kind in ("convolution", "embedding") and not self._is_real(x):
             return self.emit(push_input(e))
         factored = factored_linear(weight)
@@ -222,9 +225,10 @@ class Emitter:
             return False
         return x.op in ("linear", "base", "host") or all(self._is_real(a) for a in x.arguments)
 
-    def _on_input(self, x: Expression, weight: Expression, bias: Expression | None) -> Any:
+    def _on_input(
+        self, x: Expression, weight: Expression, bias: Expression | None, own: bool
+    ) -> Any:
         assert self.layer
-        own = weight.op == "operand" and weight.name == "W"
         own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
         if own and x.op == "operand" and (own_bias or (bias is None and not self.layer.bias)):
             return self.host.base(self.emit(x))
@@ -245,6 +249,8 @@ class Emitter:
     def _opaque(self, x: Expression, bias: Expression | None) -> Any:
         assert self.layer
         value = self.host.base(self.emit(x))
+        if bias is not None and bias.op == "operand" and bias.name == "b":
+            return value
         if self.layer.bias:
             own = self.host.leaf(Expression("operand", (), (("name", "b"),)))
             value = self.host.call(operator.sub, value, own)
@@ -290,6 +296,11 @@ class Emitter:
     def _as_matrix(self, weight: Any) -> Any:
         """The layer's weight as a matrix [n, m]."""
         kind = self.layer.kind if self.layer else "linear"
+        if self.layer and len(self.layer.held) > 2:
+            sizes = (self.layer.out, self.layer.into)
+            weight = self.host.call(
+                "reshape", weight, *(sizes[::-1] if kind == "transposed" else sizes)
+            )
         if kind == "convolution":
             return self.host.call(torch.flatten, weight, 1)
         return self.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as functional
@@ -98,7 +98,9 @@ class Held:
 
 
 def call_held(held: Held, value: Tensor) -> Tensor:
-    return held.module(value)
+    """What a held module makes of hidden states, without what it gives beside them."""
+    result = held.module(value)
+    return cast("tuple[Tensor, ...]", result)[0] if isinstance(result, tuple) else result
 
 
 def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
