@@ -83,6 +83,22 @@ class Core:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """How a decoder attends to the states of an encoder's tokens.
+
+    The module at ``reader`` is given them as ``states`` and, as ``mask``, which of them are no
+    padding. The one at ``around`` runs both stacks, and hands the encoder's states out beside.
+    ``index`` is where they stand in what the encoder's reader returns.
+    """
+
+    around: str
+    reader: str
+    states: str
+    mask: str | None = None
+    index: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """How a stack of layers gets its tokens, and where their hidden states leave it.
 
@@ -94,7 +110,8 @@ class Tokens:
 
     Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
     sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
-    that number. ``turned`` embeddings are [length, batch, features].
+    that number. ``turned`` embeddings are [length, batch, features]. ``memory`` tells who attends
+    to the states that the reader returns, where nothing else is made of them.
     """
 
     reader: str
@@ -109,6 +126,7 @@ class Tokens:
     counts: Literal["places", "mask", "ids"] = "places"
     padding: int | None = None
     turned: bool = False
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import build, fitting
+from surgery.rules.prompts import token_change
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -67,6 +68,7 @@ class Planner:
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
+        draft.finish()
         adds = any(t.trained for e in draft.edits for t in e.tensors)
         training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
@@ -128,6 +130,23 @@ class Draft:
                     (Label(statement.span),),
                 )
             )
+
+    def finish(self) -> None:
+        """Hold what all statements make of tokens against what can be done."""
+        for edit in reversed(self.edits):
+            if edit.tokens is None or edit.whole not in self.applied:
+                continue
+            program = build(edit.signature, tuple(self.applied.pop(edit.whole)))
+            change = token_change(program.result, edit.sizes)
+            if change.unseen not in (0, change.joined):
+                problem = error(
+                    "S416",
+                    f"{change.unseen} vectors stay within the encoder, and {change.joined} join it",
+                    help=f"let all of them stay, or none: encoder_only({change.joined})",
+                )
+                statement = self.spec.statements[edit.statement]
+                assert isinstance(statement, syntax.On)
+                self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
 
     def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
         """``site``; or the weights in it, where it holds those of all experts and a method is of

@@ -33,6 +33,7 @@ class Signature:
     grouped: bool = False
     core: bool = False
     positions: bool = False
+    memory: bool = False
 
     def operator(self) -> State:
         """The operator before any method."""
@@ -44,6 +45,7 @@ class Signature:
             grouped=self.grouped,
             core=self.core,
             positions=self.positions,
+            memory=self.memory,
         )
 
 
@@ -195,7 +197,14 @@ def fitting(closure: Closure) -> Signature:
         return fitting(methods[0])
     body = closure.definition.syntax.body
     matched = next((s.operator for s in body if isinstance(s, syntax.Match)), "linear")
-    return Signature(_kind(matched), bias=True, norm=True, residual=True, core=True, positions=True)
+    return _complete(_kind(matched), core=True)
+
+
+def _complete(kind: Kind, core: bool) -> Signature:
+    """A site that lacks nothing."""
+    return Signature(
+        kind, bias=True, norm=True, residual=True, core=core, positions=True, memory=True
+    )
 
 
 def _program(
@@ -269,9 +278,7 @@ def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
             help="assign the result or an operand of the match: `y += …`",
         )
     _check_used(state)
-    signature = Signature(
-        state.kind, bias=True, norm=True, residual=True, core=core is not None, positions=True
-    )
+    signature = _complete(state.kind, core is not None)
     groups = ((method.name, tuple(state.notes.declarations)),)
     program = _program(signature, base, core, state, groups)
     return Facts(program, any(p.kind != "value" for p in method.parameters))

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from surgery.anatomy.record import Call, Op
+from surgery.anatomy.record import Call, Key, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.memory import memory_of
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.site import Port, Site, Tokens
+from surgery.anatomy.site import Memory, Port, Site, Tokens
 
 _NAMES = {
     "embeds": ("inputs_embeds", "input_embeds", "decoder_inputs_embeds"),
@@ -51,8 +52,9 @@ class Stacks:
             rows = max(self.record.shapes[v][0] for v in op.inputs if self.flow.owned(v))
             if reader.path not in found or rows > found[reader.path][0]:
                 found[reader.path] = rows, op, reader, ids
+        readers = [reader for _, _, reader, _ in found.values()]
         for _, op, reader, ids in found.values():
-            site = self._site(op, reader, ids)
+            site = self._site(op, reader, ids, readers)
             if site is not None:
                 yield site
 
@@ -101,7 +103,7 @@ class Stacks:
                 found.append(call)
         return found
 
-    def _site(self, lookup: Op, reader: Call, ids: str) -> Site | None:
+    def _site(self, lookup: Op, reader: Call, ids: str, readers: list[Call]) -> Site | None:
         embedding = self.record.calls[lookup.call]
         module = self.flow.paths.modules.get(reader.path)
         owner = self.flow.paths.modules.get(embedding.path)
@@ -111,15 +113,17 @@ class Stacks:
         if module is None or not own or embedded is None or exit is None:
             return None
         counts, padding = self._counting(reader, ids, lookup)
+        names = self._names(reader, ids, module)
         tokens = Tokens(
             reader.path,
             embedding.path,
             exit,
             ids,
-            **self._names(reader, ids, module),
+            **names,
             counts=counts,
             padding=padding,
             turned=self._turned(lookup, reader, ids),
+            memory=self._memory(lookup, reader, ids, names["mask"], readers),
         )
         paths = self.flow.paths.of(module)
         return Site(reader.path, paths, "module", "tokens", None, embedded, exit, tokens=tokens)
@@ -145,11 +149,30 @@ class Stacks:
                         return port
                 if call.number == reader.number:
                     break
+        returned = self._returned(reader, given, value)
+        return Port(reader.path, "output", None, returned[0]) if returned else None
+
+    def _returned(self, reader: Call, ids: int, value: int) -> tuple[Key, int] | None:
+        """What ``reader`` makes of ``value`` and returns: states of all tokens."""
+        shapes = self.record.shapes
         for key, made in reader.outputs:
-            sequence = len(shapes[made]) > 2 and shapes[made][:2] == shapes[given]
+            sequence = len(shapes[made]) > 2 and shapes[made][:2] == shapes[ids]
             if sequence and self.flow.depends(made, value):
-                return Port(reader.path, "output", None, key)
+                return key, made
         return None
+
+    def _memory(
+        self, lookup: Op, reader: Call, ids: str, mask: str | None, readers: list[Call]
+    ) -> Memory | None:
+        """Who attends to the states, if a decoder does."""
+        last = self.flow.main_output(self._run_by(reader, lookup)[-1])
+        assert last is not None
+        returned = self._returned(reader, reader.inputs[ids][0][1], last)
+        if returned is None:
+            return None
+        masks = reader.inputs.get(mask or "", [])
+        value = masks[0][1] if masks else None
+        return memory_of(self.flow, reader, last, returned, value, readers)
 
     def _once(self, call: Call, reader: Call) -> bool:
         """Whether the module runs once in ``reader``: layers may share their weights."""

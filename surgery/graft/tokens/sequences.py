@@ -4,7 +4,8 @@ Three modules take part. The *reader* of the ids makes room for the vectors in w
 (:func:`extended`), the *embedding* puts them there (:func:`filled`), and behind the last layer
 they are dropped (:func:`trimmed`), so that final norms, poolers, heads and losses see exactly the
 tokens given; the reader drops them from the states and attentions that it hands out beside
-(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call.
+(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call. The
+states of an encoder stay whole for its decoder (``graft/tokens/memory.py``).
 
 A decoding step with a filled cache joins nothing: its mask and its positions are told of the
 vectors in the cache.
@@ -13,6 +14,7 @@ vectors in the cache.
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from surgery.anatomy.site import Tokens
 from surgery.graft.tokens.arguments import Call
 from surgery.graft.tokens.cache import make_room
+from surgery.graft.tokens.memory import MemoryTap, noted
 from surgery.graft.tokens.outputs import Trim
 from surgery.language.diagnostics import error
 
@@ -34,15 +37,31 @@ class TokenTap:
     that stands for a vector until its embedding is filled in. ``prompt`` waits for the embedding;
     ``trim`` says what to drop and stays until the reader's next call, since checkpointed layers
     run again after it. ``starts`` tells whether that call began a sequence. ``instead`` takes the
-    place of any prompt while it is there.
+    place of any prompt while it is there. ``memory`` is there where a decoder sees the prompt.
     """
 
-    __slots__ = ("instead", "parameters", "placeholder", "prompt", "starts", "tokens", "trim")
+    __slots__ = (
+        "instead",
+        "memory",
+        "parameters",
+        "placeholder",
+        "prompt",
+        "starts",
+        "tokens",
+        "trim",
+    )
 
-    def __init__(self, tokens: Tokens, parameters: tuple[str, ...], placeholder: int):
+    def __init__(
+        self,
+        tokens: Tokens,
+        parameters: tuple[str, ...],
+        placeholder: int,
+        memory: MemoryTap | None = None,
+    ):
         self.tokens = tokens
         self.parameters = parameters
         self.placeholder = placeholder
+        self.memory = memory
         self.instead: Tensor | None = None
         self.prompt: Tensor | None = None
         self.trim: Trim | None = None
@@ -52,13 +71,14 @@ class TokenTap:
         copy = memo.get(id(self))
         if copy is None:
             copy = memo[id(self)] = TokenTap(*self._settings())
+            copy.memory = deepcopy(self.memory, memo)
         return copy
 
     def __reduce__(self) -> tuple[type[TokenTap], tuple[Any, ...]]:
         return TokenTap, self._settings()
 
     def _settings(self) -> tuple[Any, ...]:
-        return self.tokens, self.parameters, self.placeholder
+        return self.tokens, self.parameters, self.placeholder, self.memory
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """A call of the reader; what an earlier one left is forgotten."""
@@ -68,11 +88,11 @@ class TokenTap:
         return call
 
 
-def token_tap(model: nn.Module, tokens: Tokens) -> TokenTap:
-    """A tap for the stack of ``tokens`` in ``model``."""
+def token_tap(model: nn.Module, tokens: Tokens, memory: MemoryTap | None = None) -> TokenTap:
+    """A tap for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    return TokenTap(tokens, parameters, _placeholder(model, tokens))
+    return TokenTap(tokens, parameters, _placeholder(model, tokens), memory)
 
 
 def _placeholder(model: nn.Module, tokens: Tokens) -> int:
@@ -162,12 +182,15 @@ def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:
 def restored(tap: TokenTap, output: Any) -> Any:
     """The reader's result with states and attentions as long as the tokens given.
 
-    Where the states leave the stack with this result, they are trimmed here.
+    Where the states leave the stack with this result, they are trimmed here, unless a decoder
+    attends to all of them.
     """
     if tap.trim is None:
         return output
     exit = tap.tokens.exit
-    if exit.path == tap.tokens.reader:
+    if tap.memory is not None:
+        noted(tap.memory, output)
+    elif exit.path == tap.tokens.reader:
         if exit.index is None:
             return tap.trim.states(output)
         output = tap.trim.one(output, exit.index)

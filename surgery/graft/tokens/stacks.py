@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,11 +13,22 @@ from surgery.anatomy.site import Port
 from surgery.graft.design import Stack
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.frame import Frame, emitter_for
-from surgery.graft.tokens import sequences
-from surgery.graft.tokens.prompts import token_change
+from surgery.graft.tokens import memory, sequences
+from surgery.rules.prompts import token_change
 
 
 def begin(frame: Frame, stack: Stack) -> None:
+    """Change what the module is given, as its part in a stack has it."""
+    tap = frame.attribute(stack.tap)
+    if stack.role == "around":
+        frame.call(memory.entered, tap)
+    elif stack.role == "decoder":
+        _replace(frame, memory.attended, tap)
+    elif stack.role == "reader":
+        _read(frame, stack)
+
+
+def _read(frame: Frame, stack: Stack) -> None:
     """Change the arguments of a reader as its program says."""
     part, tap = stack.program, frame.attribute(stack.tap)
     assert part is not None
@@ -32,8 +44,13 @@ def begin(frame: Frame, stack: Stack) -> None:
     for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
         frame.call(kernels.write_tap, frame.attribute(name), emitter.emit(vectors))
     for function, *given in calls:
-        pair = frame.call(function, *given, frame.args, frame.kwargs)
-        frame.args, frame.kwargs = (frame.call(operator.getitem, pair, i) for i in (0, 1))
+        _replace(frame, function, *given)
+
+
+def _replace(frame: Frame, function: Callable[..., Any], *given: Any) -> None:
+    """Go on with the arguments that ``function`` makes of those of the call."""
+    pair = frame.call(function, *given, frame.args, frame.kwargs)
+    frame.args, frame.kwargs = (frame.call(operator.getitem, pair, i) for i in (0, 1))
     frame.inputs.clear()
 
 
@@ -42,6 +59,10 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
     tap = frame.attribute(stack.tap)
     if stack.role == "reader":
         return frame.call(sequences.restored, tap, result)
+    if stack.role == "decoder":
+        return frame.call(memory.told, tap, result)
+    if stack.role == "around":
+        return frame.call(memory.handed, tap, result)
     if stack.role == "embedding":
         ids = frame.only if frame.plain else frame.input(Port("", "input"))
         for name, token in stack.places:
