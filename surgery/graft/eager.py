@@ -64,7 +64,7 @@ class _Wiring:
         seen = tokens.memory if change.joined > change.unseen else None
         memory = memory_tap(self.model, seen, change.joined) if seen else None
         shared = token_tap(self.model, tokens, memory)
-        exit = replace(tokens.exit, path="")
+        ports = {"embedding": site.edits[0].entry, "exit": tokens.exit}
         written: list[tuple[str, int]] = []
         read: list[tuple[str, int]] = []
         for token, _ in change.places:
@@ -76,11 +76,21 @@ class _Wiring:
             own = part if role == "reader" else None
             places = {"reader": written, "embedding": read}.get(role, [])
             name = self.give(path, "stack", shared)
-            roles[path] = Stack(role, name, exit, own, tuple(places))
+            port = replace(ports.get(role) or Port("", "output"), path="")
+            roles[path] = Stack(role, name, port, own, tuple(places))
         if seen:
-            roles[seen.reader] = Stack("decoder", self.give(seen.reader, "stack", memory), exit)
-            roles[seen.around] = Stack("around", self.give(seen.around, "stack", memory), exit)
+            self._memory(seen, memory)
         for path, stack in roles.items():
+            self.stacks.setdefault(path, []).append(stack)
+
+    def _memory(self, memory: Memory, shared: object) -> None:
+        """The modules through which a decoder sees the tokens of its encoder."""
+        parts: tuple[tuple[str, StackRole], ...] = (
+            (memory.reader, "decoder"),
+            (memory.around, "around"),
+        )
+        for path, role in parts:
+            stack = Stack(role, self.give(path, "stack", shared), Port("", "output"))
             self.stacks.setdefault(path, []).append(stack)
 
     def _roles(
@@ -89,7 +99,7 @@ class _Wiring:
         yield tokens.reader, "reader"
         if change.prompts or change.places:
             yield tokens.embedding, "embedding"
-        if change.prompts and not seen and tokens.exit.path != tokens.reader:
+        if change.prompts and not seen and tokens.exit and tokens.exit.path != tokens.reader:
             yield tokens.exit.path, "exit"
 
     def give(self, path: str, kind: str, value: object) -> str:

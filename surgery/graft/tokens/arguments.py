@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.anatomy.site import Tokens
@@ -53,6 +54,7 @@ class Call:
         self._join_mask(n)
         self._join_types(n)
         self._join_positions(n)
+        self._join_causal(n)
         self._join_others(n)
         if self.embeds is not None:
             self.given[str(self.tokens.embeds)] = torch.cat(
@@ -107,9 +109,12 @@ class Call:
                 real = self.ids.ne(padding).long()
                 return (real.cumsum(1) + past + shift) * real + padding
             first = padding + 1
-        device = self.ids.device if self.ids is not None else self.of(tokens.embeds).device
+        device = self._device()
         start = first + past + shift
         return torch.arange(start, start + self.length, device=device).unsqueeze(0)
+
+    def _device(self) -> torch.device:
+        return self.ids.device if self.ids is not None else self.of(self.tokens.embeds).device
 
     def _mask(self) -> Tensor | None:
         mask = self.of(self.tokens.mask)
@@ -141,17 +146,40 @@ class Call:
     def _join_others(self, n: int) -> None:
         """Whatever else tells of each token: the first one's, as boxes on a page have it.
 
-        Those are whole numbers; what comes from another sequence, as long as this one, is called so.
+        What tells of their number counts the prompt.
+
+        Those are whole numbers, or mark padding, which a prompt is not; what comes from another sequence, as long as this one, is called so.
         """
         tokens = self.tokens
         known = {tokens.ids, tokens.embeds, tokens.mask, tokens.positions, tokens.types}
+        known.add(tokens.causal)
         for name, value in self.given.items():
             if name in known or name.startswith(_ELSEWHERE) or not isinstance(value, Tensor):
                 continue
+            if name == "lengths" and value.shape == (self.batch,):
+                self.given[name] = value + n
             tells = value.dim() > 1 and not value.is_floating_point()
             if tells and value.shape[:2] == (self.batch, self.length):
                 front = value[:, :1].expand(-1, n, *value.shape[2:])
+                if "padding" in name:
+                    front = torch.zeros_like(front)
                 self.given[name] = torch.cat((front, value), 1)
+
+    def _join_causal(self, n: int) -> None:
+        """Places in what tells of each token which it sees: all see the prompt, and it no token.
+
+        A caller that decodes one token at a time gives none, but a prompt is several.
+        """
+        name = self.tokens.causal
+        if name is None:
+            return
+        given: Tensor | None = self.given.get(name)
+        if given is None:
+            given = torch.zeros(self.length, self.length, device=self._device())
+        hidden = given.new_ones(n + self.length, n + self.length, dtype=torch.bool).triu(1)
+        whole = functional.pad(given, (n, 0, n, 0))
+        hidden[n:, n:] = False
+        self.given[name] = whole.masked_fill(hidden, float("-inf"))
 
     def _join_positions(self, n: int) -> None:
         positions: Tensor | None = self.of(self.tokens.positions)

@@ -139,7 +139,8 @@ def extended(
         if cache is not None:
             make_room(cache, n)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
-        tap.trim = Trim(n, n, call.batch, n + call.length)
+        streams = bool(tap.tokens.streams)
+        tap.trim = Trim(n, n, call.batch, n + call.length, streams)
     else:
         call.follow(n)
         tap.trim = Trim(0, n, call.batch, call.length)
@@ -188,11 +189,13 @@ def restored(tap: TokenTap, output: Any) -> Any:
     if tap.trim is None:
         return output
     exit = tap.tokens.exit
+    if exit is None:
+        return tap.trim.attended(output)
+    for index, _ in tap.tokens.streams:
+        output = tap.trim.one(output, index)
     if tap.memory is not None:
         noted(tap.memory, output)
     elif exit.path == tap.tokens.reader:
-        if exit.index is None:
-            return tap.trim.states(output)
         output = tap.trim.one(output, exit.index)
     return tap.trim.output(output)
 

@@ -65,12 +65,24 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
         return frame.call(memory.handed, tap, result)
     if stack.role == "embedding":
         ids = frame.only if frame.plain else frame.input(Port("", "input"))
-        for name, token in stack.places:
-            vectors = frame.call(kernels.peek_tap, frame.attribute(name))
-            result = frame.call(sequences.placed, tap, ids, token, vectors, result)
-        return frame.call(sequences.filled, tap, result)
-    if frame.plain or stack.exit.index is None:
-        return frame.call(sequences.trimmed, tap, result)
-    hidden = frame.call(kernels.first, result, stack.exit.index)
-    hidden = frame.call(sequences.trimmed, tap, hidden)
-    return frame.call(kernels.with_first, result, stack.exit.index, hidden)
+
+        def embedded(found: fx.Node) -> fx.Node:
+            for name, token in stack.places:
+                vectors = frame.call(kernels.peek_tap, frame.attribute(name))
+                found = frame.call(sequences.placed, tap, ids, token, vectors, found)
+            return frame.call(sequences.filled, tap, found)
+
+        return _changed(frame, stack, result, embedded)
+    return _changed(frame, stack, result, lambda hidden: frame.call(sequences.trimmed, tap, hidden))
+
+
+def _changed(
+    frame: Frame, stack: Stack, result: fx.Node, change: Callable[[fx.Node], fx.Node]
+) -> fx.Node:
+    """``result`` with the states in it as ``change`` has them."""
+    index = stack.port.index
+    if frame.plain or index is None:
+        return change(result)
+    return frame.call(
+        kernels.with_first, result, index, change(frame.call(kernels.first, result, index))
+    )
