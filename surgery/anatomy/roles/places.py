@@ -96,8 +96,10 @@ class Reading:
         for path in embeddings(self.flow):
             self._called(path, "embedding")
         exits = Exits(self.flow, self.ports, self.layers, [a.core for a in self.attentions])
-        for site in Stacks(self.flow, self.ports, exits).sites():
+        stacks = Stacks(self.flow, self.ports, exits)
+        for site in stacks.sites():
             self._add(site, "tokens")
+        self.obstacles = {"tokens": stacks.obstacle} if stacks.obstacle else {}
         taken = {path for sites in self._sites.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:

@@ -29,13 +29,17 @@ _CAUSAL = "decoder_causal_mask"
 
 
 class Stacks:
-    """Finds where token sequences enter a model, and by ``exits`` where they leave it."""
+    """Finds where token sequences enter a model, and by ``exits`` where they leave it.
+
+    ``obstacle`` then says why some are out of reach, if so.
+    """
 
     def __init__(self, flow: Flow, ports: Ports, exits: Exits):
         self.flow = flow
         self.record = flow.record
         self.ports = ports
         self.exits = exits
+        self.obstacle: str | None = None
 
     def sites(self) -> Iterator[Site]:
         """A site for each stack, in the order in which they run.
@@ -52,6 +56,7 @@ class Stacks:
                 continue
             stack = self._stack(op, origin)
             if stack is None:
+                self._note(op)
                 continue
             rows = max(self.record.shapes[v][0] for v in op.inputs if self.flow.owned(v))
             path = stack.reader.path
@@ -105,6 +110,10 @@ class Stacks:
         if module is None or not own or embedded is None:
             return None
         if exit is None and not self.exits.latent(stack):
+            self.obstacle = (
+                f"`{reader.path or type(module).__name__}` pools or picks the states of its tokens "
+                "on their way, so those of others in front could not be dropped again"
+            )
             return None
         counts, padding = self._counting(reader, stack.argument, lookup)
         names = self._names(reader, stack.argument, module)
@@ -124,6 +133,24 @@ class Stacks:
         paths = self.flow.paths.of(module)
         out = exit or self.ports.main_output(reader) or Port(reader.path, "output")
         return Site(reader.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
+
+    def _note(self, lookup: Op) -> None:
+        """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""
+        for value in lookup.inputs:
+            for call in self.record.stack(lookup.call):
+                given = [v for values in call.inputs.values() for _, v in values]
+                made = any(
+                    not self.record.dtypes[v].is_floating_point and self.flow.depends(value, v)
+                    for v in given
+                )
+                wide = self.record.shapes[value][:1] == self.record.shapes[lookup.outputs[0]][:1]
+                if made and wide and self.exits.runs(call, lookup) and not call.virtual:
+                    name = call.path or type(self.flow.paths.modules[call.path]).__name__
+                    self.obstacle = (
+                        f"`{name}` makes other ids of those it is given and looks these up, so "
+                        "nothing can join the ids in front"
+                    )
+                    return
 
     def _turned(self, stack: Stack) -> bool:
         """Whether tokens are looked up with the length first."""

@@ -44,31 +44,46 @@ class Trim:
                 several = cast("tuple[Any, ...]", part)
                 attends = any(self._attends(value) for value in several)
                 # Without names: those to the sequence itself come before those across.
-                part = self._several(several, attends, attentions > 0)
+                streams = any(isinstance(v, Tensor) and v.dim() == 5 for v in several)
+                part = self._several(several, attends, attentions > 0 and not streams)
                 attentions += attends
             parts.append(part)
         return tuple(parts)
 
     def attended(self, output: Any) -> Any:
         """A result without states of tokens, with the attentions to them trimmed."""
-        if not isinstance(output, dict):
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            for key, value in list(items.items()):
+                items[key] = self._columns(value)
+            return items
+        if type(output) is not tuple:
             return output
-        items = cast("dict[str, Any]", output)
-        for key, value in list(items.items()):
-            if "cross" in key and isinstance(value, tuple):
-                values = cast("tuple[Tensor, ...]", value)
-                items[key] = tuple(v[..., self.held :] for v in values)
-        return items
+        return tuple(map(self._columns, cast("tuple[Any, ...]", output)))
+
+    def _columns(self, value: Any) -> Any:
+        """Of several attentions [batch, heads, queries, keys] those whose keys are the tokens."""
+        if not isinstance(value, tuple):
+            return value
+        return tuple(
+            v[..., self.joined :]
+            if isinstance(v, Tensor) and v.dim() == 4 and v.shape[3] == self.total != v.shape[2]
+            else v
+            for v in cast("tuple[Any, ...]", value)
+        )
 
     def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
         trim = self._attention if attends else self._rows
         return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
 
     def _attends(self, value: Any) -> bool:
-        """Whether a value is [batch, heads, queries, keys]; some models stack states in front."""
-        if not isinstance(value, Tensor) or value.dim() != 4:
+        """Whether a value is [batch, heads, queries, keys]; some models stack states in front.
+
+        Those of several streams are [batch, streams, heads, queries, keys].
+        """
+        if not isinstance(value, Tensor) or value.dim() != 4 + (value.dim() == 5 and self.streams):
             return False
-        return value.shape[0] == self.batch and value.shape[2] == self.total
+        return value.shape[0] == self.batch and value.shape[-2] == self.total
 
     def _attention(self, value: Tensor, cross: bool) -> Tensor:
         queries = self._without(value, -2)

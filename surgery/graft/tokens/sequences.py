@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
+from surgery.graft.graphs import kernels
 from surgery.graft.tokens.arguments import Call
 from surgery.graft.tokens.cache import make_room
 from surgery.graft.tokens.memory import MemoryTap, noted
@@ -145,6 +146,28 @@ def extended(
         call.follow(n)
         tap.trim = Trim(0, n, call.batch, call.length)
     return call.arguments()
+
+
+def accepted(
+    tap: TokenTap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the reader makes of its arguments.
+
+    Raises:
+        SurgeryError: S530 if it says that it takes no sequences that are longer by the prompt.
+
+    """
+    try:
+        return kernels.call_base(module, args, kwargs)
+    except ValueError as problem:
+        trim = tap.trim
+        if trim is None or not trim.joined or str(trim.total) not in str(problem):
+            raise
+        raise error(
+            "S530",
+            f"the model refuses {trim.total} places, {trim.joined} of them of the prompt: {problem}",
+            help="pad the tokens, or take a prompt of another length",
+        ) from problem
 
 
 def _rows(prompt: Tensor, batch: int) -> Tensor:

@@ -38,6 +38,7 @@ def _read(frame: Frame, stack: Stack) -> None:
     if change.shift:
         calls.append((sequences.shifted, tap, change.shift))
     if change.prompts:
+        frame.reads = tap
         prompts = tuple(emitter.emit(e) for e in change.prompts)
         prompt = prompts[0] if len(prompts) == 1 else frame.call(torch.cat, prompts, 0)
         calls.append((sequences.extended, tap, prompt))
