@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.tokens.cache import past_of
+from surgery.graft.tokens.cache import UNTOLD, past_of
 from surgery.language.diagnostics import SurgeryError, error
 
+_PERMUTED = ("perm_mask", "target_mapping")
+_POSITIONS = "position_ids"
 _ELSEWHERE = ("encoder_", "cross_", "memory")
 
 
@@ -25,10 +28,12 @@ class Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ):
-        self.tokens = tokens
         self.positional = parameters[: len(args)]
         self.rest = args[len(parameters) :]
         self.given: dict[str, Any] = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        if tokens.positions is None and _POSITIONS in kwargs:
+            tokens = replace(tokens, positions=_POSITIONS)  # among those that are handed on
+        self.tokens = tokens
         self.past = past_of(self.of(tokens.cache))
         self.ids: Tensor | None = self.of(tokens.ids)
         self.embeds: Tensor | None = self.of(tokens.embeds)
@@ -55,6 +60,7 @@ class Call:
         self._join_types(n)
         self._join_positions(n)
         self._join_causal(n)
+        self._join_permuted(n)
         self._join_others(n)
         if self.embeds is not None:
             self.given[str(self.tokens.embeds)] = torch.cat(
@@ -70,8 +76,9 @@ class Call:
         """Go on with a sequence whose cache starts with ``n`` vectors that the caller ignores."""
         mask, positions = self._mask(), self.of(self.tokens.positions)
         seen = (self.past or 0) + self.length
-        if mask is not None:
-            if mask.shape[1] != seen - n:
+        recurs = self.past == UNTOLD
+        if mask is not None and not (recurs and mask.shape[1] == self.length):
+            if recurs or mask.shape[1] != seen - n:
                 raise _refused(
                     f"a mask over {mask.shape[1]} tokens does not fit a cache of {self.past} places,"
                     f" {n} of them of the prompt, and {self.length} more",
@@ -98,6 +105,8 @@ class Call:
         self.given[name] = self._counted(by) if positions is None else positions + by
 
     def _counted(self, shift: int) -> Tensor:
+        if self.past == UNTOLD:
+            raise _refused("positions go on from a cache that does not tell its length")
         past, tokens = self.past or 0, self.tokens
         mask = self._mask() if tokens.counts == "mask" else None
         if mask is not None:
@@ -180,6 +189,20 @@ class Call:
         whole = functional.pad(given, (n, 0, n, 0))
         hidden[n:, n:] = False
         self.given[name] = whole.masked_fill(hidden, float("-inf"))
+
+    def _join_permuted(self, n: int) -> None:
+        """Columns for the prompt in what tells of each place which tokens it must not see, or is.
+
+        The prompt must not see what the first token must not.
+        """
+        for name in _PERMUTED:
+            value: Tensor | None = self.of(name)
+            if value is None:
+                continue
+            self._same_length(value, name)
+            if value.shape[1] == self.length and name == _PERMUTED[0]:
+                value = torch.cat((value[:, :1].expand(-1, n, -1), value), 1)
+            self.given[name] = functional.pad(value, (n, 0))
 
     def _join_positions(self, n: int) -> None:
         positions: Tensor | None = self.of(self.tokens.positions)
