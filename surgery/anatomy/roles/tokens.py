@@ -192,15 +192,11 @@ class Stacks:
 
     def _names(self, reader: Call, ids: str, module: Any) -> dict[str, Any]:
         """The other arguments by what they are for: those given, else as they are mostly called."""
-        parameters = inspect.signature(module.forward).parameters
-        accepted = [name for name in parameters if name != ids]
-        hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        found: dict[str, Any] = {
+        accepted = [name for name in inspect.signature(module.forward).parameters if name != ids]
+        found = {
             use: next((name for name in names if name in accepted), None)
             for use, names in _NAMES.items()
         }
-        if hands_on and found["cache"] is None:
-            found["cache"] = _NAMES["cache"][0]  # what is not its own it hands on
         shape = self.record.shapes[reader.inputs[ids][0][1]]
         for name, values in reader.inputs.items():
             value = values[0][1]

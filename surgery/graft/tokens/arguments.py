@@ -14,6 +14,7 @@ from surgery.graft.tokens.cache import UNTOLD, past_of
 from surgery.language.diagnostics import SurgeryError, error
 
 _PERMUTED = ("perm_mask", "target_mapping")
+_CACHE = "past_key_values"
 _POSITIONS = "position_ids"
 _ELSEWHERE = ("encoder_", "cross_", "memory")
 
@@ -31,8 +32,11 @@ class Call:
         self.positional = parameters[: len(args)]
         self.rest = args[len(parameters) :]
         self.given: dict[str, Any] = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        # What the reader has no parameter for it may hand on.
         if tokens.positions is None and _POSITIONS in kwargs:
-            tokens = replace(tokens, positions=_POSITIONS)  # among those that are handed on
+            tokens = replace(tokens, positions=_POSITIONS)
+        if tokens.cache is None and _CACHE in kwargs:
+            tokens = replace(tokens, cache=_CACHE)
         self.tokens = tokens
         self.past = past_of(self.of(tokens.cache))
         self.ids: Tensor | None = self.of(tokens.ids)

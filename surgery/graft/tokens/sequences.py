@@ -136,7 +136,7 @@ def extended(
     if call.batch == 0 or n == 0:
         return args, kwargs
     if tap.starts:
-        cache = call.of(tap.tokens.cache)
+        cache = call.of(call.tokens.cache)
         if cache is not None:
             make_room(cache, n)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
