@@ -98,24 +98,23 @@ class Exits:
 
         Queries of the model's own make as many states of any number of tokens.
         """
-        found = stack.lookup.outputs[0]
-        for core in self.cores:
-            queried = self.flow.depends(core.q, found)
-            if queried and self._by_tokens(stack, core):
-                return False
-        outputs = [value for _, value in stack.reader.outputs]
-        length = self.record.shapes[stack.ids][1]
-        free = all(length not in self.record.shapes[v][1:] for v in outputs)
-        return free and not self._picks(stack, self.last(stack))
+        found, last = stack.lookup.outputs[0], self.last(stack)
+        within = [
+            core
+            for core in self.cores
+            if stack.reader.first <= core.ops[-1].index <= stack.reader.last
+        ]
+        own = [core for core in within if not self.flow.depends(core.q, found)]
+        if any(self._of_tokens(core.q, found, own) for core in within):
+            return False
+        keyed = [core for core in own if self._of_tokens(core.k, found, own)]
+        met = any(self.flow.depends(last, core.result) for core in keyed)
+        return met and not self._picks(stack, last)
 
-    def _by_tokens(self, stack: Stack, core: Core) -> bool:
-        """Whether the keys of ``core`` are of the tokens as they were embedded."""
-        behind = {op.index for op in self.flow.backward(core.k, lambda _v, _op: False)}
-        return not any(
-            op.index in behind and not self.flow.depends(other.q, stack.lookup.outputs[0])
-            for other in self.cores
-            for op in other.ops[-1:]
-        )
+    def _of_tokens(self, value: int, found: int, own: list[Core]) -> bool:
+        """Whether ``value`` is made of the tokens ``found``, and not of states that attend to them."""
+        through = any(self.flow.depends(value, core.result) for core in own)
+        return self.flow.depends(value, found) and not through
 
     def _layers(self, reader: Call, lookup: Op) -> list[Call]:
         """The outermost layers in ``reader`` that are given what ``lookup`` has found."""

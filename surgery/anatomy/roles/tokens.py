@@ -115,11 +115,12 @@ class Stacks:
         module = self.flow.paths.modules.get(reader.path)
         owner = self.flow.paths.modules.get(embedding.path)
         embedded = self.ports.main_output(embedding)
-        exit = self.exits.port(stack)
+        latent = self.exits.latent(stack)
+        exit = None if latent else self.exits.port(stack)
         own = owner is not None and "weight" in owner._parameters
         if module is None or not own or embedded is None:
             return None
-        if exit is None and not self.exits.latent(stack):
+        if exit is None and not latent:
             self.obstacle = (
                 f"`{reader.path or type(module).__name__}` pools or picks the states of its tokens "
                 "on their way, so those of others in front could not be dropped again"
