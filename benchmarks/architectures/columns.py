@@ -56,7 +56,7 @@ _NO_MLP = "it has no feed-forward: its layers are one recurrent mixer each"
 
 _NO_PLACE: dict[str, dict[str, str]] = {
     **{name: dict.fromkeys(_ATTENTION, _NO_CORE) for name in ("fnet", "rwkv", "xlstm")},
-    "mra": dict.fromkeys(_ATTENTION, _NO_KERNEL),
+    "mra": dict.fromkeys((*_ATTENTION, "prompt"), _NO_KERNEL),
     "yoso": dict.fromkeys(("prefix", "unipelt"), _NO_SOFTMAX),
     **{
         name: {**dict.fromkeys(_ATTENTION, _NO_CORE), "adapter": _NO_MLP}

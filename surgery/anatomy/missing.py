@@ -129,6 +129,9 @@ class Finder:
                     f"nothing matches: {name} has no layer of its own here",
                     f"it is fused in `{sites[0].path}`{count}, whose role is {fused}",
                 )
+        reason = self.anatomy().reading.obstacles.get(name)
+        if reason:
+            return f"nothing matches: {reason}", None
         present = [role for role in ROLES if places.get(role)]
         help = f"roles seen here: {', '.join(present)}" if present else "no roles were seen here"
         return f"nothing matches: no {name} was found in this model", help

@@ -83,23 +83,44 @@ class Core:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """How a decoder attends to the states of an encoder's tokens.
+
+    The module at ``reader`` is given them as ``states`` and, as ``mask``, which of them are no
+    padding. The one at ``around`` runs both stacks, and hands the encoder's states out beside.
+    ``index`` is where they stand in what the encoder's reader returns.
+    """
+
+    around: str
+    reader: str
+    states: str
+    mask: str | None = None
+    index: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """How a stack of layers gets its tokens, and where their hidden states leave it.
 
     The module at ``reader`` is given token ids, has them embedded by the module at ``embedding``,
     and runs the layers; ``exit`` is where the hidden states of all tokens come out of the last of
     them, before any of them is picked or pooled; or out of the reader, where that reshapes them by
-    their number or picks by the ids. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
+    their number or picks by the ids; or None where states of the model's own attend to the tokens,
+    and only these come out. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
     ``cache`` name the arguments of the reader's ``forward``, those it has.
 
     Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
     sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
-    that number. ``turned`` embeddings are [length, batch, features].
+    that number. ``turned`` embeddings are [length, batch, features]. ``causal`` names
+    the argument that tells of each token which others it sees, [length, length]. What the reader
+    returns at a key in ``streams`` are as many sequences of states, [batch, many · length,
+    features]. ``memory`` tells who attends
+    to the states that the reader returns, where nothing else is made of them.
     """
 
     reader: str
     embedding: str
-    exit: Port
+    exit: Port | None
     ids: str
     embeds: str | None = None
     mask: str | None = None
@@ -109,6 +130,9 @@ class Tokens:
     counts: Literal["places", "mask", "ids"] = "places"
     padding: int | None = None
     turned: bool = False
+    causal: str | None = None
+    streams: tuple[tuple[int | str | None, int], ...] = ()
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,17 +37,21 @@ class Part:
     gives_result: bool = True
 
 
+StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]
+
+
 @dataclass(frozen=True)
 class Stack:
     """A module's part in what becomes of a stack's tokens; ``tap`` names what its parts share.
 
-    The reader runs the ``program``. It hands what replaces tokens to the embedding by the taps in
-    ``places``, with their ids; the embedding and the exit find there what concerns them.
+    ``port`` is where the module has the states that are changed. The reader runs the ``program``. It hands what replaces tokens to the embedding by the taps in
+    ``places``, with their ids; the embedding and the exit find there what concerns them. Where a
+    decoder attends to the states, it has a part as ``decoder``, and the module around as ``around``.
     """
 
-    role: Literal["reader", "embedding", "exit"]
+    role: StackRole
     tap: str
-    exit: Port
+    port: Port
     program: Part | None = None
     places: tuple[tuple[str, int], ...] = ()
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 from torch import fx, nn
 
-from surgery.anatomy.site import Port, Tokens
+from surgery.anatomy.site import Memory, Port, Tokens
 from surgery.graft import fastpath
 from surgery.graft.container import Graft
-from surgery.graft.design import Design, Part, Stack
+from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.kernels import Held, Tap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens import masks
-from surgery.graft.tokens.prompts import token_change
+from surgery.graft.tokens.memory import memory_tap
 from surgery.graft.tokens.sequences import token_tap
 from surgery.graft.weights.effective import write_effective
 from surgery.planning.layers import Layer, read_layer
+from surgery.rules.prompts import TokenChange, token_change
 
 PREFIX = "_surgery_"
 _CLASSES: dict[tuple[type[nn.Module], Layer | None, Design], type[nn.Module]] = {}
@@ -61,8 +62,10 @@ class _Wiring:
         """The modules that take part in what becomes of a stack's tokens."""
         part = self.part(site, tokens.reader)
         change = token_change(part.program.result, dict(part.sizes))
-        shared = token_tap(self.model, tokens)
-        exit = replace(tokens.exit, path="")
+        seen = tokens.memory if change.joined > change.unseen else None
+        memory = memory_tap(self.model, seen, change.joined) if seen else None
+        shared = token_tap(self.model, tokens, memory)
+        ports = {"embedding": site.edits[0].entry, "exit": tokens.exit}
         written: list[tuple[str, int]] = []
         read: list[tuple[str, int]] = []
         for token, _ in change.places:
@@ -70,21 +73,34 @@ class _Wiring:
             written.append((self.give(tokens.reader, "place", tap), token))
             read.append((self.give(tokens.embedding, "place", tap), token))
         roles: dict[str, Stack] = {}
-        for path, role in self._roles(tokens, bool(change.prompts), bool(change.places)):
+        for path, role in self._roles(tokens, change, seen):
             own = part if role == "reader" else None
             places = {"reader": written, "embedding": read}.get(role, [])
             name = self.give(path, "stack", shared)
-            roles[path] = Stack(role, name, exit, own, tuple(places))
+            port = replace(ports.get(role) or Port("", "output"), path="")
+            roles[path] = Stack(role, name, port, own, tuple(places))
+        if seen:
+            self._memory(seen, memory)
         for path, stack in roles.items():
             self.stacks.setdefault(path, []).append(stack)
 
+    def _memory(self, memory: Memory, shared: object) -> None:
+        """The modules through which a decoder sees the tokens of its encoder."""
+        parts: tuple[tuple[str, StackRole], ...] = (
+            (memory.reader, "decoder"),
+            (memory.around, "around"),
+        )
+        for path, role in parts:
+            stack = Stack(role, self.give(path, "stack", shared), Port("", "output"))
+            self.stacks.setdefault(path, []).append(stack)
+
     def _roles(
-        self, tokens: Tokens, prompts: bool, places: bool
-    ) -> Iterator[tuple[str, Literal["reader", "embedding", "exit"]]]:
+        self, tokens: Tokens, change: TokenChange, seen: Memory | None
+    ) -> Iterator[tuple[str, StackRole]]:
         yield tokens.reader, "reader"
-        if prompts or places:
+        if change.prompts or change.places:
             yield tokens.embedding, "embedding"
-        if prompts and tokens.exit.path != tokens.reader:
+        if change.prompts and not seen and tokens.exit and tokens.exit.path != tokens.reader:
             yield tokens.exit.path, "exit"
 
     def give(self, path: str, kind: str, value: object) -> str:

@@ -25,6 +25,7 @@ from surgery.planning.training import decide
 from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import build
+from surgery.rules.prompts import token_change
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -68,6 +69,7 @@ class Planner:
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
+        draft.finish()
         adds = any(t.trained for e in draft.edits for t in e.tensors)
         training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
@@ -129,6 +131,23 @@ class Draft:
                     (Label(statement.span),),
                 )
             )
+
+    def finish(self) -> None:
+        """Hold what all statements make of tokens against what can be done."""
+        for edit in reversed(self.edits):
+            if edit.tokens is None or edit.whole not in self.applied:
+                continue
+            program = build(edit.signature, tuple(self.applied.pop(edit.whole)))
+            change = token_change(program.result, edit.sizes)
+            if change.unseen not in (0, change.joined):
+                problem = error(
+                    "S416",
+                    f"{change.unseen} vectors stay within the encoder, and {change.joined} join it",
+                    help=f"let all of them stay, or none: encoder_only({change.joined})",
+                )
+                statement = self.spec.statements[edit.statement]
+                assert isinstance(statement, syntax.On)
+                self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
 
     def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
         """``site``; or the weights in it that a method of linear layers is for: those of all experts,

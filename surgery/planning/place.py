@@ -58,8 +58,10 @@ class Place:
 
     @cached_property
     def signature(self) -> Signature:
-        if self.site.tokens is not None:
-            return Signature("tokens", positions=self.site.tokens.positions is not None)
+        tokens = self.site.tokens
+        if tokens is not None:
+            positions, memory = tokens.positions is not None, tokens.memory is not None
+            return Signature("tokens", positions=positions, memory=memory)
         if self.layer is not None:
             return Signature("linear", bias=self.layer.bias, grouped=self.layer.groups > 1)
         site = self.planner.anatomy.place_of(self.site)

@@ -50,9 +50,7 @@ def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
             help="assign the result or an operand of the match: `y += …`",
         )
     _check_used(state)
-    signature = Signature(
-        state.kind, bias=True, norm=True, residual=True, core=core is not None, positions=True
-    )
+    signature = _complete(state.kind, core is not None)
     groups = ((method.name, tuple(state.notes.declarations)),)
     program = assemble(signature, base, core, state, groups)
     return Facts(program, any(p.kind != "value" for p in method.parameters))
@@ -140,4 +138,11 @@ def fitting(closure: Closure) -> Signature:
         return fitting(methods[0])
     body = closure.definition.syntax.body
     matched = next((s.operator for s in body if isinstance(s, syntax.Match)), "linear")
-    return Signature(_kind(matched), bias=True, norm=True, residual=True, core=True, positions=True)
+    return _complete(_kind(matched), core=True)
+
+
+def _complete(kind: Kind, core: bool) -> Signature:
+    """A site that lacks nothing."""
+    return Signature(
+        kind, bias=True, norm=True, residual=True, core=core, positions=True, memory=True
+    )

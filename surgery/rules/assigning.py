@@ -116,14 +116,21 @@ def _check_own(state: State, target: str, value: Expression, step: syntax.Assign
             step.span,
             help="an operand of an attention is rebound to something made of itself",
         )
-    if target in ("mask", "positions"):
-        wanted = "reveal" if target == "mask" else "add"
+    if target in _FORMS:
+        wanted, form = _FORMS[target]
         inner = value
         while inner.op == wanted:
             inner = inner.arguments[0]
         if inner != operand(target, ()):
-            form = "reveal(mask, n, along = t)" if target == "mask" else "positions + n"
             raise error("S222", f"`{step.target}` can only become `{form}`", step.span)
+
+
+_FORMS = {
+    "mask": ("reveal", "reveal(mask, n, along = t)"),
+    "positions": ("add", "positions + n"),
+    "memory": ("subtract", "memory - n"),
+}
+"""What an operand is made of itself by, where that is one thing alone."""
 
 
 def check_lengths(frame: Frame) -> None:

@@ -83,6 +83,7 @@ def _check_presence(given: syntax.Operand, canonical: str, state: State) -> None
             "residual": "residual sum",
             "norm": "norm after its residual sum",
             "positions": "way to be given positions",
+            "memory": "decoder that attends to its states",
         }
         raise error(
             "S403",

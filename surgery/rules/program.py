@@ -30,6 +30,7 @@ class Signature:
     grouped: bool = False
     core: bool = False
     positions: bool = False
+    memory: bool = False
 
     def operator(self) -> State:
         """The operator before any method."""
@@ -41,6 +42,7 @@ class Signature:
             grouped=self.grouped,
             core=self.core,
             positions=self.positions,
+            memory=self.memory,
         )
 
 

@@ -21,7 +21,7 @@ OPERANDS: dict[Kind, tuple[str, ...]] = {
     "linear": ("x", "W", "b"),
     "module": ("x", "residual", "norm"),
     "attention": ("q", "k", "v", "mask"),
-    "tokens": ("positions",),
+    "tokens": ("positions", "memory"),
 }
 BATCH, SEQUENCE, LENGTH = Dim.named("*0"), Dim.named("*1"), Dim.named("*t")
 """Sizes that every forward has its own of: examples, tokens of each, keys of each."""
@@ -105,6 +105,7 @@ def operator(
     grouped: bool = False,
     core: bool = False,
     positions: bool = True,
+    memory: bool = True,
     out: Dim = OUT,
     into: Dim = IN,
     names: Mapping[str, Dim] | None = None,
@@ -114,13 +115,17 @@ def operator(
     ``names`` are other names for dims of an attention.
     """
     notes = Notes(Shapes(strict=strict))
+    operands: dict[str, Expression | None]
     if kind == "tokens":
         shape = (BATCH, SEQUENCE, out)
-        given = operand("positions", (BATCH, SEQUENCE)) if positions else None
-        result = Expression("tokens", (given,) if given else (), (), shape)
-        return State(kind, result, result, {"positions": given}, notes, named_dims=2)
+        operands = {
+            name: operand(name, (BATCH, SEQUENCE)) if there else None
+            for name, there in (("positions", positions), ("memory", memory))
+        }
+        result = Expression("tokens", tuple(o for o in operands.values() if o), (), shape)
+        return State(kind, result, result, operands, notes, named_dims=2)
     x = operand("x", (STAR, into))
-    operands: dict[str, Expression | None] = {"x": x}
+    operands = {"x": x}
     if kind == "linear":
         weight = operand("W", (out, into))
         offset = operand("b", (out,)) if bias else None

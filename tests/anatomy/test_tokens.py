@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Port, Site
+from surgery.anatomy.site import Memory, Port, Site
 from tests.anatomy.test_places import Seen
 from tests.models import HIDDEN, VOCABULARY, Block, build, randomise
 
@@ -105,6 +105,16 @@ def test_the_other_arguments_by_their_names() -> None:
 def test_how_positions_are_counted(name: str, counts: str, padding: int | None) -> None:
     tokens = read(build(name)).places["tokens"][0].tokens
     assert (tokens.counts, tokens.padding) == (counts, padding)
+
+
+def test_who_attends_to_an_encoders_states() -> None:
+    def memory(name: str) -> list[Memory | None]:
+        return [site.tokens.memory for site in read(build(name)).places["tokens"]]
+
+    given = ("encoder_hidden_states", "encoder_attention_mask", 0)
+    assert memory("t5") == [Memory("", "decoder", *given), None]
+    assert memory("bart") == [Memory("model", "model.decoder", *given), None]
+    assert memory("whisper") == memory("llama") == memory("bert") == [None]
 
 
 class Handmade(nn.Module):

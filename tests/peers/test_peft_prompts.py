@@ -135,3 +135,101 @@ def test_generates_alike(name: str, make: Any) -> None:
         expected = peer.generate(input_ids=IDS, attention_mask=mask, **given)
         got = ours.generate(input_ids=IDS, attention_mask=mask, **given)
         assert torch.equal(got, expected), mask
+
+
+READ = torch.tensor([[5, 6, 7, 8, 9, 10], [20, 21, 11, 12, 0, 0]])
+RIGHT = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
+WRITTEN = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 3]])
+KINDS = {
+    "prompt": (peft.PromptTuningConfig, {}, f"prompt({N})"),
+    "mlp": (
+        peft.PromptEncoderConfig,
+        {"encoder_reparameterization_type": "MLP", "encoder_hidden_size": 7},
+        f"p_tuning({N}) prompt_mlp(7)",
+    ),
+    "lstm": (
+        peft.PromptEncoderConfig,
+        {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 5},
+        f"p_tuning({N}) prompt_lstm(5)",
+    ),
+}
+
+
+def in_encoder(name: str, kind: str) -> tuple[nn.Module, Any]:
+    """A prompt in the encoder, whose states the decoder attends to, as PEFT has it."""
+    base = build(name)
+    config, more, method = KINDS[kind]
+    peer = theirs(
+        base,
+        config(
+            task_type="SEQ_2_SEQ_LM",
+            num_virtual_tokens=N,
+            num_transformer_submodules=1,
+            token_dim=32,
+            num_attention_heads=4,
+            num_layers=2,
+            **more,
+        ),
+    )
+    ours = surgery.apply(base, f"on tokens[0] apply {method}".replace("apply p_", "p_"), seed=0)
+    encoder = peer.prompt_encoder["default"]
+    torch.manual_seed(3)
+    added = {n.rpartition(".")[2]: p for n, p in surgery.trainable(ours).items()}
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
+        for own, value in weights(encoder, kind).items():
+            added[own].copy_(value)
+    return ours, peer
+
+
+def weights(encoder: Any, kind: str) -> dict[str, Tensor]:
+    """PEFT's weights by the names that they have in the rules."""
+    if kind == "prompt":
+        return {"P": encoder.embedding.weight}
+    table = {"E": encoder.embedding.weight}
+    head = encoder.mlp_head
+    if kind == "mlp":
+        names = (("A", "a0"), ("B", "b0"), ("C", "c0"))
+    else:
+        names = (("D", "d0"), ("U", "u0"))
+        for layer in range(2):
+            for ours, theirs in (("I", "weight_ih"), ("H", "weight_hh"), ("i", "bias_ih")):
+                table[f"{ours}{layer + 1}"] = both(encoder.lstm_head, theirs, layer)
+            table[f"h{layer + 1}"] = both(encoder.lstm_head, "bias_hh", layer)
+    for (matrix, bias), linear in zip(names, head[::2], strict=True):
+        table |= {matrix: linear.weight, bias: linear.bias}
+    return table
+
+
+def both(lstm: nn.LSTM, name: str, layer: int) -> Tensor:
+    return torch.stack([getattr(lstm, f"{name}_l{layer}{way}") for way in ("", "_reverse")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_encoders_prompt_as_its_decoder_sees_it(name: str, kind: str) -> None:
+    ours, peer = in_encoder(name, kind)
+    given = {"input_ids": READ, "decoder_input_ids": WRITTEN}
+    for mask in (torch.ones_like(READ), RIGHT):
+        expected, got = (m(**given, attention_mask=mask).logits for m in (peer, ours))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        for more in ({}, {"num_beams": 3}, {"use_cache": False}):
+            more = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **more}
+            written = [
+                m.generate(input_ids=READ, attention_mask=mask, **more) for m in (peer, ours)
+            ]
+            assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_encoders_prompt_trains_alike(name: str) -> None:
+    ours, peer = in_encoder(name, "prompt")
+    given = {"input_ids": READ, "attention_mask": RIGHT, "labels": WRITTEN}
+    losses = [m(**given).loss for m in (peer, ours)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    (prompt,) = surgery.trainable(ours).values()
+    gradient = peer.prompt_encoder["default"].embedding.weight.grad
+    torch.testing.assert_close(prompt.grad, gradient, rtol=1e-4, atol=1e-5)

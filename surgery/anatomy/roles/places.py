@@ -10,6 +10,7 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import Core as Around
 from surgery.anatomy.roles.cores import cores
+from surgery.anatomy.roles.exits import Exits
 from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
@@ -100,8 +101,11 @@ class Reading:
             self._called(call.path, "norm")
         for path in embeddings(self.flow):
             self._called(path, "embedding")
-        for site in Stacks(self.flow, self.ports, self.layers).sites():
+        exits = Exits(self.flow, self.ports, self.layers, [a.core for a in self.attentions])
+        stacks = Stacks(self.flow, self.ports, exits)
+        for site in stacks.sites():
             self._add(site, "tokens")
+        self.obstacles = {"tokens": stacks.obstacle} if stacks.obstacle else {}
         taken = {path for sites in self._sites.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:

@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.exits import Exits, Stack
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.memory import memory_of
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.site import Port, Site, Tokens
+from surgery.anatomy.site import Memory, Port, Site, Tokens
 
 _NAMES = {
     "embeds": ("inputs_embeds", "input_embeds", "decoder_inputs_embeds"),
     "mask": ("attention_mask", "mask", "decoder_attention_mask", "input_mask"),
     "positions": ("position_ids", "positions", "decoder_position_ids", "input_pos", "pos"),
     "types": ("token_type_ids", "token_types", "segment_ids"),
-    "cache": ("past_key_values", "past_key_value", "kv_cache", "cache", "past"),
+    "cache": (
+        "past_key_values",
+        "past_key_value",
+        "kv_cache",
+        "cache",
+        "past",
+        "cache_params",
+        "past_buckets_states",
+        "state",
+        "mems",
+    ),
 }
 """What the arguments beside the ids are called where no forward has shown them."""
 
 
-class Stacks:
-    """Finds where token sequences enter a model; ``layers`` are the paths of its layers."""
+_REPLACING = ("where", "masked_fill", "setitem", "getitem")
+_CAUSAL = "decoder_causal_mask"
+"""What the mask of a decoder, [length, length], is called where its caller makes it but while decoding."""
 
-    def __init__(self, flow: Flow, ports: Ports, layers: Mapping[str, Layer]):
+
+class Stacks:
+    """Finds where token sequences enter a model, and by ``exits`` where they leave it.
+
+    ``obstacle`` then says why some are out of reach, if so.
+    """
+
+    def __init__(self, flow: Flow, ports: Ports, exits: Exits):
         self.flow = flow
         self.record = flow.record
         self.ports = ports
-        self.layers = layers
+        self.exits = exits
+        self.obstacle: str | None = None
 
     def sites(self) -> Iterator[Site]:
         """A site for each stack, in the order in which they run.
@@ -40,29 +60,31 @@ class Stacks:
 
     def _looked_up(self, origin: Callable[[int], int]) -> Iterator[Site]:
         """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
-        found: dict[str, tuple[int, Op, Call, str]] = {}
+        found: dict[str, tuple[int, Stack]] = {}
         for op, kind in zip(self.flow.ops, self.flow.kinds, strict=True):
             if kind != "embedding" or len(op.inputs) < 2:
                 continue
-            entered = self._reader(op, origin)
-            if entered is None:
+            stack = self._stack(op, origin)
+            if stack is None:
+                self._note(op)
                 continue
-            reader, ids = entered
             rows = max(self.record.shapes[v][0] for v in op.inputs if self.flow.owned(v))
-            if reader.path not in found or rows > found[reader.path][0]:
-                found[reader.path] = rows, op, reader, ids
-        for _, op, reader, ids in found.values():
-            site = self._site(op, reader, ids)
+            path = stack.reader.path
+            if path not in found or rows > found[path][0]:
+                found[path] = rows, stack
+        stacks = [stack for _, stack in found.values()]
+        for stack in stacks:
+            site = self._site(stack, stacks)
             if site is not None:
                 yield site
 
     def _unmasked(self, value: int) -> int:
-        """``value`` before some of its elements were replaced."""
+        """``value`` before some of its elements were replaced, or a slice took them all."""
         flow, shapes = self.flow, self.record.shapes
         while True:
             value = flow.same(value)
             op = flow.op(value)
-            if op is None or flow.kinds[op.index] not in ("where", "masked_fill", "setitem"):
+            if op is None or flow.kinds[op.index] not in _REPLACING:
                 return value
             alike = [
                 v
@@ -73,7 +95,7 @@ class Stacks:
                 return value
             value = alike[0]
 
-    def _reader(self, lookup: Op, origin: Callable[[int], int]) -> tuple[Call, str] | None:
+    def _stack(self, lookup: Op, origin: Callable[[int], int]) -> Stack | None:
         """The innermost call with both ``lookup`` and layers inside that is given its ids."""
         given = [v for v in lookup.inputs if not self.record.dtypes[v].is_floating_point]
         if not given or not any(self.flow.owned(v) for v in lookup.inputs):
@@ -83,105 +105,91 @@ class Stacks:
             for name, values in call.inputs.items():
                 for key, value in values:
                     whole = key is None and len(self.record.shapes[value]) == 2
-                    if whole and self.flow.same(value) == ids and self._run_by(call, lookup):
-                        return None if call.virtual else (call, name)
+                    if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
+                        return None if call.virtual else Stack(lookup, call, name, value)
         return None
 
-    def _run_by(self, reader: Call, lookup: Op) -> list[Call]:
-        """The outermost layers in ``reader`` that are given what ``lookup`` has found."""
-        found: list[Call] = []
-        for call in self.record.calls[reader.number + 1 :]:
-            around = [outer.number for outer in self.record.stack(call.parent)]
-            if call.path not in self.layers or reader.number not in around:
-                continue
-            value = self.flow.main_output(call)
-            if value is None or not self.flow.depends(value, lookup.outputs[0]):
-                continue
-            if not any(outer.number in around for outer in found):
-                found.append(call)
-        return found
-
-    def _site(self, lookup: Op, reader: Call, ids: str) -> Site | None:
+    def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:
+        lookup, reader = stack.lookup, stack.reader
         embedding = self.record.calls[lookup.call]
         module = self.flow.paths.modules.get(reader.path)
         owner = self.flow.paths.modules.get(embedding.path)
         embedded = self.ports.main_output(embedding)
-        exit = self._exit(reader, ids, lookup)
+        latent = self.exits.latent(stack)
+        exit = None if latent else self.exits.port(stack)
         own = owner is not None and "weight" in owner._parameters
-        if module is None or not own or embedded is None or exit is None:
+        if module is None or not own or embedded is None:
             return None
-        counts, padding = self._counting(reader, ids, lookup)
+        if exit is None and not latent:
+            self.obstacle = (
+                f"`{reader.path or type(module).__name__}` pools or picks the states of its tokens "
+                "on their way, so those of others in front could not be dropped again"
+            )
+            return None
+        counts, padding = self._counting(reader, stack.argument, lookup)
+        names = self._names(reader, stack.argument, module)
         tokens = Tokens(
             reader.path,
             embedding.path,
             exit,
-            ids,
-            **self._names(reader, ids, module),
+            stack.argument,
+            **names,
             counts=counts,
             padding=padding,
-            turned=self._turned(lookup, reader, ids),
+            turned=self._turned(stack),
+            causal=self._causal(stack, {*names.values()}),
+            streams=self.exits.streams(stack),
+            memory=self._memory(stack, names["mask"], stacks),
         )
         paths = self.flow.paths.of(module)
-        return Site(reader.path, paths, "module", "tokens", None, embedded, exit, tokens=tokens)
+        out = exit or self.ports.main_output(reader) or Port(reader.path, "output")
+        return Site(reader.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
 
-    def _turned(self, lookup: Op, reader: Call, ids: str) -> bool:
+    def _note(self, lookup: Op) -> None:
+        """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""
+        for value in lookup.inputs:
+            for call in self.record.stack(lookup.call):
+                given = [v for values in call.inputs.values() for _, v in values]
+                made = any(
+                    not self.record.dtypes[v].is_floating_point and self.flow.depends(value, v)
+                    for v in given
+                )
+                wide = self.record.shapes[value][:1] == self.record.shapes[lookup.outputs[0]][:1]
+                if made and wide and self.exits.runs(call, lookup) and not call.virtual:
+                    name = call.path or type(self.flow.paths.modules[call.path]).__name__
+                    self.obstacle = (
+                        f"`{name}` makes other ids of those it is given and looks these up, so "
+                        "nothing can join the ids in front"
+                    )
+                    return
+
+    def _turned(self, stack: Stack) -> bool:
         """Whether tokens are looked up with the length first."""
-        shapes = self.record.shapes
-        given, looked_up = shapes[reader.inputs[ids][0][1]], shapes[lookup.outputs[0]][:2]
+        given = self.record.shapes[stack.ids]
+        looked_up = self.record.shapes[stack.lookup.outputs[0]][:2]
         return looked_up != given and looked_up == given[::-1]
 
-    def _exit(self, reader: Call, ids: str, lookup: Op) -> Port | None:
-        """Behind the last layer, or out of the reader where that is no place to drop tokens."""
-        last = self._run_by(reader, lookup)[-1]
-        value = cast("int", self.flow.main_output(last))
-        given = reader.inputs[ids][0][1]
-        shapes = self.record.shapes
-        by_tokens = shapes[value][:2] == shapes[given]
-        if by_tokens and not self._counted(reader, value, given):
-            for call in self.record.stack(last.number):
-                if self._once(call, reader):
-                    port = self.ports.output(call, value)
-                    if port is not None:
-                        return port
-                if call.number == reader.number:
-                    break
-        for key, made in reader.outputs:
-            sequence = len(shapes[made]) > 2 and shapes[made][:2] == shapes[given]
-            if sequence and self.flow.depends(made, value):
-                return Port(reader.path, "output", None, key)
-        return None
+    def _causal(self, stack: Stack, known: set[Any]) -> str | None:
+        """The argument that tells of each token which it sees, [length, length]."""
+        batch, length = self.record.shapes[stack.ids]
+        for name, values in stack.reader.inputs.items():
+            key, value = values[0]
+            square = self.record.shapes[value] == (length, length) and key is None
+            if square and name not in known and (self.flow.is_hidden(value) or batch != length):
+                return name
+        accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
+        return _CAUSAL if _CAUSAL in accepted else None
 
-    def _once(self, call: Call, reader: Call) -> bool:
-        """Whether the module runs once in ``reader``: layers may share their weights."""
-        calls = self.record.calls_of[call.path]
-        return (
-            sum(
-                any(outer.number == reader.number for outer in self.record.stack(other.number))
-                for other in calls
-            )
-            == 1
-        )
-
-    def _counted(self, reader: Call, value: int, ids: int) -> bool:
-        """Whether ``reader`` reshapes the states by the number of tokens or picks by the ids."""
-        flow, shapes = self.flow, self.record.shapes
-        length = shapes[ids][1]
-
-        def outside(op: Op) -> bool:
-            return not reader.first <= op.index <= reader.last
-
-        for op in flow.forward(value, outside):
-            if outside(op):
-                continue
-            shape = shapes[op.inputs[0]]
-            reshaped = flow.kinds[op.index] in ("view", "reshape", "expand") and len(shape) > 2
-            if reshaped and shape[1:2] == (length,) and length in _numbers(op.args):
-                return True
-            for other in op.inputs:
-                picks = not self.record.dtypes[other].is_floating_point
-                if picks and flow.depends(other, ids) and not flow.depends(other, value):
-                    return True
-        return False
+    def _memory(self, stack: Stack, mask: str | None, stacks: list[Stack]) -> Memory | None:
+        """Who attends to the states, if a decoder does."""
+        last = self.exits.last(stack)
+        returned = self.exits.returned(stack.reader, stack.ids, last)
+        if returned is None:
+            return None
+        masks = stack.reader.inputs.get(mask or "", [])
+        value = masks[0][1] if masks else None
+        readers = [other.reader for other in stacks]
+        return memory_of(self.flow, stack.reader, last, returned, value, readers)
 
     def _names(self, reader: Call, ids: str, module: Any) -> dict[str, Any]:
         """The other arguments by what they are for: those given, else as they are mostly called."""
@@ -235,12 +243,3 @@ class Stacks:
             return []
         behind = self.flow.backward(value, lambda _value, _op: False)
         return [op.outputs[0] for op in behind if self.flow.kinds[op.index] == "cumsum"]
-
-
-def _numbers(thing: Any) -> set[int]:
-    """The plain integers among arguments; a size may come as a tuple."""
-    if isinstance(thing, int):
-        return {thing}
-    if isinstance(thing, tuple):
-        return set[int]().union(*map(_numbers, cast("tuple[Any, ...]", thing)))
-    return set()

@@ -25,8 +25,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         if port.side == "input":
             frame.call(kernels.write_tap, frame.attribute(tap), frame.input(port))
     for stack in design.stacks:
-        if stack.role == "reader":
-            begin(frame, stack)
+        begin(frame, stack)
     value: fx.Node | None = None
     exit_port: Port | None = None
     for part in design.parts:

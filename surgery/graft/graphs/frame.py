@@ -17,6 +17,7 @@ from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
+from surgery.graft.tokens.sequences import accepted
 from surgery.planning.layers import Layer
 from surgery.rules.expression import Expression, operand
 
@@ -38,6 +39,7 @@ class Frame(GraphHost):
         self.inputs: dict[str, fx.Node] = {}
         self.parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
         self.plain = plain
+        self.reads: fx.Node | None = None
         if plain:
             self.only = self.graph.placeholder(self.parameters[0])
         else:
@@ -88,6 +90,8 @@ class Frame(GraphHost):
         self.cores.append(replace(written.change, late=name))
 
     def own_forward(self, args: Any, kwargs: Any) -> fx.Node:
+        if self.reads is not None and not self.cores:
+            return self.call(accepted, self.reads, self.self_node, args, kwargs)
         if not self.cores:
             return self.call(kernels.call_base, self.self_node, args, kwargs)
         return self.call(call_attending, self.self_node, args, kwargs, tuple(self.captured))

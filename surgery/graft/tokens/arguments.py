@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.tokens.cache import past_of
+from surgery.graft.tokens.cache import UNTOLD, past_of
 from surgery.language.diagnostics import SurgeryError, error
 
+_PERMUTED = ("perm_mask", "target_mapping")
+_CACHE = "past_key_values"
+_POSITIONS = "position_ids"
 _ELSEWHERE = ("encoder_", "cross_", "memory")
 
 
@@ -24,10 +29,15 @@ class Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ):
-        self.tokens = tokens
         self.positional = parameters[: len(args)]
         self.rest = args[len(parameters) :]
         self.given: dict[str, Any] = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        # What the reader has no parameter for it may hand on.
+        if tokens.positions is None and _POSITIONS in kwargs:
+            tokens = replace(tokens, positions=_POSITIONS)
+        if tokens.cache is None and _CACHE in kwargs:
+            tokens = replace(tokens, cache=_CACHE)
+        self.tokens = tokens
         self.past = past_of(self.of(tokens.cache))
         self.ids: Tensor | None = self.of(tokens.ids)
         self.embeds: Tensor | None = self.of(tokens.embeds)
@@ -53,6 +63,8 @@ class Call:
         self._join_mask(n)
         self._join_types(n)
         self._join_positions(n)
+        self._join_causal(n)
+        self._join_permuted(n)
         self._join_others(n)
         if self.embeds is not None:
             self.given[str(self.tokens.embeds)] = torch.cat(
@@ -68,8 +80,9 @@ class Call:
         """Go on with a sequence whose cache starts with ``n`` vectors that the caller ignores."""
         mask, positions = self._mask(), self.of(self.tokens.positions)
         seen = (self.past or 0) + self.length
-        if mask is not None:
-            if mask.shape[1] != seen - n:
+        recurs = self.past == UNTOLD
+        if mask is not None and not (recurs and mask.shape[1] == self.length):
+            if recurs or mask.shape[1] != seen - n:
                 raise _refused(
                     f"a mask over {mask.shape[1]} tokens does not fit a cache of {self.past} places,"
                     f" {n} of them of the prompt, and {self.length} more",
@@ -96,6 +109,8 @@ class Call:
         self.given[name] = self._counted(by) if positions is None else positions + by
 
     def _counted(self, shift: int) -> Tensor:
+        if self.past == UNTOLD:
+            raise _refused("positions go on from a cache that does not tell its length")
         past, tokens = self.past or 0, self.tokens
         mask = self._mask() if tokens.counts == "mask" else None
         if mask is not None:
@@ -107,9 +122,12 @@ class Call:
                 real = self.ids.ne(padding).long()
                 return (real.cumsum(1) + past + shift) * real + padding
             first = padding + 1
-        device = self.ids.device if self.ids is not None else self.of(tokens.embeds).device
+        device = self._device()
         start = first + past + shift
         return torch.arange(start, start + self.length, device=device).unsqueeze(0)
+
+    def _device(self) -> torch.device:
+        return self.ids.device if self.ids is not None else self.of(self.tokens.embeds).device
 
     def _mask(self) -> Tensor | None:
         mask = self.of(self.tokens.mask)
@@ -141,17 +159,54 @@ class Call:
     def _join_others(self, n: int) -> None:
         """Whatever else tells of each token: the first one's, as boxes on a page have it.
 
-        Those are whole numbers; what comes from another sequence, as long as this one, is called so.
+        What tells of their number counts the prompt.
+
+        Those are whole numbers, or mark padding, which a prompt is not; what comes from another sequence, as long as this one, is called so.
         """
         tokens = self.tokens
         known = {tokens.ids, tokens.embeds, tokens.mask, tokens.positions, tokens.types}
+        known.add(tokens.causal)
         for name, value in self.given.items():
             if name in known or name.startswith(_ELSEWHERE) or not isinstance(value, Tensor):
                 continue
+            if name == "lengths" and value.shape == (self.batch,):
+                self.given[name] = value + n
             tells = value.dim() > 1 and not value.is_floating_point()
             if tells and value.shape[:2] == (self.batch, self.length):
                 front = value[:, :1].expand(-1, n, *value.shape[2:])
+                if "padding" in name:
+                    front = torch.zeros_like(front)
                 self.given[name] = torch.cat((front, value), 1)
+
+    def _join_causal(self, n: int) -> None:
+        """Places in what tells of each token which it sees: all see the prompt, and it no token.
+
+        A caller that decodes one token at a time gives none, but a prompt is several.
+        """
+        name = self.tokens.causal
+        if name is None:
+            return
+        given: Tensor | None = self.given.get(name)
+        if given is None:
+            given = torch.zeros(self.length, self.length, device=self._device())
+        hidden = given.new_ones(n + self.length, n + self.length, dtype=torch.bool).triu(1)
+        whole = functional.pad(given, (n, 0, n, 0))
+        hidden[n:, n:] = False
+        self.given[name] = whole.masked_fill(hidden, float("-inf"))
+
+    def _join_permuted(self, n: int) -> None:
+        """Columns for the prompt in what tells of each place which tokens it must not see, or is.
+
+        The prompt must not see what the first token must not.
+        """
+        for name in _PERMUTED:
+            value: Tensor | None = self.of(name)
+            if value is None:
+                continue
+            self._same_length(value, name)
+            if value.shape[1] == self.length and name == _PERMUTED[0]:
+                value = torch.cat((value[:, :1].expand(-1, n, -1), value), 1)
+            self.given[name] = functional.pad(value, (n, 0))
 
     def _join_positions(self, n: int) -> None:
         positions: Tensor | None = self.of(self.tokens.positions)

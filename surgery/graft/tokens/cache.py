@@ -4,26 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from surgery.language.diagnostics import error
 
 _ROOM = "surgery_room"
+UNTOLD = -1
+"""How much a cache holds that is filled with states of a recurrence, and not with keys."""
 
 
 def past_of(cache: Any) -> int | None:
-    """How many places of ``cache`` are taken; None without a cache.
+    """How many places of ``cache`` are taken, or `UNTOLD`; None without a cache.
 
     Raises:
-        SurgeryError: S530 if the cache cannot tell.
+        SurgeryError: S530 if the cache does not tell whether it is filled.
 
     """
     if cache is None:
         return None
-    length = getattr(cache, "get_seq_length", None)
-    if length is not None:
-        return int(length())
-    if cache == ():
-        return 0
-    raise error("S530", f"a cache that is a {type(cache).__name__} does not tell its length")
+    if type(cache) in (tuple, list) and all(map(_recurs, cache)):
+        return UNTOLD if cache else 0
+    if hasattr(cache, "seqlen_offset"):
+        return int(cache.seqlen_offset)
+    length = _length(cache)
+    if length is None:
+        name = type(cache).__name__
+        raise error("S530", f"a cache that is a {name} does not tell its length")
+    return length
+
+
+def _recurs(state: Any) -> bool:
+    return isinstance(state, Tensor) and state.is_floating_point()
+
+
+def _length(cache: Any) -> int | None:
+    told = getattr(cache, "get_seq_length", None)
+    if told is None:
+        return None
+    # transformers' caches without a layer of keys have no length, but know of a state.
+    layers = getattr(cache, "layers", ())
+    if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
+        return UNTOLD if cache.has_previous_state() else 0
+    found = told()
+    return None if found is None else int(found)
 
 
 def make_room(cache: Any, n: int) -> None:

@@ -13,13 +13,15 @@ class Trim:
     """Drops the places of a prompt from the results of one call.
 
     ``joined`` vectors joined the ``total`` places of each of ``batch`` sequences in this call;
-    ``held`` stand in front of all keys, those of a cache included.
+    ``held`` stand in front of all keys, those of a cache included. Where layers run several
+    ``streams``, one sequence behind the other, each of them has these places.
     """
 
-    __slots__ = ("batch", "held", "joined", "total")
+    __slots__ = ("batch", "held", "joined", "streams", "total")
 
-    def __init__(self, joined: int, held: int, batch: int, total: int):
+    def __init__(self, joined: int, held: int, batch: int, total: int, streams: bool = False):
         self.joined = joined
+        self.streams = streams
         self.held = held
         self.batch = batch
         self.total = total
@@ -42,38 +44,70 @@ class Trim:
                 several = cast("tuple[Any, ...]", part)
                 attends = any(self._attends(value) for value in several)
                 # Without names: those to the sequence itself come before those across.
-                part = self._several(several, attends, attentions > 0)
+                streams = any(isinstance(v, Tensor) and v.dim() == 5 for v in several)
+                part = self._several(several, attends, attentions > 0 and not streams)
                 attentions += attends
             parts.append(part)
         return tuple(parts)
+
+    def attended(self, output: Any) -> Any:
+        """A result without states of tokens, with the attentions to them trimmed."""
+        if isinstance(output, dict):
+            items = cast("dict[str, Any]", output)
+            for key, value in list(items.items()):
+                items[key] = self._columns(value)
+            return items
+        if type(output) is not tuple:
+            return output
+        return tuple(map(self._columns, cast("tuple[Any, ...]", output)))
+
+    def _columns(self, value: Any) -> Any:
+        """Of several attentions [batch, heads, queries, keys] those whose keys are the tokens."""
+        if not isinstance(value, tuple):
+            return value
+        return tuple(
+            v[..., self.joined :]
+            if isinstance(v, Tensor) and v.dim() == 4 and v.shape[3] == self.total != v.shape[2]
+            else v
+            for v in cast("tuple[Any, ...]", value)
+        )
 
     def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
         trim = self._attention if attends else self._rows
         return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
 
     def _attends(self, value: Any) -> bool:
-        """Whether a value is [batch, heads, queries, keys]; some models stack states in front."""
-        if not isinstance(value, Tensor) or value.dim() != 4:
+        """Whether a value is [batch, heads, queries, keys]; some models stack states in front.
+
+        Those of several streams are [batch, streams, heads, queries, keys].
+        """
+        if not isinstance(value, Tensor) or value.dim() != 4 + (value.dim() == 5 and self.streams):
             return False
-        return value.shape[0] == self.batch and value.shape[2] == self.total
+        return value.shape[0] == self.batch and value.shape[-2] == self.total
 
     def _attention(self, value: Tensor, cross: bool) -> Tensor:
-        queries = value[..., self.joined :, :] if value.shape[-2] == self.total else value
-        return queries if cross else queries[..., self.held :]
+        queries = self._without(value, -2)
+        if cross:
+            return queries
+        if self.joined and self.streams and value.shape[-1] > self.total:
+            return self._without(queries, -1)
+        return queries[..., self.held :]
 
     def _rows(self, value: Tensor, _: bool) -> Tensor:
         """States [..., total, features], or scores [batch · total, experts]."""
         if not self.joined:
             return value
-        if value.dim() >= 3 and value.shape[-2] == self.total:
-            return value[..., self.joined :, :]
+        if value.dim() >= 3:
+            return self._without(value, -2)
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
             rows = value.view(self.batch, self.total, -1)[:, self.joined :]
             return rows.reshape(-1, value.shape[1])
         return value
 
-    def one(self, output: Any, index: int | str) -> Any:
+    def one(self, output: Any, index: int | str | None) -> Any:
         """``output`` with the states at ``index`` trimmed; of a mapping, the index-th value."""
+        if index is None:
+            return self.states(output)
         if isinstance(output, dict):
             items = cast("dict[str, Any]", output)
             key = list(items)[index] if isinstance(index, int) else index
@@ -83,4 +117,17 @@ class Trim:
 
     def states(self, value: Tensor) -> Tensor:
         """Hidden states [batch, total, features] of the tokens given."""
-        return value[:, self.joined :] if self.joined else value
+        return self._without(value, 1)
+
+    def _without(self, value: Tensor, dim: int) -> Tensor:
+        """``value`` without the places of the prompt in each of its streams along ``dim``."""
+        size = value.shape[dim]
+        if not self.joined or (size != self.total and not self.streams):
+            return value
+        axis, kept = dim % value.dim(), self.total - self.joined
+        if size == self.total:
+            return value.narrow(axis, self.joined, kept)
+        if size % self.total:
+            return value
+        sizes = (*value.shape[:axis], -1, self.total, *value.shape[axis + 1 :])
+        return value.reshape(sizes).narrow(axis + 1, self.joined, kept).flatten(axis, axis + 1)

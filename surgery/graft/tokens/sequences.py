@@ -4,7 +4,8 @@ Three modules take part. The *reader* of the ids makes room for the vectors in w
 (:func:`extended`), the *embedding* puts them there (:func:`filled`), and behind the last layer
 they are dropped (:func:`trimmed`), so that final norms, poolers, heads and losses see exactly the
 tokens given; the reader drops them from the states and attentions that it hands out beside
-(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call.
+(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call. The
+states of an encoder stay whole for its decoder (``graft/tokens/memory.py``).
 
 A decoding step with a filled cache joins nothing: its mask and its positions are told of the
 vectors in the cache.
@@ -13,14 +14,17 @@ vectors in the cache.
 from __future__ import annotations
 
 import inspect
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
+from surgery.graft.graphs import kernels
 from surgery.graft.tokens.arguments import Call
 from surgery.graft.tokens.cache import make_room
+from surgery.graft.tokens.memory import MemoryTap, noted
 from surgery.graft.tokens.outputs import Trim
 from surgery.language.diagnostics import error
 
@@ -34,15 +38,31 @@ class TokenTap:
     that stands for a vector until its embedding is filled in. ``prompt`` waits for the embedding;
     ``trim`` says what to drop and stays until the reader's next call, since checkpointed layers
     run again after it. ``starts`` tells whether that call began a sequence. ``instead`` takes the
-    place of any prompt while it is there.
+    place of any prompt while it is there. ``memory`` is there where a decoder sees the prompt.
     """
 
-    __slots__ = ("instead", "parameters", "placeholder", "prompt", "starts", "tokens", "trim")
+    __slots__ = (
+        "instead",
+        "memory",
+        "parameters",
+        "placeholder",
+        "prompt",
+        "starts",
+        "tokens",
+        "trim",
+    )
 
-    def __init__(self, tokens: Tokens, parameters: tuple[str, ...], placeholder: int):
+    def __init__(
+        self,
+        tokens: Tokens,
+        parameters: tuple[str, ...],
+        placeholder: int,
+        memory: MemoryTap | None = None,
+    ):
         self.tokens = tokens
         self.parameters = parameters
         self.placeholder = placeholder
+        self.memory = memory
         self.instead: Tensor | None = None
         self.prompt: Tensor | None = None
         self.trim: Trim | None = None
@@ -52,13 +72,14 @@ class TokenTap:
         copy = memo.get(id(self))
         if copy is None:
             copy = memo[id(self)] = TokenTap(*self._settings())
+            copy.memory = deepcopy(self.memory, memo)
         return copy
 
     def __reduce__(self) -> tuple[type[TokenTap], tuple[Any, ...]]:
         return TokenTap, self._settings()
 
     def _settings(self) -> tuple[Any, ...]:
-        return self.tokens, self.parameters, self.placeholder
+        return self.tokens, self.parameters, self.placeholder, self.memory
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """A call of the reader; what an earlier one left is forgotten."""
@@ -68,11 +89,11 @@ class TokenTap:
         return call
 
 
-def token_tap(model: nn.Module, tokens: Tokens) -> TokenTap:
-    """A tap for the stack of ``tokens`` in ``model``."""
+def token_tap(model: nn.Module, tokens: Tokens, memory: MemoryTap | None = None) -> TokenTap:
+    """A tap for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    return TokenTap(tokens, parameters, _placeholder(model, tokens))
+    return TokenTap(tokens, parameters, _placeholder(model, tokens), memory)
 
 
 def _placeholder(model: nn.Module, tokens: Tokens) -> int:
@@ -115,15 +136,38 @@ def extended(
     if call.batch == 0 or n == 0:
         return args, kwargs
     if tap.starts:
-        cache = call.of(tap.tokens.cache)
+        cache = call.of(call.tokens.cache)
         if cache is not None:
             make_room(cache, n)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
-        tap.trim = Trim(n, n, call.batch, n + call.length)
+        streams = bool(tap.tokens.streams)
+        tap.trim = Trim(n, n, call.batch, n + call.length, streams)
     else:
         call.follow(n)
         tap.trim = Trim(0, n, call.batch, call.length)
     return call.arguments()
+
+
+def accepted(
+    tap: TokenTap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What the reader makes of its arguments.
+
+    Raises:
+        SurgeryError: S530 if it says that it takes no sequences that are longer by the prompt.
+
+    """
+    try:
+        return kernels.call_base(module, args, kwargs)
+    except ValueError as problem:
+        trim = tap.trim
+        if trim is None or not trim.joined or str(trim.total) not in str(problem):
+            raise
+        raise error(
+            "S530",
+            f"the model refuses {trim.total} places, {trim.joined} of them of the prompt: {problem}",
+            help="pad the tokens, or take a prompt of another length",
+        ) from problem
 
 
 def _rows(prompt: Tensor, batch: int) -> Tensor:
@@ -162,14 +206,19 @@ def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:
 def restored(tap: TokenTap, output: Any) -> Any:
     """The reader's result with states and attentions as long as the tokens given.
 
-    Where the states leave the stack with this result, they are trimmed here.
+    Where the states leave the stack with this result, they are trimmed here, unless a decoder
+    attends to all of them.
     """
     if tap.trim is None:
         return output
     exit = tap.tokens.exit
-    if exit.path == tap.tokens.reader:
-        if exit.index is None:
-            return tap.trim.states(output)
+    if exit is None:
+        return tap.trim.attended(output)
+    for index, _ in tap.tokens.streams:
+        output = tap.trim.one(output, index)
+    if tap.memory is not None:
+        noted(tap.memory, output)
+    elif exit.path == tap.tokens.reader:
         output = tap.trim.one(output, exit.index)
     return tap.trim.output(output)
 

@@ -1,0 +1,98 @@
+"""Who attends to an encoder's states, and whether nothing else is made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+from surgery.anatomy.record import Call, Key, Op
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.site import Memory
+
+_MASKS = ("encoder_attention_mask", "encoder_padding_mask", "memory_key_padding_mask")
+"""What the mask of an encoder's tokens is called where no forward has shown it."""
+
+
+def memory_of(
+    flow: Flow,
+    encoder: Call,
+    last: int,
+    returned: tuple[Key, int],
+    mask: int | None,
+    decoders: Iterable[Call],
+) -> Memory | None:
+    """The memory that the states are which ``encoder`` has ``returned``, or None.
+
+    It is none where something picks or pools among the states, behind the layer that gave ``last``
+    or before the decoder: more of them would change that. ``mask`` is what the encoder was given.
+    """
+    index, states = returned
+    for decoder in decoders:
+        if decoder.first <= encoder.last:
+            continue
+        reader = _beside(flow, encoder, decoder)
+        given = _given(flow, reader, states)
+        if given is None or reader.virtual or encoder.virtual:
+            continue
+        around = flow.record.calls[reader.parent]
+        if _kept(flow, encoder, last, states) and _only_read(flow, around, encoder, reader, states):
+            return Memory(around.path, reader.path, given, _mask(flow, reader, mask), index)
+    return None
+
+
+def _beside(flow: Flow, encoder: Call, decoder: Call) -> Call:
+    """The outermost call with ``decoder`` in it and ``encoder`` not."""
+    around = {call.number for call in flow.record.stack(encoder.number)}
+    return next(call for call in flow.record.stack(decoder.number) if call.parent in around)
+
+
+def _given(flow: Flow, reader: Call, states: int) -> str | None:
+    """The argument of ``reader`` with the states, or with what a projection made of each."""
+    for name, values in reader.inputs.items():
+        for key, value in values:
+            alike = flow.record.shapes[value][:2] == flow.record.shapes[states][:2]
+            if key is None and alike and flow.is_hidden(value) and flow.depends(value, states):
+                return name
+    return None
+
+
+def _mask(flow: Flow, reader: Call, mask: int | None) -> str | None:
+    for name, values in reader.inputs.items():
+        for key, value in values:
+            if key is None and mask is not None and flow.same(value) == flow.same(mask):
+                return name
+    accepted = inspect.signature(flow.paths.modules[reader.path].forward).parameters
+    return next((name for name in _MASKS if name in accepted), None)
+
+
+def _kept(flow: Flow, encoder: Call, last: int, states: int) -> bool:
+    """Whether what ``encoder`` makes of ``last``, behind its layers, has a place for each token."""
+
+    def outside(op: Op) -> bool:
+        return not encoder.first <= op.index <= encoder.last
+
+    ops = flow.forward(last, outside)
+    return all(outside(op) or _all_alike(flow, op, states) for op in ops)
+
+
+def _only_read(flow: Flow, around: Call, encoder: Call, reader: Call, states: int) -> bool:
+    """Whether nothing but ``reader`` does more with ``states`` than map each of them."""
+
+    def inside(op: Op) -> bool:
+        return any(call.first <= op.index <= call.last for call in (encoder, reader))
+
+    made = [op for op in flow.forward(states, inside) if not inside(op)]
+    values = {value for op in made for value in op.outputs}
+    handed = {v for _, v in around.outputs if v in values and flow.same(v) != flow.same(states)}
+    return not handed and all(_all_alike(flow, op, states) for op in made)
+
+
+def _all_alike(flow: Flow, op: Op, states: int) -> bool:
+    return all(_alike(flow, value, states) for value in op.outputs)
+
+
+def _alike(flow: Flow, value: int, states: int) -> bool:
+    """Whether ``value`` has the batch and the length of ``states``, in one order or the other."""
+    shapes = flow.record.shapes
+    found, wanted = shapes[value][:2], shapes[states][:2]
+    return found in (wanted, wanted[::-1]) and len(shapes[value]) > 2
