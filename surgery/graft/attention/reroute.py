@@ -99,7 +99,8 @@ class _Rerouting(TorchFunctionMode):
     ) -> tuple[Trail | None, Tensor | None]:
         """The first trail that has come to one of the arguments, and to which.
 
-        To none of them, if it is a shift of all scores that is among the arguments.
+        To none of them, if it is a shift of all scores that is among the arguments. Weights come
+        first: values may be on the trail of the product that projected them.
         """
         if not self.trails:
             return None, None
@@ -107,7 +108,7 @@ class _Rerouting(TorchFunctionMode):
         for arg in (*args, *kwargs.values()):
             if isinstance(arg, list | tuple):
                 given += arg
-        for trail in self.trails:
+        for trail in sorted(self.trails, key=lambda trail: trail.core is None):
             before = trail.reached(given)
             if before is not None or any(among(arg, trail.shifts) for arg in given):
                 return trail, before
