@@ -155,7 +155,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         module = model.get_submodule(path)
         module.__class__ = _class_for(module, wiring.design(path))
     fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
-    if wiring.stacks:
+    # A gate that averages over tokens reads the plain mask as well.
+    if wiring.stacks or any(dict(p.taps).get("real") for ps in wiring.parts.values() for p in ps):
         masks.keep_plain(model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from math import prod
 from operator import mul
+from typing import Literal
 
 from surgery.anatomy import site
 from surgery.anatomy.record import Op
@@ -25,7 +26,7 @@ def described(flow: Flow, core: Core) -> site.Core:
     if core.whole:
         heads, features = _whole(flow, core.ops[0])
         return site.Core(call.path, order, "fused", heads, heads, features, features)
-    how = "fused" if len(core.ops) == 1 else "products"
+    how = _how(flow, core)
     shapes = flow.record.shapes
     scored, weighed = _orders(flow, core)
     if scored is None or weighed is None or len(shapes[core.k]) > 4:
@@ -41,6 +42,14 @@ def described(flow: Flow, core: Core) -> site.Core:
     heads = (k[1] if len(k) > 3 else folded) // times
     obstacle = _lost(flow, core)
     return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
+
+
+def _how(flow: Flow, core: Core) -> Literal["fused", "products", "interface"]:
+    """What ``core`` is written in."""
+    first, *others = core.ops
+    if others:
+        return "products"
+    return "interface" if flow.kinds[first.index] == "attention_interface" else "fused"
 
 
 def _orders(flow: Flow, core: Core) -> tuple[Scoring | None, Weighing | None]:
@@ -172,7 +181,10 @@ def _unordered(flow: Flow, core: Core) -> str:
 def _lost(flow: Flow, core: Core) -> str | None:
     """What ``core`` does that cannot be done with new keys, too."""
     if flow.kinds[core.ops[0].index] == "flex_attention":
-        return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
+        return (
+            "its model calls flex_attention by itself, and not as transformers' models do; "
+            "scaled_dot_product_attention can be changed"
+        )
     if len(core.ops) == 1:
         return None
     scores, softmax, product = core.ops

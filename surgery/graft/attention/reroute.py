@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.trails import SCORED
 from surgery.anatomy.site import Core
+from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
@@ -77,10 +78,12 @@ class _Rerouting(TorchFunctionMode):
     def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function that is a core, and no more."""
         found = self.next()
-        if found is None or kind != "scaled_dot_product_attention":
+        if found is None or kind == "flex_attention":
             return called(func, args, kwargs)
         self.waiting -= 1
         core, change = found
+        if kind == "attention_interface":
+            return interfaces.attend(change, *args)
         return attend(func, args, kwargs, change, core.query_heads)
 
     def whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:

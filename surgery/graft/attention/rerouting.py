@@ -42,7 +42,7 @@ def call_attending(
     ]
     changes = [(core, change) for cores, change in bound for core in cores]
     with rerouted(changes):
-        return cls.surgery_base.forward(module, *args, **kwargs)
+        return cls.surgery_attending(module, *args, **kwargs)
 
 
 def _bound(
