@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -45,12 +46,14 @@ class _Rerouting(TorchFunctionMode):
         self.waiting = len(changes)
         self.came = 0
         self.trails: list[Trail] = []
+        self.compiled = torch.compiler.is_compiling()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.waiting:
+        # What is compiled by itself, in a module that is not, is left as it is.
+        if torch.compiler.is_compiling() != self.compiled or not self.waiting:
             return called(func, args, kwargs)
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
