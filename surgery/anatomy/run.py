@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
+from surgery.anatomy.interfaces import outlined
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
@@ -58,6 +59,7 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Recor
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(_uncompiled())
+        stack.enter_context(outlined())
         stack.enter_context(listening(recorder))
         stack.enter_context(recorder)
         model(*args, **kwargs)

@@ -60,7 +60,8 @@ class Core:
 
     It runs while the module at ``path`` does, as the ``order``-th core in one call of it. It is
     ``fused`` in one function (`scaled_dot_product_attention`, or all of `nn.MultiheadAttention`),
-    or made of ``products``: a matmul, a softmax and a matmul. ``heads`` is how many the model has
+    made of ``products``: a matmul, a softmax and a matmul, or run by an ``interface`` of
+    transformers (`anatomy/interfaces.py`). ``heads`` is how many the model has
     before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
     one head. ``obstacle`` says why new keys cannot join it, if so, and ``fixed`` why nothing else
     can be done to it. Where a place has several cores of one size (differential attention),
@@ -70,7 +71,7 @@ class Core:
 
     path: str
     order: int
-    how: Literal["fused", "products"]
+    how: Literal["fused", "products", "interface"]
     query_heads: int
     heads: int
     keys: int

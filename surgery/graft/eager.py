@@ -16,6 +16,7 @@ from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.kernels import Held, Tap
+from surgery.graft.graphs.recall import MaskTap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens import masks
@@ -121,7 +122,7 @@ class _Wiring:
         for name in ("residual", "real", "sequences"):
             port = next((p for e in site.edits if (p := getattr(e, name))), None)
             if port:
-                taps.append((name, self.tap(port, path)))
+                taps.append((name, self.tap(port, path, MaskTap if name == "real" else Tap)))
         norm = next((e.norm for e in site.edits if e.norm), None)
         held = self.hold(norm, path) if norm else None
         return Part(
@@ -154,8 +155,8 @@ class _Wiring:
         taken = {name for p, name, _ in self.attributes if p == path}
         return next(n for i in range(1000) if (n := f"{PREFIX}{kind}{i}") not in taken)
 
-    def tap(self, source: Port, reader: str) -> str:
-        tap = Tap()
+    def tap(self, source: Port, reader: str, kind: type[Tap] = Tap) -> str:
+        tap = kind()
         written = self.give(source.path, "tap", tap)
         self.writes.setdefault(source.path, []).append((written, replace(source, path="")))
         return self.give(reader, "tap", tap)
@@ -175,7 +176,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         module = model.get_submodule(path)
         module.__class__ = _class_for(module, wiring.design(path))
     fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
-    if wiring.stacks:
+    # A gate that averages over tokens reads the plain mask as well.
+    if wiring.stacks or any(dict(p.taps).get("real") for ps in wiring.parts.values() for p in ps):
         masks.keep_plain(model)
 
 

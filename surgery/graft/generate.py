@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from surgery.anatomy.interfaces import opened
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.graft.container import HidesGrafts
 
@@ -90,6 +91,8 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
     forward = functions.pop("forward")
     forward.__signature__ = inspect.signature(base.forward)
     forward.__qualname__ = f"{base.__qualname__}.forward"
+    given: Any = base.forward
+    through = any(change.core.how == "interface" for change in recipe.cores)
     bases = (HidesGrafts, base) if issubclass(base, nn.Sequential | nn.ModuleList) else (base,)
     body: dict[str, Any] = {
         "forward": forward,
@@ -97,6 +100,7 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
         "surgery_base": base,
         "surgery_functions": functions,
         "surgery_cores": recipe.cores,
+        "surgery_attending": opened(given) if through else given,
         "surgery_recipe": recipe,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

@@ -277,7 +277,7 @@ class _NodeHost(Host):
     def training(self) -> fx.Node:
         return self._put("get_attr", "training", (), {})
 
-    def real(self) -> fx.Node | None:
+    def real(self, states: fx.Node) -> fx.Node | None:
         port = next((e.real for e in self.site.edits if e.real), None)
         if port is None:
             return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from math import prod
 from operator import mul
+from typing import Literal
 
 from surgery.anatomy import site
 from surgery.anatomy.record import Op
@@ -38,7 +39,7 @@ class Keys:
         if core.whole:
             heads, features = _whole(flow, core.ops[0])
             return site.Core(call.path, order, "fused", heads, heads, features, features)
-        how = "fused" if len(core.ops) == 1 else "products"
+        how = _how(flow, core)
         heads_at = self._heads_at(core, query)
         scored, weighed = self._orders(core, heads_at or 1)
         if scored is None or weighed is None or heads_at is None:
@@ -104,7 +105,10 @@ class Keys:
         """What ``core`` does that cannot be done with new keys, too."""
         flow = self.flow
         if flow.kinds[core.ops[0].index] == "flex_attention":
-            return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
+            return (
+                "its model calls flex_attention by itself, and not as transformers' models do; "
+                "scaled_dot_product_attention can be changed"
+            )
         if len(core.ops) == 1:
             return None
         scores, softmax, product = core.ops
@@ -144,6 +148,14 @@ class Keys:
         if self.flow.kinds[core.ops[1].index] == "logsumexp":
             return "its softmax is written out"
         return None
+
+
+def _how(flow: Flow, core: Core) -> Literal["fused", "products", "interface"]:
+    """What ``core`` is written in."""
+    first, *others = core.ops
+    if others:
+        return "products"
+    return "interface" if flow.kinds[first.index] == "attention_interface" else "fused"
 
 
 def _equation(op: Op) -> str | None:

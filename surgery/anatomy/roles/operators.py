@@ -96,6 +96,6 @@ PRODUCTS = _names("matmul mm bmm baddbmm addbmm addmm einsum tensordot mv")
 
 WEIGHTED = PRODUCTS | CONVOLUTIONS | frozenset(("linear", "grouped_mm"))
 
-ATTENTIONS = frozenset(("scaled_dot_product_attention", "flex_attention"))
+ATTENTIONS = _names("scaled_dot_product_attention flex_attention attention_interface")
 WHOLE_ATTENTIONS = frozenset(("multi_head_attention_forward",))
 """Functions that project, attend and project again, all in one."""

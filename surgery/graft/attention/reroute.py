@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.trails import SCORED, softens
 from surgery.anatomy.site import Core
+from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
@@ -44,12 +46,14 @@ class _Rerouting(TorchFunctionMode):
         self.waiting = len(changes)
         self.came = 0
         self.trails: list[Trail] = []
+        self.compiled = torch.compiler.is_compiling()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.waiting:
+        # What is compiled by itself, in a module that is not, is left as it is.
+        if torch.compiler.is_compiling() != self.compiled or not self.waiting:
             return called(func, args, kwargs)
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
@@ -77,10 +81,12 @@ class _Rerouting(TorchFunctionMode):
     def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function that is a core, and no more."""
         found = self.next()
-        if found is None or kind != "scaled_dot_product_attention":
+        if found is None or kind == "flex_attention":
             return called(func, args, kwargs)
         self.waiting -= 1
         core, change = found
+        if kind == "attention_interface":
+            return interfaces.attend(change, *args)
         return attend(func, args, kwargs, change, core.query_heads)
 
     def whole(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Core
@@ -41,8 +44,29 @@ def call_attending(
         for change, values in zip(cls.surgery_cores, captured, strict=True)
     ]
     changes = [(core, change) for cores, change in bound for core in cores]
+    run = _attending
+    # Where the compiler gave up on this call it would go on inside, and does not guard well against
+    # what modes hold: it would take the parameters of one layer for those of the next.
+    if not torch.compiler.is_compiling() and "torch._dynamo.eval_frame" in sys.modules:
+        run = _uncompiled()
+    return run(changes, cls.surgery_attending, module, args, kwargs)
+
+
+def _attending(
+    changes: list[tuple[Core, Change]],
+    forward: Callable[..., Any],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     with rerouted(changes):
-        return cls.surgery_base.forward(module, *args, **kwargs)
+        return forward(module, *args, **kwargs)
+
+
+@cache
+def _uncompiled() -> Callable[..., Any]:
+    compiler: Any = torch.compiler
+    return compiler.disable(_attending)
 
 
 def _bound(

@@ -29,7 +29,7 @@ _KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | SOFTENED | {"exp"}
 KINDS = {
     name: kind(name)
     for space in (torch.Tensor, torch, functional)
-    for name in (*dir(space), "flex_attention")
+    for name in (*dir(space), "flex_attention", "attention_interface")
     if kind(name) in _KNOWN
 }
 """The kind of each torch function by its name, of those that matter to a core."""

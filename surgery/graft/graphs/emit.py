@@ -67,8 +67,11 @@ class Host:
         """A module of the model applied to ``value``."""
         raise NotImplementedError
 
-    def real(self) -> Any:
-        """The mask that tells tokens from padding, [batch, length], or None if there is none."""
+    def real(self, states: Any) -> Any:
+        """The mask that tells tokens from padding, [batch, length], or None if there is none.
+
+        ``states`` flow through the model with the tokens it tells of.
+        """
         return None
 
     def fold(self, expression: Expression, emitter: Emitter) -> Any:
@@ -329,7 +332,10 @@ class Emitter:
         )
 
     def _pool(self, e: Expression) -> Any:
-        mask = self.host.real()
+        states = e.arguments[0]
+        while varying := [a for a in states.arguments if a.varies]:
+            states = varying[0]
+        mask = self.host.real(self.emit(states))
         if mask is None:
             return self._over(e)
         axis = int(e.attribute("axis"))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
+from surgery.graft.graphs.recall import recall
 from surgery.graft.tokens.sequences import accepted
 from surgery.planning.layers import Layer
 from surgery.rules.expression import Expression, operand
@@ -60,8 +61,8 @@ class Frame(GraphHost):
             self._taps[name] = self.call(kernels.read_tap, self.attribute(name))
         return self._taps[name]
 
-    def peek(self, name: str) -> fx.Node:
-        return self.call(kernels.peek_tap, self.attribute(name))
+    def recall(self, name: str, states: fx.Node) -> fx.Node:
+        return self.call(recall, self.attribute(name), states)
 
     def change_core(self, part: Part) -> None:
         """Have the core of ``part`` run changed while the module's own forward does.
@@ -193,8 +194,8 @@ class ModuleHost(GraphHost):
     def training(self) -> fx.Node:
         return self.frame.attribute("training")
 
-    def real(self) -> fx.Node | None:
-        return self.frame.peek(self.taps["real"]) if "real" in self.taps else None
+    def real(self, states: fx.Node) -> fx.Node | None:
+        return self.frame.recall(self.taps["real"], states) if "real" in self.taps else None
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         assert self.part.held

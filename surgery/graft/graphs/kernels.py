@@ -66,15 +66,18 @@ class Tap:
         self.value: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
-        copy = memo.setdefault(id(self), Tap())
+        copy = memo.setdefault(id(self), type(self)())
         return copy
 
     def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
-        return Tap, ()
+        return type(self), ()
+
+    def put(self, value: Any) -> None:
+        self.value = value
 
 
 def write_tap(tap: Tap, value: Any) -> None:
-    tap.value = value
+    tap.put(value)
 
 
 def read_tap(tap: Tap) -> Any:
@@ -84,7 +87,7 @@ def read_tap(tap: Tap) -> Any:
 
 
 def peek_tap(tap: Tap) -> Any:
-    """What a tap carries, for several readers: recomputation under checkpointing is one."""
+    """What a tap carries, for several readers."""
     return tap.value
 
 

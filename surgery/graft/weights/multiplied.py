@@ -13,6 +13,7 @@ from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
+from surgery.graft.graphs.recall import recall
 from surgery.graft.weights.read import read_weight
 from surgery.planning.layers import Layer
 from surgery.rules.expression import Expression
@@ -76,7 +77,7 @@ class _ProductHost(ReadHost):
     def training(self) -> fx.Node:
         return self.graph.get_attr("training")
 
-    def real(self) -> fx.Node | None:
+    def real(self, states: fx.Node) -> fx.Node | None:
         if "real" not in self.taps:
             return None
-        return self.call(kernels.peek_tap, self.graph.get_attr(self.taps["real"]))
+        return self.call(recall, self.graph.get_attr(self.taps["real"]), states)
