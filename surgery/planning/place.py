@@ -35,6 +35,9 @@ class Place:
         self.layer: Layer | None = None
         if site.kind == "module" and not site.tokens:
             self.layer = read_layer(self.module, model.get_submodule(site.path.rpartition(".")[0]))
+            native = self.layer is not None and self.layer.native and self.layer.kind == "linear"
+            if self.layer and native and planner.read_in_training.intersection(site.paths):
+                self.layer = replace(self.layer, read=True)
         elif site.kind == "slice":
             packed = site.packed
             self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
