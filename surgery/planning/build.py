@@ -200,6 +200,7 @@ class Draft:
             tokens=place.site.tokens,
             real=place.real if program.uses("pool") else None,
             sequences=place.sequences,
+            turned=place.turned,
             rows=site.rows,
             features=place.features,
             rank=place.rank,

@@ -42,6 +42,7 @@ class Place:
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
+        self.turned = False
 
     @property
     def key(self) -> str:
@@ -95,6 +96,8 @@ class Place:
             flat = True
         if self.site.tokens is not None:
             return
+        if program.named_dims == 2 and self.rank == 3:
+            self.turned = self.planner.anatomy.turned(self.site.entry)
         if flat and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:
