@@ -48,6 +48,7 @@ class Place:
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
+        self.turned = False
 
     @property
     def key(self) -> str:
@@ -77,9 +78,6 @@ class Place:
         """Look up where hidden states pass, and their layout."""
         self.site = self.planner.anatomy.place_of(self.site)
         if self.layer and self.layer.states is not None:
-            tokens = self.planner.anatomy.tokens_at(self.site.entry) if self.layer.held else None
-            turned = self.layer.turned or (tokens is not None and tokens.turned)
-            self.layer = replace(self.layer, turned=turned)
             self.rank = self.layer.states
             return
         call = self.planner.anatomy.call(self.site.exit.path)
@@ -113,6 +111,9 @@ class Place:
         if self.layer and self.layer.experts:
             self._check_experts(program)
         read = self.layer is not None and self.layer.read
+        if program.named_dims == 2 and self.rank == 3:
+            inside = self.layer is not None and self.layer.turned
+            self.turned = inside or self.planner.anatomy.turned(self.site.entry)
         if flat and not read and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:
@@ -124,6 +125,12 @@ class Place:
         if program.changes_core and self.site.core is not None:
             if self.site.core.obstacle:
                 raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
+            if self.site.core.fixed and not program.only_reveals:
+                raise error(
+                    "S415",
+                    f"of this attention nothing can be changed that it has: {self.site.core.fixed}",
+                    help="new keys and values can join it",
+                )
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
 

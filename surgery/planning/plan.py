@@ -41,8 +41,13 @@ class Tensor:
         return total
 
 
-def graft_name(child: str, rows: Rows | None, layer: Layer | None) -> str:
-    """The path below a module at which the parameters of a method named ``child`` live there."""
+def graft_name(child: str, rows: Rows | None, layer: Layer | None, core: Core | None = None) -> str:
+    """The path below a module at which the parameters of a method named ``child`` live there.
+
+    ``core`` is the attention of a region, of which the module may run others, too.
+    """
+    if core is not None and core.order:
+        return f"core{core.order}.{child}"
     if rows is not None:
         return f"{rows}.{child}"
     named = layer is not None and (layer.experts or layer.held)
@@ -57,7 +62,7 @@ class Edit:
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
     itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
     seen that tells tokens from padding, ``sequences`` where states are seen as [batch, length,
-    features] that the site has as rows. ``flops`` are those added for each position, before
+    features] that the site has as rows; ``turned`` ones come with the length first. ``flops`` are those added for each position, before
     anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
     not all; then the edit is part of the program of the ``whole`` layer.
 
@@ -84,6 +89,7 @@ class Edit:
     tokens: Tokens | None
     real: Port | None
     sequences: Port | None
+    turned: bool
     rows: Rows | None
     features: str
     rank: int | None
@@ -103,7 +109,8 @@ class Edit:
     @property
     def graft(self) -> str:
         """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
-        return graft_name(self.child, self.rows, self.layer)
+        core = self.core if self.whole != self.exit.path else None
+        return graft_name(self.child, self.rows, self.layer, core)
 
     def wrapped(self, spec: Spec) -> Wrapped:
         """The method with its place in the program of the ``whole`` site."""

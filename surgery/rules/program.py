@@ -72,6 +72,16 @@ class Program:
     def changes_core(self) -> bool:
         return self.core != self.base_core
 
+    @cached_property
+    def only_reveals(self) -> bool:
+        """Whether all that is done to the core is to put keys and values in front of its own."""
+        if self.core is None or self.core.op != "attend":
+            return self.core is None
+        return all(
+            _in_front(value) == operand(name, ())
+            for name, value in zip("qkv", self.core.arguments, strict=False)
+        )
+
     @property
     def changes_result(self) -> bool:
         return self.result != self.base
@@ -216,6 +226,13 @@ def _program(
         tuple(state.shapes.equations),
         state.named_dims,
     )
+
+
+def _in_front(value: Expression) -> Expression:
+    """``value`` without what was put in front of it."""
+    while value.op == "cat":
+        value = value.arguments[1]
+    return value
 
 
 def at_start(result: Expression, params: Iterable[Declaration]) -> Expression:
