@@ -29,26 +29,33 @@ class Place:
     def __init__(self, planner: Planner, site: Site):
         self.planner = planner
         self.site = site
-        model = planner.model
         self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
-        self.module = model.get_submodule(self.owner)
-        self.layer: Layer | None = None
-        if site.kind == "module" and not site.tokens:
-            self.layer = read_layer(self.module, model.get_submodule(site.path.rpartition(".")[0]))
-            native = self.layer is not None and self.layer.native and self.layer.kind == "linear"
-            if self.layer and native and planner.read_in_training.intersection(site.paths):
-                self.layer = replace(self.layer, read=True)
-        elif site.kind == "slice":
-            packed = site.packed
-            self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
-        elif site.experts is not None and site.packed is not None:
-            self.layer = experts_layer(self.module, site.packed, site.experts)
-        elif site.matrix is not None and site.packed is not None:
-            self.layer = matrix_layer(self.module, site.packed, site.matrix)
+        self.module = planner.model.get_submodule(self.owner)
+        self.layer = self._layer()
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
         self.turned = False
+
+    def _layer(self) -> Layer | None:
+        """The site as a linear layer, if it reads as one."""
+        site = self.site
+        if site.packed is not None:
+            if site.experts is not None:
+                return experts_layer(self.module, site.packed, site.experts)
+            if site.matrix is not None:
+                return matrix_layer(self.module, site.packed, site.matrix)
+            return packed_layer(self.module, site.packed)
+        if site.kind == "slice":
+            return read_layer(self.module)
+        if site.kind != "module" or site.tokens:
+            return None
+        parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
+        layer = read_layer(self.module, parent)
+        if layer is None or not layer.native or layer.kind != "linear" or layer.read:
+            return layer
+        elsewhere = self.planner.read_in_training.intersection(site.paths)
+        return replace(layer, read=True) if elsewhere else layer
 
     @property
     def key(self) -> str:
