@@ -152,6 +152,24 @@ class Anatomy:
                 found = place.tokens if made else found
         return found
 
+    def turned(self, port: Port) -> bool:
+        """Whether the states at ``port`` are [length, batch, features], as the record can tell.
+
+        They are made of ids [batch, length] or of embedded ones, and have their dims the other way
+        round; as many of one as of the other tell nothing.
+        """
+        value, flow = self._value(port), self.reading.flow
+        if value is None:
+            return False
+        states = self.record.shapes[value][:2]
+        given = [
+            self.record.shapes[argument][:2]
+            for argument in self.record.arguments
+            if len(self.record.shapes[argument]) == (3 if flow.is_number(argument) else 2)
+            and flow.depends(value, argument)
+        ]
+        return states not in given and states[::-1] in given
+
     def sequences(self, port: Port) -> Port | None:
         """Where states [batch, length, features] come into a call around ``port``, whose value has
 

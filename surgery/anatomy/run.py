@@ -21,7 +21,9 @@ from surgery.anatomy.trace import Recorder, listening
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
 
-def record(model: nn.Module, given: Any = None, paths: Paths | None = None) -> Record:
+def record(
+    model: nn.Module, given: Any = None, paths: Paths | None = None, training: bool = False
+) -> Record:
     """Run ``model`` once and tell what it did; the model is left exactly as it was.
 
     Large models run on fake tensors, in no memory; small ones on real ones, which costs less and
@@ -32,7 +34,7 @@ def record(model: nn.Module, given: Any = None, paths: Paths | None = None) -> R
     for inputs in candidates(model, given):
         for how in _ways(model):
             try:
-                return _recorded(model, inputs, paths, how)
+                return _recorded(model, inputs, paths, how, training)
             except Exception as failure:
                 failures.append((how, failure))
     if not failures:
@@ -48,12 +50,12 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
     return ("real", "fake") if small else ("fake", "real")
 
 
-def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str) -> Record:
+def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool) -> Record:
     fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
     recorder = Recorder(paths, fake)
     with ExitStack() as stack:
         stack.enter_context(uncollected())
-        stack.enter_context(untouched(model, copy=fake is None))
+        stack.enter_context(untouched(model, copy=fake is None, training=training))
         convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
         args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
         if fake is not None:

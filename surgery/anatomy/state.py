@@ -21,8 +21,8 @@ _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
 @contextmanager
-def untouched(model: nn.Module, copy: bool) -> Generator[None]:
-    """Evaluate ``model`` inside; flags, attributes, tensors and generators are restored after.
+def untouched(model: nn.Module, copy: bool, training: bool = False) -> Generator[None]:
+    """Evaluate ``model`` inside, or train it; flags, attributes, tensors and generators are restored after.
 
     With ``copy`` the contents of buffers and parameters are kept, too; a run on fake tensors
     never writes them.
@@ -35,7 +35,7 @@ def untouched(model: nn.Module, copy: bool) -> Generator[None]:
     try:
         # Not eval(): models override train() to merge weights and the like.
         for module in modules:
-            module.__dict__["training"] = False
+            module.__dict__["training"] = training
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             yield

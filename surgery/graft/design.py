@@ -20,7 +20,8 @@ class Part:
 
     ``own`` programs read the module's input; the others are of regions that end here, or whose
     core runs here. ``taps`` name the module attributes from which `x` (of a region), `residual`
-    and the mask of `real` tokens are read, and ``held`` the one that holds the norm module.
+    and the mask of `real` tokens are read, and ``held`` the one that holds the norm module. Where
+    states are ``turned``, they come with the length first.
     """
 
     program: Program
@@ -35,6 +36,7 @@ class Part:
     held: str | None = None
     core: Core | None = None
     gives_result: bool = True
+    turned: bool = False
 
 
 StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]

@@ -136,6 +136,7 @@ class _Wiring:
             replace(edit.exit, path=""),
             tuple(taps),
             held,
+            turned=any(e.turned for e in site.edits),
         )
 
     def design(self, path: str) -> Design:

@@ -11,6 +11,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
+from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
@@ -44,6 +45,13 @@ class Planner:
         from surgery.anatomy.read import read
 
         return read(self.model, self.example_inputs)
+
+    @cached_property
+    def read_in_training(self) -> frozenset[str]:
+        """The modules whose weight another multiplies with in training."""
+        from surgery.anatomy.modes import read_in_training
+
+        return read_in_training(self.model, self.example_inputs, Paths(self.model))
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
@@ -221,6 +229,7 @@ class Draft:
             tokens=place.site.tokens,
             real=place.real if program.uses("pool") else None,
             sequences=place.sequences,
+            turned=place.turned,
             rows=site.rows,
             features=place.features,
             rank=place.rank,

@@ -49,7 +49,7 @@ class Layer:
     states: int | None = None
     """How many dims the states have that a weight which is read is multiplied with, if known."""
     turned: bool = False
-    """Whether these states are [length, batch, features]."""
+    """Whether they are [length, batch, features], whichever way round its module is given them."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -116,7 +116,6 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
     made = Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
-    # Whichever way round `nn.MultiheadAttention` is given its states, there they are turned.
     return replace(made, states=3, turned=True)
 
 

@@ -29,22 +29,33 @@ class Place:
     def __init__(self, planner: Planner, site: Site):
         self.planner = planner
         self.site = site
-        model = planner.model
         self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
-        self.module = model.get_submodule(self.owner)
-        self.layer: Layer | None = None
-        if site.kind == "module" and not site.tokens:
-            self.layer = read_layer(self.module, model.get_submodule(site.path.rpartition(".")[0]))
-        elif site.kind == "slice":
-            packed = site.packed
-            self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
-        elif site.experts is not None and site.packed is not None:
-            self.layer = experts_layer(self.module, site.packed, site.experts)
-        elif site.matrix is not None and site.packed is not None:
-            self.layer = matrix_layer(self.module, site.packed, site.matrix)
+        self.module = planner.model.get_submodule(self.owner)
+        self.layer = self._layer()
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
+        self.turned = False
+
+    def _layer(self) -> Layer | None:
+        """The site as a linear layer, if it reads as one."""
+        site = self.site
+        if site.packed is not None:
+            if site.experts is not None:
+                return experts_layer(self.module, site.packed, site.experts)
+            if site.matrix is not None:
+                return matrix_layer(self.module, site.packed, site.matrix)
+            return packed_layer(self.module, site.packed)
+        if site.kind == "slice":
+            return read_layer(self.module)
+        if site.kind != "module" or site.tokens:
+            return None
+        parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
+        layer = read_layer(self.module, parent)
+        if layer is None or not layer.native or layer.kind != "linear" or layer.read:
+            return layer
+        elsewhere = self.planner.read_in_training.intersection(site.paths)
+        return replace(layer, read=True) if elsewhere else layer
 
     @property
     def key(self) -> str:
@@ -76,9 +87,6 @@ class Place:
         """Look up where hidden states pass, and their layout."""
         self.site = self.planner.anatomy.place_of(self.site)
         if self.layer and self.layer.states is not None:
-            tokens = self.planner.anatomy.tokens_at(self.site.entry) if self.layer.held else None
-            turned = self.layer.turned or (tokens is not None and tokens.turned)
-            self.layer = replace(self.layer, turned=turned)
             self.rank = self.layer.states
             return
         call = self.planner.anatomy.call(self.site.exit.path)
@@ -112,6 +120,9 @@ class Place:
         if self.layer and self.layer.experts:
             self._check_experts(program)
         read = self.layer is not None and self.layer.read
+        if program.named_dims == 2 and self.rank == 3:
+            inside = self.layer is not None and self.layer.turned
+            self.turned = inside or self.planner.anatomy.turned(self.site.entry)
         if flat and not read and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:

@@ -62,7 +62,7 @@ class Edit:
     ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
     itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
     seen that tells tokens from padding, ``sequences`` where states are seen as [batch, length,
-    features] that the site has as rows. ``flops`` are those added for each position, before
+    features] that the site has as rows; ``turned`` ones come with the length first. ``flops`` are those added for each position, before
     anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
     not all; then the edit is part of the program of the ``whole`` layer.
 
@@ -89,6 +89,7 @@ class Edit:
     tokens: Tokens | None
     real: Port | None
     sequences: Port | None
+    turned: bool
     rows: Rows | None
     features: str
     rank: int | None

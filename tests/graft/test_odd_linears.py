@@ -132,3 +132,38 @@ def test_a_linear_of_another_geometry_is_told_when_planned() -> None:
         surgery.plan(
             model, "on `layer` apply lora(2)", example_inputs=torch.zeros(3, 2, IN).double()
         )
+
+
+class Clamped(nn.Module):
+    """Calls its part in evaluation; in training it multiplies with the weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(IN, OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return nn.functional.linear(x, self.layer.weight.clamp(-0.5, 0.5), self.layer.bias)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("method", ["lora(3)", "dora(2)", "ia3"])
+def test_what_reads_a_weight_in_training_alone_reads_the_changed_one(method: str) -> None:
+    model = randomise(Clamped()).double().eval()
+    surgery.apply(model, f"on `layer` apply {method}", example_inputs=run_input(), seed=0)
+    randomise_added(model)
+    adapted, trained = run(model), run(model.train())
+    trained.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in surgery.trainable(model).values())
+    assert not torch.allclose(trained, adapted)
+    surgery.merge(model)
+    torch.testing.assert_close(run(model), trained)
+    torch.testing.assert_close(run(model.eval()), adapted)
+
+
+def test_what_has_no_weight_for_it_to_read_is_told() -> None:
+    model = randomise(Clamped()).double().eval()
+    surgery.apply(model, "on `layer` gated lora(2)", example_inputs=run_input(), seed=0)
+    run(model)
+    with pytest.raises(surgery.SurgeryError, match=r"S430.*used otherwise"):
+        run(model.train())

@@ -49,7 +49,7 @@ class Held(nn.Module):
         )
         v = (x @ self.v).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         y = functional.scaled_dot_product_attention(q, k, v)
-        return x + torch.einsum("bntd,hnd->bth", y, self.o)
+        return x + torch.einsum("...ntd,hnd->...th", y, self.o)
 
 
 class Called(nn.Module):
@@ -125,6 +125,36 @@ def test_a_parameter_is_adapted_as_a_layer_is(role: str, method: str) -> None:
     expected.square().sum().backward()
     for one, another in zip(added(model).values(), added(other).values(), strict=True):
         torch.testing.assert_close(one.grad, another.grad)
+
+
+class LengthFirst(nn.Module):
+    """A projection that is held, of states with the length first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(WIDTH, HEADS, FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("tbh,hnd->tbnd", x, self.w).flatten(2).sin()
+
+
+class Turning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = LengthFirst()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_gate_is_of_an_example_where_the_length_comes_first() -> None:
+    model, other = randomise(Turning()).double(), nn.Linear(WIDTH, WIDTH, False).double()
+    with torch.no_grad():
+        other.weight.copy_(model.inner.w.flatten(1).t())  # type: ignore[union-attr, operator]
+    surgery.apply(model, "on `inner.w` gated lora(2)", example_inputs=X, seed=0)
+    surgery.apply(other, "on Linear gated lora(2)", example_inputs=X, seed=0)
+    give(model, other, {"inner.lora.w.": "lora."})
+    torch.testing.assert_close(model(X), other(X).sin())
 
 
 @pytest.mark.parametrize("method", METHODS)

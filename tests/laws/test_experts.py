@@ -247,9 +247,9 @@ def test_copies_and_pickles() -> None:
     ("method", "message"),
     [
         ("apply shift", "only they can be changed"),
-        ("sequential adapter(2)", "S4"),
+        ("sequential adapter(2)", "a method must merge"),
         ("apply lora(2, dropout = 0.1)", "dropout would never act"),
-        ("gated lora(2)", "S4"),
+        ("gated lora(2)", "whose they are cannot be told"),
     ],
 )
 def test_what_has_no_meaning_there(method: str, message: str) -> None:

@@ -18,7 +18,7 @@ from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, wei
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.scores import Trail
-from surgery.anatomy.roles.trails import MOVES, STEPS, softens
+from surgery.anatomy.roles.trails import MOVES, SOFTENED, STEPS, softens
 
 _SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
@@ -112,7 +112,7 @@ class Keys:
         if len(core.ops) == 1:
             return None
         scores, softmax, product = core.ops
-        if flow.kinds[softmax.index] not in ("softmax", "logsumexp"):
+        if flow.kinds[softmax.index] not in SOFTENED:
             return "its weights are no softmax of its scores, so new keys have no share in them"
         trail = self.trails.get(softmax.index)
         rank = len(flow.record.shapes[softmax.inputs[0]])

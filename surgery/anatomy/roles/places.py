@@ -152,8 +152,8 @@ class Reading:
             self._both(site, attention)
 
     def _core(self, attention: Attention) -> Core:
-        queries = [self.linears[i].result for i, role in attention.roles.items() if "q" in role]
-        return self.keys.described(attention.core, queries[0] if queries else None)
+        queries = (self.linears[i].result for i, role in attention.roles.items() if "q" in role)
+        return self.keys.described(attention.core, next(queries, None))
 
     def _served(self, linear: Linear, call: Call, served: str, attention: Attention) -> None:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""

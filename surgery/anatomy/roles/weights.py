@@ -83,8 +83,8 @@ def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
         return None
     shape, states = shapes[operands[at]], len(shapes[operands[1 - at]])
     if kind == "einsum":
-        one, other = (len(flow.record.shapes[value]) for value in operands[:2])
-        return _contracted(str(op.args[0]), at, shape, (one, other))
+        ranks = (len(shapes[operands[0]]), len(shapes[operands[1]]))
+        return _contracted(str(op.args[0]), ranks, at, shape)
     if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
         turned = kind != "linear"
         out, into = shape[::-1] if turned else shape
@@ -102,7 +102,7 @@ def _is(flow: Flow, value: int, weight: str) -> bool:
 
 
 def _contracted(
-    equation: str, at: int, shape: tuple[int, ...], ranks: tuple[int, int]
+    equation: str, ranks: tuple[int, int], at: int, shape: tuple[int, ...]
 ) -> Matrix | None:
     """What an einsum sums over stands together in the weight, before or after the rest."""
     terms = letters(equation, ranks)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from surgery.anatomy.site import Port
 from surgery.graft.design import Built, Design
 from surgery.graft.graphs import kernels
-from surgery.graft.graphs.frame import Frame, RowsHost, emitter_for
+from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
 from surgery.planning.layers import Layer
@@ -42,9 +42,8 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             if not frame.plain:
                 value = frame.output(part.exit)
         emitter = emitter_for(frame, part, value)
-        value = emitter.emit(part.program.result)
-        if isinstance(emitter.host, RowsHost):
-            value = frame.call(kernels.as_given, value, emitter.host.first)
+        result = emitter.emit(part.program.result)
+        value = emitter.host.leave(result) if isinstance(emitter.host, ModuleHost) else result
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
@@ -207,11 +208,32 @@ class ModuleHost(GraphHost):
             return self.current
         return self.frame.run(x, self.part)
 
+    def leave(self, value: fx.Node) -> fx.Node:
+        """``value``, a result of the program, with the axes that the module's own has."""
+        return value
+
     def fold(self, expression: Expression, emitter: Emitter) -> fx.Node:
         leaves = sorted(expression.leaves, key=str)
         key = self.frame.new_fold(expression, leaves, emitter)
         values = tuple(self.leaf(leaf) for leaf in leaves)
         return self.call(kernels.fold, self.frame.self_node, key, values)
+
+
+class TurnedHost(ModuleHost):
+    """For states with the length first: the program sees [batch, length, features]."""
+
+    def turn(self, value: fx.Node) -> fx.Node:
+        return self.call(torch.transpose, value, 0, 1)
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        value = super().leaf(expression)
+        return self.turn(value) if expression.varies else value
+
+    def base(self, x: fx.Node) -> fx.Node:
+        return self.turn(super().base(self.turn(x)))
+
+    def leave(self, value: fx.Node) -> fx.Node:
+        return self.turn(value)
 
 
 class RowsHost(ModuleHost):
@@ -239,8 +261,12 @@ class RowsHost(ModuleHost):
             rows = self.call(kernels.as_given, x, super().leaf(operand("x", ())))
         return self.in_sequence(super().base(rows))
 
+    def leave(self, value: fx.Node) -> fx.Node:
+        assert self.first is not None
+        return self.call(kernels.as_given, value, self.first)
+
 
 def emitter_for(frame: Frame, part: Part, current: fx.Node | None) -> Emitter:
-    kind = RowsHost if "sequences" in dict(part.taps) else ModuleHost
-    host = kind(frame, part, current)
+    kind = TurnedHost if part.turned else ModuleHost
+    host = (RowsHost if "sequences" in dict(part.taps) else kind)(frame, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)

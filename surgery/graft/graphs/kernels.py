@@ -81,7 +81,20 @@ def write_tap(tap: Tap, value: Any) -> None:
 
 
 def read_tap(tap: Tap) -> Any:
+    """What a tap carries, once.
+
+    Raises:
+        SurgeryError: S432 if its module did not run before the one that reads.
+
+    """
     value = tap.value
+    if value is None:
+        raise error(
+            "S432",
+            "a method here reads hidden states of another module, and this one was run by itself, "
+            "as in the backward of reversible layers",
+            help="apply a method that reads no residual there",
+        )
     tap.value = None
     return value
 

@@ -26,13 +26,12 @@ def write_multiplied(part: Part, layer: Layer) -> tuple[dict[str, fx.Graph], dic
     """
     function = fx.Graph()
     x, y = function.placeholder("x"), function.placeholder("y")
-    turned = layer.turned and part.program.named_dims is not None
     host = _ProductHost(function, layer, dict(part.taps), x, y)
-    if turned:
+    if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
     emitter = Emitter(host, layer, dict(part.sizes), rank=layer.states)
     value = emitter.emit(part.program.result)
-    function.output(host.call("transpose", value, 0, 1) if turned else value)
+    function.output(host.call("transpose", value, 0, 1) if part.turned else value)
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)

@@ -12,7 +12,9 @@ from surgery.anatomy.roles.layouts import letters
 from surgery.graft.attention.whole import opened
 from surgery.language.diagnostics import error
 
-_KNOWN = frozenset(("dtype", "device", "is_cuda", "is_meta", "is_nested", "requires_grad", "shape"))
+_KNOWN = frozenset(
+    ("dtype", "device", "is_cuda", "is_meta", "is_nested", "ndim", "requires_grad", "shape")
+)
 _PRODUCTS = frozenset(("matmul", "mm", "__matmul__"))
 
 
@@ -114,8 +116,7 @@ def _einsum(equation: str, *operands: Any) -> Tensor:
     at = next(i for i, operand in enumerate(operands) if isinstance(operand, ReadWeight))
     weight: ReadWeight = operands[at]
     x: Tensor = operands[1 - at]
-    pair = (weight.weight, x) if at == 0 else (x, weight.weight)
-    terms = letters(equation, (pair[0].dim(), pair[1].dim()))
+    terms = letters(equation, (operands[0].ndim, operands[1].ndim))
     if terms is None:
         weight.lost()
     own, given, result = terms[at], terms[1 - at], terms[2]
