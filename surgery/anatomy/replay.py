@@ -94,6 +94,8 @@ def _features(start: Tensor, axis: int, end: Tensor, generator: torch.Generator)
 def _stand_in(record: Record, value: int, generator: torch.Generator, seen: bool = True) -> Tensor:
     """A tensor of the shape and type of a value: tame positive numbers, zeros, or all ``seen``."""
     shape, dtype = record.shapes[value], record.dtypes[value]
+    if value in record.counts:
+        return torch.tensor(record.counts[value], dtype=dtype)
     if dtype.is_floating_point:
         return (torch.rand(shape, generator=generator) / 2 + 0.25).to(dtype)
     return torch.full(shape, seen and dtype is torch.bool, dtype=dtype)
