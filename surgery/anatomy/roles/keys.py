@@ -74,26 +74,19 @@ class Keys:
         return softens("softmax", op.args, op.kwargs, rank)
 
     def _of_windows(self, core: Core, found: site.Windows, query: int | None) -> site.Core:
+        """``core`` with its windows; each head of queries has keys of its own."""
         flow, shapes = self.flow, self.flow.record.shapes
-        call = flow.lowest(core.ops)
+        call, scores = flow.lowest(core.ops), core.ops[1].inputs[0]
         order = sum(self._strays(op) for op in flow.ops[call.first : core.ops[1].index])
-        heads_at = self._heads_of(core.ops[1].inputs[0], query)
+        heads_at = self._heads_of(scores, query)
         if heads_at is None:
             why = "its heads cannot be told from its windows"
             return site.Core(call.path, order, "products", 1, 1, 0, 0, why)
-        heads = shapes[core.ops[1].inputs[0]][heads_at]
-        keys, values = shapes[core.q][-1], shapes[core.v][-1]
+        heads = shapes[scores][heads_at]
+        sizes = (heads, heads, shapes[core.q][-1], shapes[core.v][-1])
+        why = "its queries see windows of keys"
         return site.Core(
-            call.path,
-            order,
-            "products",
-            heads,
-            heads,
-            keys,
-            values,
-            fixed="its queries see windows of keys",
-            heads_at=heads_at,
-            windows=found,
+            call.path, order, "products", *sizes, fixed=why, heads_at=heads_at, windows=found
         )
 
     def _counts(self, op: Op) -> bool:
@@ -132,7 +125,9 @@ class Keys:
                 return None, None
             return Scoring(1, tuple(range(len(shapes[core.q]))), plain), Weighing(1, plain, plain)
         scores, _, product = core.ops
-        scored = scoring(_equation(scores), (len(shapes[core.q]), len(shapes[core.k])), heads_at)
+        one, other = operands_of(scores, self.flow.kinds[scores.index])
+        ranks = (len(shapes[one]), len(shapes[other]))
+        scored = scoring(_equation(scores), ranks, heads_at)
         weights, values = operands_of(product, self.flow.kinds[product.index])
         ranks = (len(shapes[weights]), len(shapes[values]))
         values_at = (weights, values).index(core.v)
