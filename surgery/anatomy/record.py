@@ -63,6 +63,7 @@ class Record:
 
     Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
     indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
+    ``counts`` are the values that were one whole number each, where these could be read.
     """
 
     ops: list[Op]
@@ -73,6 +74,7 @@ class Record:
     parameters: dict[int, str]
     buffers: dict[int, str]
     how: str
+    counts: dict[int, int] = field(default_factory=dict[int, int])
 
     @cached_property
     def consumers(self) -> list[list[int]]:

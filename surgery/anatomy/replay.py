@@ -19,16 +19,10 @@ def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> lis
     gradient for it. None if they cannot be run apart from the model.
     """
     ends = tuple(ends)
-    generator = torch.Generator().manual_seed(0)
-    start = _stand_in(record, source, generator).requires_grad_()
-    replay = _Replay(record, between(record, source, ends), generator)
-    try:
-        with torch.enable_grad():
-            # A copy: operators that write into their input may not write into a leaf.
-            values = replay.run({source: start.clone()})
-            return [_features(start, axis, values[end], generator) for end in ends]
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+    made = replayed(record, source, ends)
+    if made is None:
         return None
+    return _told(made, axis, [made.values[end] for end in ends])
 
 
 def parted(record: Record, source: int, axis: int, end: int) -> list[list[int]] | None:
@@ -36,16 +30,30 @@ def parted(record: Record, source: int, axis: int, end: int) -> list[list[int]] 
 
     None if the operators between cannot be run apart from the model.
     """
+    made = replayed(record, source, (end,))
+    if made is None:
+        return None
+    found = made.values[end]
+    return _told(made, axis, [found.select(at, 0) for at in range(found.dim())])
+
+
+def replayed(
+    record: Record, source: int, ends: Iterable[int], seen: bool = True, scale: float = 1
+) -> Replay | None:
+    """The operators from ``source`` to ``ends``, run on random numbers times ``scale``.
+
+    ``seen`` is what stands for masks. None if they cannot be run apart from the model.
+    """
     generator = torch.Generator().manual_seed(0)
-    start = _stand_in(record, source, generator).requires_grad_()
-    replay = _Replay(record, between(record, source, (end,)), generator)
+    start = _stand_in(record, source, generator).mul(scale).requires_grad_()
+    replay = Replay(record, start, generator, seen)
     try:
         with torch.enable_grad():
-            found = replay.run({source: start.clone()})[end]
-            slices = [found.select(at, 0) for at in range(found.dim())]
-            return [_features(start, axis, part, generator) for part in slices]
+            # A copy: operators that write into their input may not write into a leaf.
+            replay.run(between(record, source, ends), {source: start.clone()})
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
         return None
+    return replay if all(end in replay.values for end in ends) else None
 
 
 def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
@@ -67,6 +75,13 @@ def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
     return kept[::-1]
 
 
+def _told(made: Replay, axis: int, parts: Iterable[Tensor]) -> list[list[int]] | None:
+    try:
+        return [_features(made.start, axis, part, made.generator) for part in parts]
+    except RuntimeError:  # what has no gradient
+        return None
+
+
 def _features(start: Tensor, axis: int, end: Tensor, generator: torch.Generator) -> list[int]:
     if not end.requires_grad:
         return []
@@ -76,28 +91,33 @@ def _features(start: Tensor, axis: int, end: Tensor, generator: torch.Generator)
     return cast("list[int]", reached.nonzero().flatten().tolist())
 
 
-def _stand_in(record: Record, value: int, generator: torch.Generator) -> Tensor:
-    """A tensor of the shape and type of a value: tame positive numbers, zeros, or all true."""
+def _stand_in(record: Record, value: int, generator: torch.Generator, seen: bool = True) -> Tensor:
+    """A tensor of the shape and type of a value: tame positive numbers, zeros, or all ``seen``."""
     shape, dtype = record.shapes[value], record.dtypes[value]
+    if value in record.counts:
+        return torch.tensor(record.counts[value], dtype=dtype)
     if dtype.is_floating_point:
         return (torch.rand(shape, generator=generator) / 2 + 0.25).to(dtype)
-    return torch.full(shape, dtype is torch.bool, dtype=dtype)
+    return torch.full(shape, seen and dtype is torch.bool, dtype=dtype)
 
 
-class _Replay:
-    """Runs operators on real tensors; what they need from elsewhere is made up."""
+class Replay:
+    """Runs operators on real tensors; what they need from elsewhere is made up.
 
-    def __init__(self, record: Record, ops: list[Op], generator: torch.Generator):
+    ``start`` is what gradients can be taken for.
+    """
+
+    def __init__(self, record: Record, start: Tensor, generator: torch.Generator, seen: bool):
         self.record = record
-        self.ops = ops
+        self.start = start
         self.generator = generator
+        self.seen = seen
         self.values: dict[int, Tensor] = {}
 
-    def run(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    def run(self, ops: Iterable[Op], given: Mapping[int, Tensor]) -> None:
         self.values = dict(given)
-        for op in self.ops:
+        for op in ops:
             self.one(op)
-        return self.values
 
     def one(self, op: Op) -> None:
         if op.function is None:
@@ -117,9 +137,19 @@ class _Replay:
         self.values |= dict(zip(op.outputs, made, strict=True))
 
     def value(self, number: int) -> Tensor:
+        if number not in self.values and self.counts(number):
+            self.one(self.record.ops[self.record.producer[number]])
         if number not in self.values:
-            self.values[number] = _stand_in(self.record, number, self.generator)
+            self.values[number] = _stand_in(self.record, number, self.generator, self.seen)
         return self.values[number]
+
+    def counts(self, number: int) -> bool:
+        """Whether a value is one number, made of nothing but such: how many blocks there are."""
+        producer = self.record.producer[number]
+        if self.record.shapes[number] or producer < 0:
+            return False
+        op = self.record.ops[producer]
+        return op.function is not None and all(map(self.counts, op.inputs))
 
     def filled(self, thing: Any) -> Any:
         """Noted arguments with tensors in the place of values."""

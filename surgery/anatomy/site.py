@@ -55,6 +55,22 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """How the queries and the context of a core are found whose queries see windows of keys.
+
+    ``queries`` are cut by the kinds of functions in ``cuts``, the last first, into an operand of
+    the product with keys; ``parts`` are those by which the context is put together of a product
+    with values. The orders list the axes of queries and context as those of the scores come, with
+    their features last.
+    """
+
+    cuts: tuple[str, ...]
+    queries: tuple[int, ...]
+    parts: tuple[str, ...]
+    context: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """The softmax core of an attention: softmax(q kᵀ) v over ``heads`` heads of keys and values.
 
@@ -66,7 +82,8 @@ class Core:
     one head. ``obstacle`` says why new keys cannot join it, if so, and ``fixed`` why nothing else
     can be done to it. Where a place has several cores of one size (differential attention),
     ``others`` are the rest, which change alike. Of scores with more than four axes ``heads_at`` is
-    that of the heads.
+    that of the heads, and of those with ``windows``, where ``order`` counts the softmaxes of scores
+    that came by other ways than those of products.
     """
 
     path: str
@@ -80,6 +97,7 @@ class Core:
     fixed: str | None = None
     heads_at: int = 1
     others: tuple[Core, ...] = ()
+    windows: Windows | None = None
 
     @property
     def features(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ class Recorder(TorchFunctionMode):
         self.shapes: list[tuple[int, ...]] = []
         self.dtypes: list[torch.dtype] = []
         self.producer: list[int] = []
+        self.counts: dict[int, int] = {}
         # Tensors are kept alive here, so that no id is given out twice.
         self.known: dict[int, tuple[int, torch.Tensor]] = {}
         self.views: dict[int, list[torch.Tensor]] = {}
@@ -118,6 +119,8 @@ class Recorder(TorchFunctionMode):
         self.shapes.append(tuple(tensor.shape))
         self.dtypes.append(tensor.dtype)
         self.producer.append(producer)
+        if _is_count(tensor):
+            self.counts[number] = int(tensor)
         return number
 
     def aliases(self, tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -218,7 +221,14 @@ class Recorder(TorchFunctionMode):
             self.named["parameter"],
             self.named["buffer"],
             how,
+            self.counts,
         )
+
+
+def _is_count(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is one whole number that can be read at once."""
+    whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
+    return whole and not isinstance(tensor, FakeTensor) and tensor.device.type == "cpu"
 
 
 @contextmanager

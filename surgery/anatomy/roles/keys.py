@@ -19,6 +19,7 @@ from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.scores import Trail
 from surgery.anatomy.roles.trails import MOVES, SOFTENED, STEPS, softens
+from surgery.anatomy.roles.windows import windows
 
 _SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
@@ -40,6 +41,9 @@ class Keys:
             heads, features = _whole(flow, core.ops[0])
             return site.Core(call.path, order, "fused", heads, heads, features, features)
         how = _how(flow, core)
+        found = self._windowed(core)
+        if found is not None:
+            return self._of_windows(core, found, query)
         heads_at = self._heads_at(core, query)
         scored, weighed = self._orders(core, heads_at or 1)
         if scored is None or weighed is None or heads_at is None:
@@ -57,6 +61,35 @@ class Keys:
         sizes = (query_heads, heads, k[-1], v[-1])
         return site.Core(call.path, order, how, *sizes, lost, fixed, heads_at)
 
+    def _windowed(self, core: Core) -> site.Windows | None:
+        """The windows of ``core``, where no trail leads from a product to its softmax."""
+        if len(core.ops) == 1 or core.ops[1].index in self.trails or not self._strays(core.ops[1]):
+            return None
+        return windows(self.flow, core)
+
+    def _strays(self, op: Op) -> bool:
+        """Whether ``op`` is a softmax of what comes from no product by known steps."""
+        if self.flow.kinds[op.index] != "softmax" or op.index in self.trails:
+            return False
+        rank = len(self.flow.record.shapes[op.inputs[0]])
+        return softens("softmax", op.args, op.kwargs, rank)
+
+    def _of_windows(self, core: Core, found: site.Windows, query: int | None) -> site.Core:
+        """``core`` with its windows; each head of queries has keys of its own."""
+        flow, shapes = self.flow, self.flow.record.shapes
+        call, scores = flow.lowest(core.ops), core.ops[1].inputs[0]
+        order = sum(self._strays(op) for op in flow.ops[call.first : core.ops[1].index])
+        heads_at = self._heads_of(scores, query)
+        if heads_at is None:
+            why = "its heads cannot be told from its windows"
+            return site.Core(call.path, order, "products", 1, 1, 0, 0, why)
+        heads = shapes[scores][heads_at]
+        sizes = (heads, heads, shapes[core.q][-1], shapes[core.v][-1])
+        why = "its queries see windows of keys"
+        return site.Core(
+            call.path, order, "products", *sizes, fixed=why, heads_at=heads_at, windows=found
+        )
+
     def _counts(self, op: Op) -> bool:
         """Whether a core runs as ``op`` does: a fused one, or a softmax of scores."""
         kind = self.flow.kinds[op.index]
@@ -64,9 +97,14 @@ class Keys:
 
     def _heads_at(self, core: Core, query: int | None) -> int | None:
         """The axis of the heads in scores of more than four axes, if it can be told."""
-        record, result = self.flow.record, core.ops[0].outputs[0]
-        if len(core.ops) == 1 or len(record.shapes[result]) < 5:
+        result = core.ops[0].outputs[0]
+        if len(core.ops) == 1 or len(self.flow.record.shapes[result]) < 5:
             return 1
+        return self._heads_of(result, query)
+
+    def _heads_of(self, result: int, query: int | None) -> int | None:
+        """The axis of scores whose slices are made of other features of the linear ``query``."""
+        record = self.flow.record
         if query is None:
             return None
         axis = feature_axis(self.flow, query)
@@ -88,7 +126,9 @@ class Keys:
                 return None, None
             return Scoring(1, tuple(range(len(shapes[core.q]))), plain), Weighing(1, plain, plain)
         scores, _, product = core.ops
-        scored = scoring(_equation(scores), (len(shapes[core.q]), len(shapes[core.k])), heads_at)
+        one, other = operands_of(scores, self.flow.kinds[scores.index])
+        ranks = (len(shapes[one]), len(shapes[other]))
+        scored = scoring(_equation(scores), ranks, heads_at)
         weights, values = operands_of(product, self.flow.kinds[product.index])
         ranks = (len(shapes[weights]), len(shapes[values]))
         values_at = (weights, values).index(core.v)

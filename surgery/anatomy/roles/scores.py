@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from surgery.anatomy.record import Op
+from surgery.anatomy.record import Op, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.trails import MOVES, SCORED, VIEWS, is_step, softens
 
@@ -47,6 +47,11 @@ def scores(flow: Flow) -> dict[int, Trail]:
             continue
         if kind in SCORED:
             at.setdefault(op.outputs[0], []).append(Trail(op, {op.outputs[0]: 0}))
+        if trail is not None and kind == "setitem" and _writes(op, before):
+            # A number in some places: no step, and the same tensor to the eyes of those who read.
+            trail.values[op.outputs[0]] = trail.values.pop(before)
+            at[before].remove(trail)
+            at.setdefault(op.outputs[0], []).append(trail)
         if trail is not None and _is_step(flow, op, kind, before):
             for value in trail.values:
                 at[value].remove(trail)
@@ -60,6 +65,12 @@ def _first(at: dict[int, list[Trail]], inputs: Sequence[int]) -> tuple[Trail | N
     """The trail of the earliest product that has come to one of ``inputs``, and to which."""
     there = [(trail, value) for value in inputs for trail in at.get(value, ())]
     return min(there, key=lambda pair: pair[0].product.index, default=(None, -1))
+
+
+def _writes(op: Op, before: int) -> bool:
+    """Whether ``op`` writes a number into the value ``before``."""
+    given = [arg.number for arg in op.args if isinstance(arg, Value)]
+    return given == [before] and isinstance(op.args[-1], int | float)
 
 
 def _is_step(flow: Flow, op: Op, kind: str, before: int) -> bool:

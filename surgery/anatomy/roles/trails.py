@@ -40,6 +40,12 @@ MOVES = _names("transpose permute")
 
 STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem"}
 
+CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem")
+"""What queries are cut to blocks by, and blocks of a context put together."""
+
+LINEAR = CUTS | _names("to type type_as float half bfloat16 dropout masked_fill pad narrow clone")
+"""What weights go through that stay weights, of keys in other places."""
+
 SOFTENED = _names("softmax logsumexp")
 """What makes scores weights, or is their sum in exp(x - logsumexp(x))."""
 

@@ -64,7 +64,7 @@ class Trail:
 
     ``tensor`` is where it has come to; ``views`` are those that it is a view of, each with the
     number of steps up to there, which may be read again. Once its core is to be changed, ``new``
-    are the weights of new keys.
+    are the weights of new keys. A softmax that is ``written`` out is still to be exponentiated.
     """
 
     def __init__(self, product: Product, tensor: Tensor):
@@ -122,18 +122,19 @@ class Trail:
             for step in self.steps:
                 old = step.again(old)
         if new is None:
-            self.tensor = before if self.written else softmax.again(old)
-            return softmax.again(old) if self.written else self.tensor
+            made = softmax.again(old)
+            self.tensor = before if self.written else made
+            return made
         fresh = self.product.again(*both(new))
         for step in self.steps:
             fresh = step.alike(fresh, self.shifts)
         fresh = fresh.expand(*old.shape[:-1], fresh.shape[-1])
         self.shifts = []
-        weights = softmax.again(torch.cat([fresh, old], dim=-1))
+        made = softmax.again(torch.cat([fresh, old], dim=-1))
         if self.written:
-            self.new, self.tensor = (fresh - weights).exp(), before
-            return weights
-        self.new, self.tensor = weights[..., : change.revealed], weights[..., change.revealed :]
+            self.new, self.tensor = (fresh - made).exp(), before
+            return made
+        self.new, self.tensor = made[..., : change.revealed], made[..., change.revealed :]
         return self.tensor
 
     def take(self, step: Step, result: Tensor) -> None:

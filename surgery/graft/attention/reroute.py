@@ -21,6 +21,7 @@ from surgery.graft.attention.fused import attend
 from surgery.graft.attention.products import Trail, product
 from surgery.graft.attention.steps import KINDS, Step, among, step, tensors
 from surgery.graft.attention.whole import opened
+from surgery.graft.attention.windows import WindowedCore
 from surgery.language.diagnostics import error
 
 
@@ -42,7 +43,10 @@ class _Rerouting(TorchFunctionMode):
 
     def __init__(self, changes: Sequence[tuple[Core, Change]]):
         super().__init__()
-        self.changes = changes
+        self.changes = [pair for pair in changes if not pair[0].windows]
+        self.windowed = [WindowedCore(*pair) for pair in changes if pair[0].windows]
+        self.path = changes[0][0].path if changes else ""
+        self.strays = 0
         self.waiting = len(changes)
         self.came = 0
         self.trails: list[Trail] = []
@@ -55,6 +59,34 @@ class _Rerouting(TorchFunctionMode):
         # What is compiled by itself, in a module that is not, is left as it is.
         if torch.compiler.is_compiling() != self.compiled or not self.waiting:
             return called(func, args, kwargs)
+        if self.windowed:
+            return self.window(func, args, kwargs)
+        return self.function(func, args, kwargs)
+
+    def window(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that cores with windows may take note of."""
+        result = self.function(func, args, kwargs)
+        for windowed in self.windowed:
+            result = windowed.seen(func, args, kwargs, result)
+            if windowed.is_done:
+                self.waiting -= 1
+        self.windowed = [windowed for windowed in self.windowed if not windowed.is_done]
+        return result
+
+    def stray(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A softmax of what has come from no product by known steps."""
+        order = self.strays
+        self.strays += 1
+        for windowed in self.windowed:
+            if windowed.core.order == order:
+                softmax = Step.of("softmax", func, args, kwargs, args[0])
+                weights = windowed.soften(softmax, args[0])
+                if weights is not None:
+                    return weights
+        return called(func, args, kwargs)
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """A function that other cores may be made of."""
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
             return called(func, args, kwargs)
@@ -122,6 +154,9 @@ class _Rerouting(TorchFunctionMode):
 
     def start(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function of what no trail has come to: a product starts one."""
+        softmax = self.windowed and kind == "softmax" and isinstance(args[0], Tensor)
+        if softmax and softens(kind, args, kwargs, args[0].dim()):
+            return self.stray(func, args, kwargs)
         result = called(func, args, kwargs)
         if kind in SCORED and isinstance(result, Tensor):
             found = product(kind, func, args, kwargs)
@@ -179,7 +214,7 @@ class _Rerouting(TorchFunctionMode):
         if exc_type is None and self.waiting:
             raise error(
                 "S430",
-                f"the attention of `{self.changes[0][0].path}` did not run as it did when the "
+                f"the attention of `{self.path}` did not run as it did when the "
                 "model was read: its core cannot be changed",
                 help='load the model with attn_implementation="sdpa", or with the one it was '
                 "adapted with",

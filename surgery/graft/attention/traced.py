@@ -27,7 +27,7 @@ def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
 
     """
     found = [n for n in nodes if n.target is functional.scaled_dot_product_attention]
-    if core.order >= len(found):
+    if core.how == "products" or core.order >= len(found):
         raise error(
             "S417",
             f"the traced graph runs the attention of `{core.path}` in products, which are not "

@@ -116,7 +116,8 @@ def _einsum(equation: str, *operands: Any) -> Tensor:
     at = next(i for i, operand in enumerate(operands) if isinstance(operand, ReadWeight))
     weight: ReadWeight = operands[at]
     x: Tensor = operands[1 - at]
-    terms = letters(equation, (operands[0].ndim, operands[1].ndim))
+    pair = (weight.weight, x) if at == 0 else (x, weight.weight)
+    terms = letters(equation, (pair[0].dim(), pair[1].dim()))
     if terms is None:
         weight.lost()
     own, given, result = terms[at], terms[1 - at], terms[2]
