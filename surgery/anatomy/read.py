@@ -13,7 +13,7 @@ from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
-from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site
+from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -78,7 +78,7 @@ class Anatomy:
         A site that a role has found is complete. A module or parameter gets its main hidden
         states; where it never ran, it stays as it is, but for its layer.
         """
-        if site.kind in ("region", "slice") or site.tokens is not None:
+        if site.kind in ("region", "slice", "matrix") or site.tokens is not None:
             return site
         if site.role is not None and site.entry.argument is not None:
             return site
@@ -106,6 +106,19 @@ class Anatomy:
             replace(experts_site(self.paths.parameter(n), held[n]), role=site.role, layer=layer)
             for n in names
         )
+
+    def matrix_at(self, site: Site) -> Site | None:
+        """The linear map whose weight is the parameter at ``site``, or the only one of a module."""
+        place = self.paths.canonical(site.path)
+        for name, (matrix, linear) in self.reading.matrices.items():
+            calls = self._calls(name.rpartition(".")[0])
+            if calls and place == (name if site.kind == "parameter" else linear.path):
+                entry = self.reading.ports.input(calls[0], linear.source)
+                weight = self.paths.parameter(name)
+                layer = self.layer_of(weight.exit.path)
+                weight = replace(weight, role=site.role, layer=layer, entry=entry or weight.entry)
+                return matrix_site(weight, matrix)
+        return None
 
     def call(self, path: str) -> Passage | None:
         """How the module at ``path`` was called, or None if it never was."""

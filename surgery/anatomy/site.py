@@ -152,6 +152,22 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """How a module multiplies with a parameter of its own as with the weight of one linear map.
+
+    It is [out, into], or [into, out] where ``transposed``, each of one dim or of several; ``states``
+    are the dims of what it is multiplied with, features as one. ``bias`` names the parameter of the
+    module that the same function adds.
+    """
+
+    out: int
+    into: int
+    transposed: bool
+    states: int
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module, a region of several modules, a slice of a layer's outputs, or a parameter.
 
@@ -160,12 +176,13 @@ class Site:
     module applied to just that sum (in post-norm models). ``members`` are the modules of a region.
     ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`. ``rows`` are
     the outputs that a slice consists of. ``packed`` is the weight of which these are rows where
-    their module holds it for several layers, or that is one for all ``experts``.
+    their module holds it for several layers, or that is one for all ``experts``, or that the module
+    takes as a ``matrix``.
     """
 
     path: str
     paths: tuple[str, ...]
-    kind: Literal["module", "region", "slice", "experts", "parameter"]
+    kind: Literal["module", "region", "slice", "experts", "matrix", "parameter"]
     role: str | None
     layer: int | None
     entry: Port
@@ -178,6 +195,7 @@ class Site:
     rows: Rows | None = None
     packed: str | None = None
     experts: Experts | None = None
+    matrix: Matrix | None = None
 
     @property
     def spans(self) -> tuple[str, ...]:
@@ -213,6 +231,11 @@ def slice_site(layer: Site, rows: Rows, role: str, packed: str | None = None) ->
 def experts_site(weight: Site, experts: Experts) -> Site:
     """The weights of all experts that the parameter ``weight`` holds: `experts.gate_up_proj`."""
     return replace(weight, kind="experts", experts=experts, packed=weight.path.rpartition(".")[2])
+
+
+def matrix_site(weight: Site, matrix: Matrix) -> Site:
+    """The linear map whose weight is the parameter ``weight``: `attention.q`."""
+    return replace(weight, kind="matrix", matrix=matrix, packed=weight.path.rpartition(".")[2])
 
 
 def covers(place: str, path: str) -> bool:

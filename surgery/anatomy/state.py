@@ -49,9 +49,11 @@ def untouched(model: nn.Module, copy: bool) -> Generator[None]:
 
 @contextmanager
 def uncollected() -> Generator[None]:
-    """Keep the garbage collector away."""
-    # Records and selections are many small objects and no garbage: looking for it takes longer
-    # than making them.
+    """No cyclic garbage collection inside.
+
+    Records, selections, new modules: thousands of small objects, all of them alive. Walking them
+    again and again takes longer than making them.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

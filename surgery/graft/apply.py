@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.container import Graft, drop_graft
+from surgery.anatomy.state import uncollected
+from surgery.graft.container import Graft, Holders, drop_graft, rehome
 from surgery.graft.create import Start, create
 from surgery.graft.hosts import host_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
@@ -30,22 +30,7 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
         return planner.plan(spec, surgery.digests)
 
 
-@contextmanager
-def _without_collection() -> Generator[None]:
-    """No cyclic garbage collection inside.
-
-    Thousands of new modules and parameters, all of them alive, would be walked again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_without_collection()
+@uncollected()
 def apply_spec(
     model: nn.Module,
     spec: Spec | SavedPlan,
@@ -92,8 +77,9 @@ def apply_spec(
     host.uninstall(model)
     surgery.applied.append(applied)
     model.__dict__[ATTRIBUTE] = surgery
+    holders: Holders = {}
     for edit, tensors in created:
-        _register(model, edit, tensors)
+        _register(model, edit, tensors, holders)
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
         for name in names:
             parameters[name].requires_grad_(flag)
@@ -128,7 +114,9 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) -> None:
+def _register(
+    model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter], holders: Holders
+) -> None:
     module = model.get_submodule(edit.owner)
     for name, parameter in tensors.items():
         child, _, rest = name.partition(".")
@@ -136,7 +124,7 @@ def _register(model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter]) ->
             module.add_module(child, Graft())
         graft = module._modules[child]
         assert isinstance(graft, Graft)
-        graft.put(rest, parameter)
+        graft.put(rest, parameter, holders)
 
 
 def remove_specs(model: nn.Module, name: str | None = None) -> None:
@@ -179,6 +167,7 @@ def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
     for edit in edits:
         applied.edits.remove(edit)
         drop_graft(model.get_submodule(edit.owner), edit.graft)
+    rehome(model)
 
 
 def _restore(model: nn.Module, applied: Applied) -> None:

@@ -9,24 +9,62 @@ from torch import nn
 
 
 class Graft(nn.Module):
-    """Parameters of one method at one module, reached as `q_proj.lora.A`."""
+    """Parameters of one method at one module, reached as `q_proj.lora.A`.
 
-    def put(self, name: str, parameter: nn.Parameter) -> None:
-        """Register ``parameter`` under a dotted name, making children on the way."""
+    One that several sites share is registered at the first of them alone, so that a state dict has
+    it once; the others have it as an attribute that leads there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._links: dict[str, Graft] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        holder = self.__dict__.get("_links", {}).get(name)
+        return super().__getattr__(name) if holder is None else getattr(holder, name)
+
+    def put(self, name: str, parameter: nn.Parameter, holders: Holders | None = None) -> None:
+        """Have ``parameter`` under a dotted name, making children on the way.
+
+        ``holders`` knows where parameters are registered, and learns of this one.
+        """
         head, _, rest = name.partition(".")
-        if not rest:
-            self.register_parameter(head, parameter)
+        if rest:
+            if head not in self._modules:
+                self.add_module(head, Graft())
+            child = self._modules[head]
+            assert isinstance(child, Graft)
+            child.put(rest, parameter, holders)
             return
-        if head not in self._modules:
-            self.add_module(head, Graft())
-        child = self._modules[head]
-        assert isinstance(child, Graft)
-        child.put(rest, parameter)
+        holder = self if holders is None else holders.setdefault(parameter, self)
+        if holder is self:
+            self._links.pop(head, None)
+            self.register_parameter(head, parameter)
+        else:
+            self._links[head] = holder
 
     def extra_repr(self) -> str:
+        shapes = {n: p.shape for n, p in self._parameters.items() if p is not None}
+        shared = {n: getattr(holder, n).shape for n, holder in self._links.items()}
         return ", ".join(
-            f"{n}: {list(p.shape)}" for n, p in self._parameters.items() if p is not None
+            [f"{n}: {[*s]}" for n, s in shapes.items()]
+            + [f"{n}: {[*s]} (shared)" for n, s in shared.items()]
         )
+
+
+Holders = dict[nn.Parameter, Graft]
+"""The graft at which each parameter is registered."""
+
+
+def rehome(model: nn.Module) -> None:
+    """Register what is shared at those that are left, where its holder has gone from ``model``."""
+    grafts = [m for m in model.modules() if isinstance(m, Graft)]
+    left = set(grafts)
+    heirs: Holders = {}
+    for graft in grafts:
+        for name, holder in list(graft._links.items()):
+            if holder not in left:
+                graft.put(name, getattr(holder, name), heirs)
 
 
 def find_graft(module: nn.Module, path: str) -> Graft | None:

@@ -60,7 +60,7 @@ class Stack:
 class Design:
     """All that decides a generated class: modules with equal designs share one.
 
-    ``parts`` are what the forward runs, ``read`` those whose weights other code reads.
+    ``parts`` are what the forward runs, ``read`` those of which other code reads the weight.
     """
 
     parts: tuple[Part, ...] = ()

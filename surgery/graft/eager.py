@@ -46,7 +46,8 @@ class _Wiring:
             self.stack(site, edit.tokens)
             return
         if edit.layer and edit.layer.read:
-            self.read.setdefault(edit.owner, []).append(self.part(site, edit.owner))
+            part = self.part(site, edit.owner, inside=True)
+            self.read.setdefault(edit.owner, []).append(part)
             return
         core = next((e.core for e in site.edits if e.core), None)
         apart = core is not None and not site.is_own
@@ -109,11 +110,14 @@ class _Wiring:
         self.attributes.append((path, name, value))
         return name
 
-    def part(self, site: Site, path: str) -> Part:
-        """The program of ``site`` as it runs at ``path``, with what it needs from elsewhere."""
+    def part(self, site: Site, path: str, inside: bool = False) -> Part:
+        """The program of ``site`` as it runs at ``path``, with what it needs from elsewhere.
+
+        ``inside`` the forward of the module at ``path`` its input is at hand.
+        """
         edit, program = site.edits[0], site.program
         taps: list[tuple[str, str]] = []
-        if not site.is_own and any(e.reads("x") for e in program.changed):
+        if not (inside or site.is_own) and any(e.reads("x") for e in program.changed):
             taps.append(("x", self.tap(edit.entry, path)))
         for name in ("residual", "real", "sequences"):
             port = next((p for e in site.edits if (p := getattr(e, name))), None)

@@ -2,7 +2,7 @@
 
 In evaluation `nn.TransformerEncoderLayer` hands the weights of all its parts to one kernel; a
 graft on a part would not run. `nn.MultiheadAttention` reads the weight of its `out_proj` and never
-calls it: there the adapted class gives the derived effective weight (see graft/generate.py).
+calls it: there the adapted class gives what is read (see graft/weights/effective.py).
 """
 
 from __future__ import annotations

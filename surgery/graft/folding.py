@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.container import Graft
+from surgery.graft.container import Graft, rehome
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
@@ -54,6 +54,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     host.uninstall(model)
     for applied, edit, folded, values in made:
         _replace(model, applied, edit, folded, values)
+    rehome(model)
     host.install(model, surgery)
     folded = tuple((e.site, e.child) for _, e, _, _ in made)
     return FoldReport(folded, before, _elements(model))

@@ -13,6 +13,7 @@ from surgery.graft.apply import drop_edits
 from surgery.graft.container import drop_graft, tables
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import by_expert, compute
+from surgery.graft.rebase import rebase
 from surgery.graft.sites import Site, program_of, sites_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
@@ -68,8 +69,13 @@ class _Draft:
     stayed: list[Stayed] = field(default_factory=list[Stayed])
 
     @property
+    def edits(self) -> list[Edit]:
+        """All that goes into layers."""
+        return [e for w in self.work.values() for e in w.edits]
+
+    @property
     def report(self) -> MergeReport:
-        merged = tuple((e.site, e.child) for w in self.work.values() for e in w.edits)
+        merged = tuple((e.site, e.child) for e in self.edits)
         return MergeReport(merged, tuple(self.stayed))
 
 
@@ -90,7 +96,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
     host = host_of(model)
     host.uninstall(model)
     _write(model, draft)
-    gone = {id(e) for w in draft.work.values() for e in w.edits}
+    gone = set(map(id, draft.edits))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for applied in surgery.applied:
         drop_edits(model, applied, [e for e in applied.edits if id(e) in gone])
@@ -99,6 +105,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
                 parameters[name].requires_grad_(flag)
     surgery.applied = [a for a in surgery.applied if a.edits]
     if surgery.applied:
+        rebase(model, surgery, draft.edits)
         host.install(model, surgery)
     else:
         del model.__dict__[ATTRIBUTE]
@@ -115,7 +122,7 @@ def merged_specs(model: nn.Module) -> Generator[nn.Module]:
     draft = _draft(model, surgery)
     host = host_of(model)
     host.uninstall(model)
-    gone = {id(e) for w in draft.work.values() for e in w.edits}
+    gone = set(map(id, draft.edits))
     rest = [
         Applied(a.plan, [e for e in a.edits if id(e) not in gone], a.seed, a.flags, a.values)
         for a in surgery.applied
@@ -123,6 +130,7 @@ def merged_specs(model: nn.Module) -> Generator[nn.Module]:
     during = Surgery(surgery.base, surgery.digests, [a for a in rest if a.edits])
     kept = _write(model, draft)
     children = _take_children(model, draft)
+    rebase(model, during, draft.edits)
     model.__dict__[ATTRIBUTE] = during
     host.install(model, during)
     try:

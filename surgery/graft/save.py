@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
 from surgery.graft.folding import fold_specs
 from surgery.graft.hosts import host_of
-from surgery.graft.state import Surgery, surgery_of
+from surgery.graft.rebase import kept
+from surgery.graft.state import Applied, Surgery, surgery_of
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.planning.fingerprint import difference, digests
 from surgery.planning.spec import spec_from_texts
@@ -54,11 +55,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "applied": [
             {
                 "spec": a.plan.spec.texts(),
-                "fingerprint": a.plan.fingerprint,
+                "fingerprint": kept(a.plan, _kept(a)).fingerprint,
                 "seed": a.seed,
-                "kept": None
-                if len(a.edits) == len(a.plan.edits)
-                else [[e.site, e.child] for e in a.edits],
+                "kept": None if len(a.edits) == len(a.plan.edits) else _kept(a),
                 "folded": [[e.site, e.child] for e in a.edits if e.folded],
             }
             for a in surgery.applied
@@ -75,6 +74,10 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def _kept(applied: Applied) -> list[tuple[str, str]]:
+    return [(e.site, e.child) for e in applied.edits]
+
+
 def _names(surgery: Surgery) -> list[str]:
     added = [t.name for _, e in surgery.edits() for t in e.tensors]
     return list(dict.fromkeys([*added, *(n for a in surgery.applied for n in a.plan.trained)]))
@@ -82,11 +85,10 @@ def _names(surgery: Surgery) -> list[str]:
 
 def _tensors(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
     """The tensors to save; one that several sites share, once."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
     found: dict[str, Tensor] = {}
     for name in _names(surgery):
-        tensor = parameters[name]
+        tensor = model.get_parameter(name)
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach().contiguous()
@@ -141,6 +143,8 @@ def load_adapter(
     try:
         for spec, saved in zip(specs, content["applied"], strict=True):
             plan = make_plan(model, spec, example_inputs)
+            if saved["kept"] is not None:
+                plan = kept(plan, map(tuple, saved["kept"]))
             if plan.fingerprint != saved["fingerprint"] and not before:
                 raise error(
                     "S516", "the spec plans differently on this model than when it was saved"
@@ -170,9 +174,12 @@ def _keep_only(model: nn.Module, kept: list[list[str]] | None) -> None:
 
 
 def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, nn.Parameter] = {}
     for name, tensor in tensors.items():
-        target = parameters.get(name)
+        try:
+            target = parameters[name] = model.get_parameter(name)
+        except AttributeError:
+            target = None
         if target is None or target.shape != tensor.shape:
             raise error(
                 "S516", f"the file's `{name}` {list(tensor.shape)} has no place in this model"

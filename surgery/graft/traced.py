@@ -17,6 +17,7 @@ from surgery.anatomy.interpret import stacks
 from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.container import Graft
+from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter, Host
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
@@ -199,6 +200,10 @@ class _Writer:
         emitter = Emitter(host, edit.layer, edit.sizes, edit.features, edit.rank)
         with self.graph.inserting_after(base):
             host.start()
+            if site.program.named_dims is not None and edit.sequences is None:
+                one_hot = edit.layer is not None and edit.layer.kind == "embedding"
+                rank = site.program.named_dims + (not one_hot)
+                host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)
         for user in users:
@@ -274,12 +279,16 @@ class _NodeHost(Host):
 
     def real(self) -> fx.Node | None:
         port = next((e.real for e in self.site.edits if e.real), None)
-        named = [
-            n
-            for n in self.graph.nodes
-            if n.op == "placeholder" and port and n.target == port.argument
-        ]
-        return named[0] if named else None
+        if port is None:
+            return None
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.target == port.argument:
+                return node
+        raise error(
+            "S417",
+            f"`{port.argument}`, which tells tokens from padding, is no input of the traced graph",
+            help="trace the model with it, or pool over all places: gated(average = mean)",
+        )
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         norm = next(e.norm for e in self.site.edits if e.norm)

@@ -22,8 +22,9 @@ from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
+from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import build, fitting
+from surgery.rules.program import build
 from surgery.rules.prompts import token_change
 
 Standing = Mapping[str, Sequence[Wrapped]]
@@ -149,20 +150,20 @@ class Draft:
                 self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
 
     def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
-        """``site``; or the weights in it, where it holds those of all experts and a method is of
-        linear layers.
+        """``site``; or the weights in it that a method of linear layers is for: those of all experts,
+        or one that it multiplies with itself.
         """
-        if site.kind == "parameter":
-            names = [site.path]
-        elif site.kind == "module" and fitting(wrapped.closure).kind == "linear":
-            module = self.planner.model.get_submodule(site.path)
-            if read_layer(module) is not None:
-                return (site,)
-            names = [n for n, p in module._parameters.items() if p is not None and p.dim() == 3]
-        else:
+        whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
+        if not whole and site.kind != "parameter":
             return (site,)
-        held = self.planner.anatomy.experts_in(site) if names else ()
-        return held or (site,)
+        module = self.planner.model.get_submodule(site.path if whole else site.exit.path)
+        if read_layer(module) is not None:
+            return (site,)
+        held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
+        anatomy = self.planner.anatomy
+        experts = anatomy.experts_in(site) if held else ()
+        matrix = anatomy.matrix_at(site) if held and not experts else None
+        return experts or (matrix or site,)
 
     def edit(self, number: int, statement: syntax.On, site: Site, wrapped: Wrapped) -> Edit:
         """Plan one method at one site, or raise why it does not fit there."""
@@ -170,7 +171,8 @@ class Draft:
             raise error(
                 "S401",
                 "a method is applied to modules, and this selects parameters",
-                help="a parameter is a place for one only where it holds the weights of all experts",
+                help="a parameter is a place for one only where its module multiplies with it itself, "
+                "or where it holds the weights of all experts",
             )
         place = Place(self.planner, site)
         standing = self.applied.setdefault(place.whole, [])
@@ -179,18 +181,18 @@ class Draft:
         wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
-        if program.named_dims is not None or place.layer is None:
+        if program.named_dims is not None or place.layer is None or place.layer.among is not None:
             place.locate()
         place.check(program)
         before = build(place.signature, tuple(standing))
         one_hot = place.layer is not None and place.layer.kind == "embedding"
         sizes = tuple(place.sizes.items())
         derived = derive(program, before, wrapped.child, sizes, one_hot)
-        if place.layer and place.layer.read and derived.reason:
+        if place.layer and place.layer.experts and derived.reason:
             raise error(
                 "S413",
-                "the layer is never called, its module reads the weight, so a method must merge, "
-                f"and this does not: {derived.reason}",
+                "the experts' weights are in one parameter, and only they can be changed, so a method "
+                f"must merge, and this does not: {derived.reason}",
             )
         obstacle = place.obstacle(program)
         standing.append(wrapped)

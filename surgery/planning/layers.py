@@ -13,7 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
-from surgery.anatomy.site import Experts
+from surgery.anatomy.site import Experts, Matrix
 
 LayerKind = Literal["linear", "transposed", "convolution", "embedding"]
 
@@ -42,6 +42,14 @@ class Layer:
     """The names of the weight and of the bias in the module that holds them."""
     experts: int = 0
     """How many experts have their weights in one parameter; 0 where there is one weight."""
+    among: int | None = None
+    """Where the result stands in what the module returns, if not alone."""
+    held: tuple[int, ...] = ()
+    """The shape of a weight that is no module's, of as many dims as its module multiplies with."""
+    states: int | None = None
+    """How many dims the states have that a weight which is read is multiplied with, if known."""
+    turned: bool = False
+    """Whether these states are [length, batch, features]."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -59,30 +67,44 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
         return None
     own = module._parameters.get("weight") is not None
     # With `max_norm`, an embedding rescales what it looks up.
-    usual = layer.native or (layer.kind == "linear" and own and _is_usual(module))
+    usual = layer.native or (layer.kind == "linear" and own and _product(module) is not None)
     plain = own and usual and getattr(module, "max_norm", None) is None
     return replace(layer, plain=plain)
 
 
-@torch.no_grad()
-def _is_usual(module: nn.Module) -> bool:
-    """Whether a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+@dataclass(frozen=True)
+class _Product:
+    """What `nn.Linear` would give, among what a module returns: at ``index``, or as all of it."""
 
-    Some write the product in another way; others dequantise, add something or round.
+    index: int | None
+
+
+@torch.no_grad()
+def _product(module: nn.Module) -> _Product | None:
+    """Where a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
+
+    Some write the product in another way; others dequantise, add something or round. What stands
+    beside the product may be no tensor: it would be computed without what is done to the product.
     """
     weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
     if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
-        return False
-    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    expected = nn.functional.linear(x.unsqueeze(0), weight, bias)
+        return None
+    x = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype)
+    x = x.sin().view(2, -1)
+    expected = nn.functional.linear(x, weight, bias)
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         try:
-            found = type(module).forward(module, x.unsqueeze(0))
-        except (RuntimeError, TypeError, ValueError, AttributeError):
-            return False
-    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
-        return False
-    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+            found = type(module).forward(module, x)
+        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+            return None
+    given = cast("tuple[object, ...]", found) if isinstance(found, tuple) else (found,)
+    tensors = [i for i, value in enumerate(given) if isinstance(value, torch.Tensor)]
+    result = given[tensors[0]] if len(tensors) == 1 else None
+    if not isinstance(result, torch.Tensor) or result.shape != expected.shape:
+        return None
+    if not torch.allclose(result, expected, rtol=1e-3, atol=1e-3):
+        return None
+    return _Product(tensors[0] if isinstance(found, tuple) else None)
 
 
 def packed_layer(module: nn.Module, weight: str) -> Layer | None:
@@ -93,7 +115,9 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     offset = weight.removesuffix("weight") + "bias"
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
-    return Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
+    made = Layer("linear", out, into, bias, read=True, weight=weight, offset=offset)
+    # Whichever way round `nn.MultiheadAttention` is given its states, there they are turned.
+    return replace(made, states=3, turned=True)
 
 
 def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
@@ -113,9 +137,27 @@ def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
     )
 
 
+def matrix_layer(module: nn.Module, weight: str, matrix: Matrix) -> Layer:
+    """The linear map whose weight ``module`` holds, and multiplies with itself."""
+    held = module._parameters[weight]
+    return Layer(
+        "transposed" if matrix.transposed else "linear",
+        matrix.out,
+        matrix.into,
+        matrix.bias is not None,
+        read=True,
+        plain=held is not None,
+        weight=weight,
+        offset=matrix.bias or "bias",
+        held=() if held is None else tuple(held.shape),
+        states=matrix.states,
+    )
+
+
 def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
     cls = type(module)
     if isinstance(module, nn.Linear):
+        read = isinstance(parent, nn.MultiheadAttention)
         return Layer(
             "linear",
             module.out_features,
@@ -123,7 +165,8 @@ def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
             _has_bias(module),
             native=cls.forward is nn.Linear.forward
             and _is_plain(module, (module.out_features, module.in_features)),
-            read=isinstance(parent, nn.MultiheadAttention),
+            read=read,
+            states=2 if read else None,
         )
     if isinstance(module, nn.Embedding):
         native = cls.forward is nn.Embedding.forward
@@ -148,7 +191,16 @@ def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
         return Layer(
             "transposed", weight.shape[1], weight.shape[0], _has_bias(module), native=native
         )
-    return None
+    return _alike(module)
+
+
+def _alike(module: nn.Module) -> Layer | None:
+    """A module of another class that computes what `nn.Linear` does with its own weight."""
+    product = _product(module)
+    if product is None:
+        return None
+    out, into = module._parameters["weight"].shape  # type: ignore[union-attr]
+    return Layer("linear", out, into, _has_bias(module), native=False, among=product.index)
 
 
 def _has_bias(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from surgery.anatomy.site import Port, Site
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer, experts_layer, packed_layer, read_layer
+from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -39,6 +40,8 @@ class Place:
             self.layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
         elif site.experts is not None and site.packed is not None:
             self.layer = experts_layer(self.module, site.packed, site.experts)
+        elif site.matrix is not None and site.packed is not None:
+            self.layer = matrix_layer(self.module, site.packed, site.matrix)
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
@@ -72,6 +75,12 @@ class Place:
     def locate(self) -> None:
         """Look up where hidden states pass, and their layout."""
         self.site = self.planner.anatomy.place_of(self.site)
+        if self.layer and self.layer.states is not None:
+            tokens = self.planner.anatomy.tokens_at(self.site.entry) if self.layer.held else None
+            turned = self.layer.turned or (tokens is not None and tokens.turned)
+            self.layer = replace(self.layer, turned=turned)
+            self.rank = self.layer.states
+            return
         call = self.planner.anatomy.call(self.site.exit.path)
         if call is None:
             raise error(
@@ -87,17 +96,23 @@ class Place:
         """Hold what a program does against what can be done here.
 
         Raises:
-            SurgeryError: S411 for hidden states of other dims than the rule names, S413 for what
-                is no change of a weight that is read, S415 for an attention out of reach.
+            SurgeryError: S401 for a layer that takes its weight in another way, S411 for hidden
+                states of other dims than the rule names, S413 for what is no change of the weights
+                of experts, S415 for an attention out of reach.
 
         """
+        if self.layer is not None and _is_odd(self.module, self.layer):
+            self._check_geometry(self.layer)
         flat = program.named_dims == 2 and self.rank != 3
         residual = self.site.residual if program.reads_residual else None
         if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
             flat = True
         if self.site.tokens is not None:
             return
-        if flat and self.planner.anatomy.sequences(self.site.entry):
+        if self.layer and self.layer.experts:
+            self._check_experts(program)
+        read = self.layer is not None and self.layer.read
+        if flat and not read and self.planner.anatomy.sequences(self.site.entry):
             self.sequences = self.planner.anatomy.sequences(self.site.entry)
         elif program.named_dims is not None and self.rank != program.named_dims + 1:
             raise error(
@@ -105,23 +120,38 @@ class Place:
                 f"the rule names {program.named_dims + 1} dims of the hidden states, and here they "
                 f"have {self.rank}",
             )
-        if self.layer and self.layer.read and program.uses("dropout"):
-            raise error(
-                "S413",
-                "the layer is never called, its module reads the weight, so dropout would never act",
-                help="leave `dropout` out here",
-            )
-        if self.layer and self.layer.experts:
-            self._check_experts(program)
         if program.changes_core and self.site.core is not None:
             if self.site.core.obstacle:
                 raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
 
+    def _check_geometry(self, layer: Layer) -> None:
+        site = self.planner.anatomy.place_of(self.site)
+        given, made = (self.planner.anatomy.port_shape(port) for port in (site.entry, site.exit))
+        if given and (made != (*given[:-1], layer.out) or given[-1] != layer.into):
+            raise error(
+                "S401",
+                f"this matches a linear layer of {layer.into} → {layer.out}, as the weight has it, "
+                f"and the site makes {[*made]} of {[*given]}",
+            )
+
     @staticmethod
     def _check_experts(program: Program) -> None:
         found = program.merge
+        if program.named_dims is not None:
+            raise error(
+                "S411",
+                f"the rule names {program.named_dims + 1} dims of the hidden states, and experts are "
+                "given tokens of all examples, sorted by expert: whose they are cannot be told",
+            )
+        if program.uses("dropout"):
+            raise error(
+                "S413",
+                "the experts' weights are in one parameter, and only they can be changed, so dropout "
+                "would never act",
+                help="leave `dropout` out here",
+            )
         if not isinstance(found, NotAffine) and found.bias != number(0):
             raise error(
                 "S413",
@@ -188,6 +218,8 @@ class Place:
             return None
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
+        if _needs_bias(program, self.layer):
+            return "its module adds nothing to the product, so it has no bias"
         for name in _changed(program, self.layer):
             name = self.layer.names[name]
             known = {f"{path}.{name}" if path else name for path in self.owners}
@@ -218,6 +250,21 @@ class Place:
             )
             for t in derived.tensors
         )
+
+
+def _is_odd(module: nn.Module, layer: Layer) -> bool:
+    """Whether the weight is as that of any linear layer, and what is done with it is not."""
+    weight = module._parameters.get("weight")
+    usual = layer.native or layer.plain or layer.read
+    return layer.kind == "linear" and not usual and weight is not None and weight.dim() == 2
+
+
+def _needs_bias(program: Program, layer: Layer) -> bool:
+    """Whether a merge of ``program`` would add to a product that nothing is added to."""
+    found = program.merge
+    if isinstance(found, NotAffine) or layer.bias or not layer.held:
+        return False
+    return found.bias != number(0)
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:

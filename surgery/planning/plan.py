@@ -45,7 +45,8 @@ def graft_name(child: str, rows: Rows | None, layer: Layer | None) -> str:
     """The path below a module at which the parameters of a method named ``child`` live there."""
     if rows is not None:
         return f"{rows}.{child}"
-    return f"{child}.{layer.weight}" if layer and layer.experts else child
+    named = layer is not None and (layer.experts or layer.held)
+    return f"{child}.{layer.weight}" if layer and named else child
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Edit:
     statement: int
     method: str
     place: str
-    formula: str
+    formula: str = field(repr=False)
     signature: Signature
     layer: Layer | None
     sizes: dict[str, int]

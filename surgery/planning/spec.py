@@ -13,6 +13,7 @@ from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_yo
 from surgery.language.parse import parse
 from surgery.language.resources import resource
 from surgery.language.source import Source
+from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
 from surgery.rules.expand import Wrapped, child_name
@@ -25,7 +26,7 @@ from surgery.rules.library import (
     prelude,
     scope_of,
 )
-from surgery.rules.program import build, check_block, check_method, fitting
+from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
 
 Statement = syntax.On | syntax.Freeze | syntax.Train

@@ -80,11 +80,10 @@ class Trial:
 
     def parameters_of(self, edits: Iterable[Edit]) -> dict[str, nn.Parameter]:
         """The parameters that some edits hold."""
-        every = dict(self.model.named_parameters(remove_duplicate=False))
         found: dict[int, tuple[str, nn.Parameter]] = {}
         for edit in edits:
             for tensor in edit.tensors:
-                parameter = every[tensor.name]
+                parameter = self.model.get_parameter(tensor.name)
                 found.setdefault(id(parameter), (tensor.name, parameter))
         return dict(found.values())
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import surgery
 from benchmarks.architectures.building import build
 from benchmarks.architectures.catalogue import architectures
 from benchmarks.architectures.running import example
@@ -25,6 +26,10 @@ EXPECTED = {
         "model.layers.0",
         "attention=self_attn q=self_attn.q_b_proj v=self_attn.kv_b_proj[v] mlp=mlp layer=",
     ),
+    "causal/deepseek_v4": (
+        "model.layers.0",
+        "q=self_attn.q_b_proj k=self_attn.kv_proj v=self_attn.kv_proj kv=self_attn.kv_proj layer=",
+    ),
     "causal/granitemoehybrid": (
         "model.layers.0",
         "mlp=block_sparse_moe up=shared_mlp.input_linear[up] down=block_sparse_moe.experts.down_proj layer=",
@@ -39,16 +44,24 @@ EXPECTED = {
         "reformer.encoder.layers.0",
         "q=attention.self_attention.query v=attention.self_attention.value layer=",
     ),
-    "causal/rwkv": ("rwkv.blocks.0", "attention=- q=- mlp=- up=- layer="),
+    "causal/rwkv": (
+        "rwkv.blocks.0",
+        "attention=- q=- mlp=feed_forward up=feed_forward.key down=feed_forward.value layer=",
+    ),
     "causal/xlm": ("transformer", "attention=attentions.0 q=attentions.0.q_lin mlp=ffns.0 layer=-"),
     "causal/xlnet": ("transformer.layer.0", "attention=rel_attn mlp=ff[layer_1..layer_2] layer="),
+    "classification/yoso": (
+        "yoso.encoder.layer.0",
+        "attention=attention[self.query..output.dense] q=attention.self.query "
+        "v=attention.self.value o=attention.output.dense layer=",
+    ),
     "causal/zamba2": (
         "model.layers",
         "attention=1.shared_transformer.self_attn mlp=1.shared_transformer.feed_forward layer=0",
     ),
     "causal/zaya": (
         "model.layers.0",
-        "q=- qk=self_attn.qkv_proj.q_proj mlp=mlp experts=mlp.experts layer=",
+        "q=self_attn.qkv_proj.q_proj k=self_attn.qkv_proj.k_proj qk=self_attn.qkv_proj.q_proj mlp=mlp experts=mlp.experts layer=",
     ),
 }
 
@@ -162,6 +175,54 @@ class WrittenOut(Attention):
 def test_a_softmax_written_out() -> None:
     found = paths(Residual(WrittenOut()))
     assert [found[role] for role in "qkvo"] == [[f"parts.writtenout.{role}"] for role in "qkvo"]
+
+
+class Rectified(Attention):
+    """Scores are rectified in place of a softmax."""
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return (q @ k.transpose(1, 2)).relu().square() @ v / q.shape[1]
+
+
+def test_a_kernel_in_place_of_a_softmax() -> None:
+    model = Residual(Rectified())
+    found = paths(model)
+    assert [found[role] for role in "qkvo"] == [[f"parts.rectified.{role}"] for role in "qkvo"]
+    with pytest.raises(surgery.SurgeryError, match=r"S415.*no softmax"):
+        surgery.plan(model, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH))
+
+
+class Decayed(Attention):
+    """Scores that nothing bends: a recurrence over positions, written as a product."""
+
+    def weigh(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        decay = torch.exp(-torch.arange(float(q.shape[1])))
+        return (q @ k.transpose(1, 2) * decay) @ v
+
+
+def test_scores_that_are_not_bent_are_no_attention() -> None:
+    assert not {"attention", "q", "k", "v"} & set(paths(Residual(Decayed(), FeedForward())))
+
+
+class Receptive(FeedForward):
+    """A gate multiplies the result, before it joins the residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x).sigmoid() * super().forward(x)
+
+
+def test_a_feed_forward_whose_result_is_gated() -> None:
+    model = Residual(Receptive())
+    found = paths(model)
+    assert found["mlp"] == ["parts.receptive"]
+    assert (found["up"], found["down"]) == (["parts.receptive.up"], ["parts.receptive.down"])
+    residual = read(model, torch.randn(2, 5, WIDTH)).places["mlp"][0].residual
+    assert residual is not None
+    assert residual.path == "norm"
 
 
 class Weighing(nn.Module):

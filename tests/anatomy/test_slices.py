@@ -115,6 +115,59 @@ def test_what_is_not_apart_has_no_slices() -> None:
     assert "fused in `inner`, whose role is qkv" in str(caught.value)
 
 
+class OneForBoth(nn.Module):
+    """Keys and values are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.o = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kv = heads(self.kv(x).tanh())
+        y = functional.scaled_dot_product_attention(heads(self.q(x)), kv, kv)
+        return x + self.o(y.transpose(1, 2).flatten(2))
+
+
+def test_a_layer_that_makes_two_as_one_is_both() -> None:
+    places = read(OneForBoth(), X).places
+    assert {role: [s.path for s in places[role]] for role in ("q", "k", "v", "kv")} == {
+        "q": ["q"],
+        "k": ["kv"],
+        "v": ["kv"],
+        "kv": ["kv"],
+    }
+    assert len(surgery.plan(OneForBoth(), "on k|v apply lora(2)", example_inputs=X).edits) == 1
+
+
+class Mixed(nn.Module):
+    """Queries and keys, of which there are fewer, are mixed after they were projected."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(16, 16), nn.Linear(16, width)
+        self.v, self.o = nn.Linear(16, width), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.one(x).unflatten(-1, (-1, 4)), self.other(x).unflatten(-1, (-1, 4))
+        times = one.shape[2] // other.shape[2]
+        q = one + other.repeat_interleave(times, 2)
+        k = other + one.unflatten(2, (-1, times)).mean(3)
+        v = self.v(x).unflatten(-1, (-1, 4))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = functional.scaled_dot_product_attention(q, k, v, enable_gqa=times > 1)
+        return x + self.o(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("width", "q", "k"), [(8, ["one"], ["other"]), (16, ["one", "other"], ["one", "other"])]
+)
+def test_of_mixed_operands_the_size_decides_or_each_layer_is_both(
+    width: int, q: list[str], k: list[str]
+) -> None:
+    places = read(Mixed(width), X).places
+    assert ([s.path for s in places["q"]], [s.path for s in places["k"]]) == (q, k)
+
+
 class Gated(nn.Module):
     def __init__(self, product: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from surgery.anatomy.inputs import example_inputs
@@ -199,9 +199,9 @@ def test_padding_moves_no_gate(name: str, what: str, gate: str) -> None:
 
 def test_one_gate_a_layer() -> None:
     model = surgery.apply(build("llama"), "on q|v layer_gated lora(2)", seed=0)
-    gates = {n: p for n, p in model.named_parameters(remove_duplicate=False) if "gated.w" in n}
-    assert len(gates) == 4
-    assert len({id(p) for p in gates.values()}) == 2
+    projections = [(x.self_attn.q_proj, x.self_attn.v_proj) for x in model.model.layers]
+    assert all(q.lora.layer_gated.w is v.lora.layer_gated.w for q, v in projections)
+    assert len([n for n, _ in model.named_parameters() if "gated.w" in n]) == 2
     low_rank = (2 * 32 + 32 * 2) + (2 * 32 + 16 * 2)
     plan = surgery.plan(build("llama"), "on q|v layer_gated lora(2)")
     assert plan.added == 2 * (low_rank + 32 + 1)
@@ -210,3 +210,15 @@ def test_one_gate_a_layer() -> None:
 def test_a_prefix_needs_an_attention() -> None:
     with pytest.raises(surgery.SurgeryError, match="softmax core"):
         surgery.plan(build("llama"), "on mlp apply prefix(3)")
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_examples_are_never_taken_for_tokens(traced: bool) -> None:
+    model: nn.Module = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    if traced:
+        model = fx.symbolic_trace(model)
+    surgery.apply(model, "on Linear gated lora(2)", example_inputs=torch.randn(2, 3, 8), seed=0)
+    assert model(torch.randn(4, 5, 8)).shape == (4, 5, 2)
+    with pytest.raises(surgery.SurgeryError, match="names 3 dims") as raised:
+        model(torch.randn(5, 8))
+    assert raised.value.diagnostics[0].code == "S411"

@@ -144,12 +144,22 @@ def test_attention_reads_the_adapted_weight_of_its_projection(
     assert_state(model, before)
 
 
-def test_dropout_that_would_never_act_is_refused() -> None:
-    model = nn.MultiheadAttention(8, 2)
-    with pytest.raises(surgery.SurgeryError, match=r"S413[\s\S]*dropout would never act"):
-        surgery.apply(model, "on `out_proj` apply lora(2, dropout = 0.1)")
-    with pytest.raises(surgery.SurgeryError, match=r"S413[\s\S]*never called"):
-        surgery.apply(model, "on `out_proj` sequential adapter(2)")
+@pytest.mark.parametrize("method", ["apply lora(2, dropout = 0.5)", "sequential adapter(2)"])
+def test_what_has_no_weight_acts_on_the_product_of_that_projection(method: str) -> None:
+    """Whatever does not merge is done where `nn.MultiheadAttention` multiplies with the weight."""
+    model = randomise(nn.MultiheadAttention(8, 2, batch_first=True), 1)
+    x = torch.randn(3, 5, 8)
+    surgery.apply(model, f"on `out_proj` {method}", seed=0)
+    randomise_added(model)
+    with torch.no_grad():
+        outputs = [model.train(mode)(x, x, x)[0] for mode in (True, True, False, False)]
+        dropped = "dropout" in method
+        assert torch.equal(outputs[0], outputs[1]) != dropped
+        assert torch.equal(outputs[2], outputs[3])
+        with surgery.disabled(model):
+            assert not torch.allclose(model(x, x, x)[0], outputs[2])
+    model(x, x, x)[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in surgery.trainable(model).values())
 
 
 def test_a_module_used_twice_gathers_both_gradients() -> None:

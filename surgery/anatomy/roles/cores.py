@@ -11,9 +11,11 @@ from surgery.anatomy.roles.layouts import scoring
 from surgery.anatomy.roles.linears import Linear, operands_of
 from surgery.anatomy.roles.operators import (
     ATTENTIONS,
+    BENDS,
     BLANKS,
     NORMS,
     PASSIVE,
+    POINTWISE,
     PRODUCTS,
     WHOLE_ATTENTIONS,
 )
@@ -35,7 +37,15 @@ class Core:
 
 
 def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
-    """The attention cores of a record, in order."""
+    """The attention cores of a record, in order.
+
+    Where no scores are softened, those that are bent in another way weigh values, too.
+    """
+    found = list(_softened(flow, linears))
+    yield from found or _bent(flow, linears)
+
+
+def _softened(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
     for op, kind in zip(flow.ops, flow.kinds, strict=True):
         if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
             named = [op.kwargs.get(name) for name in ("query", "key", "value")]
@@ -49,6 +59,34 @@ def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
             core = _around(flow, linears, op)
             if core is not None:
                 yield core
+
+
+def _bent(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
+    """Kernels in place of a softmax: products of activations, bent, and multiplied with others."""
+
+    def is_product(op: Op) -> bool:
+        return flow.kinds[op.index] in PRODUCTS and op.index not in linears
+
+    def stop(op: Op) -> bool:
+        return flow.kinds[op.index] not in PASSIVE | POINTWISE | _KERNELS
+
+    for scores in filter(is_product, flow.ops):
+        operands = operands_of(scores, flow.kinds[scores.index])
+        if len(operands) < 2 or any(map(flow.constant, operands)):
+            continue
+        q, k = operands
+        reached = list(flow.forward(scores.outputs[0], stop))
+        bend = next((op for op in reached if flow.kinds[op.index] in BENDS | _KERNELS), None)
+        product = next(filter(is_product, reached), None)
+        if bend is None or product is None or bend.index > product.index:
+            continue
+        weights, values = operands_of(product, flow.kinds[product.index])
+        if flow.depends(weights, bend.outputs[0]) and not flow.depends(values, bend.outputs[0]):
+            yield Core(q, k, values, product.outputs[0], (scores, bend, product))
+
+
+_KERNELS = frozenset(("acos", "cos", "square"))
+"""What bends scores beside activations."""
 
 
 def _normalised(flow: Flow, exp: Op) -> bool:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
-from surgery.anatomy.roles.operators import BENDS, NORMS, PASSIVE, POINTWISE, STATISTICS
+from surgery.anatomy.roles.operators import (
+    ACTIVATIONS,
+    BENDS,
+    NORMS,
+    PASSIVE,
+    POINTWISE,
+    STATISTICS,
+)
 from surgery.anatomy.roles.residual import Sum, branch_ends
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The linears of one feed-forward; ``roles`` by the index of the linear's operator."""
+    """The linears of one feed-forward; ``roles`` by the index of the linear's operator.
+
+    ``product`` is the operator that multiplies the result of ``down`` with a gate, if one does.
+    """
 
     down: Linear
     roles: Mapping[int, str]
     source: int
+    product: Op | None = None
 
 
 def feed_forwards(
@@ -31,7 +42,8 @@ def feed_forwards(
     for item in sums:
         for branch in item.branches:
             for end in branch_ends(flow, branch, whole):
-                down = by_result.get(end)
+                product = _gated(flow, end)
+                down = by_result.get(flow.same(product[1]) if product else end)
                 if down is None or down.op.index in seen or down.op.index in taken:
                     continue
                 seen.add(down.op.index)
@@ -40,7 +52,20 @@ def feed_forwards(
                     # Projected once more before it joins.
                     found = feed_forward(flow, linears, inner)
                 if found is not None and flow.depends(found.source, _base(flow, item.skip)):
-                    yield found
+                    yield replace(found, product=product[0]) if product else found
+
+
+def _gated(flow: Flow, value: int) -> tuple[Op, int] | None:
+    """The product that ``value`` is of an activation's result and another value, and this one."""
+    product = flow.op(value)
+    if product is None or flow.kinds[product.index] != "mul" or len(product.inputs) != 2:
+        return None
+    shapes = {flow.record.shapes[factor] for factor in product.inputs}
+    makers = [flow.op(factor) for factor in product.inputs]
+    bent = [m is not None and flow.kinds[m.index] in ACTIVATIONS for m in makers]
+    if len(shapes) > 1 or bent.count(True) != 1:
+        return None
+    return product, product.inputs[bent.index(False)]
 
 
 def _base(flow: Flow, skip: int) -> int:

@@ -43,6 +43,16 @@ def described(flow: Flow, core: Core) -> site.Core:
     return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
 
 
+def features(flow: Flow, core: Core) -> dict[str, int]:
+    """How many features each operand has over all heads, before any are repeated."""
+    found = described(flow, core)
+    return {
+        "q": found.query_heads * found.keys,
+        "k": found.heads * found.keys,
+        "v": found.heads * found.values,
+    }
+
+
 def _orders(flow: Flow, core: Core) -> tuple[Scoring | None, Weighing | None]:
     """How the operands of ``core`` have their axes."""
     shapes = flow.record.shapes
@@ -176,6 +186,8 @@ def _lost(flow: Flow, core: Core) -> str | None:
     if len(core.ops) == 1:
         return None
     scores, softmax, product = core.ops
+    if flow.kinds[softmax.index] not in ("softmax", "exp"):
+        return "its weights are no softmax of its scores, so new keys have no share in them"
     if flow.kinds[softmax.index] != "softmax":
         return f"its softmax is written out; {_SDPA}"
     if _scores(flow, softmax) is not scores:

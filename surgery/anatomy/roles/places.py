@@ -8,13 +8,14 @@ from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
+from surgery.anatomy.roles.cores import Core as Around
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.exits import Exits
 from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
-from surgery.anatomy.roles.keys import described
+from surgery.anatomy.roles.keys import described, features
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
@@ -23,8 +24,8 @@ from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.roles.weights import expert_weights
-from surgery.anatomy.site import ROLES, Core, Experts, Port, Site, covers, slice_site
+from surgery.anatomy.roles.weights import expert_weights, matrices
+from surgery.anatomy.site import ROLES, Core, Experts, Matrix, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
@@ -80,6 +81,11 @@ class Reading:
         """The parameters that hold a matrix for each expert, by name."""
         return expert_weights(self.flow, self.linears)
 
+    @cached_property
+    def matrices(self) -> dict[str, tuple[Matrix, Linear]]:
+        """The parameters that are the weight of a linear map each, by name, with its first use."""
+        return matrices(self.flow, self.linears)
+
     def _collect(self) -> None:
         for attention in self.attentions:
             self._attention(attention)
@@ -120,10 +126,8 @@ class Reading:
         for index, role in attention.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
-            if linear.call is None and linear.weight in self.expert_weights:
-                self._weight(linear.weight, role)
             if len(role) > 1 and linear.call is not None:
-                self._slices(linear.call, self.slices.projections(linear, role, core))
+                self._served(linear, linear.call, role, core)
         last, firsts = attention.o, attention.firsts
         site: Site | None = None
         if last is not None:
@@ -142,6 +146,19 @@ class Reading:
         site = site or self._held(attention)
         if site is not None:
             self._both(site, attention)
+
+    def _served(self, linear: Linear, call: Call, served: str, core: Around) -> None:
+        """What of a layer each of the operands that it serves is made of: some outputs, or all."""
+        reach = self.slices.projections(linear, served, core)
+        if reach.apart:
+            self._slices(call, reach.apart)
+            return
+        sizes = features(self.flow, core)
+        made = self.record.shapes[linear.result][-1]
+        # Of operands that are mixed after they were projected, a layer is the one it has the size of.
+        own = [name for name in reach.alike if sizes[name] == made]
+        for name in own or reach.alike:
+            self._call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
         """The module that runs an attention with more around it (a sum, a norm), but no layer."""
@@ -208,8 +225,6 @@ class Reading:
         for index, role in found.roles.items():
             linear = self.linears[index]
             self._linear(linear, role)
-            if linear.call is None and linear.weight in self.expert_weights:
-                self._weight(linear.weight, role)
             if role == "gate_up" and linear.call is not None:
                 self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
@@ -218,8 +233,11 @@ class Reading:
         down = found.down
         if down.call is None:
             return
-        border = Border(found.source, down.result, ops, down.op, first.call, down.call)
-        site = self.regions.site(border, "mlp")
+        if found.product is not None:
+            site = self._multiplied(found.product, (*ops, down.op))
+        else:
+            border = Border(found.source, down.result, ops, down.op, first.call, down.call)
+            site = self.regions.site(border, "mlp")
         if site is None:
             return
         holder = site.members[0] if site.members else site.path
@@ -228,6 +246,14 @@ class Reading:
             self._add(replace(site, role="expert"), "expert")
         else:
             self._add(site, "mlp")
+
+    def _multiplied(self, product: Op, ops: tuple[Op, ...]) -> Site | None:
+        """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
+        call = self.flow.lowest((*ops, product))
+        entry, exit = self.ports.main_input(call), self.ports.output(call, product.outputs[0])
+        if not call.path or entry is None or exit is None:
+            return None
+        return self.regions.module(call, "mlp", entry, exit)
 
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
@@ -245,9 +271,11 @@ class Reading:
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
+        elif linear.weight in self.expert_weights or linear.weight in self.matrices:
+            self._weight(linear.weight, role)
 
     def _weight(self, name: str, role: str) -> None:
-        """The parameter that holds a matrix for each expert."""
+        """A parameter that its module multiplies with."""
         layer = self.regions.layer(name)
         self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
 

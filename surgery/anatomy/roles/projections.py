@@ -83,7 +83,7 @@ class Projections:
     def after(self, value: int) -> Linear | None:
         """The first linear that the result of a core reaches."""
         flow = self.flow
-        allowed = PASSIVE | POINTWISE | NORMS | _CHUNKS
+        allowed = PASSIVE | POINTWISE | NORMS | _CHUNKS | {"normalize"}
 
         def stop(op: Op) -> bool:
             index = op.index

@@ -8,6 +8,7 @@ rotary embeddings) does not matter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from surgery.anatomy.record import Op, Value
@@ -22,15 +23,38 @@ from surgery.rules.rows import Rows, rows_of
 Found = dict[str, Rows]
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How many features a layer makes, and which of them reach what; none if it is not known."""
+
+    total: int
+    features: Mapping[str, Sequence[int]]
+
+    @property
+    def apart(self) -> Found:
+        """The rows of each name, if all have some, in regular blocks, and none is in two."""
+        every = [f for found in self.features.values() for f in found]
+        rows = {name: rows_of(name, self.total, found) for name, found in self.features.items()}
+        if len(every) != len(set(every)) or None in rows.values():
+            return {}
+        return {name: found for name, found in rows.items() if found is not None}
+
+    @property
+    def alike(self) -> tuple[str, ...]:
+        """All names, if the same features reach each of them: the layer is as much one as another."""
+        sets = {frozenset(found) for found in self.features.values()}
+        return tuple(self.features) if len(sets) == 1 and any(sets) else ()
+
+
 class Slices:
     """Tells the slices of fused layers; layers whose outputs take the same way are told once."""
 
     def __init__(self, flow: Flow):
         self.flow = flow
-        self.known: dict[object, Found] = {}
+        self.known: dict[object, Reach] = {}
 
-    def projections(self, linear: Linear, served: str, core: Core) -> Found:
-        """The rows of each of ``served`` (`qkv`, `kv`), or none if they are not all apart."""
+    def projections(self, linear: Linear, served: str, core: Core) -> Reach:
+        """Which outputs reach each of ``served`` (`qkv`, `kv`)."""
         return self._found(linear, {name: getattr(core, name) for name in served})
 
     def feed_forward(self, linear: Linear, found: FeedForward) -> Found:
@@ -45,7 +69,7 @@ class Slices:
         if len(factors) != 2 or bent.count(True) != 1:
             return {}
         gate = bent.index(True)
-        return self._found(linear, {"gate": factors[gate], "up": factors[1 - gate]})
+        return self._found(linear, {"gate": factors[gate], "up": factors[1 - gate]}).apart
 
     def _halves(self, linear: Linear, glu: Op) -> Found:
         """`glu` of the layer's result: its second half is the gate of the first."""
@@ -56,20 +80,20 @@ class Slices:
         ):
             return {}
         half = shape[axis] // 2
-        return _apart(2 * half, {"up": range(half), "gate": range(half, 2 * half)})
+        return Reach(2 * half, {"up": range(half), "gate": range(half, 2 * half)}).apart
 
     def _is_bent(self, source: int, value: int) -> bool:
         ops = between(self.flow.record, source, (value,))
         return any(self.flow.kinds[op.index] in ACTIVATIONS for op in ops)
 
-    def _found(self, linear: Linear, ends: Mapping[str, int]) -> Found:
+    def _found(self, linear: Linear, ends: Mapping[str, int]) -> Reach:
         record, source = self.flow.record, linear.result
         key = self._way(source, ends)
         if key not in self.known:
             axis = features_axis(self.flow, linear)
             reached = reaching(record, source, axis, ends.values())
-            total = record.shapes[source][axis]
-            self.known[key] = _apart(total, dict(zip(ends, reached or (), strict=False)))
+            features = dict(zip(ends, reached or (), strict=False))
+            self.known[key] = Reach(record.shapes[source][axis], features)
         return self.known[key]
 
     def _way(self, source: int, ends: Mapping[str, int]) -> object:
@@ -93,12 +117,3 @@ class Slices:
             for op in between(self.flow.record, source, ends.values())
         )
         return start, way, tuple((name, noted(Value(end))) for name, end in ends.items())
-
-
-def _apart(total: int, reached: Mapping[str, Sequence[int]]) -> Found:
-    """The rows of each name, if all have some, in regular blocks, and none is in two."""
-    features = [f for found in reached.values() for f in found]
-    rows = {name: rows_of(name, total, found) for name, found in reached.items()}
-    if len(features) != len(set(features)) or None in rows.values():
-        return {}
-    return {name: found for name, found in rows.items() if found is not None}

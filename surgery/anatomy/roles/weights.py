@@ -1,14 +1,16 @@
-"""Weights of all experts in one parameter: how many there are, and which way round they stand."""
+"""Weights that are no layer's: of all experts in one parameter, or of a map that is no module."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.layouts import letters
 from surgery.anatomy.roles.linears import Linear, operands_of
 from surgery.anatomy.roles.operators import PASSIVE
-from surgery.anatomy.site import Experts
+from surgery.anatomy.site import Experts, Matrix
 
 _TURNS = frozenset(("transpose", "T", "mT", "t", "permute"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "grouped_mm", "addmm", "baddbmm"))
@@ -56,3 +58,61 @@ def _used(flow: Flow, linear: Linear) -> Experts | None:
     count, rows, columns = stack
     out, into = (columns, rows) if transposed else (rows, columns)
     return Experts(count, out, into, transposed)
+
+
+def matrices(flow: Flow, linears: Mapping[int, Linear]) -> dict[str, tuple[Matrix, Linear]]:
+    """The parameters that are the weight of one linear map each, by name, with their first use."""
+    found: dict[str, list[tuple[Matrix | None, Linear]]] = {}
+    for linear in linears.values():
+        if linear.weight in flow.paths.parameters:
+            found.setdefault(linear.weight, []).append((_matrix(flow, linear), linear))
+    return {
+        name: (matrix, uses[0][1])
+        for name, uses in found.items()
+        if (matrix := uses[0][0]) is not None and all(other == matrix for other, _ in uses)
+    }
+
+
+def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
+    """How a product takes a parameter itself, in the order that it has."""
+    op, shapes = linear.op, flow.record.shapes
+    kind = flow.kinds[op.index]
+    operands = operands_of(op, kind)
+    at = next((i for i, v in enumerate(operands) if _is(flow, v, linear.weight)), None)
+    if at is None:
+        return None
+    shape, states = shapes[operands[at]], len(shapes[operands[1 - at]])
+    if kind == "einsum":
+        return _contracted(str(op.args[0]), at, shape)
+    if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
+        turned = kind != "linear"
+        out, into = shape[::-1] if turned else shape
+        owner, bias = linear.weight.rpartition(".")[0], None
+        if len(op.inputs) > 2:
+            other, _, bias = flow.record.parameters.get(op.inputs[2], "").rpartition(".")
+            if not bias or other != owner:
+                return None
+        return Matrix(out, into, turned, states, bias)
+    return None
+
+
+def _is(flow: Flow, value: int, weight: str) -> bool:
+    return flow.record.parameters.get(value) == weight
+
+
+def _contracted(equation: str, at: int, shape: tuple[int, ...]) -> Matrix | None:
+    """What an einsum sums over stands together in the weight, before or after the rest."""
+    terms = letters(equation)
+    if terms is None:
+        return None
+    weight, states, result = terms[at], terms[1 - at], terms[2]
+    summed = [c for c in weight if c in states]
+    free = [c for c in weight if c not in states]
+    if not summed or not free or any(c in result for c in summed):
+        return None
+    sizes = dict(zip(weight, shape, strict=True))
+    out, into = (prod(map(sizes.__getitem__, axes)) for axes in (free, summed))
+    for order in ([*free, *summed], [*summed, *free]):
+        if [*weight] == order:
+            return Matrix(out, into, order[0] in summed, len(states) - len(summed) + 1)
+    return None

@@ -22,12 +22,17 @@ from surgery.graft.graphs.patches import push_input
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression
-from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.expression import STAR, Expression, walk
+from surgery.rules.primitives import PRIMITIVES, flops
 from surgery.rules.shapes import ONE
 from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
+
+CALL = 100_000
+"""What calling a kernel costs, in floating-point operations of a product of matrices."""
+COMPARISON = 32
+"""What comparing an element with a copy costs, likewise."""
 
 
 def function(path: str) -> Any:
@@ -173,12 +178,24 @@ class Emitter:
         return self._elementwise(e)
 
     def _is_worth_keeping(self, e: Expression) -> bool:
-        """What costs more to compute than to keep: a large matrix would double a layer's memory."""
+        """What costs more to compute than to keep, and to see that it still holds."""
         if STAR in e.shape or _depth(e) <= 1:
+            return False
+        steps = [step for step in walk(e) if step.arguments]
+        params = [leaf for leaf in e.leaves if leaf.op == "param"]
+        made = CALL * len(steps) + sum(map(self._work, steps))
+        compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
+        if made < compared:
             return False
         if len(e.shape) == 1:
             return True
+        # A large matrix would double a layer's memory.
         return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
+
+    def _work(self, e: Expression) -> float:
+        """Floating-point operations of one step that does not depend on the input."""
+        times = prod(d.value(self.sizes) for d in e.shape[:-1]) if e.op == "linear" else 1
+        return times * flops(e).value(self.sizes)
 
     def _elements(self, e: Expression) -> float:
         return prod(d.value(self.sizes) for d in e.shape)
@@ -188,8 +205,11 @@ class Emitter:
     def _linear(self, e: Expression) -> Any:
         x, weight, *rest = e.arguments
         bias = rest[0] if rest else None
+        own = weight.op == "operand" and weight.name == "W"
         if self.layer and _is_input(x):
-            return self._on_input(x, weight, bias)
+            return self._on_input(x, weight, bias, own)
+        if self.layer and own and self.layer.kind == "linear" and not self.layer.native:
+            return self._opaque(x, bias)
         if self.layer and self.layer.kind in ("convolution", "embedding") and not self._is_real(x):
             return self.emit(push_input(e))
         factored = factored_linear(weight)
@@ -205,9 +225,10 @@ class Emitter:
             return False
         return x.op in ("linear", "base", "host") or all(self._is_real(a) for a in x.arguments)
 
-    def _on_input(self, x: Expression, weight: Expression, bias: Expression | None) -> Any:
+    def _on_input(
+        self, x: Expression, weight: Expression, bias: Expression | None, own: bool
+    ) -> Any:
         assert self.layer
-        own = weight.op == "operand" and weight.name == "W"
         own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
         if own and x.op == "operand" and (own_bias or (bias is None and not self.layer.bias)):
             return self.host.base(self.emit(x))
@@ -228,6 +249,8 @@ class Emitter:
     def _opaque(self, x: Expression, bias: Expression | None) -> Any:
         assert self.layer
         value = self.host.base(self.emit(x))
+        if bias is not None and bias.op == "operand" and bias.name == "b":
+            return value
         if self.layer.bias:
             own = self.host.leaf(Expression("operand", (), (("name", "b"),)))
             value = self.host.call(operator.sub, value, own)
@@ -273,6 +296,11 @@ class Emitter:
     def _as_matrix(self, weight: Any) -> Any:
         """The layer's weight as a matrix [n, m]."""
         kind = self.layer.kind if self.layer else "linear"
+        if self.layer and len(self.layer.held) > 2:
+            sizes = (self.layer.out, self.layer.into)
+            weight = self.host.call(
+                "reshape", weight, *(sizes[::-1] if kind == "transposed" else sizes)
+            )
         if kind == "convolution":
             return self.host.call(torch.flatten, weight, 1)
         return self.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight

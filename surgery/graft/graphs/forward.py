@@ -30,10 +30,13 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     exit_port: Port | None = None
     for part in design.parts:
         if part.core is not None:
+            if part.own and not part.gives_result:
+                frame.check_rank(part)
             frame.change_core(part)
     for part in design.parts:
         if not part.gives_result:
             continue
+        frame.check_rank(part)
         if value is None and not part.own:
             value = frame.base_unchanged()
             if not frame.plain:

@@ -125,6 +125,20 @@ class Frame(GraphHost):
         self.raw = self.own_forward(args, kwargs)
         return self.output(part.exit)
 
+    def check_rank(self, part: Part) -> None:
+        """Hold what a rule calls the dims of its input against what a call brings."""
+        named = part.program.named_dims
+        if (
+            named is None
+            or part.program.signature.kind == "tokens"
+            or "sequences" in dict(part.taps)
+        ):
+            return
+        taps = dict(part.taps)
+        value = self.tap(taps["x"]) if "x" in taps else self.input(part.entry)
+        one_hot = part.layer is not None and part.layer.kind == "embedding"
+        self.call(kernels.check_rank, value, named + (not one_hot), f"`{self.cls.__name__}`")
+
     def base_unchanged(self) -> fx.Node:
         """The module's forward where no program of its own has run it."""
         if self.plain:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as functional
@@ -98,7 +98,9 @@ class Held:
 
 
 def call_held(held: Held, value: Tensor) -> Tensor:
-    return held.module(value)
+    """What a held module makes of hidden states, without what it gives beside them."""
+    result = held.module(value)
+    return cast("tuple[Tensor, ...]", result)[0] if isinstance(result, tuple) else result
 
 
 def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -218,6 +220,22 @@ def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:
 def own_parameter(module: nn.Module, name: str) -> Tensor | None:
     """A parameter itself, where a property of the same name stands before it."""
     return module._parameters[name]
+
+
+def check_rank(value: Tensor, rank: int, name: str) -> Tensor:
+    """``value``, unless it has other dims than a rule names: examples would be taken for tokens.
+
+    Raises:
+        SurgeryError: S411 if ``value`` has not ``rank`` dims.
+
+    """
+    if value.dim() != rank:
+        raise error(
+            "S411",
+            f"a rule names {rank} dims of the hidden states, and {name} was given {[*value.shape]}",
+            help="with fewer, examples would be taken for tokens: give it a dim for each, if of one",
+        )
+    return value
 
 
 def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:

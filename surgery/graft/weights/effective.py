@@ -5,50 +5,37 @@ from __future__ import annotations
 from torch import fx
 
 from surgery.graft.design import Part
-from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
-from surgery.graft.graphs.nodes import GraphHost
 from surgery.graft.weights.expert_graphs import write_experts
-from surgery.planning.layers import Layer
+from surgery.graft.weights.multiplied import ReadHost, write_multiplied
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import Expression
+from surgery.rules.expression import number
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
     """Graphs of the effective weight and bias of a layer that is read and never called, by name.
 
-    The second are functions that they call by name.
-
-    Raises:
-        ValueError: if the part's program has no merge.
-
+    The second are functions that they call by name. What has no effective weight, or would not be
+    the same with it, is done where the weight is multiplied with.
     """
     merged = part.program.merge
-    if isinstance(merged, NotAffine) or part.layer is None:
-        raise ValueError("only a method that merges has an effective weight")
+    assert part.layer is not None
+    offset = part.layer.bias or not part.layer.held
+    lost = not isinstance(merged, NotAffine) and not offset and merged.bias != number(0)
+    if isinstance(merged, NotAffine) or lost or part.program.uses("dropout"):
+        return write_multiplied(part, part.layer)
     if part.layer.experts:
         graph, functions = write_experts(merged.weight, part.layer, dict(part.sizes))
         return {part.layer.weight: graph}, functions
     graphs: dict[str, fx.Graph] = {}
-    for name, expression in (("W", merged.weight), ("b", merged.bias)):
+    tensors = {"W": merged.weight, "b": merged.bias}
+    for name in "Wb" if offset else "W":
         graph = fx.Graph()
-        host = _EffectiveHost(graph, part.layer)
-        value = Emitter(host, part.layer, dict(part.sizes)).emit(expression)
+        host = ReadHost(graph, part.layer)
+        value = Emitter(host, part.layer, dict(part.sizes)).emit(tensors[name])
+        if name == "W" and part.layer.held:
+            value = host.call("t", value) if part.layer.kind == "transposed" else value
+            value = host.call("reshape", value, *part.layer.held)
         graph.output(value if isinstance(value, fx.Node) else None)
         graphs[part.layer.names[name]] = graph
     return graphs, {}
-
-
-class _EffectiveHost(GraphHost):
-    """Reads a layer's own tensors beneath the properties that replace them."""
-
-    def __init__(self, graph: fx.Graph, layer: Layer):
-        super().__init__(graph)
-        self.layer = layer
-
-    def leaf(self, expression: Expression) -> fx.Node:
-        if expression.op == "param":
-            return self.graph.get_attr(expression.name)
-        name = self.layer.names[expression.name]
-        return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)

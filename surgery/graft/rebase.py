@@ -1,0 +1,73 @@
+"""What is on record of a model's base, after merging has made it another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from surgery.graft.state import Applied, Surgery
+from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.plan import Edit, Plan
+
+
+def rebase(model: nn.Module, surgery: Surgery, merged: Iterable[Edit]) -> None:
+    """Have ``surgery`` stand on the layers that ``merged`` edits went into, as they are now.
+
+    What stays in the model is saved for the merged base and loads on that one; a bias that a layer
+    has got by merging is part of it. Base parameters that a spec trains keep the digest that they
+    had when it was applied.
+    """
+    first = {id(p): name for name, p in model.named_parameters()}
+    names: list[str] = []
+    biased: set[str] = set()
+    for edit in merged:
+        assert edit.layer is not None
+        table = model.get_submodule(edit.owner)._parameters
+        own = [p for name in edit.layer.names.values() if (p := table.get(name)) is not None]
+        names += [first[id(parameter)] for parameter in own]
+        if len(own) > 1 and not edit.layer.bias:
+            biased.add(edit.owner)
+    trained = {name for applied in surgery.applied for name in applied.values}
+    now = digests(model)
+    fresh = {name: now[name] for name in names if name not in trained}
+    added = [name for name in fresh if name not in surgery.digests]
+    surgery.digests = {**surgery.digests, **fresh}
+    surgery.base = fingerprint(surgery.digests)
+    for applied in surgery.applied:
+        _follow(model, surgery, applied, biased, added)
+
+
+def _follow(
+    model: nn.Module, surgery: Surgery, applied: Applied, biased: set[str], added: list[str]
+) -> None:
+    changed = {id(e): _with_bias(e) if e.owner in biased else e for e in applied.plan.edits}
+    plan = applied.plan
+    frozen = {*plan.frozen, *added} if plan.frozen else set[str]()
+    applied.edits = [
+        changed.get(id(e), _with_bias(e) if e.owner in biased else e) for e in applied.edits
+    ]
+    applied.plan = replace(
+        plan,
+        base=surgery.base,
+        digests=surgery.digests,
+        edits=tuple(changed[id(e)] for e in plan.edits),
+        frozen=tuple(n for n, _ in model.named_parameters() if n in frozen),
+    )
+
+
+def _with_bias(edit: Edit) -> Edit:
+    if edit.layer is None:
+        return edit
+    return replace(
+        edit,
+        layer=replace(edit.layer, bias=True),
+        signature=replace(edit.signature, bias=True),
+    )
+
+
+def kept(plan: Plan, edits: Iterable[tuple[str, str]]) -> Plan:
+    """``plan`` with no more than some of its edits, by site and name."""
+    wanted = set(edits)
+    return replace(plan, edits=tuple(e for e in plan.edits if (e.site, e.child) in wanted))

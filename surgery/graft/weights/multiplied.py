@@ -1,0 +1,82 @@
+"""Layers that are read and never called, changed where their weight is multiplied with.
+
+A module that multiplies with a weight itself gets an object in its place: see
+:class:`~surgery.graft.weights.read.ReadWeight`.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from surgery.graft.design import Part
+from surgery.graft.generate import SELF
+from surgery.graft.graphs import kernels
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.nodes import GraphHost
+from surgery.graft.weights.read import read_weight
+from surgery.planning.layers import Layer
+from surgery.rules.expression import Expression
+
+
+def write_multiplied(part: Part, layer: Layer) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
+    """The graph of what is read as the weight, by name, and of the function that it calls.
+
+    The function gives a layer's result from its input and what the base makes of it.
+    """
+    function = fx.Graph()
+    x, y = function.placeholder("x"), function.placeholder("y")
+    turned = layer.turned and part.program.named_dims is not None
+    host = _ProductHost(function, layer, dict(part.taps), x, y)
+    if turned:
+        host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
+    emitter = Emitter(host, layer, dict(part.sizes), rank=layer.states)
+    value = emitter.emit(part.program.result)
+    function.output(host.call("transpose", value, 0, 1) if turned else value)
+    name = f"{layer.weight}_product"
+    graph = fx.Graph()
+    me = graph.get_attr(SELF)
+    own = graph.call_function(kernels.own_parameter, (me, layer.weight))
+    graph.output(graph.call_function(read_weight, (me, name, own, layer.out)))
+    return {layer.weight: graph}, {name: function}
+
+
+class ReadHost(GraphHost):
+    """Reads a layer's own tensors beneath the properties that replace them."""
+
+    def __init__(self, graph: fx.Graph, layer: Layer):
+        super().__init__(graph)
+        self.layer = layer
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        if expression.op == "param":
+            return self.graph.get_attr(expression.name)
+        name = self.layer.names[expression.name]
+        return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)
+
+
+class _ProductHost(ReadHost):
+    """Has the input of a product and its result at hand."""
+
+    def __init__(self, graph: fx.Graph, layer: Layer, taps: dict[str, str], x: fx.Node, y: fx.Node):
+        super().__init__(graph, layer)
+        self.taps = taps
+        self.x = x
+        self.y = y
+
+    def leaf(self, expression: Expression) -> fx.Node:
+        return self.x if expression.name == "x" else super().leaf(expression)
+
+    def base(self, x: fx.Node) -> fx.Node:
+        assert x is self.x
+        return self.y
+
+    def module(self) -> fx.Node:
+        return self.graph.get_attr(SELF)
+
+    def training(self) -> fx.Node:
+        return self.graph.get_attr("training")
+
+    def real(self) -> fx.Node | None:
+        if "real" not in self.taps:
+            return None
+        return self.call(kernels.peek_tap, self.graph.get_attr(self.taps["real"]))

@@ -1,0 +1,134 @@
+"""Layers that multiply with a weight and are no `nn.Linear`, or are one and do something else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgery
+from tests.laws.strategies import randomise_added
+from tests.models import randomise
+
+IN, OUT = 6, 10
+
+
+class Scaled(nn.Module):
+    """A product, and beside it what is no tensor, as integer-only layers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(OUT, IN))
+        self.bias = nn.Parameter(torch.empty(OUT))
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return nn.functional.linear(x, self.weight, self.bias), scale
+
+
+class Plain(nn.Module):
+    """A product that another class than `nn.Linear` writes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(OUT, IN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
+class Routed(nn.Module):
+    """A product, and a choice that is made by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(OUT, IN))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = nn.functional.linear(x, self.weight)
+        return scores, scores.topk(2).values
+
+
+class Bent(nn.Module):
+    """More than a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(OUT, IN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight).relu()
+
+
+class Grouped(nn.Linear):
+    """Blocks of one matrix, each multiplied with inputs of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = self.weight.view(2, -1, self.in_features)
+        return torch.einsum("...gi,goi->...go", x, blocks)
+
+
+class Around(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(x)
+        return (found[0] if isinstance(found, tuple) else found).sin()
+
+
+def around(layer: nn.Module, seed: int = 0) -> nn.Module:
+    return randomise(Around(layer), seed).double().eval()
+
+
+def run_input() -> Tensor:
+    return torch.randn(3, 5, IN, generator=torch.Generator().manual_seed(1)).double()
+
+
+def run(model: nn.Module) -> Tensor:
+    return model(run_input())
+
+
+@pytest.mark.parametrize("kind", [Scaled, Plain])
+@pytest.mark.parametrize(
+    "method", ["lora(3)", "dora(2)", "ia3", "ia3_input", "gated lora(2)", "shift"]
+)
+def test_a_layer_of_another_class_is_adapted_as_a_linear_is(kind: type, method: str) -> None:
+    model, other = around(kind()), around(nn.Linear(IN, OUT, kind is Scaled))
+    x = torch.zeros(3, 5, IN).double()
+    for adapted in (model, other):
+        verb = "" if method.startswith("gated") else "apply "
+        surgery.apply(adapted, f"on `layer` {verb}{method}", example_inputs=x, seed=0)
+        randomise_added(adapted)
+    torch.testing.assert_close(run(model), run(other))
+    run(model).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in surgery.trainable(model).values())
+    if "gated" not in method and method != "shift":
+        with surgery.merged(model):
+            torch.testing.assert_close(run(model), run(other))
+    surgery.remove(model)
+    assert torch.equal(run(model), run(around(kind())))
+
+
+def test_what_does_more_is_no_linear_layer() -> None:
+    x = torch.zeros(3, 5, IN).double()
+    with pytest.raises(surgery.SurgeryError, match="S401"):
+        surgery.plan(around(Bent()), "on `layer` apply lora(2)", example_inputs=x)
+
+
+@pytest.mark.parametrize("method", ["apply lora(3)", "gated lora(2)"])
+def test_what_is_made_of_a_product_is_made_of_the_changed_one(method: str) -> None:
+    model = around(Routed())
+    surgery.apply(model, f"on `layer` {method}", example_inputs=run_input(), seed=0)
+    randomise_added(model)
+    scores, best = model.layer(run_input())  # type: ignore[operator]
+    assert torch.equal(best, scores.topk(2).values)
+    assert not torch.allclose(scores, around(Routed()).layer(run_input())[0])  # type: ignore[operator]
+
+
+def test_a_linear_of_another_geometry_is_told_when_planned() -> None:
+    model = around(Grouped(IN, 2 * OUT))
+    with pytest.raises(surgery.SurgeryError, match=r"S401.*\[3, 2, 10\] of \[3, 2, 6\]"):
+        surgery.plan(
+            model, "on `layer` apply lora(2)", example_inputs=torch.zeros(3, 2, IN).double()
+        )
