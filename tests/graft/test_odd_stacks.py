@@ -85,6 +85,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32,
         "num_labels": 3,
     },
+    "LongformerModel": {**_BERT, "attention_window": 4, "max_position_embeddings": 64},
     "ReformerModelWithLMHead": {
         "vocab_size": 96,
         "hidden_size": 32,
@@ -204,6 +205,18 @@ def test_latents_attend_to_the_prompt() -> None:
     handle.remove()
     torch.testing.assert_close(model(inputs=ids, attention_mask=mask).logits, wanted)
     assert not torch.allclose(base(inputs=ids, attention_mask=mask).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_model_that_pads_by_itself() -> None:
+    base, model = prompted("LongformerModel")
+    (prompt,) = surgery.trainable(model).values()
+    for length in (4, 5, 6, 8):
+        ids = a_batch(length=length)
+        behind = torch.cat((prompt.expand(2, -1, -1), base.get_input_embeddings()(ids)), 1)
+        positions = base.config.pad_token_id + 1 + torch.arange(N + length).expand(2, -1)
+        wanted = base(inputs_embeds=behind, position_ids=positions).last_hidden_state[:, N:]
+        torch.testing.assert_close(model(ids).last_hidden_state, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_length_that_the_model_refuses() -> None:

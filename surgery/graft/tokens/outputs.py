@@ -116,7 +116,12 @@ class Trim:
         return kernels.with_first(output, index, self.states(output[index]))
 
     def states(self, value: Tensor) -> Tensor:
-        """Hidden states [batch, total, features] of the tokens given."""
+        """Hidden states [batch, total, features] of the tokens given.
+
+        There may be more where the model pads its sequences, and fewer where some were picked.
+        """
+        if self.joined and not self.streams and value.shape[1] > self.total:
+            return value[:, self.joined :]
         return self._without(value, 1)
 
     def _without(self, value: Tensor, dim: int) -> Tensor:
