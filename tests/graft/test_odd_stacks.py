@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surgery
+from surgery.graft.tokens.outputs import Trim
 from tests.graft.test_tokens import a_batch, longer, padded, shapes
 from tests.laws.strategies import randomise_added
 from tests.models import randomise
@@ -217,6 +218,25 @@ def test_a_model_that_pads_by_itself() -> None:
         positions = base.config.pad_token_id + 1 + torch.arange(N + length).expand(2, -1)
         wanted = base(inputs_embeds=behind, position_ids=positions).last_hidden_state[:, N:]
         torch.testing.assert_close(model(ids).last_hidden_state, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("hidden_states", (2, 8, 6), (2, 5, 6)),
+        ("hidden_states", (2, 8, 4, 6), (2, 5, 4, 6)),  # several rows for each token
+        ("hidden_states", (4, 2, 8, 6), (4, 2, 5, 6)),  # several predictions of them
+        ("attentions", (2, 4, 8, 8), (2, 4, 5, 5)),
+        ("attentions", (2, 8, 6), (2, 5, 6)),  # of a mixer that has no keys
+        ("router_logits", (16, 4), (10, 4)),
+    ],
+)
+def test_each_form_of_what_is_returned_beside(
+    key: str, before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    trim = Trim(joined=N, held=N, batch=2, total=8)
+    values = trim.output({key: (torch.randn(before),)})[key]
+    assert values[0].shape == after
 
 
 def test_a_length_that_the_model_refuses() -> None:

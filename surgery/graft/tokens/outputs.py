@@ -86,6 +86,9 @@ class Trim:
         return value.shape[0] == self.batch and value.shape[-2] == self.total
 
     def _attention(self, value: Tensor, cross: bool) -> Tensor:
+        """Attentions [..., queries, keys]; what a mixer without keys gives instead are states."""
+        if value.dim() < 4:
+            return self._rows(value, cross)
         queries = self._without(value, -2)
         if cross:
             return queries
@@ -94,11 +97,15 @@ class Trim:
         return queries[..., self.held :]
 
     def _rows(self, value: Tensor, _: bool) -> Tensor:
-        """States [..., total, features], or scores [batch · total, experts]."""
+        """States [..., total, features], or scores [batch · total, experts].
+
+        States may stand in several rows for each token, [batch, total, rows, features].
+        """
         if not self.joined:
             return value
         if value.dim() >= 3:
-            return self._without(value, -2)
+            several = value.dim() == 4 and value.shape[2] != self.total
+            return self._without(value, 1 if several and value.shape[1] == self.total else -2)
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
             rows = value.view(self.batch, self.total, -1)[:, self.joined :]
             return rows.reshape(-1, value.shape[1])
