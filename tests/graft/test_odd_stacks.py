@@ -227,6 +227,8 @@ def test_a_model_that_pads_by_itself() -> None:
         ("hidden_states", (2, 8, 4, 6), (2, 5, 4, 6)),  # several rows for each token
         ("hidden_states", (4, 2, 8, 6), (4, 2, 5, 6)),  # several predictions of them
         ("attentions", (2, 4, 8, 8), (2, 4, 5, 5)),
+        ("attentions", (2, 4, 8, 5), (2, 4, 5, 5)),  # in windows
+        ("attentions", (2, 3, 4, 6, 9), (2, 3, 4, 6, 9)),  # in blocks
         ("attentions", (2, 8, 6), (2, 5, 6)),  # of a mixer that has no keys
         ("router_logits", (16, 4), (10, 4)),
     ],

@@ -74,7 +74,12 @@ class Trim:
 
     def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
         trim = self._attention if attends else self._rows
-        return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
+        found: list[Any] = []
+        for value in values:
+            if isinstance(value, tuple):
+                value = self._several(cast("tuple[Any, ...]", value), attends, cross)
+            found.append(trim(value, cross) if isinstance(value, Tensor) else value)
+        return tuple(found)
 
     def _attends(self, value: Any) -> bool:
         """Whether a value is [batch, heads, queries, keys]; some models stack states in front.
@@ -86,11 +91,16 @@ class Trim:
         return value.shape[0] == self.batch and value.shape[-2] == self.total
 
     def _attention(self, value: Tensor, cross: bool) -> Tensor:
-        """Attentions [..., queries, keys]; what a mixer without keys gives instead are states."""
+        """Attentions [batch, heads, queries, keys]; what a mixer without keys gives are states.
+
+        Those in windows or blocks have fewer keys, and other axes, and stay as they are.
+        """
         if value.dim() < 4:
             return self._rows(value, cross)
+        if value.dim() > 4 and not self.streams:
+            return value
         queries = self._without(value, -2)
-        if cross:
+        if cross or (self.joined and value.shape[-1] < self.total):
             return queries
         if self.joined and self.streams and value.shape[-1] > self.total:
             return self._without(queries, -1)
