@@ -31,6 +31,23 @@ def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> lis
         return None
 
 
+def parted(record: Record, source: int, axis: int, end: int) -> list[list[int]] | None:
+    """For each axis of ``end`` the features of ``source`` that its first slice is made of.
+
+    None if the operators between cannot be run apart from the model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start = _stand_in(record, source, generator).requires_grad_()
+    replay = _Replay(record, between(record, source, (end,)), generator)
+    try:
+        with torch.enable_grad():
+            found = replay.run({source: start.clone()})[end]
+            slices = [found.select(at, 0) for at in range(found.dim())]
+            return [_features(start, axis, part, generator) for part in slices]
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+        return None
+
+
 def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
     """The operators that lead from ``source`` to any of ``ends``, in order."""
     ends = tuple(ends)

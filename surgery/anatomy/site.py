@@ -62,8 +62,10 @@ class Core:
     ``fused`` in one function (`scaled_dot_product_attention`, or all of `nn.MultiheadAttention`),
     or made of ``products``: a matmul, a softmax and a matmul. ``heads`` is how many the model has
     before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
-    one head. ``obstacle`` says why new keys cannot join it, if so. Where a place has several cores
-    of one size (differential attention), ``others`` are the orders of the rest, which change alike.
+    one head. ``obstacle`` says why new keys cannot join it, if so, and ``fixed`` why nothing else
+    can be done to it. Where a place has several cores of one size (differential attention),
+    ``others`` are the rest, which change alike. Of scores with more than four axes ``heads_at`` is
+    that of the heads.
     """
 
     path: str
@@ -74,12 +76,23 @@ class Core:
     keys: int
     values: int
     obstacle: str | None = None
-    others: tuple[int, ...] = ()
+    fixed: str | None = None
+    heads_at: int = 1
+    others: tuple[Core, ...] = ()
+
+    @property
+    def features(self) -> dict[str, int]:
+        """How many features each operand has over all heads, before any are repeated."""
+        return {
+            "q": self.query_heads * self.keys,
+            "k": self.heads * self.keys,
+            "v": self.heads * self.values,
+        }
 
     @property
     def each(self) -> tuple[Core, ...]:
         """The cores of this place one by one."""
-        return tuple(replace(self, order=o, others=()) for o in (self.order, *self.others))
+        return (replace(self, others=()), *self.others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,10 @@ class Draft:
         wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
+        if program.changes_core and site.kind == "region":
+            graft = graft_name(child, site.rows, place.layer, place.site.core)
+            wrapped = replace(wrapped, child=graft)
+            program = build(place.signature, (*standing, wrapped))
         if program.named_dims is not None or place.layer is None or place.layer.among is not None:
             place.locate()
         place.check(program)

@@ -123,6 +123,12 @@ class Place:
         if program.changes_core and self.site.core is not None:
             if self.site.core.obstacle:
                 raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
+            if self.site.core.fixed and not program.only_reveals:
+                raise error(
+                    "S415",
+                    f"of this attention nothing can be changed that it has: {self.site.core.fixed}",
+                    help="new keys and values can join it",
+                )
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
 

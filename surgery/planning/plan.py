@@ -41,8 +41,13 @@ class Tensor:
         return total
 
 
-def graft_name(child: str, rows: Rows | None, layer: Layer | None) -> str:
-    """The path below a module at which the parameters of a method named ``child`` live there."""
+def graft_name(child: str, rows: Rows | None, layer: Layer | None, core: Core | None = None) -> str:
+    """The path below a module at which the parameters of a method named ``child`` live there.
+
+    ``core`` is the attention of a region, of which the module may run others, too.
+    """
+    if core is not None and core.order:
+        return f"core{core.order}.{child}"
     if rows is not None:
         return f"{rows}.{child}"
     named = layer is not None and (layer.experts or layer.held)
@@ -103,7 +108,8 @@ class Edit:
     @property
     def graft(self) -> str:
         """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
-        return graft_name(self.child, self.rows, self.layer)
+        core = self.core if self.whole != self.exit.path else None
+        return graft_name(self.child, self.rows, self.layer, core)
 
     def wrapped(self, spec: Spec) -> Wrapped:
         """The method with its place in the program of the ``whole`` site."""

@@ -10,7 +10,7 @@ from surgery.language.diagnostics import Label, error
 from surgery.rules.affine import Merge, NotAffine, merge
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
-from surgery.rules.expression import Expression, walk
+from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
 from surgery.rules.primitives import flops
 from surgery.rules.shapes import Equation, show_shape
@@ -70,6 +70,16 @@ class Program:
     @property
     def changes_core(self) -> bool:
         return self.core != self.base_core
+
+    @cached_property
+    def only_reveals(self) -> bool:
+        """Whether all that is done to the core is to put keys and values in front of its own."""
+        if self.core is None or self.core.op != "attend":
+            return self.core is None
+        return all(
+            _in_front(value) == operand(name, ())
+            for name, value in zip("qkv", self.core.arguments, strict=False)
+        )
 
     @property
     def changes_result(self) -> bool:
@@ -205,6 +215,13 @@ def assemble(
         tuple(state.shapes.equations),
         state.named_dims,
     )
+
+
+def _in_front(value: Expression) -> Expression:
+    """``value`` without what was put in front of it."""
+    while value.op == "cat":
+        value = value.arguments[1]
+    return value
 
 
 def at_start(result: Expression, params: Iterable[Declaration]) -> Expression:

@@ -19,6 +19,7 @@ from surgery.anatomy.roles.operators import (
     PRODUCTS,
     WHOLE_ATTENTIONS,
 )
+from surgery.anatomy.roles.scores import Trail
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,18 @@ class Core:
     whole: bool = False
 
 
-def cores(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
+def cores(flow: Flow, linears: Mapping[int, Linear], trails: Mapping[int, Trail]) -> Iterator[Core]:
     """The attention cores of a record, in order.
 
     Where no scores are softened, those that are bent in another way weigh values, too.
     """
-    found = list(_softened(flow, linears))
+    found = list(_softened(flow, linears, trails))
     yield from found or _bent(flow, linears)
 
 
-def _softened(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
+def _softened(
+    flow: Flow, linears: Mapping[int, Linear], trails: Mapping[int, Trail]
+) -> Iterator[Core]:
     for op, kind in zip(flow.ops, flow.kinds, strict=True):
         if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
             named = [op.kwargs.get(name) for name in ("query", "key", "value")]
@@ -55,8 +58,12 @@ def _softened(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
                 if flow.owned(q) and kind in ATTENTIONS:
                     continue  # one query for all tokens, none of their own: it only weighs
                 yield Core(q, k, v, op.outputs[0], (op,), kind in WHOLE_ATTENTIONS)
-        elif kind == "softmax" or (kind == "exp" and _normalised(flow, op)):
-            core = _around(flow, linears, op)
+        elif kind == "softmax":
+            core = _around(flow, linears, op, op.outputs[0], trails)
+            if core is not None:
+                yield core
+        elif kind == "exp" and (total := _normaliser(flow, op)) is not None:
+            core = _around(flow, linears, total, op.outputs[0], trails)
             if core is not None:
                 yield core
 
@@ -89,22 +96,22 @@ _KERNELS = frozenset(("acos", "cos", "square"))
 """What bends scores beside activations."""
 
 
-def _normalised(flow: Flow, exp: Op) -> bool:
-    """Whether this is a softmax written as exp(x - logsumexp(x))."""
+def _normaliser(flow: Flow, exp: Op) -> Op | None:
+    """The sum in a softmax that is written as exp(x - logsumexp(x))."""
     difference = flow.op(exp.inputs[0])
     if difference is None or flow.kinds[difference.index] != "sub" or len(difference.inputs) < 2:
-        return False
+        return None
     value, total = difference.inputs[:2]
     over = flow.op(flow.stripped(total, PASSIVE))
-    return (
-        over is not None
-        and flow.kinds[over.index] == "logsumexp"
-        and flow.depends(value, flow.same(over.inputs[0]))
-    )
+    if over is None or flow.kinds[over.index] != "logsumexp":
+        return None
+    return over if flow.depends(value, flow.same(over.inputs[0])) else None
 
 
-def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | None:
-    """The products of activations on both sides of a softmax."""
+def _around(
+    flow: Flow, linears: Mapping[int, Linear], softmax: Op, soft: int, trails: Mapping[int, Trail]
+) -> Core | None:
+    """The products of activations on both sides of a softmax, whose weights are ``soft``."""
 
     def is_product(op: Op) -> bool:
         return flow.kinds[op.index] in PRODUCTS and op.index not in linears
@@ -114,24 +121,26 @@ def _around(flow: Flow, linears: Mapping[int, Linear], softmax: Op) -> Core | No
         ends = kind in NORMS or kind in BLANKS or kind == "embedding"
         return ends or op.index in linears or is_product(op)
 
-    scores: Op | None = None
     # A mask may be the choice of other scores, those of an indexer: they are not weighed here.
-    for op in flow.backward(softmax.inputs[0], lambda v, op: stop(op) or not flow.is_number(v)):
-        # DeBERTa adds products with positions later than the one with keys.
-        if is_product(op) and (scores is None or op.index < scores.index):
-            scores = op
-    if scores is None:
+    behind = flow.backward(softmax.inputs[0], lambda v, op: stop(op) or not flow.is_number(v))
+    products = {op.index: op for op in behind if is_product(op)}
+    if not products:
         return None
-    for op in flow.forward(softmax.outputs[0], stop):
+    # DeBERTa adds products with positions later than the one with keys.
+    trail = trails.get(softmax.index)
+    known = trail is not None and trail.product.index in products
+    scores = trail.product if trail and known else products[min(products)]
+    for op in flow.forward(soft, stop):
         if not is_product(op):
             continue
         q, k = operands_of(scores, flow.kinds[scores.index])
         weights, values = operands_of(op, flow.kinds[op.index])
-        softened = flow.bit(softmax.outputs[0])
+        softened = flow.bit(soft)
         if flow.history(values) & softened:
             weights, values = values, weights
         if scores.name == "einsum":
-            scored = scoring(str(scores.args[0]), (0, 0))
+            ranks = (len(flow.record.shapes[q]), len(flow.record.shapes[k]))
+            scored = scoring(str(scores.args[0]), ranks)
             q, k = (k, q) if scored is not None and scored.keys_at == 0 else (q, k)
         if flow.history(weights) & softened and not flow.history(values) & softened:
             return Core(q, k, values, op.outputs[0], (scores, softmax, op))

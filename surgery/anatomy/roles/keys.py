@@ -2,107 +2,152 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 from math import prod
 from operator import mul
 
 from surgery.anatomy import site
 from surgery.anatomy.record import Op
+from surgery.anatomy.replay import between, parted
+from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
-from surgery.anatomy.roles.trails import SCORED, STEPS, VIEWS
+from surgery.anatomy.roles.scores import Trail
+from surgery.anatomy.roles.trails import MOVES, STEPS, softens
 
 _SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
 
-def described(flow: Flow, core: Core) -> site.Core:
-    """``core`` as a site tells of it."""
-    call = flow.lowest(core.ops)
-    order = sum(_counts(flow, op) for op in flow.ops[call.first : _mark(flow, core).index])
-    if core.whole:
-        heads, features = _whole(flow, core.ops[0])
-        return site.Core(call.path, order, "fused", heads, heads, features, features)
-    how = "fused" if len(core.ops) == 1 else "products"
-    shapes = flow.record.shapes
-    scored, weighed = _orders(flow, core)
-    if scored is None or weighed is None or len(shapes[core.k]) > 4:
-        why = _unordered(flow, core)
-        return site.Core(call.path, order, how, 1, 1, 0, 0, why)
-    q = [shapes[core.q][axis] for axis in scored.query]
-    k = [shapes[core.k][axis] for axis in scored.key]
-    v = [shapes[core.v][axis] for axis in weighed.value]
-    folded = _folded(flow, core.q) if len(q) < 4 else 1
-    query_heads = q[1] if len(q) > 3 else folded
-    # Positions may have been worked into keys after these were repeated; never into values.
-    times = max(_repeats(flow, core.k), _repeats(flow, core.v))
-    heads = (k[1] if len(k) > 3 else folded) // times
-    obstacle = _lost(flow, core)
-    return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
+class Keys:
+    """Tells of cores how new keys join them; ``trails`` are those of the record's softmaxes."""
 
+    def __init__(self, flow: Flow, trails: Mapping[int, Trail]):
+        self.flow = flow
+        self.trails = trails
 
-def features(flow: Flow, core: Core) -> dict[str, int]:
-    """How many features each operand has over all heads, before any are repeated."""
-    found = described(flow, core)
-    return {
-        "q": found.query_heads * found.keys,
-        "k": found.heads * found.keys,
-        "v": found.heads * found.values,
-    }
+    def described(self, core: Core, query: int | None) -> site.Core:
+        """``core`` as a site tells of it; ``query`` is the result of the linear for its queries."""
+        flow, shapes = self.flow, self.flow.record.shapes
+        call = flow.lowest(core.ops)
+        mark = core.ops[min(1, len(core.ops) - 1)]
+        order = sum(self._counts(op) for op in flow.ops[call.first : mark.index])
+        if core.whole:
+            heads, features = _whole(flow, core.ops[0])
+            return site.Core(call.path, order, "fused", heads, heads, features, features)
+        how = "fused" if len(core.ops) == 1 else "products"
+        heads_at = self._heads_at(core, query)
+        scored, weighed = self._orders(core, heads_at or 1)
+        if scored is None or weighed is None or heads_at is None:
+            why = self._unordered(core, heads_at)
+            return site.Core(call.path, order, how, 1, 1, 0, 0, why)
+        q = [shapes[core.q][axis] for axis in scored.query]
+        k = [shapes[core.k][axis] for axis in scored.key]
+        v = [shapes[core.v][axis] for axis in weighed.value]
+        folded = _folded(flow, core.q) if len(q) < 4 else 1
+        query_heads = q[1] if len(q) > 3 else folded
+        # Positions may have been worked into keys after these were repeated; never into values.
+        times = max(_repeats(flow, core.k), _repeats(flow, core.v)) if len(q) < 5 else 1
+        heads = max((k[1] if len(k) > 3 else folded) // times, 1)
+        lost, fixed = self._lost(core), self._fixed(core)
+        sizes = (query_heads, heads, k[-1], v[-1])
+        return site.Core(call.path, order, how, *sizes, lost, fixed, heads_at)
 
+    def _counts(self, op: Op) -> bool:
+        """Whether a core runs as ``op`` does: a fused one, or a softmax of scores."""
+        kind = self.flow.kinds[op.index]
+        return kind in ATTENTIONS or kind in WHOLE_ATTENTIONS or op.index in self.trails
 
-def _orders(flow: Flow, core: Core) -> tuple[Scoring | None, Weighing | None]:
-    """How the operands of ``core`` have their axes."""
-    shapes = flow.record.shapes
-    if len(core.ops) == 1:
-        plain: Order = tuple(range(len(shapes[core.k])))
-        return Scoring(1, tuple(range(len(shapes[core.q]))), plain), Weighing(1, plain, plain)
-    scores, _, product = core.ops
-    scored = scoring(_equation(scores), (len(shapes[core.q]), len(shapes[core.k])))
-    values_at = operands_of(product, flow.kinds[product.index]).index(core.v)
-    return scored, weighing(_equation(product), len(shapes[core.v]), values_at)
+    def _heads_at(self, core: Core, query: int | None) -> int | None:
+        """The axis of the heads in scores of more than four axes, if it can be told."""
+        record, result = self.flow.record, core.ops[0].outputs[0]
+        if len(core.ops) == 1 or len(record.shapes[result]) < 5:
+            return 1
+        if query is None:
+            return None
+        axis = feature_axis(self.flow, query)
+        parts = parted(record, query, axis, result) or []
+        total, shape = record.shapes[query][axis], record.shapes[result]
+        of_heads = [
+            at
+            for at, part in enumerate(parts[:-1])
+            if len(part) < total and len(part) * shape[at] == total
+        ]
+        return of_heads[0] if len(of_heads) == 1 else None
+
+    def _orders(self, core: Core, heads_at: int) -> tuple[Scoring | None, Weighing | None]:
+        """How the operands of ``core`` have their axes."""
+        shapes = self.flow.record.shapes
+        if len(core.ops) == 1:
+            plain: Order = tuple(range(len(shapes[core.k])))
+            if len(plain) > 4:
+                return None, None
+            return Scoring(1, tuple(range(len(shapes[core.q]))), plain), Weighing(1, plain, plain)
+        scores, _, product = core.ops
+        scored = scoring(_equation(scores), (len(shapes[core.q]), len(shapes[core.k])), heads_at)
+        weights, values = operands_of(product, self.flow.kinds[product.index])
+        ranks = (len(shapes[weights]), len(shapes[values]))
+        values_at = (weights, values).index(core.v)
+        return scored, weighing(_equation(product), ranks, values_at, heads_at)
+
+    def _unordered(self, core: Core, heads_at: int | None) -> str:
+        """Why the axes of the operands of ``core`` are not batch, heads, length and features."""
+        rank = max(len(self.flow.record.shapes[value]) for value in (core.q, core.k, core.v))
+        if heads_at is None or (len(core.ops) == 1 and rank > 4):
+            return f"its heads cannot be told from its blocks, in tensors of {rank} dims"
+        return f"its products are not of queries with keys, then of weights with values; {_SDPA}"
+
+    def _lost(self, core: Core) -> str | None:
+        """What ``core`` does that cannot be done with new keys, too."""
+        flow = self.flow
+        if flow.kinds[core.ops[0].index] == "flex_attention":
+            return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
+        if len(core.ops) == 1:
+            return None
+        scores, softmax, product = core.ops
+        if flow.kinds[softmax.index] not in ("softmax", "logsumexp"):
+            return "its weights are no softmax of its scores, so new keys have no share in them"
+        trail = self.trails.get(softmax.index)
+        rank = len(flow.record.shapes[softmax.inputs[0]])
+        if not softens(flow.kinds[softmax.index], softmax.args, softmax.kwargs, rank):
+            return f"its softmax is not over the last axis of its scores; {_SDPA}"
+        if trail is None or trail.product is not scores:
+            return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
+        if product.index not in self._reached(softmax):
+            return f"its weights reach the values by a step that new keys cannot take; {_SDPA}"
+        after = between(flow.record, softmax.outputs[0], product.outputs)
+        moved = any(flow.kinds[op.index] in MOVES for op in (*trail.steps, *after))
+        if rank > 4 and moved:
+            return f"its blocks change places between its products; {_SDPA}"
+        return None
+
+    def _reached(self, softmax: Op) -> set[int]:
+        """The operators that weights come to by known steps."""
+        kinds = self.flow.kinds
+        known = STEPS if kinds[softmax.index] == "softmax" else STEPS | {"exp"}
+        found = self.flow.forward(softmax.outputs[0], lambda op: kinds[op.index] not in known)
+        return {op.index for op in found}
+
+    def _fixed(self, core: Core) -> str | None:
+        """Why nothing but new keys and values can be given to ``core``."""
+        if len(core.ops) == 1:
+            return None
+        trail = self.trails.get(core.ops[1].index)
+        steps = trail.steps if trail else []
+        joined = [op for op in steps if self.flow.kinds[op.index] == "cat"]
+        # Sinks are the same for all inputs; other scores are of keys beside these.
+        if any(not self.flow.constant(v) for op in joined for v in op.inputs[1:]):
+            return "its scores are put together from several products"
+        if self.flow.kinds[core.ops[1].index] == "logsumexp":
+            return "its softmax is written out"
+        return None
 
 
 def _equation(op: Op) -> str | None:
     return str(op.args[0]) if op.name == "einsum" else None
-
-
-def _mark(flow: Flow, core: Core) -> Op:
-    """The operator by which ``core`` is counted."""
-    return next((op for op in core.ops if flow.kinds[op.index] == "softmax"), core.ops[0])
-
-
-def _counts(flow: Flow, op: Op) -> bool:
-    """Whether a core runs as ``op`` does: a fused one, or a softmax of scores."""
-    kind = flow.kinds[op.index]
-    if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
-        return True
-    return kind == "softmax" and _over_last(flow, op) and _scores(flow, op) is not None
-
-
-def _over_last(flow: Flow, softmax: Op) -> bool:
-    axis = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
-    return axis in (-1, len(flow.record.shapes[softmax.outputs[0]]) - 1)
-
-
-def _scores(flow: Flow, softmax: Op) -> Op | None:
-    """The first product that the argument of ``softmax`` comes from by known steps."""
-    found: Op | None = None
-
-    shapes = flow.record.shapes
-
-    def stop(value: int, op: Op) -> bool:
-        kind = flow.kinds[op.index]
-        if kind in VIEWS and shapes[op.inputs[0]][-1:] != shapes[value][-1:]:
-            return True
-        return kind in SCORED or kind not in STEPS
-
-    for op in flow.backward(softmax.inputs[0], stop):
-        if flow.kinds[op.index] in SCORED and (found is None or op.index < found.index):
-            found = op
-    return found
 
 
 def _whole(flow: Flow, op: Op) -> tuple[int, int]:
@@ -169,36 +214,3 @@ def _beside(before: tuple[int, ...], after: tuple[int, ...], following: tuple[in
         if axis and one == 1 < many and not (start in ends and start * many not in ends):
             times *= many
     return times
-
-
-def _unordered(flow: Flow, core: Core) -> str:
-    """Why the axes of the operands of ``core`` are not batch, heads, length and features."""
-    rank = max(len(flow.record.shapes[value]) for value in (core.q, core.k, core.v))
-    if rank > 4:
-        return f"its keys are cut into blocks, in tensors of {rank} dims: no key is seen by all"
-    return f"its products are not of queries with keys, then of weights with values; {_SDPA}"
-
-
-def _lost(flow: Flow, core: Core) -> str | None:
-    """What ``core`` does that cannot be done with new keys, too."""
-    if flow.kinds[core.ops[0].index] == "flex_attention":
-        return 'it is compiled by itself; load the model with attn_implementation="sdpa"'
-    if len(core.ops) == 1:
-        return None
-    scores, softmax, product = core.ops
-    if flow.kinds[softmax.index] not in ("softmax", "exp"):
-        return "its weights are no softmax of its scores, so new keys have no share in them"
-    if flow.kinds[softmax.index] != "softmax":
-        return f"its softmax is written out; {_SDPA}"
-    if _scores(flow, softmax) is not scores:
-        return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
-    if not _over_last(flow, softmax):
-        return f"its softmax is not over the last axis of its scores; {_SDPA}"
-
-    def stop(op: Op) -> bool:
-        return flow.kinds[op.index] not in STEPS
-
-    reached = {op.index for op in flow.forward(softmax.outputs[0], stop)}
-    if product.index not in reached:
-        return f"its weights reach the values by a step that new keys cannot take; {_SDPA}"
-    return None

@@ -1,7 +1,8 @@
 """In which order the operands of an attention's products have their axes.
 
 An order lists the axes of a tensor so that, permuted by it, they are batch, heads, length and
-features: of a product of three axes the first holds the batch, or batch and heads in one.
+features: of a product of three axes the first holds the batch, or batch and heads in one. With
+blocks of keys, or several streams of queries, there are more; these stand behind the heads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Order = tuple[int, ...]
+
+_SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,17 @@ class Weighing:
     result: Order
 
 
-def scoring(equation: str | None, ranks: tuple[int, int]) -> Scoring | None:
+def scoring(equation: str | None, ranks: tuple[int, int], heads_at: int = 1) -> Scoring | None:
     """How a product scores keys, by its equation if it is an einsum, else by its ``ranks``.
 
-    None if it does not: keys are the last axis of the result, and queries and keys share their
-    features, which are summed over, and the batch. What else queries have are heads and positions.
+    Of more than four axes of scores ``heads_at`` is that of the heads. None if it does not: keys
+    are the last axis of the result, and queries and keys share their features, which are summed
+    over, and the batch. What else queries have are heads, blocks and positions.
     """
     if equation is None:
-        *batch, features, length = range(ranks[1])
-        return Scoring(1, tuple(range(ranks[0])), (*batch, length, features))
-    terms = letters(equation)
+        query, key = (_plain(rank, heads_at) for rank in ranks)
+        return Scoring(1, query, (*key[:-2], key[-1], key[-2]))
+    terms = letters(equation, ranks)
     if terms is None:
         return None
     *operands, result = terms
@@ -49,25 +53,27 @@ def scoring(equation: str | None, ranks: tuple[int, int]) -> Scoring | None:
     batch = [c for c in result if c in query and c in key]
     summed = [c for c in query if c in key and c not in result]
     ahead = [c for c in result if c in query and c not in key]
-    if len(summed) != 1 or not ahead or len(batch) + len(ahead) > 3 or not batch:
+    if len(summed) != 1 or not ahead or not batch:
         return None
-    return _scoring(keys_at, query, key, [*batch, *ahead, *summed], [*batch, result[-1], *summed])
-
-
-def _scoring(
-    keys_at: int, query: str, key: str, query_axes: list[str], key_axes: list[str]
-) -> Scoring | None:
+    leading = _lead(result, batch, ahead[:-1], heads_at)
+    if len(leading) > 2 and leading[1] not in key:
+        return None
+    query_axes = [*leading, ahead[-1], *summed]
+    key_axes = [*(c for c in leading if c in batch), result[-1], *summed]
     if sorted(query) != sorted(query_axes) or sorted(key) != sorted(key_axes):
         return None
     return Scoring(keys_at, _order(query, query_axes), _order(key, key_axes))
 
 
-def weighing(equation: str | None, rank: int, values_at: int) -> Weighing | None:
-    """How a product weighs values, or None if it does not."""
+def weighing(
+    equation: str | None, ranks: tuple[int, int], values_at: int, heads_at: int = 1
+) -> Weighing | None:
+    """How a product of operands with so many axes weighs values, or None if it does not."""
     if equation is None:
-        plain = tuple(range(rank))
-        return Weighing(1, plain, plain) if values_at == 1 else None
-    terms = letters(equation)
+        if values_at != 1:
+            return None
+        return Weighing(1, _plain(ranks[1], heads_at), _plain(max(ranks), heads_at))
+    terms = letters(equation, ranks)
     if terms is None:
         return None
     *operands, result = terms
@@ -78,20 +84,57 @@ def weighing(equation: str | None, rank: int, values_at: int) -> Weighing | None
     ahead = [c for c in weights if c in result and c not in value]
     if len(summed) != 1 or len(own) != 1 or weights[-1] not in summed or not batch:
         return None
-    value_axes, result_axes = [*batch, *summed, *own], [*batch, *ahead, *own]
+    leading = _lead(weights, batch, ahead[:-1], heads_at)
+    value_axes = [*(c for c in leading if c in batch), *summed, *own]
+    result_axes = [*leading, *ahead[-1:], *own]
     if sorted(value) != sorted(value_axes) or sorted(result) != sorted(result_axes):
         return None
     return Weighing(values_at, _order(value, value_axes), _order(result, result_axes))
 
 
-def letters(equation: str) -> tuple[str, str, str] | None:
-    """The axes of both operands and of the result, if there are two and each axis is named once."""
+def letters(equation: str, ranks: tuple[int, int]) -> tuple[str, str, str] | None:
+    """The axes of both operands and of the result, if there are two and each axis is named once.
+
+    Dots stand for as many axes as the operand of these ``ranks`` has more than letters.
+    """
     given, arrow, result = equation.replace(" ", "").partition("->")
     one, comma, other = given.partition(",")
-    terms = (one, other, result)
-    if not arrow or not comma or any(len(set(t)) != len(t) or not t.isalpha() for t in terms):
+    if not arrow or not comma:
+        return None
+    spare = "".join(c for c in _SPARE if c not in equation)
+    counts = [rank - len(t.replace("...", "")) for t, rank in zip((one, other), ranks, strict=True)]
+    most = max((n for t, n in zip((one, other), counts, strict=True) if "..." in t), default=0)
+    if min(counts) < 0:
+        return None
+    terms = (
+        one.replace("...", spare[: counts[0]][::-1]),
+        other.replace("...", spare[: counts[1]][::-1]),
+        result.replace("...", spare[:most][::-1]),
+    )
+    if any(len(set(t)) != len(t) or not t.isalpha() for t in terms):
         return None
     return terms
+
+
+def _plain(rank: int, heads_at: int) -> Order:
+    """The order of an operand whose last two axes are a matrix."""
+    return (*_leading(rank - 2, heads_at), rank - 2, rank - 1)
+
+
+def _leading(count: int, heads_at: int) -> list[int]:
+    """The order in which the axes before the matrix are batch, heads and the rest."""
+    axes = list(range(count))
+    if count > 2:
+        axes.insert(1, axes.pop(heads_at))
+    return axes
+
+
+def _lead(scores: str, batch: list[str], ahead: list[str], heads_at: int) -> list[str]:
+    """The axes of batch, heads and the rest, of those that scores begin with."""
+    axes = [*batch, *ahead]
+    if len(axes) > 2:
+        axes.sort(key=scores.index)
+    return [axes[i] for i in _leading(len(axes), heads_at)]
 
 
 def _order(term: str, axes: list[str]) -> Order:

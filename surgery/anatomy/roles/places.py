@@ -8,20 +8,20 @@ from functools import cached_property
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
-from surgery.anatomy.roles.cores import Core as Around
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.exits import Exits
 from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forwards
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
-from surgery.anatomy.roles.keys import described, features
+from surgery.anatomy.roles.keys import Keys
 from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import Linear, linears
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
+from surgery.anatomy.roles.scores import scores
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights, matrices
@@ -47,7 +47,9 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        found = list(cores(flow, self.linears))
+        trails = scores(flow)
+        found = list(cores(flow, self.linears, trails))
+        self.keys = Keys(flow, trails)
         projections = Projections(flow, self.linears, found, self.sums)
         self.attentions = [projections.around(core) for core in found]
         self.mixtures = list(mixtures(flow, self.linears, self.ports))
@@ -127,11 +129,13 @@ class Reading:
             linear = self.linears[index]
             self._linear(linear, role)
             if len(role) > 1 and linear.call is not None:
-                self._served(linear, linear.call, role, core)
+                self._served(linear, linear.call, role, attention)
         last, firsts = attention.o, attention.firsts
         site: Site | None = None
         if last is not None:
             self._linear(last, "o")
+        if core.ops[-1].index not in self.flow.felt:
+            return  # what it attends to changes nothing that the model returns
         if last is not None and firsts:
             border = Border(
                 firsts[0].source,
@@ -147,13 +151,17 @@ class Reading:
         if site is not None:
             self._both(site, attention)
 
-    def _served(self, linear: Linear, call: Call, served: str, core: Around) -> None:
+    def _core(self, attention: Attention) -> Core:
+        queries = [self.linears[i].result for i, role in attention.roles.items() if "q" in role]
+        return self.keys.described(attention.core, queries[0] if queries else None)
+
+    def _served(self, linear: Linear, call: Call, served: str, attention: Attention) -> None:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""
-        reach = self.slices.projections(linear, served, core)
+        reach = self.slices.projections(linear, served, attention.core)
         if reach.apart:
             self._slices(call, reach.apart)
             return
-        sizes = features(self.flow, core)
+        sizes = self._core(attention).features
         made = self.record.shapes[linear.result][-1]
         # Of operands that are mixed after they were projected, a layer is the one it has the size of.
         own = [name for name in reach.alike if sizes[name] == made]
@@ -209,7 +217,7 @@ class Reading:
             self._add(site, role)
 
     def _both(self, site: Site, attention: Attention) -> None:
-        one = core = described(self.flow, attention.core)
+        one = core = self._core(attention)
         for role in ("attention", "attention.self", "attention.cross"):
             known = self._sites[role].get(site.path)
             other = known.core if known else None
@@ -317,14 +325,16 @@ class Reading:
 
 def _together(core: Core, another: Core) -> Core:
     """Two cores of one place as one, if what changes the one fits the other."""
-    if another.order in core.others:
+    if another in core.each:
         return core
-    alike = core == replace(another, order=core.order, others=core.others)
-    # Of products, two attentions may run at once, and then their orders tell nothing.
-    if alike and core.how == "fused":
-        return replace(core, others=(*core.others, another.order))
-    why = core.obstacle or another.obstacle or "it runs several attentions, and this is of one"
-    return replace(core, obstacle=why)
+    one, other = (
+        (c.path, c.how, c.query_heads, c.heads, c.keys, c.values) for c in (core, another)
+    )
+    why = core.obstacle or another.obstacle
+    if one != other:
+        why = why or "it runs several attentions of different sizes, and this is of one"
+    fixed = core.fixed or another.fixed
+    return replace(core, obstacle=why, fixed=fixed, others=(*core.others, another))
 
 
 def _first(call: Call) -> Port | None:

@@ -1,10 +1,14 @@
 """What the scores of an attention may go through between their product and the product with values.
 
 Told by the names of functions, as :func:`~surgery.anatomy.roles.operators.kind` gives them. Beside
-a model's own keys new ones can be scored where every step is one of these.
+a model's own keys new ones can be scored where every step is one of these. Arguments may be those
+of a call or those in a record.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
 
 from surgery.anatomy.roles.operators import PRODUCTS
 
@@ -35,3 +39,60 @@ MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
 STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem"}
+
+SOFTENED = _names("softmax logsumexp")
+"""What makes scores weights, or is their sum in exp(x - logsumexp(x))."""
+
+
+def is_step(
+    name: str, args: Sequence[Any], kwargs: Any, before: Sequence[int], after: Sequence[int]
+) -> bool:
+    """Whether a function of the kind ``name`` takes scores or weights a step further.
+
+    ``before`` and ``after`` are their shapes.
+    """
+    if name not in STEPS or len(after) < 2:
+        return False
+    if name in VIEWS:
+        return before[-1:] == after[-1:]
+    if name in MOVES:
+        return _keeps_last(name, args, kwargs, len(before))
+    if name == "getitem":
+        return _is_of_last(args[1], len(before))
+    return name != "cat" or axis(args, kwargs, 0) in (-1, len(before) - 1)
+
+
+def softens(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:
+    """Whether a function of the kind ``name`` makes weights of scores with ``rank`` axes."""
+    if name not in SOFTENED or axis(args, kwargs, None) not in (-1, rank - 1):
+        return False
+    kept = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    return name == "softmax" or kept is True
+
+
+def axis(args: Sequence[Any], kwargs: Any, default: int | None) -> Any:
+    """The axis that a function is told as its second argument."""
+    return args[1] if len(args) > 1 else kwargs.get("dim", default)
+
+
+def _keeps_last(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:
+    if kwargs:
+        return False
+    axes = cast("Sequence[int]", args[1] if isinstance(args[1], list | tuple) else args[1:])
+    if name == "permute":
+        return axes[-1] in (-1, rank - 1)
+    return all(axis not in (-1, rank - 1) for axis in axes)
+
+
+def _is_of_last(index: Any, rank: int) -> bool:
+    """Whether an index takes a range of the last axis, and all of the others."""
+    if not isinstance(index, tuple):
+        return False
+    *ahead, last = cast("tuple[Any, ...]", index)
+    rest = [part for part in ahead if part is not Ellipsis]
+    whole = len(rest) < len(ahead) or len(ahead) == rank - 1
+    return whole and isinstance(last, slice) and all(map(_is_full, rest))
+
+
+def _is_full(part: Any) -> bool:
+    return type(part) is slice and part.start is part.stop is part.step is None

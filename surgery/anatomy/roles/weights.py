@@ -83,7 +83,8 @@ def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
         return None
     shape, states = shapes[operands[at]], len(shapes[operands[1 - at]])
     if kind == "einsum":
-        return _contracted(str(op.args[0]), at, shape)
+        one, other = (len(flow.record.shapes[value]) for value in operands[:2])
+        return _contracted(str(op.args[0]), at, shape, (one, other))
     if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
         turned = kind != "linear"
         out, into = shape[::-1] if turned else shape
@@ -100,9 +101,11 @@ def _is(flow: Flow, value: int, weight: str) -> bool:
     return flow.record.parameters.get(value) == weight
 
 
-def _contracted(equation: str, at: int, shape: tuple[int, ...]) -> Matrix | None:
+def _contracted(
+    equation: str, at: int, shape: tuple[int, ...], ranks: tuple[int, int]
+) -> Matrix | None:
     """What an einsum sums over stands together in the weight, before or after the rest."""
-    terms = letters(equation)
+    terms = letters(equation, ranks)
     if terms is None:
         return None
     weight, states, result = terms[at], terms[1 - at], terms[2]

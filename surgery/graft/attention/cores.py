@@ -51,16 +51,8 @@ def write_core(
     for slot, (given, value) in changed.items():
         graphs[f"{prefix}_{slot}"] = _graph(given, value, captured, sizes)
     functions = tuple((slot, f"{prefix}_{slot}") for slot in changed)
-    own = any(_in_front(value) != given for given, value in changed.values())
-    change = CoreChange(core, functions, revealed(mask, sizes), own)
+    change = CoreChange(core, functions, revealed(mask, sizes), not program.only_reveals)
     return WrittenCore(change, graphs, captured)
-
-
-def _in_front(value: Expression) -> Expression:
-    """``value`` without what was put in front of it."""
-    while value.op == "cat":
-        value = value.arguments[1]
-    return value
 
 
 def _graph(

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from surgery.graft.attention.axes import joined, spread
-from surgery.graft.attention.change import Change, Function
+from surgery.graft.attention.axes import changed
+from surgery.graft.attention.change import Change
 from surgery.graft.attention.masks import reveal
 
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -28,9 +28,3 @@ def attend(func: Any, args: tuple[Any, ...], kwargs: Any, change: Change, heads:
         given["attn_mask"] = reveal(mask, causal, change.revealed, given["query"], given["key"])
     result = func(**given)
     return result if change.output is None else changed(result, change.output, heads)
-
-
-def changed(operand: Tensor, function: Function, heads: int) -> Tensor:
-    """``operand`` changed by a function of four axes, in its own dtype and with its own axes."""
-    rank = operand.dim()
-    return joined(function(spread(operand, heads)).to(operand.dtype), rank)

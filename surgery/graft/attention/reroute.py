@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
-from surgery.anatomy.roles.trails import SCORED
+from surgery.anatomy.roles.trails import SCORED, softens
 from surgery.anatomy.site import Core
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
 from surgery.graft.attention.products import Trail, product
-from surgery.graft.attention.steps import KINDS, Step, among, over_last, step, tensors
+from surgery.graft.attention.steps import KINDS, Step, among, step, tensors
 from surgery.graft.attention.whole import opened
 from surgery.language.diagnostics import error
 
@@ -58,11 +58,11 @@ class _Rerouting(TorchFunctionMode):
             return self.fused(kind, func, args, kwargs)
         if kind in WHOLE_ATTENTIONS:
             return self.whole(func, args, kwargs)
-        trail = self.trail(args, kwargs)
+        trail, before = self.trail(args, kwargs)
         if trail is None:
             return self.start(kind, func, args, kwargs)
-        if trail.change is None:
-            return self.score(trail, kind, func, args, kwargs)
+        if trail.core is None:
+            return self.score(trail, before, kind, func, args, kwargs)
         return self.weigh(trail, kind, func, args, kwargs)
 
     def next(self) -> tuple[Core, Change] | None:
@@ -94,18 +94,25 @@ class _Rerouting(TorchFunctionMode):
         self.waiting -= 1
         return result
 
-    def trail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trail | None:
-        """The first trail that has come to one of the arguments."""
+    def trail(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trail | None, Tensor | None]:
+        """The first trail that has come to one of the arguments, and to which.
+
+        To none of them, if it is a shift of all scores that is among the arguments. Weights come
+        first: values may be on the trail of the product that projected them.
+        """
         if not self.trails:
-            return None
+            return None, None
         given = [*args, *kwargs.values()]
         for arg in (*args, *kwargs.values()):
             if isinstance(arg, list | tuple):
                 given += arg
-        for trail in self.trails:
-            if any(arg is trail.tensor or among(arg, trail.shifts) for arg in given):
-                return trail
-        return None
+        for trail in sorted(self.trails, key=lambda trail: trail.core is None):
+            before = trail.reached(given)
+            if before is not None or any(among(arg, trail.shifts) for arg in given):
+                return trail, before
+        return None, None
 
     def start(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function of what no trail has come to: a product starts one."""
@@ -116,24 +123,29 @@ class _Rerouting(TorchFunctionMode):
                 self.trails.append(Trail(found, result))
         return result
 
-    def score(self, trail: Trail, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    def score(
+        self,
+        trail: Trail,
+        before: Tensor | None,
+        kind: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Any,
+    ) -> Any:
         """A function of scores: their softmax, a step towards it, or something else."""
-        if kind == "softmax" and over_last(args, kwargs, trail.tensor.dim()):
-            self.trails = [other for other in self.trails if other is not trail]
+        if before is not None and softens(kind, args, kwargs, before.dim()):
             found = self.next()
             if found is not None:
-                core, change = found
-                softmax = Step.of(kind, func, args, kwargs, trail.tensor)
-                weights = trail.soften(softmax, change, core.query_heads)
+                softmax = Step.of(kind, func, args, kwargs, before)
+                weights = trail.soften(softmax, before, *found)
                 if weights is not None:
-                    self.trails = [trail]
                     return weights
+            self.trails = [other for other in self.trails if other is not trail]
             return called(func, args, kwargs)
         result = self.start(kind, func, args, kwargs)
-        taken = step(kind, func, args, kwargs, trail.tensor, result)
-        if taken is not None:
-            trail.steps.append(taken)
-            trail.tensor = result
+        taken = before is not None and step(kind, func, args, kwargs, before, result)
+        if before is not None and taken:
+            trail.score(taken, before, result)
         elif kind not in SCORED:
             trail.shifts += [t for t in tensors((result,), {}) if t.shape[-1] == 1]
         return result
@@ -144,10 +156,13 @@ class _Rerouting(TorchFunctionMode):
             found = product(kind, func, args, kwargs)
             result = trail.weigh(found) if found is not None else None
             if result is not None:
-                self.trails = []
                 self.waiting -= 1
+                self.trails = [t for t in self.trails if self.waiting and t is not trail]
                 return result
         result = called(func, args, kwargs)
+        if kind == "exp" and trail.written:
+            trail.tensor, trail.written = result, False
+            return result
         taken = step(kind, func, args, kwargs, trail.tensor, result)
         if taken is not None:
             trail.take(taken, result)

@@ -13,10 +13,19 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
-from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
+from surgery.anatomy.roles.trails import (
+    ALIKE,
+    MOVES,
+    SCALED,
+    SCORED,
+    SOFTENED,
+    STEPS,
+    VIEWS,
+    is_step,
+)
 from surgery.graft.attention.calls import called
 
-_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | {"softmax"}
+_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | SOFTENED | {"exp"}
 KINDS = {
     name: kind(name)
     for space in (torch.Tensor, torch, functional)
@@ -77,24 +86,11 @@ def step(
     name: str, func: Any, args: tuple[Any, ...], kwargs: Any, before: Tensor, result: Any
 ) -> Step | None:
     """The step of the kind ``name`` that made ``result`` of ``before``, if it was one."""
-    if not isinstance(result, Tensor) or result.dim() < 2 or name not in STEPS:
+    if not isinstance(result, Tensor) or not among(before, tensors(args, kwargs)):
         return None
-    if not among(before, tensors(args, kwargs)):
-        return None
-    if name in VIEWS and result.shape[-1] != before.shape[-1]:
-        return None
-    if name in MOVES and not _keeps_last(name, args, kwargs, before.dim()):
-        return None
-    if name == "getitem" and not _is_of_last(args[1]):
-        return None
-    if name == "cat" and _axis(args, kwargs, 1, 0) not in (-1, before.dim() - 1):
+    if not is_step(name, args, kwargs, before.shape, result.shape):
         return None
     return Step.of(name, func, args, kwargs, before, result.shape)
-
-
-def over_last(args: tuple[Any, ...], kwargs: Any, rank: int) -> bool:
-    """Whether a softmax so called is over the last axis."""
-    return _axis(args, kwargs, 1, None) in (-1, rank - 1)
 
 
 def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -112,29 +108,6 @@ def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
 def among(thing: Any, tensors: list[Tensor]) -> bool:
     """Whether ``thing`` is one of ``tensors``."""
     return any(tensor is thing for tensor in tensors)
-
-
-def _axis(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, default: int | None) -> Any:
-    return args[index] if len(args) > index else kwargs.get("dim", default)
-
-
-def _keeps_last(name: str, args: tuple[Any, ...], kwargs: Any, rank: int) -> bool:
-    if kwargs:
-        return False
-    axes = cast("tuple[int, ...]", args[1] if isinstance(args[1], list | tuple) else args[1:])
-    if name == "permute":
-        return axes[-1] in (-1, rank - 1)
-    return all(axis not in (-1, rank - 1) for axis in axes)
-
-
-def _is_of_last(index: Any) -> bool:
-    """Whether an index takes a range of the last axis, and all of the others."""
-    return (
-        isinstance(index, tuple)
-        and len(cast("tuple[Any, ...]", index)) == 2
-        and index[0] is Ellipsis
-        and isinstance(index[1], slice)
-    )
 
 
 def _replaced(arg: Any, old: Any, new: Any) -> Any:

@@ -114,11 +114,12 @@ def _einsum(equation: str, *operands: Any) -> Tensor:
     at = next(i for i, operand in enumerate(operands) if isinstance(operand, ReadWeight))
     weight: ReadWeight = operands[at]
     x: Tensor = operands[1 - at]
-    terms = letters(equation)
+    pair = (weight.weight, x) if at == 0 else (x, weight.weight)
+    terms = letters(equation, (pair[0].dim(), pair[1].dim()))
     if terms is None:
         weight.lost()
     own, given, result = terms[at], terms[1 - at], terms[2]
-    y: Tensor = torch.einsum(equation, *((weight.weight, x) if at == 0 else (x, weight.weight)))
+    y: Tensor = torch.einsum(equation, *pair)
     leading = [c for c in given if c not in own]
     into = [given.index(c) for c in (*leading, *(c for c in own if c in given))]
     order = [result.index(c) for c in (*leading, *(c for c in own if c not in given))]
