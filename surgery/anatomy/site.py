@@ -120,7 +120,9 @@ class Memory:
 
     The module at ``reader`` is given them as ``states`` and, as ``mask``, which of them are no
     padding. The one at ``around`` runs both stacks, and hands the encoder's states out beside.
-    ``index`` is where they stand in what the encoder's reader returns.
+    ``index`` is where they stand in what the encoder's reader returns. Where the reader makes
+    something else of the states, too, as a pooler does, those that it returns stand ``apart``: they
+    are the very ones that leave its last layer.
     """
 
     around: str
@@ -128,6 +130,7 @@ class Memory:
     states: str
     mask: str | None = None
     index: int | str | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ class _Wiring:
         yield tokens.reader, "reader"
         if change.prompts or change.places:
             yield tokens.embedding, "embedding"
-        if change.prompts and not seen and tokens.exit and tokens.exit.path != tokens.reader:
+        dropped = change.prompts and (not seen or seen.apart)
+        if dropped and tokens.exit and tokens.exit.path != tokens.reader:
             yield tokens.exit.path, "exit"
 
     def give(self, path: str, kind: str, value: object) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import surgery
 from tests.graft.test_tokens import a_batch, in_front, longer, padded, shapes
 from tests.laws.strategies import randomise_added
-from tests.models import build
+from tests.models import build, randomise
 
 N = 3
 MODELS = ["t5", "bart"]
@@ -136,14 +137,37 @@ def test_copies_pickles_and_the_way_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_compiled(name: str) -> None:
+def test_compiled_for_any_length(name: str) -> None:
     _, model = prompted(name)
-    given = inputs()
-    wanted = model(**given, use_cache=False)
     torch._dynamo.reset()
-    got = torch.compile(model, backend="eager")(**given, use_cache=False)
-    torch.testing.assert_close(got.logits, wanted.logits)
-    assert got.encoder_last_hidden_state.shape == wanted.encoder_last_hidden_state.shape
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    for length in (5, 7):
+        ids, mask = padded(a_batch(length=length), "right")
+        given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": a_batch(1, 4)}
+        got, wanted = (m(**given, use_cache=False) for m in (compiled, model))
+        torch.testing.assert_close(got.logits, wanted.logits)
+        assert got.encoder_last_hidden_state.shape[1] == length
+
+
+@torch.no_grad()
+def test_an_encoder_with_a_pooler() -> None:
+    small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
+    small |= {"num_attention_heads": 4, "num_hidden_layers": 2}
+    stacks = (BertConfig(**small), BertConfig(**small, is_decoder=True, add_cross_attention=True))
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(*stacks)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    base = randomise(EncoderDecoderModel(config)).eval()
+    model = randomise_added(
+        surgery.apply(copy.deepcopy(base), "on tokens[0] apply prompt(3)", seed=0)
+    )
+    given = inputs()
+    output = model(**given)
+    torch.testing.assert_close(output.logits, expected(base, model, given))
+    assert output.encoder_last_hidden_state.shape[1] == 5
+    memory = model.encoder(given["input_ids"], attention_mask=given["attention_mask"])
+    states = memory.last_hidden_state
+    assert torch.equal(states[:, N:], output.encoder_last_hidden_state)
+    torch.testing.assert_close(memory.pooler_output, base.encoder.pooler(states[:, N:]))
 
 
 def test_all_of_a_prompt_stays_in_its_encoder_or_none() -> None:

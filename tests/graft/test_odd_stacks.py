@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surgery
+from surgery.graft.tokens.outputs import Trim
 from tests.graft.test_tokens import a_batch, longer, padded, shapes
 from tests.laws.strategies import randomise_added
 from tests.models import randomise
@@ -85,6 +86,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32,
         "num_labels": 3,
     },
+    "LongformerModel": {**_BERT, "attention_window": 4, "max_position_embeddings": 64},
     "ReformerModelWithLMHead": {
         "vocab_size": 96,
         "hidden_size": 32,
@@ -204,6 +206,39 @@ def test_latents_attend_to_the_prompt() -> None:
     handle.remove()
     torch.testing.assert_close(model(inputs=ids, attention_mask=mask).logits, wanted)
     assert not torch.allclose(base(inputs=ids, attention_mask=mask).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_model_that_pads_by_itself() -> None:
+    base, model = prompted("LongformerModel")
+    (prompt,) = surgery.trainable(model).values()
+    for length in (4, 5, 6, 8):
+        ids = a_batch(length=length)
+        behind = torch.cat((prompt.expand(2, -1, -1), base.get_input_embeddings()(ids)), 1)
+        positions = base.config.pad_token_id + 1 + torch.arange(N + length).expand(2, -1)
+        wanted = base(inputs_embeds=behind, position_ids=positions).last_hidden_state[:, N:]
+        torch.testing.assert_close(model(ids).last_hidden_state, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        ("hidden_states", (2, 8, 6), (2, 5, 6)),
+        ("hidden_states", (2, 8, 4, 6), (2, 5, 4, 6)),  # several rows for each token
+        ("hidden_states", (4, 2, 8, 6), (4, 2, 5, 6)),  # several predictions of them
+        ("attentions", (2, 4, 8, 8), (2, 4, 5, 5)),
+        ("attentions", (2, 4, 8, 5), (2, 4, 5, 5)),  # in windows
+        ("attentions", (2, 3, 4, 6, 9), (2, 3, 4, 6, 9)),  # in blocks
+        ("attentions", (2, 8, 6), (2, 5, 6)),  # of a mixer that has no keys
+        ("router_logits", (16, 4), (10, 4)),
+    ],
+)
+def test_each_form_of_what_is_returned_beside(
+    key: str, before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    trim = Trim(joined=N, held=N, batch=2, total=8)
+    values = trim.output({key: (torch.randn(before),)})[key]
+    assert values[0].shape == after
 
 
 def test_a_length_that_the_model_refuses() -> None:

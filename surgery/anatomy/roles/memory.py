@@ -23,8 +23,9 @@ def memory_of(
 ) -> Memory | None:
     """The memory that the states are which ``encoder`` has ``returned``, or None.
 
-    It is none where something picks or pools among the states, behind the layer that gave ``last``
-    or before the decoder: more of them would change that. ``mask`` is what the encoder was given.
+    It is none where something picks or pools among the states before the decoder, or among what the
+    encoder makes of ``last``, which left its layers, on the way to what it returns: more states
+    would change that. ``mask`` is what the encoder was given.
     """
     index, states = returned
     for decoder in decoders:
@@ -35,8 +36,12 @@ def memory_of(
         if given is None or reader.virtual or encoder.virtual:
             continue
         around = flow.record.calls[reader.parent]
-        if _kept(flow, encoder, last, states) and _only_read(flow, around, encoder, reader, states):
-            return Memory(around.path, reader.path, given, _mask(flow, reader, mask), index)
+        apart = not _kept(flow, encoder, last, states)
+        if apart and flow.same(last) != flow.same(states):
+            continue
+        if _only_read(flow, around, encoder, reader, states):
+            masked = _mask(flow, reader, mask)
+            return Memory(around.path, reader.path, given, masked, index, apart)
     return None
 
 

@@ -139,7 +139,7 @@ class Stacks:
             turned=self._turned(stack),
             causal=self._causal(stack, {*names.values()}),
             streams=self.exits.streams(stack),
-            memory=self._memory(stack, names["mask"], stacks),
+            memory=self._memory(stack, exit, names["mask"], stacks),
         )
         paths = self.flow.paths.of(module)
         out = exit or self.ports.main_output(reader) or Port(reader.path, "output")
@@ -180,7 +180,9 @@ class Stacks:
         accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
         return _CAUSAL if _CAUSAL in accepted else None
 
-    def _memory(self, stack: Stack, mask: str | None, stacks: list[Stack]) -> Memory | None:
+    def _memory(
+        self, stack: Stack, exit: Port | None, mask: str | None, stacks: list[Stack]
+    ) -> Memory | None:
         """Who attends to the states, if a decoder does."""
         last = self.exits.last(stack)
         returned = self.exits.returned(stack.reader, stack.ids, last)
@@ -189,7 +191,9 @@ class Stacks:
         masks = stack.reader.inputs.get(mask or "", [])
         value = masks[0][1] if masks else None
         readers = [other.reader for other in stacks]
-        return memory_of(self.flow, stack.reader, last, returned, value, readers)
+        found = memory_of(self.flow, stack.reader, last, returned, value, readers)
+        within = exit is not None and exit.path != stack.reader.path
+        return found if found is None or within or not found.apart else None
 
     def _names(self, reader: Call, ids: str, module: Any) -> dict[str, Any]:
         """The other arguments by what they are for: those given, else as they are mostly called."""

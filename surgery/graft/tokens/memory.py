@@ -12,10 +12,12 @@ from __future__ import annotations
 import inspect
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Memory
+from surgery.graft.graphs import kernels
 from surgery.language.diagnostics import error
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -26,17 +28,19 @@ class MemoryTap:
 
     ``parameters`` are the names of the decoder's ``forward``, in order. ``within`` tells that the
     module around both runs, ``states`` what the encoder gave in it, and ``seen`` whether the
-    decoder's running call is given the states of a prompt.
+    decoder's running call is given the states of a prompt. ``front`` are these where the encoder
+    goes on without them; it is there while the encoder runs.
     """
 
-    __slots__ = ("count", "memory", "parameters", "seen", "states", "within")
+    __slots__ = ("count", "front", "memory", "parameters", "running", "seen", "states", "within")
 
     def __init__(self, memory: Memory, parameters: tuple[str, ...], count: int):
         self.memory = memory
         self.parameters = parameters
         self.count = count
-        self.within = self.seen = False
+        self.within = self.seen = self.running = False
         self.states: Tensor | None = None
+        self.front: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryTap:
         copy = memo.get(id(self))
@@ -62,10 +66,28 @@ def entered(tap: MemoryTap) -> None:
     tap.within, tap.states = True, None
 
 
-def noted(tap: MemoryTap, output: Any) -> None:
-    """The encoder returns the states of its prompt and its tokens in ``output``."""
+def begun(tap: MemoryTap) -> None:
+    """The encoder begins; recomputed layers run when it does not."""
+    tap.running, tap.front = tap.memory.apart, None
+
+
+def kept(tap: MemoryTap, hidden: Tensor) -> None:
+    """Keep the states of the prompt, which are dropped from ``hidden`` [batch, places, features]."""
+    if tap.running:
+        tap.front = hidden[:, : tap.count]
+
+
+def returned(tap: MemoryTap, output: Any) -> Any:
+    """What the encoder returns, with the states of its prompt and its tokens."""
+    index = tap.memory.index
+    front, tap.running, tap.front = tap.front, False, None
+    if front is not None:
+        states = output if index is None else output[index]
+        whole = torch.cat((front, states), 1)
+        output = whole if index is None else kernels.with_first(output, index, whole)
     if tap.within:
-        tap.states = output if tap.memory.index is None else output[tap.memory.index]
+        tap.states = output if index is None else output[index]
+    return output
 
 
 def handed(tap: MemoryTap, output: Any) -> Any:

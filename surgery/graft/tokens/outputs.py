@@ -74,7 +74,12 @@ class Trim:
 
     def _several(self, values: tuple[Any, ...], attends: bool, cross: bool) -> tuple[Any, ...]:
         trim = self._attention if attends else self._rows
-        return tuple(trim(v, cross) if isinstance(v, Tensor) else v for v in values)
+        found: list[Any] = []
+        for value in values:
+            if isinstance(value, tuple):
+                value = self._several(cast("tuple[Any, ...]", value), attends, cross)
+            found.append(trim(value, cross) if isinstance(value, Tensor) else value)
+        return tuple(found)
 
     def _attends(self, value: Any) -> bool:
         """Whether a value is [batch, heads, queries, keys]; some models stack states in front.
@@ -86,19 +91,31 @@ class Trim:
         return value.shape[0] == self.batch and value.shape[-2] == self.total
 
     def _attention(self, value: Tensor, cross: bool) -> Tensor:
+        """Attentions [batch, heads, queries, keys]; what a mixer without keys gives are states.
+
+        Those in windows or blocks have fewer keys, and other axes, and stay as they are.
+        """
+        if value.dim() < 4:
+            return self._rows(value, cross)
+        if value.dim() > 4 and not self.streams:
+            return value
         queries = self._without(value, -2)
-        if cross:
+        if cross or (self.joined and value.shape[-1] < self.total):
             return queries
         if self.joined and self.streams and value.shape[-1] > self.total:
             return self._without(queries, -1)
         return queries[..., self.held :]
 
     def _rows(self, value: Tensor, _: bool) -> Tensor:
-        """States [..., total, features], or scores [batch · total, experts]."""
+        """States [..., total, features], or scores [batch · total, experts].
+
+        States may stand in several rows for each token, [batch, total, rows, features].
+        """
         if not self.joined:
             return value
         if value.dim() >= 3:
-            return self._without(value, -2)
+            several = value.dim() == 4 and value.shape[2] != self.total
+            return self._without(value, 1 if several and value.shape[1] == self.total else -2)
         if value.dim() == 2 and value.shape[0] == self.batch * self.total:
             rows = value.view(self.batch, self.total, -1)[:, self.joined :]
             return rows.reshape(-1, value.shape[1])
@@ -116,7 +133,12 @@ class Trim:
         return kernels.with_first(output, index, self.states(output[index]))
 
     def states(self, value: Tensor) -> Tensor:
-        """Hidden states [batch, total, features] of the tokens given."""
+        """Hidden states [batch, total, features] of the tokens given.
+
+        There may be more where the model pads its sequences, and fewer where some were picked.
+        """
+        if self.joined and not self.streams and value.shape[1] > self.total:
+            return value[:, self.joined :]
         return self._without(value, 1)
 
     def _without(self, value: Tensor, dim: int) -> Tensor:

@@ -24,7 +24,7 @@ from surgery.anatomy.site import Tokens
 from surgery.graft.graphs import kernels
 from surgery.graft.tokens.arguments import Call
 from surgery.graft.tokens.cache import make_room
-from surgery.graft.tokens.memory import MemoryTap, noted
+from surgery.graft.tokens.memory import MemoryTap, begun, kept, returned
 from surgery.graft.tokens.outputs import Trim
 from surgery.language.diagnostics import error
 
@@ -141,6 +141,8 @@ def extended(
             make_room(cache, n)
         tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
         streams = bool(tap.tokens.streams)
+        if tap.memory is not None:
+            begun(tap.memory)
         tap.trim = Trim(n, n, call.batch, n + call.length, streams)
     else:
         call.follow(n)
@@ -200,7 +202,11 @@ def filled(tap: TokenTap, output: Tensor) -> Tensor:
 
 def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:
     """Hidden states [batch, n + length, features], as they leave the last layer, without n."""
-    return hidden if tap.trim is None else tap.trim.states(hidden)
+    if tap.trim is None:
+        return hidden
+    if tap.memory is not None:
+        kept(tap.memory, hidden)
+    return tap.trim.states(hidden)
 
 
 def restored(tap: TokenTap, output: Any) -> Any:
@@ -217,8 +223,8 @@ def restored(tap: TokenTap, output: Any) -> Any:
     for index, _ in tap.tokens.streams:
         output = tap.trim.one(output, index)
     if tap.memory is not None:
-        noted(tap.memory, output)
-    elif exit.path == tap.tokens.reader:
+        return returned(tap.memory, tap.trim.output(output))
+    if exit.path == tap.tokens.reader:
         output = tap.trim.one(output, exit.index)
     return tap.trim.output(output)
 
