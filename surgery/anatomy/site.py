@@ -65,6 +65,7 @@ class Core:
     before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
     one head. ``obstacle`` says why new keys cannot join it, if so. Where a place has several cores
     of one size (differential attention), ``others`` are the orders of the rest, which change alike.
+    ``among`` is how many cores ran in one call in all.
     """
 
     path: str
@@ -76,6 +77,7 @@ class Core:
     values: int
     obstacle: str | None = None
     others: tuple[int, ...] = ()
+    among: int = 1
 
     @property
     def each(self) -> tuple[Core, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -23,15 +24,21 @@ def described(flow: Flow, core: Core) -> site.Core:
     """``core`` as a site tells of it."""
     call = flow.lowest(core.ops)
     order = sum(_counts(flow, op) for op in flow.ops[call.first : _mark(flow, core).index])
+    found = _core(flow, core, call.path, order)
+    among = sum(_counts(flow, op) for op in flow.ops[call.first : call.last + 1])
+    return replace(found, among=max(among, order + 1))
+
+
+def _core(flow: Flow, core: Core, path: str, order: int) -> site.Core:
     if core.whole:
         heads, features = _whole(flow, core.ops[0])
-        return site.Core(call.path, order, "fused", heads, heads, features, features)
+        return site.Core(path, order, "fused", heads, heads, features, features)
     how = _how(flow, core)
     shapes = flow.record.shapes
     scored, weighed = _orders(flow, core)
     if scored is None or weighed is None or len(shapes[core.k]) > 4:
         why = _unordered(flow, core)
-        return site.Core(call.path, order, how, 1, 1, 0, 0, why)
+        return site.Core(path, order, how, 1, 1, 0, 0, why)
     q = [shapes[core.q][axis] for axis in scored.query]
     k = [shapes[core.k][axis] for axis in scored.key]
     v = [shapes[core.v][axis] for axis in weighed.value]
@@ -41,7 +48,7 @@ def described(flow: Flow, core: Core) -> site.Core:
     times = max(_repeats(flow, core.k), _repeats(flow, core.v))
     heads = (k[1] if len(k) > 3 else folded) // times
     obstacle = _lost(flow, core)
-    return site.Core(call.path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
+    return site.Core(path, order, how, query_heads, max(heads, 1), k[-1], v[-1], obstacle)
 
 
 def _how(flow: Flow, core: Core) -> Literal["fused", "products", "interface"]:

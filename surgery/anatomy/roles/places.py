@@ -289,7 +289,7 @@ def _together(core: Core, another: Core) -> Core:
         return core
     alike = core == replace(another, order=core.order, others=core.others)
     # Of products, two attentions may run at once, and then their orders tell nothing.
-    if alike and core.how == "fused":
+    if alike and core.how != "products":
         return replace(core, others=(*core.others, another.order))
     why = core.obstacle or another.obstacle or "it runs several attentions, and this is of one"
     return replace(core, obstacle=why)

@@ -21,7 +21,7 @@ from surgery.graft.attention.fused import attend
 from surgery.graft.attention.products import Trail, product
 from surgery.graft.attention.steps import KINDS, Step, among, over_last, step, tensors
 from surgery.graft.attention.whole import opened
-from surgery.language.diagnostics import error
+from surgery.language.diagnostics import SurgeryError, error
 
 
 def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[Any]:
@@ -31,7 +31,7 @@ def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[A
     order in which they come. Cores of modules inside may be rerouted by these themselves.
 
     Raises:
-        SurgeryError: S430 if a core that is to be changed never came.
+        SurgeryError: S430 if a core that is to be changed never came, or more came than are known.
 
     """
     return _Rerouting(changes)
@@ -43,7 +43,15 @@ class _Rerouting(TorchFunctionMode):
     def __init__(self, changes: Sequence[tuple[Core, Change]]):
         super().__init__()
         self.changes = changes
-        self.waiting = len(changes)
+        self.among = max(core.among for core, _ in changes)
+        # A loop over images or documents runs as many as it is given: no other attention is there.
+        first, change = changes[0]
+        self.every = (
+            first.how != "products"
+            and len(changes) == self.among
+            and all(other is change for _, other in changes)
+        )
+        self.waiting = 1 if self.every else len(changes)
         self.came = 0
         self.trails: list[Trail] = []
         self.compiled = torch.compiler.is_compiling()
@@ -53,7 +61,7 @@ class _Rerouting(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # What is compiled by itself, in a module that is not, is left as it is.
-        if torch.compiler.is_compiling() != self.compiled or not self.waiting:
+        if torch.compiler.is_compiling() != self.compiled:
             return called(func, args, kwargs)
         kind = KINDS.get(getattr(func, "__name__", ""), "")
         if not kind and not self.trails:
@@ -73,17 +81,25 @@ class _Rerouting(TorchFunctionMode):
         """The core that comes now with its change, if it has one."""
         order = self.came
         self.came += 1
+        if self.every:
+            return self.changes[0]
+        if order >= self.among:
+            raise self.unlike()
         for core, change in self.changes:
             if core.order == order:
                 return core, change
         return None
+
+    def changed(self) -> None:
+        """Note that a core has been changed."""
+        self.waiting = max(self.waiting - 1, 0)
 
     def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function that is a core, and no more."""
         found = self.next()
         if found is None or kind == "flex_attention":
             return called(func, args, kwargs)
-        self.waiting -= 1
+        self.changed()
         core, change = found
         if kind == "attention_interface":
             return interfaces.attend(change, *args)
@@ -95,9 +111,9 @@ class _Rerouting(TorchFunctionMode):
         if found is None:
             return called(func, args, kwargs)
         core, change = found
-        with _Rerouting([(replace(core, order=0), change)]):
+        with _Rerouting([(replace(core, order=0, among=1), change)]):
             result = opened(*args, **kwargs)
-        self.waiting -= 1
+        self.changed()
         return result
 
     def trail(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trail | None:
@@ -151,7 +167,7 @@ class _Rerouting(TorchFunctionMode):
             result = trail.weigh(found) if found is not None else None
             if result is not None:
                 self.trails = []
-                self.waiting -= 1
+                self.changed()
                 return result
         result = called(func, args, kwargs)
         taken = step(kind, func, args, kwargs, trail.tensor, result)
@@ -162,10 +178,13 @@ class _Rerouting(TorchFunctionMode):
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         super().__exit__(exc_type, exc_val, exc_tb)  # pyright: ignore[reportUnknownMemberType]
         if exc_type is None and self.waiting:
-            raise error(
-                "S430",
-                f"the attention of `{self.changes[0][0].path}` did not run as it did when the "
-                "model was read: its core cannot be changed",
-                help='load the model with attn_implementation="sdpa", or with the one it was '
-                "adapted with",
-            )
+            raise self.unlike()
+
+    def unlike(self) -> SurgeryError:
+        return error(
+            "S430",
+            f"the attention of `{self.changes[0][0].path}` did not run as it did when the "
+            "model was read: its core cannot be changed",
+            help='load the model with attn_implementation="sdpa", or with the one it was '
+            "adapted with",
+        )
