@@ -84,6 +84,11 @@ class Core:
         """The cores of this place one by one."""
         return tuple(replace(self, order=o, others=()) for o in (self.order, *self.others))
 
+    @property
+    def form(self) -> Core:
+        """The core without what depends on how the attention was computed, and how often."""
+        return replace(self, order=0, how="fused", obstacle=None, others=(), among=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
