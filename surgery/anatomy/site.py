@@ -83,7 +83,7 @@ class Core:
     can be done to it. Where a place has several cores of one size (differential attention),
     ``others`` are the rest, which change alike. Of scores with more than four axes ``heads_at`` is
     that of the heads, and of those with ``windows``, where ``order`` counts the softmaxes of scores
-    that came by other ways than those of products.
+    that came by other ways than those of products. ``among`` is how many cores ran in one call in all.
     """
 
     path: str
@@ -98,6 +98,7 @@ class Core:
     heads_at: int = 1
     others: tuple[Core, ...] = ()
     windows: Windows | None = None
+    among: int = 1
 
     @property
     def features(self) -> dict[str, int]:
@@ -112,6 +113,11 @@ class Core:
     def each(self) -> tuple[Core, ...]:
         """The cores of this place one by one."""
         return (replace(self, others=()), *self.others)
+
+    @property
+    def form(self) -> Core:
+        """The core without what depends on how the attention was computed, and how often."""
+        return replace(self, order=0, how="fused", obstacle=None, fixed=None, others=(), among=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,8 +186,12 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of everything the plan does; two plans with one fingerprint do the same."""
-        text = repr((self.base, self.edits, self.trained, self.frozen))
+        """A digest of everything the plan does; two plans with one fingerprint do the same.
+
+        Attention may be computed in another way: what was trained by flash attention serves without.
+        """
+        edits = tuple(replace(e, core=e.core.form) if e.core else e for e in self.edits)
+        text = repr((self.base, edits, self.trained, self.frozen))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:

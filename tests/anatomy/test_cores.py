@@ -123,8 +123,8 @@ class TwoInOne(nn.Module):
 
 def test_cores_of_one_module_are_told_apart_by_their_order() -> None:
     one, other = read(randomise(TwoInOne()), torch.randn(2, 5, 16)).places["attention"]
-    assert one.core == Core("", 0, "products", 1, 1, 16, 16)
-    assert other.core == Core("", 1, "fused", 4, 4, 4, 4)
+    assert one.core == Core("", 0, "products", 1, 1, 16, 16, among=2)
+    assert other.core == Core("", 1, "fused", 4, 4, 4, 4, among=2)
 
 
 class Differential(nn.Module):

@@ -380,7 +380,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("first", [folded, fused])
 def test_the_order_of_cores(first: Any, second: Any, order: int) -> None:
     both, x = Twice(first, second), torch.randn(BATCH, LENGTH, WIDTH)
-    prefix = Prefix(replace(CORE, order=order))
+    prefix = Prefix(replace(CORE, order=order, among=2))
     give(both, prefix)
     found = both(x)
     kept = [both.first, both.second][order]
@@ -402,7 +402,7 @@ def test_modules_inside_are_rerouted_by_themselves() -> None:
             return self.own.core(self.own, *self.own.operands(x), None)
 
     outer, x = Outer(), torch.randn(BATCH, LENGTH, WIDTH)
-    inside, outside = Prefix(CORE), Prefix(replace(CORE, order=1))
+    inside, outside = Prefix(CORE), Prefix(replace(CORE, order=1, among=2))
     give(outer.inner, inside)
     give(outer, outside)
     between = expected(outer.inner, inside, x, None)
@@ -412,7 +412,7 @@ def test_modules_inside_are_rerouted_by_themselves() -> None:
 
 def test_a_core_that_never_came_is_an_error() -> None:
     made, x = module(written), torch.randn(BATCH, LENGTH, WIDTH)
-    prefix = Prefix(replace(CORE, path="block.attention", order=1))
+    prefix = Prefix(replace(CORE, path="block.attention", order=1, among=2))
     give(made, prefix)
     with pytest.raises(SurgeryError, match="S430") as caught:
         made(x)
@@ -461,3 +461,38 @@ def test_threads_have_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class Pieces(Projected):
+    """One attention for each of the documents in a row, as for images of several sizes."""
+
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        operands = [t.split(lengths, dim=2) for t in self.operands(x)]
+        made = [self.core(self, *one, None) for one in zip(*operands, strict=True)]
+        return x + self.o(torch.cat(made, 2).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("seen", [[3, 4], [7]])
+def test_as_many_pieces_as_there_are(seen: list[int]) -> None:
+    """Each has the new keys, whatever the number was when the model was read."""
+    model = randomise(Pieces(fused)).eval()
+    example = (torch.randn(1, 7, WIDTH), seen)
+    (site,) = read(model, example).places["attention"]
+    assert site.core.among == len(seen)
+    prefix = Prefix(site.core)
+    change = prefix.change()
+    with rerouted([(core, change) for core in site.core.each]):
+        found = model(example[0], [2, 1, 4])
+    model.core = lambda self, q, k, v, _: by_hand(q, k, v, prefix.k, prefix.v)
+    torch.testing.assert_close(found, model(example[0], [2, 1, 4]))
+
+
+def test_more_attentions_than_are_known() -> None:
+    """Written in products, several cannot be told apart."""
+    model, x = randomise(Pieces(written)).eval(), torch.randn(1, 7, WIDTH)
+    (site,) = read(model, (x, [7])).places["attention"]
+    prefix = Prefix(site.core)
+    give(model, prefix)
+    model(x, [7])
+    with pytest.raises(SurgeryError, match="S430"):
+        model(x, [3, 4])

@@ -7,6 +7,7 @@ under transformers' own code for padding. Flex attention has no backward on a CP
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +242,17 @@ def test_models_are_left_as_they_are() -> None:
     assert type(model.model.layers[0].self_attn) is cls
     assert cls.forward is forward
     assert opened(nn.Linear.forward) is nn.Linear.forward
+
+
+@pytest.mark.usefixtures("flash")
+def test_another_implementation_computes_the_same_adapter(tmp_path: Path) -> None:
+    plain, flash = pair("llama", "unipelt", "flash_attention_2")
+    surgery.save(flash, tmp_path)
+    given = batch(9, "left")
+    real = given["attention_mask"].bool()
+    expected = flash(**given).logits[real]
+    surgery.remove(plain)
+    surgery.load(plain, tmp_path)
+    torch.testing.assert_close(plain(**given).logits[real], expected, rtol=1e-4, atol=1e-5)
+    flash.set_attn_implementation("sdpa")
+    torch.testing.assert_close(flash(**given).logits[real], expected, rtol=1e-4, atol=1e-5)

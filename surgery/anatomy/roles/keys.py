@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -33,13 +34,19 @@ class Keys:
 
     def described(self, core: Core, query: int | None) -> site.Core:
         """``core`` as a site tells of it; ``query`` is the result of the linear for its queries."""
-        flow, shapes = self.flow, self.flow.record.shapes
+        flow = self.flow
         call = flow.lowest(core.ops)
         mark = core.ops[min(1, len(core.ops) - 1)]
         order = sum(self._counts(op) for op in flow.ops[call.first : mark.index])
+        among = sum(self._counts(op) for op in flow.ops[call.first : call.last + 1])
+        found = self._sized(core, query, call.path, order)
+        return replace(found, among=max(among, order + 1))
+
+    def _sized(self, core: Core, query: int | None, path: str, order: int) -> site.Core:
+        flow, shapes = self.flow, self.flow.record.shapes
         if core.whole:
             heads, features = _whole(flow, core.ops[0])
-            return site.Core(call.path, order, "fused", heads, heads, features, features)
+            return site.Core(path, order, "fused", heads, heads, features, features)
         how = _how(flow, core)
         found = self._windowed(core)
         if found is not None:
@@ -48,7 +55,7 @@ class Keys:
         scored, weighed = self._orders(core, heads_at or 1)
         if scored is None or weighed is None or heads_at is None:
             why = self._unordered(core, heads_at)
-            return site.Core(call.path, order, how, 1, 1, 0, 0, why)
+            return site.Core(path, order, how, 1, 1, 0, 0, why)
         q = [shapes[core.q][axis] for axis in scored.query]
         k = [shapes[core.k][axis] for axis in scored.key]
         v = [shapes[core.v][axis] for axis in weighed.value]
@@ -59,7 +66,7 @@ class Keys:
         heads = max((k[1] if len(k) > 3 else folded) // times, 1)
         lost, fixed = self._lost(core), self._fixed(core)
         sizes = (query_heads, heads, k[-1], v[-1])
-        return site.Core(call.path, order, how, *sizes, lost, fixed, heads_at)
+        return site.Core(path, order, how, *sizes, lost, fixed, heads_at)
 
     def _windowed(self, core: Core) -> site.Windows | None:
         """The windows of ``core``, where no trail leads from a product to its softmax."""

@@ -22,7 +22,7 @@ from surgery.graft.attention.products import Trail, product
 from surgery.graft.attention.steps import KINDS, Step, among, step, tensors
 from surgery.graft.attention.whole import opened
 from surgery.graft.attention.windows import WindowedCore
-from surgery.language.diagnostics import error
+from surgery.language.diagnostics import SurgeryError, error
 
 
 def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[Any]:
@@ -32,7 +32,7 @@ def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[A
     order in which they come. Cores of modules inside may be rerouted by these themselves.
 
     Raises:
-        SurgeryError: S430 if a core that is to be changed never came.
+        SurgeryError: S430 if a core that is to be changed never came, or more came than are known.
 
     """
     return _Rerouting(changes)
@@ -47,7 +47,15 @@ class _Rerouting(TorchFunctionMode):
         self.windowed = [WindowedCore(*pair) for pair in changes if pair[0].windows]
         self.path = changes[0][0].path if changes else ""
         self.strays = 0
-        self.waiting = len(changes)
+        self.among = max((core.among for core, _ in self.changes), default=0)
+        # A loop over images or documents runs as many as it is given: no other attention is there.
+        self.every = (
+            bool(self.changes)
+            and self.changes[0][0].how != "products"
+            and len(self.changes) == self.among
+            and all(change is self.changes[0][1] for _, change in self.changes)
+        )
+        self.waiting = (1 if self.every else len(self.changes)) + len(self.windowed)
         self.came = 0
         self.trails: list[Trail] = []
         self.compiled = torch.compiler.is_compiling()
@@ -57,7 +65,7 @@ class _Rerouting(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # What is compiled by itself, in a module that is not, is left as it is.
-        if torch.compiler.is_compiling() != self.compiled or not self.waiting:
+        if torch.compiler.is_compiling() != self.compiled:
             return called(func, args, kwargs)
         if self.windowed:
             return self.window(func, args, kwargs)
@@ -105,17 +113,25 @@ class _Rerouting(TorchFunctionMode):
         """The core that comes now with its change, if it has one."""
         order = self.came
         self.came += 1
+        if self.every:
+            return self.changes[0]
+        if self.changes and order >= self.among:
+            raise self.unlike()
         for core, change in self.changes:
             if core.order == order:
                 return core, change
         return None
+
+    def changed(self) -> None:
+        """Note that a core has been changed."""
+        self.waiting = max(self.waiting - 1, 0)
 
     def fused(self, kind: str, func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """A function that is a core, and no more."""
         found = self.next()
         if found is None or kind == "flex_attention":
             return called(func, args, kwargs)
-        self.waiting -= 1
+        self.changed()
         core, change = found
         if kind == "attention_interface":
             return interfaces.attend(change, *args)
@@ -127,9 +143,9 @@ class _Rerouting(TorchFunctionMode):
         if found is None:
             return called(func, args, kwargs)
         core, change = found
-        with _Rerouting([(replace(core, order=0), change)]):
+        with _Rerouting([(replace(core, order=0, among=1), change)]):
             result = opened(*args, **kwargs)
-        self.waiting -= 1
+        self.changed()
         return result
 
     def trail(
@@ -197,7 +213,7 @@ class _Rerouting(TorchFunctionMode):
             found = product(kind, func, args, kwargs)
             result = trail.weigh(found) if found is not None else None
             if result is not None:
-                self.waiting -= 1
+                self.changed()
                 self.trails = [t for t in self.trails if self.waiting and t is not trail]
                 return result
         result = called(func, args, kwargs)
@@ -212,10 +228,13 @@ class _Rerouting(TorchFunctionMode):
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         super().__exit__(exc_type, exc_val, exc_tb)  # pyright: ignore[reportUnknownMemberType]
         if exc_type is None and self.waiting:
-            raise error(
-                "S430",
-                f"the attention of `{self.path}` did not run as it did when the "
-                "model was read: its core cannot be changed",
-                help='load the model with attn_implementation="sdpa", or with the one it was '
-                "adapted with",
-            )
+            raise self.unlike()
+
+    def unlike(self) -> SurgeryError:
+        return error(
+            "S430",
+            f"the attention of `{self.path}` did not run as it did when the "
+            "model was read: its core cannot be changed",
+            help='load the model with attn_implementation="sdpa", or with the one it was '
+            "adapted with",
+        )
