@@ -228,7 +228,9 @@ class Recorder(TorchFunctionMode):
 def _is_count(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is one whole number that can be read at once."""
     whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
-    return whole and not isinstance(tensor, FakeTensor) and tensor.device.type == "cpu"
+    # Inside `vmap`, as masks are made in, a number stands for many.
+    many = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
+    return whole and not many and not isinstance(tensor, FakeTensor) and tensor.device.type == "cpu"
 
 
 @contextmanager

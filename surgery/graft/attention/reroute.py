@@ -47,7 +47,7 @@ class _Rerouting(TorchFunctionMode):
         self.windowed = [WindowedCore(*pair) for pair in changes if pair[0].windows]
         self.path = changes[0][0].path if changes else ""
         self.strays = 0
-        self.among = max((core.among for core, _ in self.changes), default=0)
+        self.among = max([core.among for core, _ in self.changes] or [0])
         # A loop over images or documents runs as many as it is given: no other attention is there.
         self.every = (
             bool(self.changes)
