@@ -63,7 +63,8 @@ class Record:
 
     Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
     indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
-    ``counts`` are the values that were one whole number each, where these could be read.
+    ``counts`` are the values that were one whole number each, where these could be read;
+    ``strides`` tell how values lay in memory.
     """
 
     ops: list[Op]
@@ -75,6 +76,7 @@ class Record:
     buffers: dict[int, str]
     how: str
     counts: dict[int, int] = field(default_factory=dict[int, int])
+    strides: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
 
     @cached_property
     def consumers(self) -> list[list[int]]:

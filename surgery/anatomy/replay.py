@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,6 +46,11 @@ def replayed(
     """
     generator = torch.Generator().manual_seed(0)
     start = _stand_in(record, source, generator).mul(scale).requires_grad_()
+    strides = record.strides[source] if record.strides else start.stride()
+    if is_dense(start.shape, strides):
+        # Windows are strided over memory: what is cut by them has to lie as it did.
+        laid = torch.empty_strided(start.shape, strides, dtype=start.dtype)
+        start = laid.copy_(start.detach()).requires_grad_()
     replay = Replay(record, start, generator, seen)
     try:
         with torch.enable_grad():
@@ -73,6 +78,18 @@ def between(record: Record, source: int, ends: Iterable[int]) -> list[Op]:
             wanted.update(op.inputs)
             kept.append(op)
     return kept[::-1]
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a tensor fills its memory, each place once."""
+    if len(strides) != len(shape):
+        return False
+    size = 1
+    for stride, count in sorted((t, n) for t, n in zip(strides, shape, strict=True) if n != 1):
+        if stride != size:
+            return False
+        size *= count
+    return True
 
 
 def _told(made: Replay, axis: int, parts: Iterable[Tensor]) -> list[list[int]] | None:

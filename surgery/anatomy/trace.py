@@ -31,6 +31,7 @@ class Recorder(TorchFunctionMode):
         self.dtypes: list[torch.dtype] = []
         self.producer: list[int] = []
         self.counts: dict[int, int] = {}
+        self.strides: list[tuple[int, ...]] = []
         # Tensors are kept alive here, so that no id is given out twice.
         self.known: dict[int, tuple[int, torch.Tensor]] = {}
         self.views: dict[int, list[torch.Tensor]] = {}
@@ -119,8 +120,10 @@ class Recorder(TorchFunctionMode):
         self.shapes.append(tuple(tensor.shape))
         self.dtypes.append(tensor.dtype)
         self.producer.append(producer)
-        if _is_count(tensor):
-            self.counts[number] = int(tensor)
+        self.strides.append(tensor.stride() if tensor.layout is torch.strided else ())
+        count = _count(tensor)
+        if count is not None:
+            self.counts[number] = count
         return number
 
     def aliases(self, tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -222,15 +225,19 @@ class Recorder(TorchFunctionMode):
             self.named["buffer"],
             how,
             self.counts,
+            self.strides,
         )
 
 
-def _is_count(tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` is one whole number that can be read at once."""
+def _count(tensor: torch.Tensor) -> int | None:
+    """The one whole number that ``tensor`` is, if it can be read at once."""
     whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
-    # Inside `vmap`, as masks are made in, a number stands for many.
-    many = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
-    return whole and not many and not isinstance(tensor, FakeTensor) and tensor.device.type == "cpu"
+    if not whole or isinstance(tensor, FakeTensor) or tensor.device.type != "cpu":
+        return None
+    try:
+        return int(tensor)
+    except RuntimeError:  # inside `vmap`
+        return None
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def test_keys_and_values_of_different_sizes() -> None:
     assert (core.keys, core.values) == (12, 6)
 
 
-def test_windows_of_keys_are_an_obstacle() -> None:
+def test_queries_and_context_of_windows() -> None:
+    """Blocks that have as many places as there are heads are not taken for queries."""
     from transformers import LongformerConfig, LongformerModel
 
     settings = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "attention_window": 4}
@@ -101,8 +102,10 @@ def test_windows_of_keys_are_an_obstacle() -> None:
     made = randomise(LongformerModel(LongformerConfig(**settings, **heads)))
     core = read(made).places["attention"][0].core
     assert core is not None
-    assert core.obstacle is not None
-    assert "new keys cannot" in core.obstacle
+    assert core.windows is not None
+    assert (core.query_heads, core.heads_at, core.keys) == (4, 2, 8)
+    assert core.windows.cuts[-1] == "reshape"
+    assert core.windows.queries == core.windows.context == (0, 2, 1, 3)
 
 
 class TwoInOne(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.record import Op
-from surgery.anatomy.replay import Replay, between, replayed
+from surgery.anatomy.replay import Replay, between, is_dense, replayed
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order
@@ -85,6 +85,8 @@ def _order(flow: Flow, value: int, scores: int, forward: bool = False) -> Order 
     if len(shape) != rank or sorted(shape[:-1]) != sorted(record.shapes[scores][:-1]):
         return None
     source, end = (scores, value) if forward else (value, scores)
+    if not is_dense(record.shapes[source], record.strides[source]):
+        return None
     made = replayed(record, source, (end,), seen=not forward)
     if made is None:
         return None
