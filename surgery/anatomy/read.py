@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgery.anatomy.paths import Paths
@@ -51,7 +52,9 @@ class Anatomy:
     @cached_property
     def reading(self) -> Reading:
         """The analysis behind the roles."""
-        return Reading(self.record, self.paths)
+        # What depends on what is told by gradients, whatever mode the caller is in.
+        with torch.inference_mode(False), torch.enable_grad():
+            return Reading(self.record, self.paths)
 
     @property
     def places(self) -> dict[str, tuple[Site, ...]]:

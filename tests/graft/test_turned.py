@@ -103,5 +103,5 @@ def test_a_tap_whose_module_did_not_run_is_an_error() -> None:
     ids = torch.randint(50, (2, 5))
     surgery.apply(model, "on mlp pfeiffer adapter(4)", seed=0, example_inputs=ids)
     x = torch.randn(5, 2, 24)
-    with pytest.raises(surgery.SurgeryError, match="S432"):
+    with pytest.raises(surgery.SurgeryError, match="S434"):
         model.layer["down"](x)

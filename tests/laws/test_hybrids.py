@@ -197,6 +197,20 @@ def test_padding_moves_no_gate(name: str, what: str, gate: str) -> None:
     assert difference > 1e-4 if "mean" in gate else difference < 1e-5
 
 
+@pytest.mark.parametrize("what", ["on q|v gated lora(2)", "on attention gated prefix(3)"])
+def test_padding_moves_no_gate_where_features_come_first(what: str) -> None:
+    from transformers import SqueezeBertConfig, SqueezeBertModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = SqueezeBertConfig(vocab_size=64, intermediate_size=48, embedding_size=32, **sizes)
+    torch.manual_seed(0)
+    model = randomise_added(surgery.apply(SqueezeBertModel(config).eval(), what, seed=0))
+    with torch.no_grad():
+        padded = model(input_ids=IDS, attention_mask=RIGHT)[0][1, :4]
+        alone = model(input_ids=IDS[1:, :4], attention_mask=RIGHT[1:, :4])[0][0]
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_one_gate_a_layer() -> None:
     model = surgery.apply(build("llama"), "on q|v layer_gated lora(2)", seed=0)
     projections = [(x.self_attn.q_proj, x.self_attn.v_proj) for x in model.model.layers]

@@ -321,14 +321,17 @@ class Emitter:
         x, rate = (self.emit(a) for a in e.arguments)
         return self.host.call(functional.dropout, x, rate, self.host.training())
 
-    def _over(self, e: Expression) -> Any:
+    def _axis(self, e: Expression) -> int:
         axis = int(e.attribute("axis"))  # type: ignore[arg-type]
         if e.varies and self.first and axis >= -1 - self.spatial:
             # Features come before the places that rules write in front of them.
-            axis = -1 - self.spatial if axis == -1 else axis + 1
+            return -1 - self.spatial if axis == -1 else axis + 1
+        return axis
+
+    def _over(self, e: Expression) -> Any:
         extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
         return self.host.call(
-            function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=axis, **extra
+            function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=self._axis(e), **extra
         )
 
     def _pool(self, e: Expression) -> Any:
@@ -338,8 +341,7 @@ class Emitter:
         mask = self.host.real(self.emit(states))
         if mask is None:
             return self._over(e)
-        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, axis)
+        return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
 
     def _along(self, e: Expression) -> Any:
         arguments = [self.emit(a) for a in e.arguments]

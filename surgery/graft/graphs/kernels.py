@@ -84,13 +84,13 @@ def read_tap(tap: Tap) -> Any:
     """What a tap carries, once.
 
     Raises:
-        SurgeryError: S432 if its module did not run before the one that reads.
+        SurgeryError: S434 if its module did not run before the one that reads.
 
     """
     value = tap.value
     if value is None:
         raise error(
-            "S432",
+            "S434",
             "a method here reads hidden states of another module, and this one was run by itself, "
             "as in the backward of reversible layers",
             help="apply a method that reads no residual there",
@@ -255,7 +255,7 @@ def check_rank(value: Tensor, rank: int, name: str) -> Tensor:
 
 
 def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
-    """The mean of ``value`` [batch, length, features] over its tokens, padding left out.
+    """The mean of ``value`` [batch, …] over its tokens along ``dim``, padding left out.
 
     ``mask`` is [batch, at least length], or None; what it says of the past comes first. Tokens
     that have joined in front of those it tells of are real.
@@ -274,7 +274,9 @@ def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
         real = functional.pad(real, (length - mask.shape[1], 0), value=1.0)
     if batch != mask.shape[0]:
         real = real.repeat_interleave(batch // mask.shape[0], 0)
-    weights = real.unsqueeze(-1)
+    sizes = [1] * value.dim()
+    sizes[0], sizes[dim] = batch, length
+    weights = real.view(sizes)
     return (value * weights).sum(dim, keepdim=True) / weights.sum(dim, keepdim=True).clamp_min(1)
 
 
