@@ -82,10 +82,7 @@ def _figures(results: Results) -> list[str]:
 def _rows(results: Results, task: str) -> list[str]:
     """The names of those for which all is good, and a table of the others."""
     good: list[str] = []
-    others = [
-        "| architecture | " + " | ".join(column.title for column in COLUMNS.values()) + " |",
-        "|---|" + ":---:|" * len(COLUMNS),
-    ]
+    others: list[str] = []
     for key, result in sorted(results.items()):
         if not key.startswith(task + "/") or not result["runs"]:
             continue
@@ -95,7 +92,11 @@ def _rows(results: Results, task: str) -> list[str]:
             good.append(name)
         else:
             others.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [f"All of it on {len(good)}: {', '.join(good)}.", "", *others]
+    lines = [f"All of it on {len(good)}: {', '.join(good)}."]
+    if not others:
+        return lines
+    head = "| architecture | " + " | ".join(column.title for column in COLUMNS.values()) + " |"
+    return [*lines, "", head, "|---|" + ":---:|" * len(COLUMNS), *others]
 
 
 def _cell(cell: Mapping[str, str] | None) -> str:

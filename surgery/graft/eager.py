@@ -15,8 +15,8 @@ from surgery.graft.container import Graft
 from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
-from surgery.graft.graphs.kernels import Held, Tap
 from surgery.graft.graphs.recall import MaskTap
+from surgery.graft.graphs.taps import Held, Tap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens import masks

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.graphs.emit import Emitter, Host
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.host import Host
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression

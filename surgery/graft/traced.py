@@ -18,7 +18,8 @@ from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.container import Graft
 from surgery.graft.graphs import kernels
-from surgery.graft.graphs.emit import Emitter, Host
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery

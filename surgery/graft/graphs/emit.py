@@ -7,7 +7,6 @@ of layer lays out its values, and nothing of hosts.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from math import prod
@@ -17,8 +16,9 @@ import torch
 import torch.nn.functional as functional
 
 from surgery.graft.graphs import kernels
-from surgery.graft.graphs.factors import factored_linear, low_rank_norm
-from surgery.graft.graphs.patches import push_input
+from surgery.graft.graphs.factors import low_rank_norm
+from surgery.graft.graphs.host import Host
+from surgery.graft.graphs.linears import as_matrix, linear
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
@@ -39,44 +39,6 @@ def function(path: str) -> Any:
     """The function that a primitive names."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
-
-
-class Host:
-    """What an emitter asks of the graph it writes into; values are nodes, or tensors."""
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
-        """Apply a function; a ``str`` target is a method of the first argument."""
-        raise NotImplementedError
-
-    def leaf(self, expression: Expression) -> Any:
-        """The value of an operand or param, the weight in the layer's own layout."""
-        raise NotImplementedError
-
-    def module(self) -> Any:
-        """The adapted module itself."""
-        raise NotImplementedError
-
-    def base(self, x: Any) -> Any:
-        """What the adapted module computed of ``x`` before."""
-        raise NotImplementedError
-
-    def training(self) -> Any:
-        raise NotImplementedError
-
-    def held(self, name: str, value: Any) -> Any:
-        """A module of the model applied to ``value``."""
-        raise NotImplementedError
-
-    def real(self, states: Any) -> Any:
-        """The mask that tells tokens from padding, [batch, length], or None if there is none.
-
-        ``states`` flow through the model with the tokens it tells of.
-        """
-        return None
-
-    def fold(self, expression: Expression, emitter: Emitter) -> Any:
-        """A value that depends on parameters alone; may be kept between forwards."""
-        return emitter.compute(expression)
 
 
 class Emitter:
@@ -113,7 +75,7 @@ class Emitter:
             self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
         return self._done[key]
 
-    def _with_copies(self, copies: int, e: Expression) -> Any:
+    def with_copies(self, copies: int, e: Expression) -> Any:
         outer, self.copies = self.copies, copies
         try:
             return self.emit(e)
@@ -126,13 +88,13 @@ class Emitter:
             return self._scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
-            return self._as_matrix(value) if e.op == "operand" and e.name == "W" else value
+            return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
         if e.op == "base":
             return self.host.base(self.emit(e.arguments[0]))
         if e.op == "host":
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
-            return self._linear(e)
+            return linear(self, e)
         if e.op == "add":
             return self._add(e)
         special = _SPECIAL.get(e.op)
@@ -152,10 +114,10 @@ class Emitter:
         value = self.emit(e)
         if not within.varies or e.varies or not e.shape or not self.first:
             return value
-        value = self._repeated(value)
+        value = self.repeated(value)
         return self.host.call("view", value, -1, *[1] * self.spatial) if self.spatial else value
 
-    def _repeated(self, value: Any, *others: int) -> Any:
+    def repeated(self, value: Any, *others: int) -> Any:
         """A tensor over features, along its first axis as often as these are there."""
         if value is None or self.copies == 1:
             return value
@@ -165,7 +127,7 @@ class Emitter:
         """One feature of each group, for all that the group has in ``within``."""
         if e.is_output:
             return self.emit(e)
-        value = self._with_copies(self.groups, e)
+        value = self.with_copies(self.groups, e)
         each = int(within.shape[-1].value(self.sizes)) * self.copies // self.groups
         return self.host.call("repeat_interleave", value, each, dim=-1 - self.spatial)
 
@@ -202,111 +164,6 @@ class Emitter:
 
     def _elements(self, e: Expression) -> float:
         return prod(d.value(self.sizes) for d in e.shape)
-
-    # linear, on the input of a layer and on what follows from it
-
-    def _linear(self, e: Expression) -> Any:
-        x, weight, *rest = e.arguments
-        bias = rest[0] if rest else None
-        own = weight.op == "operand" and weight.name == "W"
-        if self.layer and _is_input(x):
-            return self._on_input(x, weight, bias, own)
-        if self.layer and own and self.layer.kind == "linear" and not self.layer.native:
-            return self._opaque(x, bias)
-        if self.layer and self.layer.kind in ("convolution", "embedding") and not self._is_real(x):
-            return self.emit(push_input(e))
-        factored = factored_linear(weight)
-        if factored is not None:
-            return self.emit(factored(x, bias, e))
-        return self._on_features(x, weight, bias)
-
-    def _is_real(self, x: Expression) -> bool:
-        """Whether ``x`` is a tensor of features, not still made of patches or ids."""
-        if not x.varies:
-            return True
-        if _is_input(x):
-            return False
-        return x.op in ("linear", "base", "host") or all(self._is_real(a) for a in x.arguments)
-
-    def _on_input(
-        self, x: Expression, weight: Expression, bias: Expression | None, own: bool
-    ) -> Any:
-        assert self.layer
-        own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
-        if own and x.op == "operand" and (own_bias or (bias is None and not self.layer.bias)):
-            return self.host.base(self.emit(x))
-        if own and not self.layer.native:
-            return self._opaque(x, bias)
-        factored = None if own else factored_linear(weight)
-        if factored is not None:
-            return self.emit(factored(x, bias, None))
-        offset = self.emit(bias) if bias is not None else None
-        match self.layer.kind:
-            case "convolution":
-                return self._convolve(x, weight, own, offset, bias)
-            case "embedding":
-                return self._embed(x, weight, own, offset)
-            case _:
-                return self.host.call(functional.linear, self.emit(x), self.emit(weight), offset)
-
-    def _opaque(self, x: Expression, bias: Expression | None) -> Any:
-        assert self.layer
-        value = self.host.base(self.emit(x))
-        if bias is not None and bias.op == "operand" and bias.name == "b":
-            return value
-        if self.layer.bias:
-            own = self.host.leaf(Expression("operand", (), (("name", "b"),)))
-            value = self.host.call(operator.sub, value, own)
-        return value if bias is None else self.host.call(operator.add, value, self.emit(bias))
-
-    def _convolve(
-        self, x: Expression, weight: Expression, own: bool, offset: Any, bias: Expression | None
-    ) -> Any:
-        assert self.layer
-        if own:
-            kernel = self.host.leaf(weight)
-        else:
-            kernel, offset = self._repeated(self.emit(weight), 1), self._repeated(offset)
-            kernel = self.host.call(kernels.as_kernel, kernel, self.host.module())
-        return self.host.call("_conv_forward", self.host.module(), self.emit(x), kernel, offset)
-
-    def _embed(self, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:
-        ids = x
-        while ids.op == "dropout":
-            ids = ids.arguments[0]
-        table = self.host.leaf(weight) if own else self.host.call(torch.t, self.emit(weight))
-        rows = self.host.call(kernels.look_up, self.emit(ids), table)
-        if x.op == "dropout":
-            rate = self.emit(x.arguments[1])
-            rows = self.host.call(kernels.drop_rows, rows, rate, self.host.training())
-        return rows if offset is None else self.host.call(operator.add, rows, offset)
-
-    def _on_features(self, x: Expression, weight: Expression, bias: Expression | None) -> Any:
-        groups = 1 if x.is_output else self.groups
-        value = self._with_copies(groups, x)
-        matrix = self.emit(weight)
-        offset = None if bias is None else self.emit(bias)
-        if not self.first or not self.spatial:
-            return self.host.call(functional.linear, value, matrix, offset)
-        if groups > 1:
-            matrix, offset = self._repeated(matrix, 1), self._repeated(offset)
-        rows, columns = (int(d.value(self.sizes)) for d in weight.shape)
-        rows *= self.copies if groups > 1 else 1
-        kernel = self.host.call("view", matrix, rows, columns, *[1] * self.spatial)
-        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[self.spatial - 1]
-        return self.host.call(convolve, value, kernel, offset, groups=groups)
-
-    def _as_matrix(self, weight: Any) -> Any:
-        """The layer's weight as a matrix [n, m]."""
-        kind = self.layer.kind if self.layer else "linear"
-        if self.layer and len(self.layer.held) > 2:
-            sizes = (self.layer.out, self.layer.into)
-            weight = self.host.call(
-                "reshape", weight, *(sizes[::-1] if kind == "transposed" else sizes)
-            )
-        if kind == "convolution":
-            return self.host.call(torch.flatten, weight, 1)
-        return self.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight
 
     # primitives with something of their own
 
@@ -416,12 +273,6 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "rows": Emitter._rows,
     "put": Emitter._put,
 }
-
-
-def _is_input(x: Expression) -> bool:
-    while x.op == "dropout":
-        x = x.arguments[0]
-    return x.op == "operand" and x.name == "x"
 
 
 def _depth(e: Expression) -> int:

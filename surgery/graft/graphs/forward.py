@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from surgery.anatomy.site import Port
 from surgery.graft.design import Built, Design
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import kernels, taps
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
@@ -23,7 +23,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     frame = Frame(cls, layer, plain)
     for tap, port in design.writes:
         if port.side == "input":
-            frame.call(kernels.write_tap, frame.attribute(tap), frame.input(port))
+            frame.call(taps.write_tap, frame.attribute(tap), frame.input(port))
     for stack in design.stacks:
         begin(frame, stack)
     value: fx.Node | None = None
@@ -57,7 +57,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
                 if frame.plain or port.index is None
                 else frame.call(kernels.first, result, port.index)
             )
-            frame.call(kernels.write_tap, frame.attribute(tap), seen)
+            frame.call(taps.write_tap, frame.attribute(tap), seen)
     frame.graph.output(result)
     optimise(frame.graph)
     return Built(frame.graph, frame.functions, frame.cores)

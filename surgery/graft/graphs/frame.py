@@ -15,7 +15,7 @@ from surgery.graft.attention.cores import write_core
 from surgery.graft.attention.rerouting import CoreChange, call_attending
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import kept, kernels, taps
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.graft.graphs.recall import recall
@@ -59,7 +59,7 @@ class Frame(GraphHost):
 
     def tap(self, name: str) -> fx.Node:
         if name not in self._taps:
-            self._taps[name] = self.call(kernels.read_tap, self.attribute(name))
+            self._taps[name] = self.call(taps.read_tap, self.attribute(name))
         return self._taps[name]
 
     def recall(self, name: str, states: fx.Node) -> fx.Node:
@@ -200,7 +200,7 @@ class ModuleHost(GraphHost):
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         assert self.part.held
-        return self.call(kernels.call_held, self.frame.attribute(self.part.held), value)
+        return self.call(taps.call_held, self.frame.attribute(self.part.held), value)
 
     def base(self, x: fx.Node) -> fx.Node:
         if not self.part.own:
@@ -216,7 +216,7 @@ class ModuleHost(GraphHost):
         leaves = sorted(expression.leaves, key=str)
         key = self.frame.new_fold(expression, leaves, emitter)
         values = tuple(self.leaf(leaf) for leaf in leaves)
-        return self.call(kernels.fold, self.frame.self_node, key, values)
+        return self.call(kept.fold, self.frame.self_node, key, values)
 
 
 class TurnedHost(ModuleHost):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from surgery.language.diagnostics import error
 
@@ -57,68 +55,6 @@ def with_first(output: Any, key: int | str, value: Any) -> Any:
     return items if cls is list else tuple(items)
 
 
-class Tap:
-    """Carries one value from the module where it is seen to the one where it is used."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tap:
-        copy = memo.setdefault(id(self), type(self)())
-        return copy
-
-    def __reduce__(self) -> tuple[type[Tap], tuple[()]]:
-        return type(self), ()
-
-    def put(self, value: Any) -> None:
-        self.value = value
-
-
-def write_tap(tap: Tap, value: Any) -> None:
-    tap.put(value)
-
-
-def read_tap(tap: Tap) -> Any:
-    """What a tap carries, once.
-
-    Raises:
-        SurgeryError: S434 if its module did not run before the one that reads.
-
-    """
-    value = tap.value
-    if value is None:
-        raise error(
-            "S434",
-            "a method here reads hidden states of another module, and this one was run by itself, "
-            "as in the backward of reversible layers",
-            help="apply a method that reads no residual there",
-        )
-    tap.value = None
-    return value
-
-
-def peek_tap(tap: Tap) -> Any:
-    """What a tap carries, for several readers."""
-    return tap.value
-
-
-class Held:
-    """Holds a module without owning it, so that no parameter gets a second name."""
-
-    __slots__ = ("module",)
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-
-def call_held(held: Held, value: Tensor) -> Tensor:
-    """What a held module makes of hidden states, without what it gives beside them."""
-    result = held.module(value)
-    return cast("tuple[Tensor, ...]", result)[0] if isinstance(result, tuple) else result
-
-
 def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What transformers' `Conv1D` computes: x W + b, with W [m, n]."""
     rows = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
@@ -158,62 +94,6 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
     gram = wide_up @ (wide_down @ wide_down.t())
     squared = squared + ((2 * scale) * cross + (scale * scale) * gram).mul(wide_up).sum(1)
     return squared.clamp_min(0).sqrt().to(weight.dtype)
-
-
-class Kept(dict[str, "_Folded"]):
-    """The folded values of one module; a copy of it starts without them."""
-
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
-        return Kept, ()
-
-
-class _Folded:
-    """A value, and what its sources were: a storage cannot be another while a reference is held."""
-
-    __slots__ = ("copies", "marks", "storages", "value")
-
-    def __init__(self, tensors: tuple[Tensor, ...], value: Tensor):
-        self.value = value
-        self.marks = _marks(tensors)
-        self.storages = [StorageWeakRef(t.untyped_storage()) for t in tensors]
-        self.copies = [t.detach().clone() for t in tensors if t.requires_grad]
-
-    def holds(self, tensors: tuple[Tensor, ...]) -> bool:
-        trained = [t for t in tensors if t.requires_grad]
-        return (
-            self.marks == _marks(tensors)
-            and len(trained) == len(self.copies)
-            and all(torch.equal(t, c) for t, c in zip(trained, self.copies, strict=True))
-        )
-
-
-def _marks(tensors: tuple[Tensor, ...]) -> list[tuple[int, int, int, torch.dtype]]:
-    return [(t.untyped_storage()._cdata, t.data_ptr(), t._version, t.dtype) for t in tensors]
-
-
-def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
-    """What depends on parameters alone: computed anew while it may train, else kept.
-
-    The kept value is tied to the versions and storages of the tensors it came from, and is
-    dropped by the first forward that records gradients. Of those that train the values are
-    compared, too: writing to `parameter.data`, as averages of weights do, changes no version.
-    """
-    cls: Any = type(module)
-    compute: Callable[..., Tensor] = cls.surgery_functions[key]
-    if torch.compiler.is_compiling():
-        return compute(module, *tensors)
-    kept: Kept = module.__dict__.setdefault("_surgery_kept", Kept())
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        kept.clear()
-        return compute(module, *tensors)
-    if any(t.is_inference() or t.is_meta or type(t) not in (nn.Parameter, Tensor) for t in tensors):
-        return compute(module, *tensors)
-    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return compute(module, *tensors)
-    found = kept.get(key)
-    if found is None or not found.holds(tensors):
-        found = kept[key] = _Folded(tensors, compute(module, *tensors).detach())
-    return found.value
 
 
 def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:

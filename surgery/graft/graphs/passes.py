@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import fused, kernels
+from surgery.graft.graphs import fused, kept, kernels
 from surgery.graft.weights import fused_rows, slices
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
@@ -122,7 +122,7 @@ def _fuse_factor(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _is_vector(factor: Any) -> bool:
     """Whether a node gives what depends on parameters alone."""
-    return isinstance(factor, fx.Node) and (factor.op == "get_attr" or _is(factor, kernels.fold))
+    return isinstance(factor, fx.Node) and (factor.op == "get_attr" or _is(factor, kept.fold))
 
 
 def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

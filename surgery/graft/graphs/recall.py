@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.graft.graphs.kernels import Tap
+from surgery.graft.graphs.taps import Tap
 from surgery.language.diagnostics import error
 
 KEPT = 16

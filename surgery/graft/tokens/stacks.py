@@ -11,7 +11,7 @@ from torch import fx
 
 from surgery.anatomy.site import Port
 from surgery.graft.design import Stack
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import kernels, taps
 from surgery.graft.graphs.frame import Frame, emitter_for
 from surgery.graft.tokens import memory, sequences
 from surgery.rules.prompts import token_change
@@ -43,7 +43,7 @@ def _read(frame: Frame, stack: Stack) -> None:
         prompt = prompts[0] if len(prompts) == 1 else frame.call(torch.cat, prompts, 0)
         calls.append((sequences.extended, tap, prompt))
     for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
-        frame.call(kernels.write_tap, frame.attribute(name), emitter.emit(vectors))
+        frame.call(taps.write_tap, frame.attribute(name), emitter.emit(vectors))
     for function, *given in calls:
         _replace(frame, function, *given)
 
@@ -69,7 +69,7 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
 
         def embedded(found: fx.Node) -> fx.Node:
             for name, token in stack.places:
-                vectors = frame.call(kernels.peek_tap, frame.attribute(name))
+                vectors = frame.call(taps.peek_tap, frame.attribute(name))
                 found = frame.call(sequences.placed, tap, ids, token, vectors, found)
             return frame.call(sequences.filled, tap, found)
 
