@@ -10,6 +10,7 @@ from torch import nn
 
 from surgery.anatomy.match import class_sites, glob_sites, parameter_role_sites
 from surgery.anatomy.missing import Finder
+from surgery.anatomy.partial import EXPECTED, lacking
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.scope import inside, slice_sites
 from surgery.anatomy.site import Site
@@ -97,6 +98,8 @@ class _Evaluation:
             sites = self.without(sites, node.exceptions)
         if node.expect is not None and len(self.errors) == known and len(sites) != node.expect:
             self.unexpected(node, sites)
+        if (node.within, node.where, node.exceptions, node.expect) == (None,) * 4:
+            self.half(found)
         return sites
 
     def part(self, node: Part) -> tuple[Site, ...]:
@@ -196,7 +199,21 @@ class _Evaluation:
                 "nothing matches", "this excepts nothing"
             )
         )
-        self.warnings.append(Diagnostic("S302", message, (Label(part.span),), severity="warning"))
+        self.warn("S302", message, part)
+
+    def half(self, found: list[tuple[Part, tuple[Site, ...]]]) -> None:
+        """Tell of roles that are in some layers only, where nothing says that this is meant."""
+        for part, sites in found:
+            if self.of == "modules" and isinstance(part, syntax.Role) and part.name in EXPECTED:
+                without, total = lacking(self.anatomy(), sites) if sites else ([], 0)
+                if without:
+                    more = f" and {len(without) - 1} more have" if without[1:] else " has"
+                    self.warn(
+                        "S305",
+                        f"`{part.name}` is in {total - len(without)} of {total} layers: "
+                        f"`{without[0]}`{more} none",
+                        part,
+                    )
 
     def dead(self, part: Part) -> None:
         """Say why ``part`` matched nothing, unless something within it already did."""
@@ -231,6 +248,9 @@ class _Evaluation:
         shown = ", ".join(site.path for site in sites[:4]) + (", …" if len(sites) > 4 else "")
         message = f"expected {node.expect}, but {len(sites)} match"
         self.fail("S303", message, node, f"they are {shown}" if sites else None)
+
+    def warn(self, code: str, message: str, node: syntax.Node) -> None:
+        self.warnings.append(Diagnostic(code, message, (Label(node.span),), severity="warning"))
 
     def fail(self, code: str, message: str, node: syntax.Node, help: str | None = None) -> None:
         self.errors.append(Diagnostic(code, message, (Label(node.span),), help))

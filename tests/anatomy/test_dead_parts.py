@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from surgery.anatomy.read import Anatomy, read
+from surgery.anatomy.select import select
 from surgery.language.diagnostics import SurgeryError
 from tests.anatomy.selecting import chosen, paths
+from tests.anatomy.test_odd_models import WIDTH, Attention, FeedForward, Projected, Residual
 
 
 def message(text: str, name: str, **options: Any) -> str:
@@ -121,3 +126,28 @@ def test_an_exception_that_excepts_nothing_is_a_warning(part: str) -> None:
 
 def test_no_warning_without_reason() -> None:
     assert chosen("Linear except head | up", "llama").warnings == ()
+
+
+def hybrid() -> tuple[nn.Module, Anatomy]:
+    """Four layers, of which the last alone attends, as in Qwen3-Next or Jamba."""
+    torch.manual_seed(0)
+    mixers = [FeedForward(), FeedForward(), FeedForward(), Attention()]
+    model = nn.Sequential(*(Residual(mixer, Projected()) for mixer in mixers))
+    return model, read(model, torch.randn(2, 5, WIDTH))
+
+
+@pytest.mark.parametrize("text", ["attention", "q", "attention | mlp"])
+def test_a_role_that_layers_lack_is_a_warning(text: str) -> None:
+    model, seen = hybrid()
+    found = select(model, text, lambda: seen)
+    assert [warning.code for warning in found.warnings] == ["S305"]
+    assert found.warnings[0].message.endswith("is in 1 of 4 layers: `0` and 2 more have none")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["mlp", "attention expect 1", "attention in layer[3]", "q where inputs > 1", "norm", "linear"],
+)
+def test_what_is_meant_to_be_in_some_layers_is_no_warning(text: str) -> None:
+    model, seen = hybrid()
+    assert select(model, text, lambda: seen).warnings == ()
