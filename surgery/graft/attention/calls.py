@@ -20,4 +20,4 @@ def called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # The compiler does not follow `super()` in a method that is no attribute of its tensor.
     if getattr(func, "__name__", "") in _WRITTEN and args and torch.compiler.is_compiling():
         return getattr(args[0], func.__name__)(*args[1:], **kwargs)
-    return func(*args, **kwargs)
+    return func(*args, **kwargs) if kwargs else func(*args)

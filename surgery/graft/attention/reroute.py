@@ -64,6 +64,9 @@ class _Rerouting(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Most functions are not of a core: they are the price of all others.
+        if getattr(func, "__name__", "") not in KINDS and not (self.trails or self.windowed):
+            return called(func, args, kwargs)
         # What is compiled by itself, in a module that is not, is left as it is.
         if torch.compiler.is_compiling() != self.compiled:
             return called(func, args, kwargs)

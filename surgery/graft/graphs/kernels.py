@@ -165,6 +165,11 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
 
     An attention's keys come with the model's own heads or with each repeated for its queries.
     """
+    sizes = [*right.shape]
+    sizes[dim] = left.shape[dim]
+    pairs = zip(left.shape[::-1], sizes[::-1], strict=False)
+    if left.dim() <= right.dim() and all(a in (1, b) for a, b in pairs):
+        return torch.cat([left.expand(sizes).to(right.dtype), right], dim)
     rank = max(left.dim(), right.dim())
     left, right = (t.reshape(*[1] * (rank - t.dim()), *t.shape) for t in (left, right))
     if rank == 4 and left.shape[1] != right.shape[1] and left.shape[1] > 1:
