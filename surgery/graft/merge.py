@@ -130,7 +130,8 @@ def merged_specs(model: nn.Module) -> Generator[nn.Module]:
     during = Surgery(surgery.base, surgery.digests, [a for a in rest if a.edits])
     kept = _write(model, draft)
     children = _take_children(model, draft)
-    rebase(model, during, draft.edits)
+    if during.applied:
+        rebase(model, during, draft.edits)
     model.__dict__[ATTRIBUTE] = during
     host.install(model, during)
     try:

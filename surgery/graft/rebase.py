@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from surgery.graft.state import Applied, Surgery
-from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.fingerprint import digest, fingerprint
 from surgery.planning.plan import Edit, Plan
 
 
@@ -20,18 +20,17 @@ def rebase(model: nn.Module, surgery: Surgery, merged: Iterable[Edit]) -> None:
     had when it was applied.
     """
     first = {id(p): name for name, p in model.named_parameters()}
-    names: list[str] = []
+    changed: dict[str, nn.Parameter] = {}
     biased: set[str] = set()
     for edit in merged:
         assert edit.layer is not None
         table = model.get_submodule(edit.owner)._parameters
         own = [p for name in edit.layer.names.values() if (p := table.get(name)) is not None]
-        names += [first[id(parameter)] for parameter in own]
+        changed |= {first[id(parameter)]: parameter for parameter in own}
         if len(own) > 1 and not edit.layer.bias:
             biased.add(edit.owner)
     trained = {name for applied in surgery.applied for name in applied.values}
-    now = digests(model)
-    fresh = {name: now[name] for name in names if name not in trained}
+    fresh = {name: digest(p) for name, p in changed.items() if name not in trained}
     added = [name for name in fresh if name not in surgery.digests]
     surgery.digests = {**surgery.digests, **fresh}
     surgery.base = fingerprint(surgery.digests)
@@ -42,17 +41,17 @@ def rebase(model: nn.Module, surgery: Surgery, merged: Iterable[Edit]) -> None:
 def _follow(
     model: nn.Module, surgery: Surgery, applied: Applied, biased: set[str], added: list[str]
 ) -> None:
-    changed = {id(e): _with_bias(e) if e.owner in biased else e for e in applied.plan.edits}
+    def now(edit: Edit) -> Edit:
+        return _with_bias(edit) if edit.owner in biased else edit
+
     plan = applied.plan
     frozen = {*plan.frozen, *added} if plan.frozen else set[str]()
-    applied.edits = [
-        changed.get(id(e), _with_bias(e) if e.owner in biased else e) for e in applied.edits
-    ]
+    applied.edits = list(map(now, applied.edits))
     applied.plan = replace(
         plan,
         base=surgery.base,
         digests=surgery.digests,
-        edits=tuple(changed[id(e)] for e in plan.edits),
+        edits=tuple(map(now, plan.edits)),
         frozen=tuple(n for n, _ in model.named_parameters() if n in frozen),
     )
 

@@ -18,7 +18,7 @@ def digests(model: nn.Module) -> dict[str, str]:
     The work is the same for a large tensor as for a small one; tensors on the meta device have no
     values, and count by dtype and shape.
     """
-    return {name: _digest(parameter.detach()) for name, parameter in model.named_parameters()}
+    return {name: digest(parameter) for name, parameter in model.named_parameters()}
 
 
 def fingerprint(parts: Mapping[str, str]) -> str:
@@ -44,7 +44,9 @@ def difference(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
     return f"{len(valued)} of {len(saved)} parameters have other values, first `{valued[0]}`"
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def digest(parameter: torch.Tensor) -> str:
+    """That of one parameter."""
+    tensor = parameter.detach()
     form = f"{str(tensor.dtype).removeprefix('torch.')} {'×'.join(map(str, tensor.shape))}"
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return form
