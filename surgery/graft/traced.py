@@ -24,6 +24,7 @@ from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.language.diagnostics import error
+from surgery.planning.layers import named_rank
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
 
@@ -201,9 +202,8 @@ class _Writer:
         emitter = Emitter(host, edit.layer, edit.sizes, edit.features, edit.rank)
         with self.graph.inserting_after(base):
             host.start()
-            if site.program.named_dims is not None and edit.sequences is None:
-                one_hot = edit.layer is not None and edit.layer.kind == "embedding"
-                rank = site.program.named_dims + (not one_hot)
+            rank = named_rank(site.program.named_dims, edit.layer)
+            if rank is not None and edit.sequences is None:
                 host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)

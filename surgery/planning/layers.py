@@ -57,6 +57,16 @@ class Layer:
         return {"W": self.weight, "b": self.offset}
 
 
+def named_rank(named: int | None, layer: Layer | None) -> int | None:
+    """How many dims a call gives an input of which a rule names ``named`` beside its features.
+
+    Ids have none of these. None if the rule names no dims.
+    """
+    if named is None:
+        return None
+    return named + (layer is None or layer.kind != "embedding")
+
+
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 

@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from surgery.planning.plan import Edit, Plan
 from surgery.reports.change import change_of
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Program, build
+from surgery.rules.program import build
 
 Standing = Mapping[str, Sequence[Wrapped]]
-
-
-def program_at(plan: Plan, edit: Edit, standing: Standing) -> Program:
-    """The program of a site up to and with ``edit``."""
-    return build(edit.signature, tuple(_wraps(plan, edit, standing)))
 
 
 def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:

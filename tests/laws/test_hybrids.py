@@ -182,6 +182,13 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [20, 21, 22, 23, 0, 0]])
 RIGHT = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
 
 
+@torch.no_grad()
+def padded_and_alone(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """What a model makes of the same tokens with padding behind them, and without."""
+    padded = model(input_ids=IDS, attention_mask=RIGHT)[0][1, :4]
+    return padded, model(input_ids=IDS[1:, :4], attention_mask=RIGHT[1:, :4])[0][0]
+
+
 @pytest.mark.parametrize("gate", ["gated", "layer_gated", "gated(average = mean)"])
 @pytest.mark.parametrize(
     "what", ["on attention {} prefix(3)", "on q|v {} lora(2)", "on mlp {} sequential adapter(2)"]
@@ -190,9 +197,7 @@ RIGHT = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
 def test_padding_moves_no_gate(name: str, what: str, gate: str) -> None:
     """Over all places, as the authors' code has it, padding does move it."""
     model = randomise_added(surgery.apply(build(name), what.format(gate), seed=0))
-    with torch.no_grad():
-        padded = model(input_ids=IDS, attention_mask=RIGHT)[0][1, :4]
-        alone = model(input_ids=IDS[1:, :4], attention_mask=RIGHT[1:, :4])[0][0]
+    padded, alone = padded_and_alone(model)
     difference = (padded - alone).abs().max()
     assert difference > 1e-4 if "mean" in gate else difference < 1e-5
 
@@ -205,9 +210,7 @@ def test_padding_moves_no_gate_where_features_come_first(what: str) -> None:
     config = SqueezeBertConfig(vocab_size=64, intermediate_size=48, embedding_size=32, **sizes)
     torch.manual_seed(0)
     model = randomise_added(surgery.apply(SqueezeBertModel(config).eval(), what, seed=0))
-    with torch.no_grad():
-        padded = model(input_ids=IDS, attention_mask=RIGHT)[0][1, :4]
-        alone = model(input_ids=IDS[1:, :4], attention_mask=RIGHT[1:, :4])[0][0]
+    padded, alone = padded_and_alone(model)
     torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
 
 

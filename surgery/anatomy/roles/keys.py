@@ -70,9 +70,8 @@ class Keys:
 
     def _windowed(self, core: Core) -> site.Windows | None:
         """The windows of ``core``, where no trail leads from a product to its softmax."""
-        if len(core.ops) == 1 or core.ops[1].index in self.trails or not self._strays(core.ops[1]):
-            return None
-        return windows(self.flow, core)
+        strays = len(core.ops) > 1 and self._strays(core.ops[1])
+        return windows(self.flow, core) if strays else None
 
     def _strays(self, op: Op) -> bool:
         """Whether ``op`` is a softmax of what comes from no product by known steps."""

@@ -80,7 +80,7 @@ class _Rerouting(TorchFunctionMode):
         for windowed in self.windowed:
             result = windowed.seen(func, args, kwargs, result)
             if windowed.is_done:
-                self.waiting -= 1
+                self.changed()
         self.windowed = [windowed for windowed in self.windowed if not windowed.is_done]
         return result
 

@@ -20,7 +20,7 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.graft.graphs.recall import recall
 from surgery.graft.tokens.sequences import accepted
-from surgery.planning.layers import Layer
+from surgery.planning.layers import Layer, named_rank
 from surgery.rules.expression import Expression, operand
 
 
@@ -129,17 +129,11 @@ class Frame(GraphHost):
 
     def check_rank(self, part: Part) -> None:
         """Hold what a rule calls the dims of its input against what a call brings."""
-        named = part.program.named_dims
-        if (
-            named is None
-            or part.program.signature.kind == "tokens"
-            or "sequences" in dict(part.taps)
-        ):
+        rank, taps = named_rank(part.program.named_dims, part.layer), dict(part.taps)
+        if rank is None or part.program.signature.kind == "tokens" or "sequences" in taps:
             return
-        taps = dict(part.taps)
         value = self.tap(taps["x"]) if "x" in taps else self.input(part.entry)
-        one_hot = part.layer is not None and part.layer.kind == "embedding"
-        self.call(kernels.check_rank, value, named + (not one_hot), f"`{self.cls.__name__}`")
+        self.call(kernels.check_rank, value, rank, f"`{self.cls.__name__}`")
 
     def base_unchanged(self) -> fx.Node:
         """The module's forward where no program of its own has run it."""
