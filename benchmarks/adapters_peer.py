@@ -49,7 +49,7 @@ class Side:
     """A worker: a process that holds a base and an adapted model, and times them."""
 
     def __init__(self, python: str, *arguments: str) -> None:
-        self._errors = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._errors = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (as long as the worker)
         self._process = subprocess.Popen(
             [python, str(ROOT / "benchmarks/adapters_worker.py"), *arguments],
             stdin=subprocess.PIPE,
