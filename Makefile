@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test quick format lint types grammar benchmark clean
+.PHONY: help environment demo test quick format lint types grammar fuzz benchmark clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,8 +56,11 @@ $(STRICT): pyproject.toml $(INSTALLED)
 types: $(INSTALLED) ## Pyright, strict
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+fuzz: $(INSTALLED) ## Random rules, texts, operations and damaged files, minutes of each; goes on where it stopped
+	$(BIN)/python -m tests.fuzz
+
 benchmark: $(INSTALLED) ## Measure speed and memory
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .fuzz .pytest_cache .ruff_cache .hypothesis .import_linter_cache
