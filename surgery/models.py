@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
+from surgery.anatomy.content import write_tensors
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error, nearest
 from surgery.pretrained import (
     KINDS,
@@ -79,11 +79,26 @@ def save_model(
             if is_pretrained(model):
                 write_model(model, draft)
             else:
-                safetensors.torch.save_model(model, str(draft / "model.safetensors"))
+                _write_state(model, draft / "model.safetensors")
             if tokenizer is not None:
                 tokenizer.save_pretrained(draft)
             _publish(draft, target)
     return target
+
+
+def _write_state(model: nn.Module, path: Path) -> None:
+    """Write a state dict; of a tensor with several names the metadata tells which one has it."""
+    names: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    metadata = {"format": "pt"}
+    for name, tensor in model.state_dict().items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        first = names.setdefault(place, name) if tensor.numel() else name
+        if first == name:
+            tensors[name] = tensor
+        else:
+            metadata[name] = first
+    write_tensors(tensors, path, metadata)
 
 
 def _locate(text: str) -> Place:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from surgery.anatomy.content import write_tensors
 from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
 from surgery.graft.folding import fold_specs
 from surgery.graft.hosts import host_of
@@ -24,7 +24,6 @@ from surgery.planning.spec import spec_from_texts
 
 # safetensors has no types of its own.
 open_safetensors: Any = safe_open
-save_file: Any = safetensors.torch.save_file  # pyright: ignore
 
 FILE = "adapter.safetensors"
 KEY = "surgery"
@@ -66,7 +65,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     temporary = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(model, surgery), temporary, metadata={KEY: json.dumps(content)})
+        write_tensors(_tensors(model, surgery), temporary, {KEY: json.dumps(content)})
         temporary.replace(target)
     except OSError as problem:
         temporary.unlink(missing_ok=True)

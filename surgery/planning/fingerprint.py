@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from surgery.anatomy.content import bytes_of
+
 SAMPLES = 64
 """Elements looked at in each parameter, evenly spread."""
 
@@ -52,5 +54,4 @@ def digest(parameter: torch.Tensor) -> str:
         return form
     flat = tensor.reshape(-1)
     sample = flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].contiguous().cpu()
-    content = sample.view(torch.uint8).numpy().tobytes()
-    return f"{form} {hashlib.blake2b(content, digest_size=6).hexdigest()}"
+    return f"{form} {hashlib.blake2b(bytes_of(sample), digest_size=6).hexdigest()}"

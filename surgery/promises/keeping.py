@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.content import bytes_of
 from surgery.graft.apply import remove_specs
 from surgery.graft.state import surgery_of
-from surgery.promises.running import bits
 
 
 def checksums(model: nn.Module) -> dict[str, str]:
@@ -26,7 +26,7 @@ def checksums(model: nn.Module) -> dict[str, str]:
         if id(tensor) not in by_identity:
             content = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
             digest = hashlib.blake2b(content, digest_size=16)
-            digest.update(bits(tensor))
+            digest.update(bytes_of(tensor))
             by_identity[id(tensor)] = digest.hexdigest()
     return {name: by_identity[id(tensor)] for name, tensor in tensors.items()}
 
@@ -69,5 +69,5 @@ def kept(model: nn.Module) -> Generator[None]:
 @torch.no_grad()
 def _refill(buffers: list[tuple[Tensor, Tensor]]) -> None:
     for buffer, content in buffers:
-        if bits(buffer) != bits(content):
+        if bytes_of(buffer) != bytes_of(content):
             buffer.copy_(content)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.content import bytes_of
 from surgery.anatomy.inputs import Inputs, candidates
 from surgery.language.diagnostics import error
 
@@ -135,14 +136,9 @@ def same_bits(left: Output | Tensor, right: Output | Tensor) -> bool:
     pairs = list(zip(_tuple(left), _tuple(right), strict=False))
     if len(_tuple(left)) != len(_tuple(right)):
         return False
-    return all(a.shape == b.shape and a.dtype == b.dtype and bits(a) == bits(b) for a, b in pairs)
-
-
-def bits(tensor: Tensor) -> memoryview:
-    """The content of a tensor, not copied where it lies in one piece on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
-    return memoryview(content)
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and bytes_of(a) == bytes_of(b) for a, b in pairs
+    )
 
 
 def relative_error(found: Output | Tensor, expected: Output | Tensor) -> float:
