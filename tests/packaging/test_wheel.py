@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -12,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.packaging.running import run
 
 pytestmark = pytest.mark.slow
 
@@ -22,28 +23,6 @@ from torch import nn
 def model():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 """
-
-
-def run(*command: object, cwd: Path) -> str:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    words = [str(word) for word in command]
-    ran = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, f"{' '.join(words)}\n{ran.stdout}{ran.stderr}"
-    return ran.stdout
-
-
-@pytest.fixture(scope="module")
-def built(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the source archive and the wheel that was built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, root, cwd=folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wheel(built: Path) -> Path:
-    (file,) = built.glob("*.whl")
-    return file
 
 
 @pytest.fixture(scope="module")
