@@ -59,11 +59,13 @@ if TYPE_CHECKING:
     from surgery.models import load_model as load_model
     from surgery.planning.spec import read_spec as read_spec
     from surgery.verification import verify as verify
+    from surgery.warning import SurgeryWarning as SurgeryWarning
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "SurgeryError": "surgery.language.diagnostics",
+    "SurgeryWarning": "surgery.warning",
     "read_spec": "surgery.planning.spec",
     "diff": "surgery.difference",
     "explain": "surgery.inspection",
@@ -89,6 +91,7 @@ _HOMES = {
 )
 __all__ = [
     "SurgeryError",
+    "SurgeryWarning",
     "apply",
     "diff",
     "disabled",

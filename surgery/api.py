@@ -1,6 +1,8 @@
 """The Python API; `import surgery` gives these names.
 
-A spec is a text, a path ending in `.peft`, the name of a recipe, or a parsed spec.
+A spec is a text, a path ending in `.peft`, the name of a recipe, or a parsed spec. A model may also
+be given in what `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it, but for new
+parameters, which the last one would not synchronise: apply first, and wrap after.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import load_adapter, save_adapter
+from surgery.graft.target import adapted_of, model_of, unwrapped
 from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax
 from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec, read_spec
+from surgery.warning import warn
 
 SpecLike = str | os.PathLike[str] | syntax.File | Spec
 
@@ -57,6 +61,9 @@ def apply(
     Raises:
         SurgeryError: with everything that is wrong with the spec, or with it on this model.
 
+    Warns:
+        SurgeryWarning: of what is odd, as an `except` that leaves out nothing.
+
     >>> import torch, surgery
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> model = surgery.apply(model, "on Linear apply lora(r = 2)", seed=0)
@@ -64,10 +71,12 @@ def apply(
     ['0.lora.A', '0.lora.B', '2.lora.A', '2.lora.B']
 
     """
+    target = unwrapped(model)
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
-    grafting.apply_spec(model, ready, example_inputs, seed, tokenizer)
+    done = grafting.apply_spec(target, ready, example_inputs, seed, tokenizer)
+    warn(done.warnings)
     return model
 
 
@@ -83,7 +92,7 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
     [('ia3.l', (4,))]
 
     """
-    return grafting.make_plan(model, read_spec(spec), example_inputs)
+    return grafting.make_plan(model_of(model), read_spec(spec), example_inputs)
 
 
 def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
@@ -98,14 +107,16 @@ def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> li
     ['0']
 
     """
+    model = model_of(model)
     with host_of(model).detached(model):
         found = select_sites(model, selector, lambda: read(model, example_inputs))
+    warn(found.warnings)
     return list(found.sites)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by name: those added, and the base's own."""
-    return grafting.trainable_parameters(model)
+    return grafting.trainable_parameters(adapted_of(model))
 
 
 def merge(model: nn.Module) -> MergeReport:
@@ -118,7 +129,7 @@ def merge(model: nn.Module) -> MergeReport:
         SurgeryError: S512 if nothing was applied, S513 if none of it merges.
 
     """
-    return merge_specs(model)
+    return merge_specs(adapted_of(model))
 
 
 def ensemble(
@@ -143,7 +154,7 @@ def ensemble(
         SurgeryError: S532 if the model has not just one prompt, or an adapter none like it.
 
     """
-    return vote(model, adapters, inputs, answer)
+    return vote(adapted_of(model), adapters, inputs, answer)
 
 
 def fold(model: nn.Module) -> FoldReport:
@@ -155,17 +166,17 @@ def fold(model: nn.Module) -> FoldReport:
         SurgeryError: S512 if nothing was applied, S519 if nothing of it folds.
 
     """
-    return fold_specs(model)
+    return fold_specs(adapted_of(model))
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """A context in which all that merges is merged; every bit is as before after it."""
-    return merged_specs(model)
+    return merged_specs(adapted_of(model))
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
     """A context in which the model is its base, to the bit."""
-    return grafting.disabled_specs(model)
+    return grafting.disabled_specs(adapted_of(model))
 
 
 def remove(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -178,7 +189,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
         SurgeryError: S512 if there is no such thing.
 
     """
-    grafting.remove_specs(model, name)
+    grafting.remove_specs(adapted_of(model), name)
     return model
 
 
@@ -196,7 +207,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
 
     """
-    return save_adapter(model, path)
+    return save_adapter(adapted_of(model), path)
 
 
 def load(
@@ -209,4 +220,5 @@ def load(
             was made for, with the difference; S516 if its content does not fit.
 
     """
-    return load_adapter(model, path, example_inputs)
+    load_adapter(unwrapped(model), path, example_inputs)
+    return model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import nn
 
 from surgery.api import SpecLike, plan
+from surgery.graft.target import model_of
 from surgery.planning.plan import Plan
 from surgery.reports.comparison import moves
 from surgery.reports.comparison_text import Compared, training_changes
@@ -77,6 +78,7 @@ def diff(
     Plan: 1 site rewritten, 1 parameter added (64, 1.52 % trainable). Merges back.
 
     """
+    model = model_of(model)
     context = context_of(model)
     first = plan(model, spec, example_inputs=example_inputs)
     if against is None:

@@ -14,6 +14,7 @@ from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.api import SpecLike
 from surgery.graft.hosts import host_of
+from surgery.graft.target import model_of
 from surgery.language.diagnostics import Diagnostic, SurgeryError, render
 from surgery.planning.spec import read_spec
 from surgery.reports.explanation import Explanation, explanation_of
@@ -45,6 +46,7 @@ def inspect(
     2 sites match `up|down`.
 
     """
+    model = model_of(model)
     with host_of(model).detached(model):
         found: list[Anatomy] = []
 
@@ -124,7 +126,7 @@ def explain(
         no: `Linear` does not match it
 
     """
-    return explanation_of(model, site, read_spec(spec), example_inputs)
+    return explanation_of(model_of(model), site, read_spec(spec), example_inputs)
 
 
 def _try(anatomy: Callable[[], Anatomy]) -> tuple[Diagnostic, ...]:

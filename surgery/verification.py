@@ -12,6 +12,7 @@ from torch import nn
 from surgery.api import SpecLike
 from surgery.graft.apply import apply_spec
 from surgery.graft.state import surgery_of
+from surgery.graft.target import adapted_of
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec, read_spec
@@ -66,6 +67,7 @@ def verify(
     True
 
     """
+    model = adapted_of(model)
     if surgery_of(model) is not None:
         raise error(
             "S518",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgery.cli.arguments import Adapter, Model, Output, Spec
-from surgery.cli.screen import show, working
+from surgery.cli.screen import complain, show, working
 from surgery.language.diagnostics import SurgeryError, error
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ def apply(
         base = surgery.load_model(model)
         say("applying the spec")
         difference = surgery.diff(base, ready)
+        complain(difference.plan.warnings)
         words = any(t.init.startswith("vocabulary(text") for t in difference.plan.tensors)
-        surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model) if words else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", surgery.SurgeryWarning)
+            surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model) if words else None)
         say("writing")
         if merged:
             done = f"{_merged(base)}\n{_write_whole(base, model, output)}"

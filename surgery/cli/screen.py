@@ -23,7 +23,8 @@ def show_json(data: Any) -> None:
 
 def complain(diagnostics: Iterable[Diagnostic]) -> None:
     """Print errors and warnings with their carets to stderr."""
-    _print("\n\n".join(render(d) for d in diagnostics), error=True)
+    if found := [render(d) for d in diagnostics]:
+        _print("\n\n".join(found), error=True)
 
 
 def _print(text: str, error: bool) -> None:

@@ -18,6 +18,9 @@ from surgery.graft.container import HidesGrafts
 SELF = "surgery_self"
 """The attribute by which a graph refers to the module it runs on."""
 
+_OWN = "surgery_own"
+"""By this name a generated forward knows the class it was made for."""
+
 _GENERATED: dict[tuple[type[nn.Module], Recipe], type[nn.Module]] = {}
 
 
@@ -54,6 +57,18 @@ def _source(name: str, graph: fx.Graph) -> tuple[str, str, Names]:
     return name, code.src, names
 
 
+def _dispatching(source: str) -> str:
+    """``source`` of a forward that is right also where somebody kept it bound to its module.
+
+    accelerate's `prepare` and its hooks put a function on the instance that calls the forward that
+    the module had. What the module runs may have changed since: its class tells.
+    """
+    head, body = source.split(":\n", 1)
+    given = head[head.index("(") + 1 : head.rindex(")")]
+    guard = f"    if not isinstance(self, {_OWN}):\n        return type(self).forward({given})\n"
+    return f"{head}:\n{guard}{body}"
+
+
 def _function(source: str, names: Names, label: str) -> Any:
     filename = f"<surgery {label} {len(linecache.cache)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -87,8 +102,10 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
     functions = {
         name: _function(source, names, f"{base.__name__}.{name}")
         for name, source, names in recipe.sources
+        if name != "forward"
     }
-    forward = functions.pop("forward")
+    _, source, names = next(s for s in recipe.sources if s[0] == "forward")
+    forward = _function(_dispatching(source), names, f"{base.__name__}.forward")
     forward.__signature__ = inspect.signature(base.forward)
     forward.__qualname__ = f"{base.__qualname__}.forward"
     given: Any = base.forward
@@ -109,6 +126,7 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
         **{name: property(functions[name]) for name in recipe.properties},
     }
     made = type(base.__name__, bases, body)
+    forward.__globals__[_OWN] = made
     _GENERATED[key] = made
     return made
 
