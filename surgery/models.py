@@ -59,6 +59,23 @@ def load_tokenizer(text: str | os.PathLike[str]) -> Any:
     return read_tokenizer(_locate(text))
 
 
+def load_inputs(text: str | os.PathLike[str]) -> Any:
+    """Example inputs for one forward, from `package.module:factory`: a tensor, a tuple, or a dict.
+
+    Raises:
+        SurgeryError: S501 if ``text`` does not read so, S503 to S505 if that gives nothing.
+
+    """
+    text = os.fspath(text)
+    if not _FACTORY.fullmatch(text):
+        raise error(
+            "S501",
+            f"no inputs `{text}`",
+            help="name what gives them: `package.module:factory`, or a tensor, tuple or dict there",
+        )
+    return _from_factory(text)
+
+
 def save_model(
     model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any | None = None
 ) -> Path:

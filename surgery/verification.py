@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ def verify(
     *,
     example_inputs: Any = None,
     seed: int = 0,
+    tokenizer: Any = None,
     tolerance: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
@@ -50,6 +51,7 @@ def verify(
         spec: the spec.
         example_inputs: as for :func:`surgery.apply`; made up if None.
         seed: decides all random values.
+        tokenizer: the model's, where a prompt starts as a text.
         tolerance: how far a merged layer may be off, as a part of its largest output; by the
             parameters' type if None (1e-4 in float32).
         progress: called with what is tried next.
@@ -79,29 +81,29 @@ def verify(
     say("running the base")
     run = runner(model, example_inputs, seed)
     with kept(model):
-        return _tried(run, ready, example_inputs, seed, tolerance, say)
+        options = {"example_inputs": example_inputs, "seed": seed, "tokenizer": tokenizer}
+        return _tried(run, ready, options, tolerance, say)
 
 
 def _tried(
     run: Runner,
     spec: Spec,
-    inputs: Any,
-    seed: int,
+    options: Mapping[str, Any],
     tolerance: float | None,
     say: Callable[[str], object],
 ) -> Verification:
     base = base_of(run)
     allowed = tolerance_of(run.model) if tolerance is None else tolerance
     say("applying")
-    plan = apply_spec(run.model, spec, inputs, seed)
-    trial = Trial(run, base, plan, seed, allowed)
+    plan = apply_spec(run.model, spec, **options)
+    trial = Trial(run, base, plan, run.seed, allowed, options)
     start = trial.snapshot()
     verdicts: list[Verdict] = []
 
     def attempt(promise: str, trying: Callable[[], Verdict]) -> None:
         say(f"trying: {promise}")
         if surgery_of(run.model) is None:
-            apply_spec(run.model, spec, inputs, seed)
+            trial.apply()
         try:
             verdicts.append(trying())
         except Exception as problem:
@@ -116,9 +118,9 @@ def _tried(
     if plan.edits:
         attempt("merged = adapted", lambda: merged_is_adapted(trial))
     attempt("leaving undoes", lambda: leaving_undoes(trial))
-    attempt("saved = loaded", lambda: saved_is_loaded(trial, inputs))
+    attempt("saved = loaded", lambda: saved_is_loaded(trial))
     if plan.tensors:
-        attempt("same seed, same bits", lambda: seed_decides(trial, start, inputs))
+        attempt("same seed, same bits", lambda: seed_decides(trial, start))
     attempt("removal is exact", lambda: removal_is_exact(trial))
     return Verification(type(run.model).__name__, run.shape, allowed, plan, tuple(verdicts))
 

@@ -156,8 +156,8 @@ def test_a_removal_that_leaves_a_child(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_name_that_is_lost(monkeypatch: pytest.MonkeyPatch):
-    def rename(original: Any, base: nn.Module, *args: Any) -> Any:
-        plan = original(base, *args)
+    def rename(original: Any, base: nn.Module, *args: Any, **options: Any) -> Any:
+        plan = original(base, *args, **options)
         up = base.get_submodule("layers.0.up")
         up.register_parameter("weights", up._parameters.pop("weight"))
         return plan

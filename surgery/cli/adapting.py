@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from surgery.cli.arguments import Adapter, Model, Output, Spec
+from surgery.cli.arguments import Adapter, Inputs, Model, Output, Spec
+from surgery.cli.loading import inputs_of, tokenizer_of, tokenizing
 from surgery.cli.screen import complain, show, working
-from surgery.language.diagnostics import SurgeryError, error
+from surgery.language.diagnostics import error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +34,7 @@ def apply(
         bool, typer.Option("--merged", help="Merge, and write the whole model.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides the random initial values.")] = 0,
+    inputs: Inputs = None,
 ) -> None:
     """Adapt MODEL as SPEC says, and save what was added (or with --merged, the whole model)."""
     from surgery.planning.spec import read_spec
@@ -44,12 +46,12 @@ def apply(
 
         base = surgery.load_model(model)
         say("applying the spec")
-        difference = surgery.diff(base, ready)
+        given = inputs_of(inputs)
+        difference = surgery.diff(base, ready, example_inputs=given)
         complain(difference.plan.warnings)
-        words = any(t.init.startswith("vocabulary(text") for t in difference.plan.tensors)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", surgery.SurgeryWarning)
-            surgery.apply(base, ready, seed=seed, tokenizer=_tokenizer(model) if words else None)
+            surgery.apply(base, ready, example_inputs=given, seed=seed, tokenizer=tokenizing(model))
         say("writing")
         if merged:
             done = f"{_merged(base)}\n{_write_whole(base, model, output)}"
@@ -63,6 +65,7 @@ def merge(
     model: Model,
     adapter: Adapter,
     output: Output,
+    inputs: Inputs = None,
 ) -> None:
     """Merge a saved ADAPTER into MODEL, and write the whole model."""
     with working("loading the model") as say:
@@ -70,7 +73,7 @@ def merge(
 
         base = surgery.load_model(model)
         say("merging")
-        surgery.load(base, adapter)
+        surgery.load(base, adapter, example_inputs=inputs_of(inputs))
         report = _merged(base)
         say("writing")
         written = _write_whole(base, model, output)
@@ -81,6 +84,7 @@ def fold(
     model: Model,
     adapter: Adapter,
     output: Output,
+    inputs: Inputs = None,
 ) -> None:
     """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""
     with working("loading the model") as say:
@@ -88,7 +92,7 @@ def fold(
 
         base = surgery.load_model(model)
         say("folding")
-        surgery.load(base, adapter)
+        surgery.load(base, adapter, example_inputs=inputs_of(inputs))
         report = surgery.fold(base)
         say("writing")
         written = surgery.save(base, output)
@@ -113,22 +117,10 @@ def _merged(model: nn.Module) -> MergeReport:
 def _write_whole(model: nn.Module, text: str, output: Path) -> str:
     from surgery.models import save_model
 
-    tokenizer = _tokenizer(text)
+    tokenizer = tokenizer_of(text)
     save_model(model, output, tokenizer)
     also = "" if tokenizer is None else " and its tokenizer"
     return f"Saved the merged model{also} in {output} ({_megabytes(output)})."
-
-
-def _tokenizer(text: str) -> Any:
-    """The tokenizer beside a pretrained model; None if there is none, or the model was made."""
-    from surgery.models import load_tokenizer
-
-    if ":" in text and not Path(text).exists():
-        return None
-    try:
-        return load_tokenizer(text)
-    except SurgeryError:
-        return None
 
 
 def _megabytes(path: Path) -> str:

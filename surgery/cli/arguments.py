@@ -32,4 +32,13 @@ Adapter = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.", show_default=False)
 ]
+Inputs = Annotated[
+    str | None,
+    typer.Option(
+        "--inputs",
+        metavar="MODULE:FACTORY",
+        help="Example inputs for one forward, where none can be made up: a tensor, tuple or dict.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]

@@ -12,7 +12,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError
 from surgery.language.parse import parse
 from surgery.language.source import Source
 from surgery.planning.spec import resolve
-from surgery.reports.claims import Claims, Stated, claims_of, stated
+from surgery.reports.claims import Claims, Stated, claims_of, merging, stated
 from surgery.reports.figures import aligned, some
 from surgery.rules.library import disk_reader, prelude
 
@@ -74,6 +74,5 @@ def report(checked: Sequence[Checked]) -> str:
 
 
 def _statement(s: Stated) -> tuple[str, ...]:
-    merge = s.merge and ", ".join(f"{k} = {v}" for k, v in s.merge.items())
-    ends = f"merges: {merge}" if merge else f"does not merge: {s.reason}"
+    ends = merging(s.merge, s.brings_bias) if s.merge else f"does not merge: {s.reason}"
     return (f"  ok {s.method}", s.starts, ends)

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from surgery.cli import FAILED, FINE
-from surgery.cli.arguments import Json, Model, Spec
-from surgery.cli.screen import show, show_json, working
+from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.loading import inputs_of, tokenizing
+from surgery.cli.screen import complain, show, show_json, working
 
 
 def register(application: typer.Typer) -> None:
@@ -24,6 +25,7 @@ def verify(
         float | None,
         typer.Option(help="Largest error of a merge, relative to the output.", show_default=False),
     ] = None,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> int:
     """Try every promise with SPEC on MODEL: start, names, gradients, merge, undo, save and load."""
@@ -34,6 +36,15 @@ def verify(
         import surgery
 
         loaded = surgery.load_model(model)
-        found = surgery.verify(loaded, ready, seed=seed, tolerance=tolerance, progress=say)
+        found = surgery.verify(
+            loaded,
+            ready,
+            example_inputs=inputs_of(inputs),
+            seed=seed,
+            tokenizer=tokenizing(model),
+            tolerance=tolerance,
+            progress=say,
+        )
+    complain(found.plan.warnings)
     show_json(found.as_dict()) if as_json else show(str(found))
     return FINE if found.ok else FAILED

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from surgery.cli import CHANGED, FINE
-from surgery.cli.arguments import Json, Model, Spec
+from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.loading import inputs_of
 from surgery.cli.screen import show, show_json, working
 
 
@@ -37,6 +38,7 @@ def diff(
         ),
     ] = None,
     form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.text,
+    inputs: Inputs = None,
     as_json: Json = False,
     exit_code: Annotated[
         bool,
@@ -54,7 +56,12 @@ def diff(
 
         loaded = surgery.load_model(model)
         say("planning")
-        found = surgery.diff(loaded, specs[0], against=specs[1] if len(specs) > 1 else None)
+        found = surgery.diff(
+            loaded,
+            specs[0],
+            against=specs[1] if len(specs) > 1 else None,
+            example_inputs=inputs_of(inputs),
+        )
     if as_json or form is Format.json:
         show_json(found.as_dict())
     elif form is Format.markdown:
@@ -70,6 +77,7 @@ def inspect(
         str | None,
         typer.Argument(metavar="SELECTOR", help="What to look for: `q|v in layer[-4:]`."),
     ] = None,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Show MODEL as the language sees it, or what SELECTOR matches in it."""
@@ -78,7 +86,7 @@ def inspect(
 
         loaded = surgery.load_model(model)
         say("reading its anatomy")
-        found = surgery.inspect(loaded, selector)
+        found = surgery.inspect(loaded, selector, example_inputs=inputs_of(inputs))
     show_json(found.as_dict()) if as_json else show(str(found))
 
 
@@ -88,6 +96,7 @@ def explain(
         str, typer.Argument(metavar="SITE", help="The path of a module.", show_default=False)
     ],
     spec: Spec,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Say why each statement of SPEC does or does not apply at SITE of MODEL."""
@@ -99,5 +108,5 @@ def explain(
 
         loaded = surgery.load_model(model)
         say("planning")
-        found = surgery.explain(loaded, site, ready)
+        found = surgery.explain(loaded, site, ready, example_inputs=inputs_of(inputs))
     show_json(found.as_dict()) if as_json else show(str(found))

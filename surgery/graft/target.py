@@ -25,7 +25,7 @@ def model_of(given: object) -> nn.Module:
     if not isinstance(given, nn.Module):
         raise _no_module(given)
     if isinstance(given, _WRAPPERS):
-        return model_of(given.module)
+        return model_of(given.get_submodule("module"))
     compiled = given._modules.get(_COMPILED)
     return given if compiled is None else model_of(compiled)
 
@@ -84,7 +84,7 @@ def unwrapped(given: object) -> nn.Module:
 
 
 def _no_module(given: Any) -> SurgeryError:
-    kind = type(given)
+    kind: type[Any] = type(given)
     help = "a model is a torch.nn.Module"
     if isinstance(given, str):
         help = f"`surgery.load_model({given!r})` reads one"

@@ -236,7 +236,13 @@ class Place:
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
         if _needs_bias(program, self.layer):
-            return "its module adds nothing to the product, so it has no bias"
+            if self.layer.held:
+                return "its module adds nothing to the product, so it has no bias"
+            if hasattr(type(self.planner.model), "from_pretrained"):
+                return (
+                    "merging would add a bias, which the model's configuration does not have here: "
+                    "loaded again, the model would be without it"
+                )
         for name in _changed(program, self.layer):
             name = self.layer.names[name]
             known = {f"{path}.{name}" if path else name for path in self.owners}
@@ -279,7 +285,7 @@ def _is_odd(module: nn.Module, layer: Layer) -> bool:
 def _needs_bias(program: Program, layer: Layer) -> bool:
     """Whether a merge of ``program`` would add to a product that nothing is added to."""
     found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or not layer.held:
+    if isinstance(found, NotAffine) or layer.bias or layer.kind == "embedding":
         return False
     return found.bias != number(0)
 

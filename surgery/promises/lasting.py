@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from surgery.graft.apply import apply_spec, remove_specs
+from surgery.graft.apply import remove_specs
 from surgery.graft.save import load_adapter, save_adapter
 from surgery.promises.keeping import checksums
 from surgery.promises.running import same_bits
@@ -17,7 +16,7 @@ from surgery.promises.verdicts import Finding, Verdict
 from surgery.reports.figures import some
 
 
-def saved_is_loaded(trial: Trial, inputs: Any) -> Verdict:
+def saved_is_loaded(trial: Trial) -> Verdict:
     """What was saved, loaded onto the same base, gives the same bits."""
     finding = Finding("saved = loaded")
     adapted, values = trial.run(), trial.snapshot()
@@ -25,18 +24,18 @@ def saved_is_loaded(trial: Trial, inputs: Any) -> Verdict:
         path = save_adapter(trial.model, Path(folder))
         size = path.stat().st_size
         remove_specs(trial.model)
-        load_adapter(trial.model, path, inputs)
+        load_adapter(trial.model, path, trial.options["example_inputs"])
     _compare(finding, trial.snapshot(), values, "loaded")
     same = same_bits(trial.run(), adapted) or not trial.base.repeats
     finding.require(same, "the output after loading is another")
     return finding.verdict(f"the same bits, {size:,} bytes")
 
 
-def seed_decides(trial: Trial, start: dict[str, Tensor], inputs: Any) -> Verdict:
+def seed_decides(trial: Trial, start: dict[str, Tensor]) -> Verdict:
     """The same seed gives the same bits."""
     finding = Finding("same seed, same bits")
     remove_specs(trial.model)
-    apply_spec(trial.model, trial.plan.spec, inputs, trial.seed)
+    trial.apply()
     _compare(finding, trial.snapshot(), start, "made again")
     return finding.verdict(some(len(trial.parameters), "new parameter"))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.apply import apply_spec
 from surgery.planning.plan import Edit, Plan
 from surgery.promises.keeping import checksums
 from surgery.promises.running import Output, Runner, same_bits
@@ -56,13 +57,21 @@ def base_of(run: Runner) -> Base:
 
 @dataclass
 class Trial:
-    """An applied plan; ``parameters`` are those it added, by name, shared ones once."""
+    """An applied plan; ``parameters`` are those it added, by name, shared ones once.
+
+    ``options`` are what the spec is applied with, again and again: inputs, seed and tokenizer.
+    """
 
     run: Runner
     base: Base
     plan: Plan
     seed: int
     tolerance: float
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def apply(self) -> None:
+        """Apply the spec once more."""
+        apply_spec(self.model, self.plan.spec, **self.options)
 
     @property
     def model(self) -> nn.Module:

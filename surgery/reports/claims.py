@@ -17,12 +17,12 @@ from surgery.reports.change import change_of
 from surgery.rules.affine import Merge
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Expression, is_number, number, rebuild, walk
+from surgery.rules.expression import Expression, is_number, number, operand, rebuild, walk
 from surgery.rules.library import Definition
 from surgery.rules.primitives import flops
 from surgery.rules.program import Program, at_start, build
 from surgery.rules.shapes import show_shape
-from surgery.rules.simplify import make, same_value, value_of
+from surgery.rules.simplify import make, same_value, substitute, value_of
 from surgery.rules.values import Declaration
 
 
@@ -50,6 +50,7 @@ class Claims:
     starts: str
     is_identity: bool
     merge: dict[str, str] | None
+    brings_bias: bool
     reason: str | None
     parameters: tuple[Grown, ...]
     elements: str
@@ -64,7 +65,7 @@ class Claims:
         if self.merge is None:
             verb = "merges" if self.reason and self.reason.startswith("as") else "does not merge:"
             return f"{verb} {self.reason}"
-        return f"merges: {', '.join(f'{k} = {v}' for k, v in self.merge.items())}"
+        return merging(self.merge, self.brings_bias)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,6 +101,7 @@ def claims_of(definition: Definition) -> Claims:
         starts=starts,
         is_identity=is_identity,
         merge=merge,
+        brings_bias=brings_bias(program),
         reason=reason,
         declared=program.params,
         cost=program.flops,
@@ -116,6 +118,21 @@ def merge_of(program: Program) -> tuple[dict[str, str] | None, str | None]:
     return None, f"{found.reason}{place}"
 
 
+def merging(merge: dict[str, str], brings_bias: bool) -> str:
+    """A merge in a phrase."""
+    shown = f"merges: {', '.join(f'{k} = {v}' for k, v in merge.items())}"
+    return f"{shown} (needs a bias, also where there is none)" if brings_bias else shown
+
+
+def brings_bias(program: Program) -> bool:
+    """Whether merging gives a bias to a layer that has none."""
+    found = program.merge
+    if not isinstance(found, Merge):
+        return False
+    without = substitute(found.bias, {operand("b", found.bias.shape): number(0)})
+    return not same_value(without, number(0))
+
+
 @dataclass(frozen=True)
 class Stated:
     """What a spec's `on` statement comes to wherever its method fits."""
@@ -125,6 +142,7 @@ class Stated:
     starts: str
     is_identity: bool
     merge: dict[str, str] | None
+    brings_bias: bool
     reason: str | None
 
 
@@ -141,7 +159,7 @@ def stated(spec: Spec) -> Iterator[Stated]:
         shown = merge and {k: v.replace(prefix, "") for k, v in merge.items()}
         place = str(statement.span).rpartition(":")[0]
         method = _words(statement.application.span.text)
-        yield Stated(place, method, starts, is_identity, shown, reason)
+        yield Stated(place, method, starts, is_identity, shown, brings_bias(program), reason)
 
 
 def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Claims:
@@ -159,6 +177,7 @@ def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Clai
         starts="starts as zero" if is_zero else "does not start as zero",
         is_identity=is_zero,
         merge=None,
+        brings_bias=False,
         reason=None,
         declared=declared,
         cost=cost,
@@ -174,6 +193,7 @@ def _claims(
     starts: str,
     is_identity: bool,
     merge: dict[str, str] | None,
+    brings_bias: bool,
     reason: str | None,
     declared: tuple[Declaration, ...],
     cost: Dim,
@@ -200,6 +220,7 @@ def _claims(
         starts,
         is_identity,
         merge,
+        brings_bias,
         reason,
         grown,
         str(total),

@@ -187,3 +187,29 @@ def test_fold(run: Any, folder: Path):
         for part in (0, 1)
     }
     assert run("fold", "llamas:model", "folded", "-o", "again").code == 1
+
+
+def test_inputs_are_given_by_name(run: Any, folder: Path):
+    toy = folder / "toy.py"
+    toy.write_text(
+        f"{toy.read_text()}\n\ndef made():\n    torch.manual_seed(0)\n    return closed()\n\n\ndef inputs():\n"
+        "    return {'a': torch.ones(2, 4), 'b': torch.ones(4), 'c': {'d': torch.ones(4)}}\n"
+    )
+    spec = "on linear apply lora(r = 2)"
+    for command in (("diff",), ("apply", "-o", "out"), ("verify",)):
+        words = (command[0], "toy:made", spec, *command[1:])
+        assert run(*words).code == 1
+        given = run(*words, "--inputs", "toy:inputs")
+        assert (given.code, given.err) == (0, "")
+    assert run("merge", "toy:made", "out", "-o", "whole", "--inputs", "toy:inputs").code == 0
+    assert "linear" in run("inspect", "toy:made", "linear", "--inputs", "toy:inputs").out
+    assert "did you mean" in run("diff", "toy:made", spec, "--inputs", "toy:input").err
+    assert "S501" in run("diff", "toy:made", spec, "--inputs", "inputs.pt").err
+
+
+def test_apply_and_verify_tell_the_warnings_of_a_plan(run: Any):
+    spec = "on up except `lm_head` apply lora(r = 2)"
+    for words in (("apply", "toy:model", spec, "-o", "out"), ("verify", "toy:model", spec)):
+        ran = run(*words)
+        assert ran.code == 0
+        assert ran.err.count("warning[S302]") == 1
