@@ -105,13 +105,13 @@ class _Writer:
             raise error(
                 "S417",
                 "a traced graph has its masks and positions built in, so no tokens can join",
-                help="apply the spec to the model, and trace it after",
+                help="apply the spec to the model itself, and torch.export that",
             )
         if edit.layer and edit.layer.read:
             raise error(
                 "S417",
                 f"in the traced graph nothing reads `{edit.whole}` but a module inside it",
-                help="adapt the model before it is traced",
+                help="apply the spec to the model itself, and torch.export that",
             )
         calls = self.calls(edit.exit.path) if edit.layer else []
         if edit.layer and not calls:

@@ -110,3 +110,49 @@ def test_an_adapter_moves_from_eager_to_traced(tmp_path: object) -> None:
     surgery.save(eager, f"{tmp_path}/adapter")
     surgery.load(traced, f"{tmp_path}/adapter")
     torch.testing.assert_close(traced(x), eager(x))
+
+
+class WrittenOut(nn.Module):
+    """Attention in products, and a layer that reads its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in "qkvo")
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        weights = torch.softmax(self.q(x) @ self.k(x).mT / 8**0.5, -1)
+        return x + self.o(weights @ self.v(x))
+
+
+class Multihead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        return x + self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        (build("nanogpt"), "on tokens apply prompt(2)"),
+        (WrittenOut(), "on attention apply prefix(2)"),
+        (Multihead(), "on o apply dora(2)"),
+    ],
+)
+def test_what_a_traced_graph_cannot_take_is_refused_and_exports(model, spec: str) -> None:
+    ids = torch.randint(0, 32, (2, 6))
+    traced = trace(model.eval())
+    before = traced(ids)
+    with pytest.raises(surgery.SurgeryError, match=r"(?s)S417.*torch\.export"):
+        surgery.apply(traced, spec, example_inputs=ids)
+    assert torch.equal(traced(ids), before)
+    surgery.apply(model, spec, example_inputs=ids, seed=0)
+    randomise_added(model)
+    exported = torch.export.export(model, (ids,)).module()
+    torch.testing.assert_close(exported(ids), model(ids))

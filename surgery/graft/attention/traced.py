@@ -32,7 +32,8 @@ def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
             "S417",
             f"the traced graph runs the attention of `{core.path}` in products, which are not "
             "rewritten",
-            help="trace a model that calls scaled_dot_product_attention, or adapt it before",
+            help="trace a model that calls scaled_dot_product_attention, or apply the spec to the "
+            "model itself, and torch.export that",
         )
     return found[core.order]
 
