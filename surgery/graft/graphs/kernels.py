@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from surgery.graft.graphs.ordinary import is_transformed
 from surgery.language.diagnostics import error
 
 
@@ -221,8 +222,26 @@ def bilstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tenso
     ``into`` is [2, 4h, features] and ``hidden`` [2, 4h, h], gates in torch's order; two biases
     [2, 4h]. It starts from zeros.
     """
+    weights = tuple(tuple(t[i] for t in (into, hidden, first, second)) for i in (0, 1))
+    if not torch.compiler.is_compiling() and is_transformed():
+        # `torch.lstm` knows neither batches of weights nor forward-mode derivatives.
+        ways = (_lstm(x, *weights[0]), _lstm(x.flip(0), *weights[1]).flip(0))
+        return torch.cat(ways, -1)
     start = x.new_zeros(2, 1, hidden.shape[2])
-    weights = tuple(t[i] for i in (0, 1) for t in (into, hidden, first, second))
     run: Any = torch.lstm
-    result = run(x.unsqueeze(1), (start, start), weights, True, 1, 0.0, False, True, False)[0]
+    both = (*weights[0], *weights[1])
+    result = run(x.unsqueeze(1), (start, start), both, True, 1, 0.0, False, True, False)[0]
     return result.squeeze(1)
+
+
+def _lstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """What an LSTM makes of [length, features], from the first on, in plain operations."""
+    state = memory = x.new_zeros(hidden.shape[1])
+    states: list[Tensor] = []
+    for gates in functional.linear(x, into, first).unbind():
+        gates = gates + functional.linear(state, hidden, second)
+        enter, keep, new, leave = gates.chunk(4)
+        memory = keep.sigmoid() * memory + enter.sigmoid() * new.tanh()
+        state = leave.sigmoid() * memory.tanh()
+        states.append(state)
+    return torch.stack(states)
