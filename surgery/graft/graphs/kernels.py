@@ -68,8 +68,22 @@ def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
 
 
 def row_norm(matrix: Tensor) -> Tensor:
-    """The Euclidean norm of each row."""
-    return _squared_rows(matrix).sqrt().to(matrix.dtype)
+    """The Euclidean norm of each row; at a row of zeros its derivatives are taken as zero.
+
+    The square root has none there. So that no order of them is NaN, it is never taken of such a row.
+    """
+    zero = _squared_rows(matrix.detach()) == 0
+    norms = _squared_rows(matrix.masked_fill(zero.unsqueeze(1), 1)).sqrt()
+    return norms.masked_fill(zero, 0).to(matrix.dtype)
+
+
+def over_norm(value: Tensor | float, norm: Tensor) -> Tensor:
+    """Value / norm, and 1 where the norm is zero: a row of zeros has no direction, and stays.
+
+    So DoRA starts as its base there too, with the gradient of LoRA until the row has a direction.
+    """
+    zero = norm == 0
+    return (value / norm.masked_fill(zero, 1)).masked_fill(zero, 1)
 
 
 def _squared_rows(matrix: Tensor) -> Tensor:
@@ -89,12 +103,15 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
 
     ‖w + s·uA‖² = ‖w‖² + 2s·(WAᵀ⊙U) + s²·(U(AAᵀ)⊙U), summed over each row.
     """
+    if weight.is_complex():
+        return row_norm(torch.add(weight, up @ down, alpha=scale)).detach()
     squared = _squared_rows(weight)
     wide_up, wide_down = up.to(squared.dtype), down.to(squared.dtype)
     cross = (weight @ down.t()).to(squared.dtype)
     gram = wide_up @ (wide_down @ wide_down.t())
     squared = squared + ((2 * scale) * cross + (scale * scale) * gram).mul(wide_up).sum(1)
-    return squared.clamp_min(0).sqrt().to(weight.dtype)
+    # Forward-mode derivatives pass where no gradient is recorded, but not through this.
+    return squared.clamp_min(0).sqrt().to(weight.dtype).detach()
 
 
 def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:
