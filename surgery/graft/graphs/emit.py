@@ -174,6 +174,13 @@ class Emitter:
         transposed = Expression("transpose", (right,), (), right.shape[::-1])
         return self.emit(Expression("linear", (left, transposed), (), e.shape, e.span))
 
+    def _divide(self, e: Expression) -> Any:
+        value, divisor = e.arguments
+        norm = divisor.arguments[0] if divisor.op == "detach" else divisor
+        if norm.op != "row_norm":
+            return self._elementwise(e)
+        return self.host.call(kernels.over_norm, *(self._aligned(a, e) for a in (value, divisor)))
+
     def _dropout(self, e: Expression) -> Any:
         x, rate = (self.emit(a) for a in e.arguments)
         return self.host.call(functional.dropout, x, rate, self.host.training())
@@ -260,6 +267,7 @@ class Emitter:
 
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "matmul": Emitter._matmul,
+    "divide": Emitter._divide,
     "dropout": Emitter._dropout,
     "mean": Emitter._over,
     "sum": Emitter._over,

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor
 
-_PLAIN = frozenset({Tensor, nn.Parameter, type(None)})
+from surgery.graft.graphs.ordinary import gradients, is_first_order, runs_as_written
 
 
 def add_product(base: Tensor, hidden: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -45,26 +45,29 @@ def low_rank(
     """
     if not training or rate == 0:
         rate = 0.0
-    tensors = (x, weight, bias, down, up, factor)
-    if x.dim() < 2 or not runs_as_written(tensors):
+    if x.dim() < 2 or not runs_as_written(x, weight, bias, down, up, factor):
         hidden = functional.linear(functional.dropout(x, rate, training), down)
-        if factor is None:
-            return add_product(functional.linear(x, weight, bias), hidden, up, scale)
-        product = add_product(functional.linear(x, weight), hidden, up, scale)
-        product = product * factor.to(product.dtype)
-        return product if bias is None else product + bias.to(product.dtype)
+        return _composed(x, weight, bias, hidden, up, scale, factor)
     if torch.is_grad_enabled():
         return _LowRank.apply(x, weight, bias, down, up, scale, rate, factor)  # type: ignore[no-any-return]
     return _forward(x, weight, bias, down, up, scale, rate, factor)[0]
 
 
-def runs_as_written(tensors: tuple[Tensor, *tuple[Tensor | None, ...]]) -> bool:
-    """Whether nothing rewrites operations: no compiler, autocast, transform or tensor subclass."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
-        return False
-    if not _PLAIN.issuperset(map(type, tensors)):
-        return False
-    return not torch.is_autocast_enabled(tensors[0].device.type)
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden: Tensor,
+    up: Tensor,
+    scale: float,
+    factor: Tensor | None,
+) -> Tensor:
+    """The same in plain operations, given the hidden states."""
+    if factor is None:
+        return add_product(functional.linear(x, weight, bias), hidden, up, scale)
+    product = add_product(functional.linear(x, weight), hidden, up, scale)
+    product = product * factor.to(product.dtype)
+    return product if bias is None else product + bias.to(product.dtype)
 
 
 def _forward(
@@ -82,15 +85,20 @@ def _forward(
     kept = None
     if rate:
         kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - rate)
-        hidden = functional.linear(x * kept, down).mul_(_gain(rate))
-    else:
-        hidden = functional.linear(x, down)
+    hidden = _hidden(x, down, kept, rate)
     result.flatten(0, -2).addmm_(hidden.flatten(0, -2), up.t(), alpha=scale)
     if factor is not None:
         result.mul_(factor)
         if bias is not None:
             result.add_(bias)
     return result, hidden, kept
+
+
+def _hidden(x: Tensor, down: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+    """linear(dropout(x), down) where dropout keeps ``kept``."""
+    if kept is None:
+        return functional.linear(x, down)
+    return functional.linear(x * kept, down).mul_(_gain(rate))
 
 
 def unviewed(result: Tensor) -> Tensor:
@@ -104,6 +112,11 @@ def unviewed(result: Tensor) -> Tensor:
     shape, strides = result.shape, result.stride()
     fresh = result.new_empty(0)
     return fresh.set_(result.untyped_storage(), result.storage_offset(), shape, strides)
+
+
+def summed(gradient: Tensor) -> Tensor:
+    """The gradient of what was added to each row of a result."""
+    return gradient.sum(tuple(range(gradient.dim() - 1)))
 
 
 def _gain(rate: float) -> float:
@@ -134,6 +147,18 @@ class _LowRank(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_down, needs_up, _, _, needs_factor = (
             ctx.needs_input_grad
         )
+        if not is_first_order(gradient):
+
+            def composed(
+                x: Tensor, weight: Tensor, down: Tensor, up: Tensor, factor: Tensor | None
+            ) -> Tensor:
+                hidden = _hidden(x, down, kept, ctx.rate)
+                return _composed(x, weight, None, hidden, up, ctx.scale, factor)
+
+            needs = (needs_x, needs_weight, needs_down, needs_up, needs_factor)
+            found = gradients(composed, (x, weight, down, up, factor), needs, gradient)
+            to_bias = summed(gradient) if needs_bias else None
+            return (*found[:2], to_bias, *found[2:4], None, None, found[4])
         outer = gradient.flatten(0, -2)
         rows, small = x.flatten(0, -2), hidden.flatten(0, -2)
         to_x = to_weight = to_bias = to_down = to_up = to_factor = None
@@ -143,7 +168,7 @@ class _LowRank(torch.autograd.Function):
             product = functional.linear(rows, weight).addmm_(small, up.t(), alpha=ctx.scale)
             to_factor = product.mul_(outer).sum(0)
         if factor is not None:
-            outer = outer * factor
+            outer = outer * factor.to(outer.dtype)
         if needs_up:
             to_up = (small.t() @ outer).t().mul(ctx.scale)
         turned = (up.t() @ outer.t()).mul(ctx.scale * (_gain(ctx.rate) if ctx.rate else 1))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from surgery.graft.graphs.ordinary import is_transformed
 from surgery.language.diagnostics import error
 
 
@@ -67,8 +68,22 @@ def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
 
 
 def row_norm(matrix: Tensor) -> Tensor:
-    """The Euclidean norm of each row."""
-    return _squared_rows(matrix).sqrt().to(matrix.dtype)
+    """The Euclidean norm of each row; at a row of zeros its derivatives are taken as zero.
+
+    The square root has none there. So that no order of them is NaN, it is never taken of such a row.
+    """
+    zero = _squared_rows(matrix.detach()) == 0
+    norms = _squared_rows(matrix.masked_fill(zero.unsqueeze(1), 1)).sqrt()
+    return norms.masked_fill(zero, 0).to(matrix.dtype)
+
+
+def over_norm(value: Tensor | float, norm: Tensor) -> Tensor:
+    """Value / norm, and 1 where the norm is zero: a row of zeros has no direction, and stays.
+
+    So DoRA starts as its base there too, with the gradient of LoRA until the row has a direction.
+    """
+    zero = norm == 0
+    return (value / norm.masked_fill(zero, 1)).masked_fill(zero, 1)
 
 
 def _squared_rows(matrix: Tensor) -> Tensor:
@@ -88,12 +103,15 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
 
     ‖w + s·uA‖² = ‖w‖² + 2s·(WAᵀ⊙U) + s²·(U(AAᵀ)⊙U), summed over each row.
     """
+    if weight.is_complex():
+        return row_norm(torch.add(weight, up @ down, alpha=scale)).detach()
     squared = _squared_rows(weight)
     wide_up, wide_down = up.to(squared.dtype), down.to(squared.dtype)
     cross = (weight @ down.t()).to(squared.dtype)
     gram = wide_up @ (wide_down @ wide_down.t())
     squared = squared + ((2 * scale) * cross + (scale * scale) * gram).mul(wide_up).sum(1)
-    return squared.clamp_min(0).sqrt().to(weight.dtype)
+    # Forward-mode derivatives pass where no gradient is recorded, but not through this.
+    return squared.clamp_min(0).sqrt().to(weight.dtype).detach()
 
 
 def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:
@@ -221,8 +239,26 @@ def bilstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tenso
     ``into`` is [2, 4h, features] and ``hidden`` [2, 4h, h], gates in torch's order; two biases
     [2, 4h]. It starts from zeros.
     """
+    weights = tuple(tuple(t[i] for t in (into, hidden, first, second)) for i in (0, 1))
+    if not torch.compiler.is_compiling() and is_transformed():
+        # `torch.lstm` knows neither batches of weights nor forward-mode derivatives.
+        ways = (_lstm(x, *weights[0]), _lstm(x.flip(0), *weights[1]).flip(0))
+        return torch.cat(ways, -1)
     start = x.new_zeros(2, 1, hidden.shape[2])
-    weights = tuple(t[i] for i in (0, 1) for t in (into, hidden, first, second))
     run: Any = torch.lstm
-    result = run(x.unsqueeze(1), (start, start), weights, True, 1, 0.0, False, True, False)[0]
+    both = (*weights[0], *weights[1])
+    result = run(x.unsqueeze(1), (start, start), both, True, 1, 0.0, False, True, False)[0]
     return result.squeeze(1)
+
+
+def _lstm(x: Tensor, into: Tensor, hidden: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """What an LSTM makes of [length, features], from the first on, in plain operations."""
+    state = memory = x.new_zeros(hidden.shape[1])
+    states: list[Tensor] = []
+    for gates in functional.linear(x, into, first).unbind():
+        gates = gates + functional.linear(state, hidden, second)
+        enter, keep, new, leave = gates.chunk(4)
+        memory = keep.sigmoid() * memory + enter.sigmoid() * new.tanh()
+        state = leave.sigmoid() * memory.tanh()
+        states.append(state)
+    return torch.stack(states)

@@ -10,6 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.graft.graphs import fused, kernels
+from surgery.graft.graphs.ordinary import gradients, is_first_order, runs_as_written
 from surgery.graft.weights.slices import blocks, put_rows, take_rows
 from surgery.rules.rows import Layout
 
@@ -30,8 +31,7 @@ def low_rank_rows(
     """
     factors = [tensor for update in updates for tensor in update[1:3]]
     rates = [rate if training else 0.0 for *_, rate, training in updates]
-    tensors = (x, weight, bias, *factors)
-    if x.dim() < 2 or any(rates) or not fused.runs_as_written(tensors):
+    if x.dim() < 2 or any(rates) or not runs_as_written(x, weight, bias, *factors):
         return _composed(x, weight, bias, transposed, updates)
     meta = tuple((layout, scale) for layout, _, _, scale, *_ in updates)
     if torch.is_grad_enabled():
@@ -41,8 +41,7 @@ def low_rank_rows(
 
 def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     if transposed:
-        assert bias is not None
-        return kernels.transposed_linear(x, weight, bias)
+        return x @ weight if bias is None else kernels.transposed_linear(x, weight, bias)
     return functional.linear(x, weight, bias)
 
 
@@ -107,6 +106,17 @@ class _LowRankRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, *rest = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _, _, *needs = ctx.needs_input_grad
+        if not is_first_order(gradient):
+
+            def composed(x: Tensor, weight: Tensor, *factors: Tensor) -> Tensor:
+                pairs = zip(ctx.meta, factors[::2], factors[1::2], strict=True)
+                updates = [(layout, a, b, scale, 0, False) for (layout, scale), a, b in pairs]
+                return _composed(x, weight, None, ctx.transposed, updates)
+
+            tensors = (x, weight, *rest[: 2 * len(ctx.meta)])
+            found = gradients(composed, tensors, (needs_x, needs_weight, *needs), gradient)
+            to_bias = fused.summed(gradient) if needs_bias else None
+            return (*found[:2], to_bias, None, None, *found[2:])
         outer, rows = gradient.flatten(0, -2), x.flatten(0, -2)
         to_x = to_weight = to_bias = None
         if needs_bias:
