@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from surgery.language.build.base import Parts
 from surgery.language.build.expressions import ExpressionBuilder
 from surgery.language.diagnostics import Label
-from surgery.language.glob import GlobError, translate
+from surgery.language.glob import GlobError, compile_glob
 from surgery.language.source import Span
 from surgery.language.syntax import (
     All,
@@ -84,7 +84,7 @@ class SelectorBuilder(ExpressionBuilder):
         token = parts[0]
         pattern = token.value[1:-1]
         try:
-            translate(pattern)
+            compile_glob(pattern)
         except GlobError as problem:
             inside = token.start_pos + 1
             span = Span(self.source, inside + problem.start, inside + problem.end)
