@@ -182,6 +182,7 @@ def _check(item: syntax.Item, constants: Constants) -> None:
             if item.name in constants.values:
                 raise error("S215", f"`{item.name}` is already something here", item.name_span)
             constants.values[item.name] = evaluate(item.value, constants)
+            constants.written[item.name] = item.value.span
         case syntax.On():
             closure = chain(item.application, constants)
             if closure.is_block:

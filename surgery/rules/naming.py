@@ -1,0 +1,26 @@
+"""Names that no parameter and no child of a module can have."""
+
+from __future__ import annotations
+
+import keyword
+
+from surgery.language.diagnostics import error
+from surgery.language.source import Span
+
+
+def check_name(name: str, span: Span, what: str) -> None:
+    """Whether a module can have ``what`` under ``name``.
+
+    Raises:
+        SurgeryError: S244 for a word of Python, which code cannot have after a dot, and for names
+            that start with `_`, which are those of what modules keep for themselves.
+
+    """
+    if keyword.iskeyword(name):
+        why = f"`{name}` is a word of Python"
+    elif name.startswith("_"):
+        why = "names that start with `_` are what modules keep for themselves"
+    else:
+        return
+    help = f"choose another, such as `{name.strip('_')}_`" if name.strip("_") else None
+    raise error("S244", f"{what} cannot be named so: {why}", span, help=help)
