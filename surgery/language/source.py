@@ -53,6 +53,11 @@ class Span:
         """The span from the start of this one to the end of ``other``."""
         return Span(self.source, self.start, other.end)
 
+    def holds(self, other: Span) -> bool:
+        """Whether ``other`` lies within this one."""
+        same = other.source is self.source
+        return same and self.start <= other.start and other.end <= self.end
+
     @property
     def text(self) -> str:
         return self.source.text[self.start : self.end]

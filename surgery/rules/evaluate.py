@@ -178,7 +178,8 @@ def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
     if e.operator in "/%" and not right.terms:
         raise error("S213", "division by zero", e.span, Label(e.right.span, "is 0"))
     if len(left.terms) * len(right.terms) > _MOST_TERMS:
-        raise error("S242", "this becomes too large to be worked out", e.span)
+        problem = "this becomes too large to be worked out: products of long sums"
+        raise error("S242", problem, e.span)
     match e.operator:
         case "+":
             return left + right
@@ -214,6 +215,13 @@ def _call(e: syntax.Call, names: Names) -> Value:
             return _dim_function(e, numbers)
     if e.function in PRIMITIVES:
         return _primitive(PRIMITIVES[e.function], e, names)
+    if local is not None:
+        raise error(
+            "S208",
+            f"`{e.function}` is {describe(local)}, and cannot be called",
+            e.function_span,
+            *names.origin(syntax.Name(e.function, span=e.function_span)),
+        )
     raise error(
         "S207",
         f"no function or block is named `{e.function}`",

@@ -105,7 +105,6 @@ class Frame:
                 raise error("S216", "this step has no place here", step.span)
 
     def _declare(self, step: syntax.Param) -> None:
-        check_name(step.name, step.name_span, "a param")
         shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
         if STAR in shape:
             raise error("S212", "a param has a fixed shape, without `*`", step.span)
@@ -115,6 +114,8 @@ class Frame:
         origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
         init = self._init(step, shape)
         name = self.path + step.name
+        for part in name.split("."):
+            check_name(part, step.name_span)
         earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
         if earlier:
             twice = earlier.name == name

@@ -15,10 +15,10 @@ from surgery.rules.values import Closure, Condition, Value
 LARGEST = 2.0**63
 """The largest whole number; others are as large as floating point has them."""
 _POWER = 32
-_LARGE: dict[type, tuple[int, int]] = {
+_LARGE: dict[type[Dim | Condition | Expression | Closure], tuple[int, int]] = {
     Dim: (100, 16),
     Condition: (10_000, 32),
-    Expression: (10_000, 120),
+    Expression: (10_000, 100),
     Closure: (1_000, 64),
 }
 """How many parts a value may have, written out, and how deep they may nest."""
@@ -34,9 +34,10 @@ def bounded(value: Value, span: Span | None) -> Value:
     """
     for kind, (most, deepest) in _LARGE.items():
         if isinstance(value, kind):
-            size, depth = value.extent  # type: ignore[union-attr]
+            size, depth = value.extent
             if size > most or depth > deepest:
-                raise error("S242", "this becomes too large to be worked out", span)
+                reason = f"more than {most} parts" if size > most else f"more than {deepest} deep"
+                raise error("S242", f"this becomes too large to be worked out: {reason}", span)
     if isinstance(value, Dim):
         _check_numbers(value, span)
     elif isinstance(value, Expression):
@@ -93,7 +94,7 @@ def followed(span: Span | None) -> Generator[None]:
 def _too_deep(span: Span | None) -> SurgeryError:
     return error(
         "S241",
-        "methods and blocks use one another too deep here to be followed",
+        "this nests too deep to be followed",
         span,
         help="a rule has no loops and no recursion",
     )

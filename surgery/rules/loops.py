@@ -73,15 +73,21 @@ def _uses(definition: Definition) -> tuple[Use, ...]:
 def _own_names(node: syntax.Method | syntax.Block) -> Iterator[str]:
     yield from (p.name for p in node.parameters)
     if isinstance(node, syntax.Block):
-        yield node.input.name
+        yield from _bound(node.input)
     for step in node.body:
         match step:
             case syntax.Match():
-                yield from (o.name for o in (step.result, *step.operands))
+                for operand in (step.result, *step.operands):
+                    yield from _bound(operand)
             case syntax.Let() | syntax.Param():
                 yield step.name
             case _:
                 pass
+
+
+def _bound(operand: syntax.Operand) -> Iterator[str]:
+    yield operand.name
+    yield from (d.name for d in operand.dims or () if isinstance(d, syntax.Name))
 
 
 def _names(node: syntax.Method | syntax.Block) -> Iterator[tuple[str, Span, bool]]:

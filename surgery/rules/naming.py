@@ -8,8 +8,8 @@ from surgery.language.diagnostics import error
 from surgery.language.source import Span
 
 
-def check_name(name: str, span: Span, what: str) -> None:
-    """Whether a module can have ``what`` under ``name``.
+def check_name(name: str, span: Span) -> None:
+    """Whether a module can have a parameter or a child called ``name``.
 
     Raises:
         SurgeryError: S244 for a word of Python, which code cannot have after a dot, and for names
@@ -17,10 +17,10 @@ def check_name(name: str, span: Span, what: str) -> None:
 
     """
     if keyword.iskeyword(name):
-        why = f"`{name}` is a word of Python"
+        why = "it is a word of Python"
     elif name.startswith("_"):
         why = "names that start with `_` are what modules keep for themselves"
     else:
         return
     help = f"choose another, such as `{name.strip('_')}_`" if name.strip("_") else None
-    raise error("S244", f"{what} cannot be named so: {why}", span, help=help)
+    raise error("S244", f"no parameter and no child can be named `{name}`: {why}", span, help=help)

@@ -50,7 +50,7 @@ SPREADS = ("std", "bound", "gain")
 def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -> SurgeryError:
     """The error that ``requirement`` does not hold: at these ``sizes``, or anywhere."""
     rule = requirement.span
-    elsewhere = [o for o in requirement.origins if not _within(o, rule)]
+    elsewhere = [o for o in requirement.origins if not rule.holds(o)]
     names = sorted(requirement.condition.names())
     values = ", ".join(f"{n} = {sizes[n]}" for n in names) if sizes else ""
     here = f" here ({values})" if values else ""
@@ -64,8 +64,3 @@ def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -
         message = f"{requirement.words}, and this is {value}{here}"
         why, code = ("used here" if elsewhere else ""), "S240"
     return error(code, message, *elsewhere, Label(rule, why))
-
-
-def _within(inner: Span, outer: Span) -> bool:
-    same = inner.source is outer.source
-    return same and outer.start <= inner.start and inner.end <= outer.end
