@@ -56,6 +56,25 @@ class Binary(Node):
     left: Expression
     right: Expression
 
+    # A long sum nests to the left as deep as it is long: these go along it in a loop.
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Binary and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __repr__(self) -> str:
+        first, run = spine(self)
+        text = repr(first)
+        for node in run:
+            text = f"Binary(operator={node.operator!r}, left={text}, right={node.right!r})"
+        return text
+
+    def _parts(self) -> tuple[Expression, tuple[tuple[str, Expression], ...]]:
+        first, run = spine(self)
+        return first, tuple((node.operator, node.right) for node in run)
+
 
 @dataclass(frozen=True, slots=True)
 class Argument(Node):

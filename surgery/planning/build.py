@@ -15,7 +15,7 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
 from surgery.planning.layers import read_layer
@@ -83,7 +83,7 @@ class Planner:
         adds = any(t.trained for e in draft.edits for t in e.tensors)
         training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
-            raise SurgeryError(draft.found)
+            raise SurgeryError(first_of(draft.found))
         known = base or self.own_digests
         return Plan(
             spec,

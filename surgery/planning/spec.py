@@ -26,6 +26,7 @@ from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
 from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
+    Definition,
     Prelude,
     Reader,
     Scope,
@@ -182,10 +183,11 @@ def resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
     scope = scope_of(file, read, rules, files)
     constants = Constants(scope, {}, Shapes())
     found: list[Diagnostic] = []
+    sound: set[Definition] = set()
     for item in file.items:
         try:
             with followed(item.span):
-                _check(item, constants)
+                _check(item, constants, sound)
         except SurgeryError as problem:
             found += [d for d in problem.diagnostics if d not in found]
         if len(found) > MOST:
@@ -201,7 +203,8 @@ def _with(here: Label, labels: tuple[Label, ...]) -> tuple[Label, ...]:
     return labels if known else (here, *labels)
 
 
-def _check(item: syntax.Item, constants: Constants) -> None:
+def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> None:
+    """Object to ``item``; the methods in ``sound`` were read before."""
     match item:
         case syntax.Let():
             if item.name in constants.values:
@@ -218,7 +221,9 @@ def _check(item: syntax.Item, constants: Constants) -> None:
                     item.application.name_span,
                     help=f"`sequential {name}(…)`, `parallel {name}(…)` or `pfeiffer {name}(…)`",
                 )
-            check_method(closure.definition)
+            if closure.definition not in sound:
+                check_method(closure.definition)
+                sound.add(closure.definition)
             name = item.name or child_name(item.application)
             if item.name:
                 end = item.span.end

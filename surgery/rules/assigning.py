@@ -84,6 +84,10 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         state.operands[target] = value
     elif value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)
+    elif target == "W" and len(value.shape) != 2:
+        raise error(
+            "S211", f"`{step.target}` is a matrix, and this is {show_shape(value.shape)}", step.span
+        )
     else:
         weight, bias = (
             value if name == target else tensor(effective(state, name, step.span), step.span)

@@ -99,8 +99,10 @@ class Dim:
     @staticmethod
     def named(name: str, *arguments: Dim) -> Dim:
         """The dim ``name``, or the function ``name`` of ``arguments``, evaluated if they are known."""
+        if not arguments:
+            return _plain(name)
         known = [a.number for a in arguments]
-        if arguments and all(k is not None for k in known):
+        if all(k is not None for k in known):
             return Dim.of(FUNCTIONS[name](*known))
         return Dim(((((Atom(name, arguments), 1),), 1),))
 
@@ -204,6 +206,11 @@ class Dim:
 
     def __str__(self) -> str:
         return " + ".join(_term(m, c) for m, c in self.terms).replace("+ -", "- ") or "0"
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> Dim:
+    return Dim(((((Atom(name), 1),), 1),))
 
 
 def _times(a: Monomial, b: Monomial, sign: int) -> Monomial:

@@ -231,9 +231,7 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
     return value
 
 
-def origin_of(
-    e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]
-) -> tuple[Span, ...]:
+def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
     """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
     found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
     return tuple(found)[:3]

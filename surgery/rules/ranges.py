@@ -60,7 +60,11 @@ def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -
         why = f"{shown} is false" if shown else ""
         code = "S404"
     else:
-        value = requirement.value if sizes is None or not requirement.value else requirement.value.value(sizes)
+        value = (
+            requirement.value
+            if sizes is None or not requirement.value
+            else requirement.value.value(sizes)
+        )
         message = f"{requirement.words}, and this is {value}{here}"
         why, code = ("used here" if elsewhere else ""), "S240"
     return error(code, message, *elsewhere, Label(rule, why))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random as randoms
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 
@@ -26,13 +27,76 @@ from surgery.rules.library import memory_reader, prelude
 from tests.fuzz.writing import definition, spec
 from torch import nn
 
-LIMIT = 3.0
+LIMIT = 5.0
 _WORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*|\w+|\s+|.', re.DOTALL)
-_ODD = ["\r", "\r\n", "\f", "\v", "\x00", "\x1b[31m", "\ufeff", "\u2028", "\ud800", "é", "漢字", "e\u0301"]
-_ODD += ["\u202e", "🧠", "\t", "\x7f", "\u00a0", "−", "“", "'", '"', "`", "\\", "\x85", "0" * 30, "1e999"]
-_NOISE = [*RESERVED.values(), *SIGNS.values(), *_ODD, "+=", "<=", "==", "# note\n", "lambda", "class"]
-_NOISE += ["lora", "q", "Linear", "relu", "adapter(4)", "gated", "dropout", "1e11", "0.5", "-1", "`**`"]
-_RANDOM_NAMES = ["forward", "type", "weight", "bias", "training", "__class__", "call", "n", "x", "W", "b"]
+_ODD = [
+    "\r",
+    "\r\n",
+    "\f",
+    "\v",
+    "\x00",
+    "\x1b[31m",
+    "\ufeff",
+    "\u2028",
+    "\ud800",
+    "é",
+    "漢字",
+    "e\u0301",
+]
+_ODD += [
+    "\u202e",
+    "🧠",
+    "\t",
+    "\x7f",
+    "\u00a0",
+    "−",
+    "“",
+    "'",
+    '"',
+    "`",
+    "\\",
+    "\x85",
+    "0" * 30,
+    "1e999",
+]
+_NOISE = [
+    *RESERVED.values(),
+    *SIGNS.values(),
+    *_ODD,
+    "+=",
+    "<=",
+    "==",
+    "# note\n",
+    "lambda",
+    "class",
+]
+_NOISE += [
+    "lora",
+    "q",
+    "Linear",
+    "relu",
+    "adapter(4)",
+    "gated",
+    "dropout",
+    "1e11",
+    "0.5",
+    "-1",
+    "`**`",
+]
+_RANDOM_NAMES = [
+    "forward",
+    "type",
+    "weight",
+    "bias",
+    "training",
+    "__class__",
+    "call",
+    "n",
+    "x",
+    "W",
+    "b",
+]
+_OTHER = "method other() {\n  match y[*, n] = linear(x)\n  param c[n] = 0\n  y += c\n}"
 Change = Callable[[list[str], randoms.Random], None]
 
 
@@ -45,30 +109,41 @@ def _samples() -> tuple[str, ...]:
 
 def case(random: randoms.Random) -> str:
     text = _text(random)
+    if random.random() < 0.05:
+        return _selected(text)
     try:
         file = parse(text, "fuzz.peft")
     except SurgeryError as problem:
-        _told(problem, text)
+        _told(problem)
         return "is no text"
     _laid_out(file)
-    used = {"other.peft": _text(random) if random.random() < 0.1 else "method other() {}"}
+    used = {"other.peft": _text(random) if random.random() < 0.1 else _OTHER}
     try:
         found = resolve(file, memory_reader(used), prelude())
     except SurgeryError as problem:
-        _told(problem, text)
-        return "means nothing"
+        _told(problem)
+        return f"means nothing: {problem.diagnostics[0].code}"
     if random.random() < 0.3:
         check_file(Source("fuzz.peft", text), resource("rules"))
-    return _planned(found, text, random)
+    return _planned(found, random)
 
 
-def _planned(found: Spec, text: str, random: randoms.Random) -> str:
+def _selected(text: str) -> str:
+    try:
+        parse_selector(text)
+    except SurgeryError as problem:
+        _told(problem)
+        return "is no selector"
+    return "is a selector"
+
+
+def _planned(found: Spec, random: randoms.Random) -> str:
     model = _model(random)
     try:
         plan = surgery.plan(model, found)
     except SurgeryError as problem:
-        _told(problem, text)
-        return "fits nowhere"
+        _told(problem)
+        return f"fits nowhere: {problem.diagnostics[0].code}"
     for warning in plan.warnings:
         render(warning)
     return "is planned"
@@ -77,13 +152,13 @@ def _planned(found: Spec, text: str, random: randoms.Random) -> str:
 def _model(random: randoms.Random) -> nn.Module:
     kinds: list[Callable[[], nn.Module]] = [
         lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4, bias=False)),
-        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Flatten()),
-        lambda: nn.ModuleDict({"embed": nn.Embedding(5, 4), "norm": nn.LayerNorm(4)}),
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Tanh()),
+        lambda: nn.Sequential(OrderedDict(embed=nn.Embedding(5, 4), norm=nn.LayerNorm(4))),
     ]
     return random.choice(kinds)()
 
 
-def _told(problem: SurgeryError, text: str) -> None:
+def _told(problem: SurgeryError) -> None:
     """Each diagnostic has a code and words, points into a text, and can be shown."""
     assert 0 < len(problem.diagnostics) <= 51, len(problem.diagnostics)
     for diagnostic in problem.diagnostics:
@@ -127,12 +202,12 @@ def _moved(file: File) -> bool:
 
 def _text(random: randoms.Random) -> str:
     made = random.random()
-    if made < 0.45:
+    if made < 0.25:
         text = spec(random)
     elif made < 0.75:
-        text = "\n".join(definition(random, f"m{i}") for i in range(random.randint(1, 3)))
-        text += "\n" + spec(random)
-    elif made < 0.85:
+        own = ("m0", "m1", "m2")[: random.randint(1, 3)]
+        text = "\n".join([*(definition(random, name) for name in own), spec(random, own)])
+    elif made < 0.8:
         text = random.choice(_samples()) + "\n" + spec(random)
     elif made < 0.9:
         text = random.choice(_samples())
@@ -199,7 +274,7 @@ def _splice(words: list[str], random: randoms.Random) -> None:
 def _character(words: list[str], random: randoms.Random) -> None:
     text = list("".join(words))
     place = random.randrange(len(text) + 1)
-    text[place : place + random.randint(0, 1)] = random.choice(["", *_ODD, *"{}()[]\"`#;=,.:*"])
+    text[place : place + random.randint(0, 1)] = random.choice(["", *_ODD, *'{}()[]"`#;=,.:*'])
     words[:] = text
 
 
@@ -210,16 +285,22 @@ _CHANGES: list[Change] = [
 
 def _extreme(random: randoms.Random) -> str:
     """Something long or deep."""
-    many = random.choice([65, 300, 2000])
-    word = random.choice(["1 + ", "-", "not ", "(", "q | ", "[", "{", "relu(", "n * ", "1 - -", "a."])
+    many = random.choice([65, 300, 1500])
+    word = random.choice(
+        ["1 + ", "-", "not ", "(", "q | ", "[", "{", "relu(", "n * ", "1 - -", "a."]
+    )
     around = random.choice(
         ["let x = {}1", "on q where {}index apply ia3", "on {}q apply lora", "on q apply lora({}1)"]
         + ["method m() {{ match y = linear(x)\n y = {}y }}", "on q {}lora", "freeze `{}a`"]
     )
-    line = random.choice(["on q\n", "let a = 1\n", "y += x\n", "}", "# c\r", "on Linear apply ia3\n"])
+    line = random.choice(
+        ["on q\n", "let a = 1\n", "y += x\n", "}", "# c\r", "on Linear apply ia3\n"]
+    )
     body = "method m() { match y[*, n] = linear(x)\n param A[n] = 0\n%s}\non Linear apply m"
     squares = " ".join(f"let a{i + 1} = a{i} {random.choice('*@+')} a{i}" for i in range(60))
-    nested = "\n".join(f"method m{i}() {{ match y = linear(x) apply m{i + 1}() }}" for i in range(80))
+    nested = "\n".join(
+        f"method m{i}() {{ match y = linear(x) apply m{i + 1}() }}" for i in range(80)
+    )
     return random.choice(
         [
             around.format(word * many),
@@ -234,11 +315,3 @@ def _extreme(random: randoms.Random) -> str:
             f"on `{'*a' * many}b|{'{a,b}' * many}` apply ia3",
         ]
     )
-
-
-def selectors(random: randoms.Random) -> None:
-    """A selector alone, too."""
-    try:
-        parse_selector(_text(random))
-    except SurgeryError as problem:
-        _told(problem, "")

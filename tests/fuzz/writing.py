@@ -6,38 +6,62 @@ from random import Random
 
 _METHODS = ["lora", "dora", "ia3", "loha", "lokr", "rslora", "shift", "vera", "ia3_input", "prompt"]
 _VERBS = ["gated", "layer_gated", "apply", "sequential", "parallel", "pfeiffer"]
-_PARTS = ["Linear", "`0`", "`*`", "`**`", "all", "linear", "q", "`{0,2}`", "Conv1d", "Embedding", "bias"]
-_NUMBERS = ["1", "2", "4", "8", "0.5", "0", "0.1", "rank", "2 * 2", "-1", "1 / 2", "n", "m", "1e3"]
-_FUNCTIONS = ["relu", "gelu", "tanh", "sigmoid", "detach", "abs", "exp", "sqrt", "identity", "transpose"]
+_PARTS = [
+    "Linear",
+    "`0`",
+    "`*`",
+    "`**`",
+    "all",
+    "linear",
+    "q",
+    "`{0,2}`",
+    "Conv1d",
+    "Embedding",
+    "bias",
+]
+_NUMBERS = ["1", "2", "1", "2", "4", "0.5", "0", "0.1", "rank", "2 * 2", "-1", "1 / 2", "n", "1e3"]
+_FUNCTIONS = [
+    "relu",
+    "gelu",
+    "tanh",
+    "sigmoid",
+    "detach",
+    "abs",
+    "exp",
+    "sqrt",
+    "identity",
+    "transpose",
+]
 
 
-def spec(random: Random) -> str:
+def spec(random: Random, own: tuple[str, ...] = ()) -> str:
+    """Statements that apply methods, those called ``own`` among them."""
     lines = ["let rank = 2"] * (random.random() < 0.8)
     if random.random() < 0.6:
-        lines += [_plain(random) for _ in range(random.randint(1, 3))]
+        lines += [_plain(random, own) for _ in range(random.randint(1, 3))]
     else:
-        lines += [_statement(random) for _ in range(random.randint(1, 4))]
+        lines += [_statement(random, own) for _ in range(random.randint(1, 4))]
     joined = random.choice(["\n", "\n", "; ", "\n\n", "  # note\n"]).join(lines)
     return joined + random.choice(["", "\n", "\n# end"])
 
 
-def _plain(random: Random) -> str:
+def _plain(random: Random, own: tuple[str, ...]) -> str:
     """A statement that fits most modules."""
     name = random.choice(["", f" as a{random.randrange(9)}"])
-    method = random.choice(["m0", "m0", "m1", "lora(2)", "ia3", "shift", "loha(1)", "dora(rank)"])
-    where = random.choice(["Linear|Conv1d|Embedding", "`0`|`embed`", "`*`"])
+    method = random.choice([*own, *own, *own, "lora(2)", "ia3", "shift", "loha(1)", "dora(rank)"])
+    where = random.choice(["`{0,embed}`", "`{0,embed}`", "all", "`{[!1]*}`"])
     return f"on {where} {random.choice(['apply ', 'apply ', ''])}{method}{name}"
 
 
-def _statement(random: Random) -> str:
+def _statement(random: Random, own: tuple[str, ...]) -> str:
     kind = random.random()
     if kind < 0.7:
         name = random.choice(["", "", "", " as one", " as two", " as weight", " as norm"])
-        return f"on {_selector(random)} {_applied(random)}{name}"
+        return f"on {_selector(random)} {_applied(random, own)}{name}"
     if kind < 0.8:
         return f"{random.choice(['freeze', 'train'])} {_selector(random)}"
-    if kind < 0.9:
-        return f"let a{random.randrange(3)} = {expression(random, 2, _NUMBERS)}"
+    if kind < 0.95:
+        return f"let a{random.randrange(9)} = {expression(random, 2, _NUMBERS)}"
     return f'use "other.peft"{random.choice(["", " (other)"])}'
 
 
@@ -58,8 +82,8 @@ def _selector(random: Random) -> str:
     return text
 
 
-def _applied(random: Random) -> str:
-    known = [*_METHODS, "m0", "m1", "other"]
+def _applied(random: Random, own: tuple[str, ...]) -> str:
+    known = [*_METHODS, *own, *own]
     if random.random() < 0.25:
         verbs = " ".join(random.choice(_VERBS) for _ in range(random.randint(1, 2)))
         return f"{verbs} {random.choice(['adapter', *known])}{_arguments(random)}"
@@ -68,7 +92,9 @@ def _applied(random: Random) -> str:
 
 def _arguments(random: Random) -> str:
     given = [expression(random, 1, _NUMBERS) for _ in range(random.choice([0, 0, 1, 1, 2]))]
-    names = random.sample(["alpha", "dropout", "gate", "r", "std", "k"], random.choice([0, 0, 1, 2]))
+    names = random.sample(
+        ["alpha", "dropout", "gate", "r", "std", "k"], random.choice([0, 0, 1, 2])
+    )
     given += [f"{name} = {expression(random, 1, _NUMBERS)}" for name in names]
     return f"({', '.join(given)})" if given else random.choice(["", "()"])
 
@@ -101,18 +127,20 @@ def _sound(random: Random, name: str) -> str:
     scale = "s" if len(steps) > 4 else "alpha"
     for _ in range(random.randint(1, 4)):
         kind = random.choice(["y = {}", "y += {}", "y -= {}", "y = {}"])
-        steps.append(kind.format(_out(random, 3, scale)))
+        steps.append(kind.format(f"y + {_out(random, 3, scale)}"))
     if random.random() < 0.3:
         steps.insert(4, f"x = u * {random.choice(['x', 'dropout(x, p)', 'relu(x)'])}")
     used = "y += linear(linear(u * x, A), B) * v"
-    head = f"method {name}(r = 1, alpha = r, p = {random.choice(['0', '0.1', '1.5'])}) {{"
+    head = (
+        f"method {name}(r = 1, alpha = r, p = {random.choice(['0', '0', '0.1', '0.1', '1.5'])}) {{"
+    )
     return "\n  ".join([head, "match y[*, n] = linear(x[*, m], W, b?)", *steps, used]) + "\n}"
 
 
 def _out(random: Random, depth: int, scale: str) -> str:
     """A value with the features of the result."""
     if depth == 0:
-        return random.choice(["y", "linear(x, W)", "linear(linear(x, A), B)", "v", "b", scale, "0"])
+        return random.choice(["y", "y", "linear(x, W)", "linear(linear(x, A), B)", "v", "b", scale])
     left, right = (_out(random, depth - 1, scale) for _ in range(2))
     forms = [left, f"({left} {random.choice('+-*/')} {right})", f"{scale} * {left}", f"-{left}"]
     forms += [f"{random.choice(_FUNCTIONS[:8])}({left})", f"dropout({left}, p)", f"v * {left}"]
@@ -129,7 +157,10 @@ def _loose(random: Random, name: str) -> str:
         operator = random.choice(["linear(x{}, W[n, m], b?)", "linear(x{})", "module(x{})"])
         lead = "*, " if dims != "[z, s, m]" else "z, s, "
         match = f"match y[{lead}n] = {operator.format(dims)}"
-        head, known = f"method {name}({parameters}) {{\n  {match}", ["x", "y", "W", "b", "n", "m", "2"]
+        head, known = (
+            f"method {name}({parameters}) {{\n  {match}",
+            ["x", "y", "W", "b", "n", "m", "2"],
+        )
     known += [p.split(" ")[0].rstrip(":") for p in parameters.split(", ") if p]
     steps = [_step(random, known, block) for _ in range(random.randint(1, 4))]
     steps.append(f"return {expression(random, 2, known)}" if block else _assignment(random, known))
@@ -143,7 +174,10 @@ def _step(random: Random, known: list[str], block: bool) -> str:
         sizes = random.choice(["n", "m", "r, m", "n, m", "n, r", "2, m", "1", "m / 2, n", "k"])
         flags = random.choice(["", "", "", "frozen ", "shared ", "layer "])
         starts = ["= 0", "= 1", "~ normal(std = 0.02)", "~ kaiming_uniform(a = sqrt(5))"]
-        starts += [f"= {expression(random, 1, known)}", f"~ uniform({expression(random, 1, known)})"]
+        starts += [
+            f"= {expression(random, 1, known)}",
+            f"~ uniform({expression(random, 1, known)})",
+        ]
         known.append(name)
         return f"param {flags}{name}[{sizes}] {random.choice(starts)}"
     if kind < 0.75:
@@ -152,7 +186,11 @@ def _step(random: Random, known: list[str], block: bool) -> str:
         return f"let {name} = {value}"
     if kind < 0.85:
         return f"require {expression(random, 1, known)} {random.choice(['<', '<=', '=='])} n"
-    return "let c = 1" if block else random.choice(["apply lora(1)", "apply m", _assignment(random, known)])
+    return (
+        "let c = 1"
+        if block
+        else random.choice(["apply lora(1)", "apply m", _assignment(random, known)])
+    )
 
 
 def _assignment(random: Random, known: list[str]) -> str:
