@@ -12,7 +12,6 @@ from typing import Any, TextIO
 
 from surgery.language.diagnostics import Diagnostic, render
 
-
 _SIGNS = {"…": "...", "→": "->", "·": "*", "–": "-", "—": "-", "≤": "<=", "×": "x", "²": "^2"}
 _HANDLER = "surgery.plain"
 """How what a terminal has no sign for is printed."""

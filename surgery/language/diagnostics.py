@@ -10,7 +10,6 @@ from typing import Literal
 from surgery.language.carets import caret_frame, visible
 from surgery.language.source import Span
 
-
 MOST = 50
 """So many errors of one text are told; who mends them sees the next."""
 

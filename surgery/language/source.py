@@ -32,7 +32,7 @@ class Source:
         return self.text[start : self.line_end(start)]
 
     def line_end(self, offset: int) -> int:
-        """Where the line of ``offset`` ends, at `\\n`, `\\r` or both."""
+        r"""Where the line of ``offset`` ends, at `\\n`, `\\r` or both."""
         found = LINE_END.search(self.text, offset)
         return found.start() if found else len(self.text)
 

@@ -27,7 +27,6 @@ from surgery.rules.values import (
     describe,
 )
 
-
 _MOST_TERMS = 400
 _COUNTED = {"dropout": (1, RATE), "place": (2, COUNT)}
 """Functions of which one argument is a number, and which ones it may be."""

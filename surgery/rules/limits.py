@@ -17,7 +17,7 @@ LARGEST = 2.0**63
 _POWER = 32
 _LARGE: dict[type[Dim | Condition | Expression | Closure], tuple[int, int]] = {
     Dim: (100, 16),
-    Condition: (10_000, 32),
+    Condition: (10_000, 70),
     Expression: (10_000, 100),
     Closure: (1_000, 64),
 }

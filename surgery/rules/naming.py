@@ -13,14 +13,15 @@ def check_name(name: str, span: Span) -> None:
 
     Raises:
         SurgeryError: S244 for a word of Python, which code cannot have after a dot, and for names
-            that start with `_`, which are those of what modules keep for themselves.
+            that start with `_` or `surgery_`, which are those of what modules keep for themselves.
 
     """
     if keyword.iskeyword(name):
         why = "it is a word of Python"
-    elif name.startswith("_"):
-        why = "names that start with `_` are what modules keep for themselves"
+    elif name.startswith(("_", "surgery_")):
+        why = "names that start with `_` or `surgery_` are what modules keep for themselves"
     else:
         return
-    help = f"choose another, such as `{name.strip('_')}_`" if name.strip("_") else None
+    plain = name.strip("_").removeprefix("surgery_")
+    help = f"choose another, such as `{plain}_`" if plain else None
     raise error("S244", f"no parameter and no child can be named `{name}`: {why}", span, help=help)

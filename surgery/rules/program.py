@@ -21,7 +21,6 @@ from surgery.rules.simplify import same_value, substitute, value_of
 from surgery.rules.state import Kind, State, operator
 from surgery.rules.values import Declaration, Requirement
 
-
 _MOST_ELEMENTS = 2**42
 
 
@@ -175,6 +174,9 @@ class Program:
         for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
             if e.number is not None and e.number.names() <= sizes.keys():
                 at_site(e.number, sizes, e.span)
+            by = e.arguments[1].number if e.op == "divide" else None
+            if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
+                raise error("S243", "this divides by zero at this site", e.span)
 
     @staticmethod
     def _require(requirement: Requirement, sizes: Mapping[str, Scalar]) -> None:

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 
+from torch import nn
+
 import surgery
 from surgery.cli.checking import check_file
 from surgery.language.diagnostics import Diagnostic, SurgeryError, render
@@ -25,7 +27,6 @@ from surgery.language.words import RESERVED, SIGNS
 from surgery.planning.spec import Spec, resolve
 from surgery.rules.library import memory_reader, prelude
 from tests.fuzz.writing import definition, spec
-from torch import nn
 
 LIMIT = 5.0
 _WORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*|\w+|\s+|.', re.DOTALL)
@@ -290,8 +291,7 @@ def _extreme(random: randoms.Random) -> str:
         ["1 + ", "-", "not ", "(", "q | ", "[", "{", "relu(", "n * ", "1 - -", "a."]
     )
     around = random.choice(
-        ["let x = {}1", "on q where {}index apply ia3", "on {}q apply lora", "on q apply lora({}1)"]
-        + ["method m() {{ match y = linear(x)\n y = {}y }}", "on q {}lora", "freeze `{}a`"]
+        ["let x = {}1", "on q where {}index apply ia3", "on {}q apply lora", "on q apply lora({}1)", "method m() {{ match y = linear(x)\n y = {}y }}", "on q {}lora", "freeze `{}a`"]
     )
     line = random.choice(
         ["on q\n", "let a = 1\n", "y += x\n", "}", "# c\r", "on Linear apply ia3\n"]
