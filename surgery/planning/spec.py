@@ -109,7 +109,7 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
     folder = Path()
     if isinstance(spec, syntax.File):
         file = spec
-    elif not isinstance(spec, str | os.PathLike):
+    elif not isinstance(spec, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise error(
             "S510",
             f"a spec is a text, a path, or what was read from one, and this is {_kind(spec)}",

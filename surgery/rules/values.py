@@ -83,8 +83,9 @@ class Condition:
                 return None if inner[0] is None else not inner[0]
             case _:
                 left, right = (value(p) for p in self.parts if isinstance(p, Dim))
-                known = left is not None and right is not None
-                return _COMPARE[self.operator](left, right) if known else None
+                if left is None or right is None:
+                    return None
+                return _COMPARE[self.operator](left, right)
 
     @cached_property
     def extent(self) -> tuple[int, int]:

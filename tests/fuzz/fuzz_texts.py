@@ -28,7 +28,7 @@ from surgery.planning.spec import Spec, resolve
 from surgery.rules.library import memory_reader, prelude
 from tests.fuzz.writing import definition, spec
 
-LIMIT = 5.0
+LIMIT = 10.0
 _WORD = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*|\w+|\s+|.', re.DOTALL)
 _ODD = [
     "\r",
@@ -286,12 +286,20 @@ _CHANGES: list[Change] = [
 
 def _extreme(random: randoms.Random) -> str:
     """Something long or deep."""
-    many = random.choice([65, 300, 1500])
+    many = random.choice([65, 300, 800])
     word = random.choice(
         ["1 + ", "-", "not ", "(", "q | ", "[", "{", "relu(", "n * ", "1 - -", "a."]
     )
     around = random.choice(
-        ["let x = {}1", "on q where {}index apply ia3", "on {}q apply lora", "on q apply lora({}1)", "method m() {{ match y = linear(x)\n y = {}y }}", "on q {}lora", "freeze `{}a`"]
+        [
+            "let x = {}1",
+            "on q where {}index apply ia3",
+            "on {}q apply lora",
+            "on q apply lora({}1)",
+            "method m() {{ match y = linear(x)\n y = {}y }}",
+            "on q {}lora",
+            "freeze `{}a`",
+        ]
     )
     line = random.choice(
         ["on q\n", "let a = 1\n", "y += x\n", "}", "# c\r", "on Linear apply ia3\n"]
@@ -299,7 +307,7 @@ def _extreme(random: randoms.Random) -> str:
     body = "method m() { match y[*, n] = linear(x)\n param A[n] = 0\n%s}\non Linear apply m"
     squares = " ".join(f"let a{i + 1} = a{i} {random.choice('*@+')} a{i}" for i in range(60))
     nested = "\n".join(
-        f"method m{i}() {{ match y = linear(x) apply m{i + 1}() }}" for i in range(80)
+        f"method m{i}() {{ match y = linear(x) apply m{i + 1}() }}" for i in range(70)
     )
     return random.choice(
         [
@@ -310,7 +318,7 @@ def _extreme(random: randoms.Random) -> str:
             body % f"let a0 = {random.choice(['A', 'n', 'n + 1', '3'])} {squares} y += a60\n",
             f"let a0 = 3 {squares}",
             f"on Linear {'gated ' * many} lora",
-            f"{nested}\nmethod m80() {{ match y = linear(x) y += 1 }}\non Linear apply m0",
+            f"{nested}\nmethod m70() {{ match y = linear(x) y += 1 }}\non Linear apply m0",
             f"let a = {random.choice(['divisor', 'min', 'sqrt'])}(7, 1e{random.randint(0, 300)})",
             f"on `{'*a' * many}b|{'{a,b}' * many}` apply ia3",
         ]

@@ -56,7 +56,9 @@ def told(text: str) -> set[str]:
     ],
 )
 def test_what_grows_too_large(text: str, code: str) -> None:
-    lead = "" if text.startswith("on ") else "on Linear apply m" if "method" in text else "freeze all"
+    lead = (
+        "" if text.startswith("on ") else "on Linear apply m" if "method" in text else "freeze all"
+    )
     found = told(f"{text}\n{lead}")
     assert any(c.startswith(code) for c in found), found
 

@@ -12,7 +12,18 @@ import surgery
 from surgery.language.diagnostics import SurgeryError
 from surgery.language.words import RESERVED
 
-ODD = ["forward", "type", "call", "weight", "bias", "training", "lambda", "class", "__class__", "_x"]
+ODD = [
+    "forward",
+    "type",
+    "call",
+    "weight",
+    "bias",
+    "training",
+    "lambda",
+    "class",
+    "__class__",
+    "_x",
+]
 ODD += ["put", "T", "data", "self", "torch", "x", "n", "linear", "parameters", "config", "match"]
 ODD += ["None", "True", "print", "getattr", "lora", "A", "extra_repr", "state_dict", "surgery_self"]
 ODD = [name for name in ODD if name not in RESERVED.values()]
@@ -65,14 +76,18 @@ def test_params(name: str) -> None:
     if name in ("n", "x"):
         return
     works = applied(rule(A=name, y="result"))
-    refused = keyword.iskeyword(name) or name.startswith(("_", "surgery_")) or hasattr(nn.Module(), name)
+    refused = (
+        keyword.iskeyword(name) or name.startswith(("_", "surgery_")) or hasattr(nn.Module(), name)
+    )
     assert (works is None) == refused
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_children(name: str) -> None:
     works = applied(f"on Linear apply ia3 as {name}")
-    refused = keyword.iskeyword(name) or name.startswith(("_", "surgery_")) or hasattr(model()[0], name)
+    refused = (
+        keyword.iskeyword(name) or name.startswith(("_", "surgery_")) or hasattr(model()[0], name)
+    )
     assert (works is None) == refused
 
 
@@ -81,7 +96,9 @@ def test_methods(name: str) -> None:
     text = rule().replace("method m(", f"method {name}(").replace("apply m", f"apply {name} as own")
     assert applied(text) is not None
     inside = text.partition("\non ")[0].replace("y += A", "y += A * A")
-    applied(f"{inside}\nmethod around() {{ match y = linear(x)  apply {name}() }}\non Linear apply around")
+    applied(
+        f"{inside}\nmethod around() {{ match y = linear(x)  apply {name}() }}\non Linear apply around"
+    )
 
 
 @pytest.mark.parametrize("name", ODD)
