@@ -47,12 +47,15 @@ def applied(text: str) -> nn.Module | None:
     """The model with ``text`` applied, which acts and goes without a trace; None if refused."""
     base, x = model(), torch.randn(3, 4)
     names, before = dict(base.named_parameters()), base(x)
+    refused = None
     try:
         adapted = surgery.apply(base, text, seed=0)
     except SurgeryError as problem:
-        assert {d.code for d in problem.diagnostics} <= {"S244", "S407"}, problem
-        assert all(d.labels for d in problem.diagnostics)
-        assert not any(n not in names for n in dict(base.named_parameters()))
+        adapted, refused = base, problem
+    if refused is not None:
+        assert {d.code for d in refused.diagnostics} <= {"S244", "S407"}, refused
+        assert all(d.labels for d in refused.diagnostics)
+        assert dict(base.named_parameters()).keys() == names.keys()
         return None
     for parameter in surgery.trainable(adapted).values():
         nn.init.normal_(parameter)
