@@ -17,7 +17,7 @@ from surgery.anatomy.site import Site
 from surgery.anatomy.state import uncollected
 from surgery.anatomy.where import test
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, first_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
@@ -60,7 +60,8 @@ def select(
         evaluation = _Evaluation(Paths(model), anatomy, of)
         sites = evaluation.selector(selector)
     if evaluation.errors:
-        raise SurgeryError(sorted(evaluation.errors, key=lambda d: d.labels[0].span.start))
+        in_order = sorted(evaluation.errors, key=lambda d: d.labels[0].span.start)
+        raise SurgeryError(first_of(in_order))
     return Selection(sites, tuple(evaluation.warnings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from surgery.anatomy.paths import Paths, elements_of
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import did_you_mean, error
-from surgery.language.glob import compile_glob
+from surgery.language.glob import GlobError, compile_glob
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
@@ -129,28 +130,40 @@ def _value(node: syntax.Expression, facts: _Facts) -> Value:
             return not _value(node.operand, facts)
         case syntax.Unary("-"):
             return _computed(operator.mul, -1, _value(node.operand, facts), node)
-        case syntax.Binary("and"):
-            return bool(_value(node.left, facts)) and bool(_value(node.right, facts))
-        case syntax.Binary("or"):
-            return bool(_value(node.left, facts)) or bool(_value(node.right, facts))
-        case syntax.Binary("==" | "!="):
-            return _equal(node, facts) == (node.operator == "==")
         case syntax.Binary():
-            left, right = _value(node.left, facts), _value(node.right, facts)
-            if node.operator in _ORDER:
-                held = _computed(_ORDER[node.operator], left, right, node)
-                return bool(held)
-            if node.operator in _ARITHMETIC:
-                return _computed(_ARITHMETIC[node.operator], left, right, node)
-            raise error("S304", f"a test has no `{node.operator}`", node.span)
+            first, run = syntax.spine(node)
+            value = _value(first, facts)
+            for operation in run:
+                value = _operation(operation, value, facts)
+            return value
         case _:
             raise error("S304", "a test compares facts of a site with numbers", node.span)
 
 
-def _equal(node: syntax.Binary, facts: _Facts) -> bool:
-    left, right = _value(node.left, facts), _value(node.right, facts)
+def _operation(node: syntax.Binary, left: Value, facts: _Facts) -> Value:
+    """``node``, whose left side is ``left``."""
+    match node.operator:
+        case "and":
+            return bool(left) and bool(_value(node.right, facts))
+        case "or":
+            return bool(left) or bool(_value(node.right, facts))
+        case "==" | "!=":
+            return _equal(node, left, facts) == (node.operator == "==")
+        case _ if node.operator in _ORDER:
+            return bool(_computed(_ORDER[node.operator], left, _value(node.right, facts), node))
+        case _ if node.operator in _ARITHMETIC:
+            return _computed(_ARITHMETIC[node.operator], left, _value(node.right, facts), node)
+        case _:
+            raise error("S304", f"a test has no `{node.operator}`", node.span)
+
+
+def _equal(node: syntax.Binary, left: Value, facts: _Facts) -> bool:
+    right = _value(node.right, facts)
     if isinstance(node.left, syntax.Name) and node.left.name == "path" and isinstance(right, str):
-        matches = compile_glob(right)
+        try:
+            matches = compile_glob(right)
+        except GlobError as problem:
+            raise error("S304", f"this path means nothing: {problem}", node.right.span) from None
         return any(matches(path) for path in facts.site.paths)
     return left is not None and left == right
 
@@ -163,6 +176,11 @@ def _computed(
     if isinstance(left, str) or isinstance(right, str):
         raise error("S304", "text can only be compared with `==` and `!=`", node.span)
     try:
-        return function(left, right)
+        value = function(left, right)
     except ZeroDivisionError:
         raise error("S304", "this divides by zero", node.span) from None
+    except OverflowError:
+        value = math.inf
+    if isinstance(value, int | float) and not abs(value) < math.inf:
+        raise error("S304", "this becomes too large a number", node.span)
+    return value

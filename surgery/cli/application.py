@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from surgery import __version__
-from surgery.cli import FAILED, FINE, MISUSED, adapting, catalogue, promises, reviewing, texts
-from surgery.cli.screen import complain
+from surgery.cli import (
+    FAILED,
+    FINE,
+    MISUSED,
+    STOPPED,
+    UNREAD,
+    adapting,
+    catalogue,
+    promises,
+    reviewing,
+    texts,
+)
+from surgery.cli.screen import OutputError, complain, finish, prepare, say, show, silence
 from surgery.language.diagnostics import SurgeryError
 
 HELP = """Change PyTorch models as a short text says.
@@ -19,7 +29,7 @@ MODEL is a transformers directory, a hub id, a GGUF file, or `package.module:fac
 SPEC is a file that ends in `.peft`, or the text itself.
 
 Exit codes: 0 all well; 1 an error, a broken promise, or files that `fmt --check` would change;
-2 changes, if `diff --exit-code` asks for it; 64 wrong usage.
+2 changes, if `diff --exit-code` asks for it; 64 wrong usage; 130 stopped by Ctrl-C.
 """
 
 application = typer.Typer(
@@ -37,7 +47,7 @@ for group in (adapting, reviewing, promises, texts, catalogue):
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"surgery {__version__}")
+        show(f"surgery {__version__}")
         raise typer.Exit
 
 
@@ -55,6 +65,24 @@ def _root(
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run one command; the exit code."""
+    prepare()
+    try:
+        code = _run(arguments)
+        finish()
+    except BrokenPipeError:
+        silence()
+        return UNREAD
+    except SystemExit:  # so click ends where nobody reads what it printed
+        silence()
+        return UNREAD
+    except OutputError as problem:
+        silence()
+        complain([problem.diagnostic])
+        return FAILED
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
     try:
         code: Any = application(given, prog_name="surgery", standalone_mode=False)
@@ -62,8 +90,12 @@ def run(arguments: Sequence[str] | None) -> int:
         complain(found.diagnostics)
         return FAILED
     except typer.Abort:
-        print("stopped", file=sys.stderr)
-        return FAILED
+        say("stopped")
+        return STOPPED
+    except OSError as problem:
+        if problem.filename is not None or isinstance(problem, BrokenPipeError):
+            raise
+        raise OutputError(problem) from None
     except Exception as misuse:
         # Typer carries its own click or uses the installed one; their errors share this method.
         explain: Any = getattr(misuse, "format_message", None)
@@ -71,7 +103,7 @@ def run(arguments: Sequence[str] | None) -> int:
             raise
         context: Any = getattr(misuse, "ctx", None)
         if context is not None:
-            print(context.get_usage(), file=sys.stderr)
-        print(f"error: {explain()}", file=sys.stderr)
+            say(context.get_usage())
+        say(f"error: {explain()}")
         return MISUSED
     return code if isinstance(code, int) else FINE

@@ -65,7 +65,7 @@ def diff(
     if as_json or form is Format.json:
         show_json(found.as_dict())
     elif form is Format.markdown:
-        print(found.as_markdown(), end="")
+        show(found.as_markdown(), end="")
     else:
         show(str(found))
     return CHANGED if exit_code and not found.is_empty else FINE

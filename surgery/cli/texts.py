@@ -6,8 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +17,8 @@ from surgery.cli import FAILED, FINE
 from surgery.cli.arguments import Json
 from surgery.cli.screen import complain, problem, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
-from surgery.language.source import Source
+from surgery.language.resources import NoTextError, read_text
+from surgery.language.source import LINE_END, Source
 
 Paths = Annotated[
     list[str],
@@ -75,7 +78,7 @@ def fmt(
             problems += found.diagnostics
             continue
         if path == "-" and not (check or diff):
-            print(after, end="")
+            show(after, end="")
         elif after != source.text:
             changed += 1
             _change(path, source.text, after, check, diff)
@@ -86,13 +89,19 @@ def fmt(
 
 def _change(path: str, before: str, after: str, check: bool, diff: bool) -> None:
     if diff:
-        lines = before.splitlines(True), after.splitlines(True)
+        lines = _lines(before), _lines(after)
         show("".join(difflib.unified_diff(*lines, path, path)).rstrip("\n"))
     elif check:
-        print(f"would change {path}")
+        show(f"would change {path}")
     else:
         _write(Path(path), after)
-        print(f"changed {path}")
+        show(f"changed {path}")
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of ``text`` with what ends them."""
+    ends = [found.end() for found in LINE_END.finditer(text)]
+    return [text[start:end] for start, end in pairwise([0, *ends, len(text)]) if start < end]
 
 
 def _files(paths: list[str]) -> Iterator[str]:
@@ -107,26 +116,38 @@ def _files(paths: list[str]) -> Iterator[str]:
 
 
 def _read(path: str) -> Source:
-    if path == "-":
-        return Source("<stdin>", sys.stdin.read())
     try:
-        # Line ends stay as they are: what is written must differ from what is read.
-        with open(path, encoding="utf-8", newline="") as file:
-            return Source(path, file.read())
-    except UnicodeDecodeError as fault:
-        raise error("S510", f"cannot read `{path}`: {fault}") from None
-    except OSError as fault:
-        raise error("S510", f"cannot read `{path}`: {fault.strerror or fault}") from None
+        if path == "-":
+            return Source("<stdin>", _stdin())
+        return Source(path, read_text(Path(path)))
+    except NoTextError as problem:
+        raise error("S510", f"cannot read `{path}`: {problem}") from None
+
+
+def _stdin() -> str:
+    """All of stdin, which is UTF-8 whatever the terminal is."""
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise NoTextError("stdin is closed")
+    raw: Any = getattr(sys.stdin, "buffer", None)
+    try:
+        return sys.stdin.read() if raw is None else raw.read().decode()
+    except UnicodeDecodeError as problem:
+        raise NoTextError(f"it is no text in UTF-8, see byte {problem.start}") from None
+    except (OSError, ValueError) as problem:
+        raise NoTextError(str(problem)) from None
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole; a killed run leaves the old one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file as a whole, behind links too; a killed run leaves the old one."""
+    target = path.resolve()
+    draft = target.with_name(f".surgery-{os.getpid()}")
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
-        draft.chmod(path.stat().st_mode)
-        draft.replace(path)
+        draft.chmod(target.stat().st_mode)
+        draft.replace(target)
     except OSError as fault:
-        draft.unlink(missing_ok=True)
         raise error("S509", f"cannot write `{path}`: {fault.strerror or fault}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

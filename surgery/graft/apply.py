@@ -124,7 +124,7 @@ def _register(
             module.add_module(child, Graft())
         graft = module._modules[child]
         assert isinstance(graft, Graft)
-        graft.put(rest, parameter, holders)
+        graft._put(rest, parameter, holders)
 
 
 def remove_specs(model: nn.Module, name: str | None = None) -> None:

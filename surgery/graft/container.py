@@ -23,7 +23,7 @@ class Graft(nn.Module):
         holder = self.__dict__.get("_links", {}).get(name)
         return super().__getattr__(name) if holder is None else getattr(holder, name)
 
-    def put(self, name: str, parameter: nn.Parameter, holders: Holders | None = None) -> None:
+    def _put(self, name: str, parameter: nn.Parameter, holders: Holders | None = None) -> None:
         """Have ``parameter`` under a dotted name, making children on the way.
 
         ``holders`` knows where parameters are registered, and learns of this one.
@@ -34,7 +34,7 @@ class Graft(nn.Module):
                 self.add_module(head, Graft())
             child = self._modules[head]
             assert isinstance(child, Graft)
-            child.put(rest, parameter, holders)
+            child._put(rest, parameter, holders)
             return
         holder = self if holders is None else holders.setdefault(parameter, self)
         if holder is self:
@@ -64,7 +64,7 @@ def rehome(model: nn.Module) -> None:
     for graft in grafts:
         for name, holder in list(graft._links.items()):
             if holder not in left:
-                graft.put(name, getattr(holder, name), heirs)
+                graft._put(name, getattr(holder, name), heirs)
 
 
 def find_graft(module: nn.Module, path: str) -> Graft | None:

@@ -103,7 +103,7 @@ def _replace(
     applied.edits[applied.edits.index(edit)] = folded
     graft = Graft()
     for name, parameter in values.items():
-        graft.put(name.partition(".")[2], parameter)
+        graft._put(name.partition(".")[2], parameter)
     model.get_submodule(edit.owner)._modules[edit.child] = graft
 
 

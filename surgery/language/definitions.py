@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 
 from surgery.language.layout import STEP, Doc, bracketed, flat, layout
 from surgery.language.placement import Piece, body_start, finish, place, written
@@ -27,10 +28,11 @@ _WIDEST = 32
 _COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3}
 
 
-def definition(node: Method | Block, comments: Iterable[Comment]) -> str:
+def definition(node: Method | Block, comments: Sequence[Comment]) -> str:
     """The text of ``node`` with those of ``comments`` that stand in its body."""
     source, start = node.span.source, body_start(node)
-    inside = [c for c in comments if start <= c.offset < node.span.end]
+    first, last = (bisect_left(comments, o, key=_offset) for o in (start, node.span.end))
+    inside = [*comments[first:last]]
     header = layout(_header(node))
     if inside and not source.text[start : inside[0].offset].strip(" \t"):
         header += f"  {written(inside.pop(0))}"
@@ -44,6 +46,10 @@ def definition(node: Method | Block, comments: Iterable[Comment]) -> str:
         text = layout(_step(piece.node, column, width), STEP) if piece.node else ""
         lines += finish(piece, text, indent)
     return "\n".join([*lines, "}"])
+
+
+def _offset(comment: Comment) -> int:
+    return comment.offset
 
 
 def _header(node: Method | Block) -> Doc:
@@ -74,8 +80,11 @@ def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
         runs.append(runs[-1] if runs and same else len(runs))
         before = flags
     own = [len(_declared(p.node)) if isinstance(p.node, Param) else 0 for p in pieces]
-    narrow = [(run, width) for run, width in zip(runs, own, strict=True) if width <= _WIDEST]
-    return [max((width for other, width in narrow if other == run), default=0) for run in runs]
+    widest = dict.fromkeys(runs, 0)
+    for run, width in zip(runs, own, strict=True):
+        if width <= _WIDEST:
+            widest[run] = max(widest[run], width)
+    return [widest[run] for run in runs]
 
 
 def _declared(node: Param) -> str:

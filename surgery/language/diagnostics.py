@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from surgery.language.carets import caret_frame, visible
 from surgery.language.source import Span
+
+MOST = 50
+"""So many errors of one text are told; who mends them sees the next."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class SurgeryError(Exception):
         return type(self), (self.diagnostics,)
 
 
+def first_of(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """As many of ``problems`` as anybody reads, and a last one that says how many are left."""
+    if len(problems) <= MOST:
+        return list(problems)
+    left = problems[MOST:]
+    here = tuple(Label(label.span, "the next one is here") for label in left[0].labels[:1])
+    return [*problems[:MOST], Diagnostic("S124", f"there are {len(left)} more errors", here)]
+
+
 def error(
     code: str, message: str, *labels: Label | Span | None, help: str | None = None
 ) -> SurgeryError:
@@ -75,22 +88,20 @@ def did_you_mean(name: str, known: Iterable[str], *, quote: str = "`") -> str | 
 
 def render(diagnostic: Diagnostic) -> str:
     """The caret frame, as plain text."""
-    lines = [f"{diagnostic.severity}[{diagnostic.code}]: {diagnostic.message}"]
+    lines = [f"{diagnostic.severity}[{diagnostic.code}]: {visible(diagnostic.message)}"]
     places = [(label, *label.span.source.position(label.span.start)) for label in diagnostic.labels]
     gutter = " " * max((len(str(line)) for _, line, _ in places), default=1)
     for order, (label, line, column) in enumerate(places):
         arrow = "-->" if order == 0 else ":::"
         mark = "^" if order == 0 else "-"
-        text = label.span.source.line(line)
-        width = max(1, min(label.span.end - label.span.start, len(text) - column + 1))
-        pad = "".join("\t" if c == "\t" else " " for c in text[: column - 1])
+        text, carets = caret_frame(label.span, mark)
         lines += [
-            f"{gutter}{arrow} {label.span.source.name}:{line}:{column}",
+            f"{gutter}{arrow} {visible(label.span.source.name)}:{line}:{column}",
             f"{gutter} |",
             f"{line:>{len(gutter)}} | {text}",
-            f"{gutter} | {pad}{mark * width}{' ' + label.text if label.text else ''}",
+            f"{gutter} | {carets}{' ' + visible(label.text) if label.text else ''}",
         ]
     if diagnostic.help:
         lead = f"{gutter} = " if places else "  = "
-        lines.append(f"{lead}help: {diagnostic.help}")
+        lines.append(f"{lead}help: {visible(diagnostic.help)}")
     return "\n".join(lines)

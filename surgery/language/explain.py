@@ -16,12 +16,16 @@ from surgery.language.source import Span
 from surgery.language.words import CLOSERS, FORMS, ITEMS, RESERVED, SIGNS, STEPS
 
 _STATEMENTS = "a statement begins with " + ", ".join(f"`{word}`" for word in ITEMS.values())
+_LONGEST = 1000
+"""So many words into a statement, no repair is tried: each try reads them all."""
 _AFTER_A_NAME = {"EQUAL", "COMMA", "RPAR", "RSQB", "QMARK", "ASSIGN", "TILDE", "LSQB"}
 _BEFORE_A_NAME = {"LET", "METHOD", "BLOCK", "AS", "PARAM", "DOT"}
 
 
 def explain(failure: Failure) -> Diagnostic:
     """What to say of ``failure``."""
+    if failure.place - failure.start > _LONGEST:
+        return _unexpected(failure)
     for understand in (
         _reserved_name,
         _misspelt_word,

@@ -32,26 +32,22 @@ _KINDS = {
 class Failure:
     """``tokens[place]`` was refused, or what follows the last token was, ``after``.
 
-    ``before`` is the parser just before it, ``origin`` the parser before ``tokens[start]``, where
-    the statement or step begins; ``opened`` holds the brackets that stand open.
+    ``kinds`` are those of the tokens; ``origin`` is the parser before ``tokens[start]``, where the
+    statement or step begins; ``opened`` holds the brackets that stand open.
     """
 
     source: Source
     tokens: list[Token]
+    kinds: list[str]
     place: int
     after: Token
-    before: Stepper
     origin: Stepper
     start: int
     opened: list[Token]
 
     @cached_property
-    def kinds(self) -> list[str]:
-        return [token.type for token in self.tokens]
-
-    @cached_property
     def accepts(self) -> frozenset[str]:
-        return self.before.accepts()
+        return self.origin.accepts(self.kinds[self.start : self.place])
 
     @property
     def at_end(self) -> bool:
@@ -94,15 +90,16 @@ class Failure:
     def opens_line(self, place: int) -> bool:
         """Whether the token at ``place`` is the first on its line."""
         start = self.tokens[place].start_pos or 0
-        line_start = self.source.text.rfind("\n", 0, start) + 1
-        return not self.source.text[line_start:start].strip()
+        column = self.source.position(start)[1]
+        return not self.source.text[start - column + 1 : start].strip()
 
     def repaired(self, place: int, replace: int, *kinds: str) -> bool:
         """Whether the parser would get past the refused token if ``kinds`` stood at ``place``.
 
         They replace ``replace`` tokens.
         """
-        repaired = [*self.kinds[self.start : place], *kinds, *self.kinds[place + replace :], END]
+        rest = self.kinds[place + replace : self.place + replace + 2]
+        repaired = [*self.kinds[self.start : place], *kinds, *rest, END]
         past = self.place + 1 - self.start + len(kinds) - replace
         enough = repaired[: past + 1]
         return self.origin.reach(enough) == len(enough)

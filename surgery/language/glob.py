@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NoReturn
 
+from surgery.language.automaton import Automaton
+
 
 class GlobError(ValueError):
     """A pattern that means nothing. ``start`` and ``end`` say where in the pattern."""
@@ -25,17 +27,22 @@ class GlobError(ValueError):
 
 
 def compile_glob(pattern: str) -> Callable[[str], bool]:
-    """The predicate on dotted paths that ``pattern`` stands for; the root, "", matches none."""
-    matches = re.compile(translate(pattern), re.DOTALL).fullmatch
-    return lambda path: path != "" and matches(path) is not None
+    """The predicate on dotted paths that ``pattern`` stands for; the root, "", matches none.
+
+    Raises:
+        GlobError: if it means nothing.
+
+    """
+    matches = _automaton(pattern).matches
+    return lambda path: path != "" and matches(path)
 
 
 @lru_cache(maxsize=1024)
-def translate(pattern: str) -> str:
-    """The regular expression, for a full match, that ``pattern`` stands for."""
-    return "|".join(
-        _Alternative(text, offset).translate() for text, offset in alternatives(pattern)
-    )
+def _automaton(pattern: str) -> Automaton:
+    automaton = Automaton()
+    for text, offset in alternatives(pattern):
+        _Alternative(text, offset, automaton).read()
+    return automaton
 
 
 def alternatives(pattern: str) -> list[tuple[str, int]]:
@@ -69,48 +76,51 @@ def _bars(pattern: str) -> Iterator[int]:
 class _Alternative:
     """One pass over one alternative, which starts at ``offset`` in the pattern."""
 
-    def __init__(self, text: str, offset: int):
+    def __init__(self, text: str, offset: int, automaton: Automaton):
         self.text = text
         self.offset = offset
+        self.automaton = automaton
         self.rooted = text.startswith(".")
         self.position = self.component = 1 if self.rooted else 0
         self.braces: list[int] = []
 
-    def translate(self) -> str:
-        output = [] if self.rooted else [r"(?:.*\.)?"]
+    def read(self) -> None:
+        self.automaton.begin()
+        if not self.rooted:
+            self.automaton.components()
         while self.position < len(self.text):
-            output.append(self._sign(self.text[self.position]))
+            self._sign(self.text[self.position])
         self._end_component(self.position)
         if self.braces:
             self._fail("this `{` is never closed", self.braces[-1])
-        return "".join(output)
+        self.automaton.end()
 
     def _end_component(self, position: int) -> None:
         if position == self.component:
             self._fail("a component of this path is empty", max(0, position - 1))
         self.component = position + 1
 
-    def _sign(self, sign: str) -> str:
+    def _sign(self, sign: str) -> None:
         start = self.position
         self.position += 1
         match sign:
             case "." if not self.braces:
                 self._end_component(start)
-                return r"\."
+                self.automaton.one(sign.__eq__)
             case "*":
-                return self._stars(start)
+                self._stars(start)
             case "?":
-                return r"[^.]"
+                self.automaton.one(_no_dot)
             case "[":
-                return self._set(start)
+                self._set(start)
             case "{":
                 self.braces.append(start)
-                return "(?:"
+                self.automaton.open()
             case "}" if self.braces:
                 self.braces.pop()
-                return ")"
+                self.automaton.close()
             case "," if self.braces:
-                return "|"
+                self.automaton.otherwise()
             case "]" | "}":
                 self._fail(f"this `{sign}` closes nothing", start)
             case "|":
@@ -118,40 +128,53 @@ class _Alternative:
             case _ if sign.isspace():
                 self._fail("a path holds no blanks", start)
             case _:
-                return re.escape(sign)
+                self.automaton.one(sign.__eq__)
 
-    def _stars(self, start: int) -> str:
+    def _stars(self, start: int) -> None:
         if not self.text.startswith("*", self.position):
-            return r"[^.]*"
+            self.automaton.many(_no_dot)
+            return
         while self.text.startswith("*", self.position):
             self.position += 1
-        if start > self.component or self.braces:
-            return r".*"
-        if self.position == len(self.text):
-            return r".+"
-        if self.text[self.position] != ".":
-            return r".*"
-        self.position += 1
-        self.component = self.position
-        return r"(?:.*\.)?"
+        alone = start == self.component and not self.braces
+        if alone and self.position == len(self.text):
+            self.automaton.one(_anything)
+        elif alone and self.text[self.position] == ".":
+            self.position += 1
+            self.component = self.position
+            self.automaton.components()
+            return
+        self.automaton.many(_anything)
 
-    def _set(self, start: int) -> str:
+    def _set(self, start: int) -> None:
         end = self.text.find("]", start + 1)
         if end < 0:
             self._fail("this `[` is never closed", start)
         self.position = end + 1
         members = self.text[start + 1 : end]
-        negation = "^" if members.startswith("!") else ""
+        negated = members.startswith("!")
         members = members.removeprefix("!")
         if not members:
             self._fail("this set holds no characters", start, end + 1)
-        ranges: list[str] = []
-        for first, last in re.findall(r"(.)(?:-(.))?", members, re.DOTALL):
-            if last and last < first:
+        ranges = [
+            (first, last or first)
+            for first, last in re.findall(r"(.)(?:-(.))?", members, re.DOTALL)
+        ]
+        for first, last in ranges:
+            if last < first:
                 self._fail(f"the range `{first}-{last}` runs backwards", start, end + 1)
-            ranges.append(f"{re.escape(first)}-{re.escape(last)}" if last else re.escape(first))
-        return rf"(?!\.)[{negation}{''.join(ranges)}]"
+        self.automaton.one(
+            lambda c: c != "." and negated != any(first <= c <= last for first, last in ranges)
+        )
 
     def _fail(self, message: str, start: int, end: int | None = None) -> NoReturn:
         first = self.offset + start
         raise GlobError(message, first, first + 1 if end is None else self.offset + end)
+
+
+def _no_dot(character: str) -> bool:
+    return character != "."
+
+
+def _anything(character: str) -> bool:
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -59,14 +59,23 @@ class Grammar:
         except UnexpectedCharacters as problem:
             raise UnreadableError(_offset(problem)) from None
 
-    def tokens(self, text: str) -> list[Token]:
+    def tokens(self, text: str, skip: Callable[[int], int] | None = None) -> Iterator[Token]:
+        """The words of ``text``, one by one.
+
+        Where none starts, ``skip`` is told the offset and tells where to go on.
+        """
         from lark.exceptions import UnexpectedCharacters
 
         reading = self._lark.parse_interactive(text)
-        try:
-            return list(reading.lexer_thread.lex(reading.parser_state))
-        except UnexpectedCharacters as problem:
-            raise UnreadableError(_offset(problem)) from None
+        lexer = reading.lexer_thread
+        while True:
+            try:
+                yield from lexer.lex(reading.parser_state)
+                return
+            except UnexpectedCharacters as problem:
+                if skip is None:
+                    raise UnreadableError(_offset(problem)) from None
+                lexer.state.line_ctr.char_pos = skip(_offset(problem))
 
     def stepper(self) -> Stepper:
         return Stepper(self._lark.parse_interactive(""))
@@ -90,26 +99,35 @@ class Stepper:
         except UnexpectedToken:
             raise RefusedError from None
 
-    def accepts(self) -> frozenset[str]:
-        """The kinds of token that may come next."""
-        return frozenset(self._interactive.accepts())
+    def accepts(self, kinds: Iterable[str]) -> frozenset[str]:
+        """The kinds of token that may come behind those of these ``kinds``."""
+        trial = self._trial()
+        _take(trial, kinds)
+        return frozenset(trial.accepts())
 
     def reach(self, kinds: Iterable[str]) -> int:
         """How many tokens of these ``kinds`` the parser would take, building nothing."""
-        from lark import Token
-        from lark.exceptions import UnexpectedToken
+        return _take(self._trial(), kinds)
 
+    def _trial(self) -> Any:
         trial = self._interactive.copy(deepcopy_values=False)
         trial.parser_state.parse_conf = copy(trial.parser_state.parse_conf)
         trial.parser_state.parse_conf.callbacks = {}
-        taken = 0
-        try:
-            for kind in kinds:
-                trial.feed_token(Token(kind, ""))
-                taken += 1
-        except UnexpectedToken:
-            pass
-        return taken
+        return trial
+
+
+def _take(trial: Any, kinds: Iterable[str]) -> int:
+    from lark import Token
+    from lark.exceptions import UnexpectedToken
+
+    taken = 0
+    try:
+        for kind in kinds:
+            trial.feed_token(Token(kind, ""))
+            taken += 1
+    except UnexpectedToken:
+        pass
+    return taken
 
 
 def _offset(problem: Any) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 
 from surgery.language.checks import check
-from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.language.diagnostics import Diagnostic, SurgeryError, error, first_of
 from surgery.language.lalr import RefusedError, UnreadableError, grammar, make_token
 from surgery.language.recovery import read
 from surgery.language.source import Source, Span
 from surgery.language.syntax import Comment, File, Freeze, Selector
 
-_DEEPEST = 64
-_LANDMARK = re.compile(r'"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|#[^\n]*|[(){}\[\]]')
+_DEEPEST = 100
+"""Brackets in one another; more than are needed for expressions as deep as they may be."""
+
+_LANDMARK = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|`[^`\r\n]*`|#[^\r\n]*|[(){}\[\]]')
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def parse(text: str | Source, name: str = "<spec>") -> File:
@@ -27,7 +30,7 @@ def parse(text: str | Source, name: str = "<spec>") -> File:
         raise SurgeryError(read(source)[1]) from None
     problems: list[Diagnostic] = [*running.builder.problems, *check(items)]
     if problems:
-        raise SurgeryError(sorted(problems, key=lambda d: d.labels[0].span.start))
+        raise SurgeryError(first_of(sorted(problems, key=lambda d: d.labels[0].span.start)))
     return File(items, source, comments)
 
 
@@ -51,7 +54,12 @@ def parse_selector(text: str | Source, name: str = "<selector>") -> Selector:
 
 
 def _survey(source: Source) -> tuple[Comment, ...]:
-    """The comments; an error where brackets nest so deep that no reader could follow."""
+    """The comments; an error where brackets nest so deep that no reader could follow, or where
+    there is half of a character.
+    """
+    if found := _HALF.search(source.text):
+        here = Span(source, found.start(), found.end())
+        raise error("S102", "this is half of a character, a lone surrogate", here)
     comments: list[Comment] = []
     depth = 0
     for found in _LANDMARK.finditer(source.text):
@@ -62,7 +70,7 @@ def _survey(source: Source) -> tuple[Comment, ...]:
             depth += 1
             if depth > _DEEPEST:
                 here = Span(source, found.start(), found.end())
-                raise error("S123", "this nests too deep", here)
+                raise error("S123", f"this nests more than {_DEEPEST} brackets deep", here)
         elif first in ")]}":
             depth -= 1
     return tuple(comments)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from surgery.language.source import Source
 from surgery.language.syntax import Block, Comment, Method, Node
 
-_OPENING = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*|(\{)')
+_OPENING = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|#[^\r\n]*|(\{)')
 
 
 T = TypeVar("T", bound=Node)
@@ -38,15 +38,15 @@ def place(nodes: Sequence[T], comments: Iterable[Comment], source: Source) -> li
 
     def put(piece: Piece[T], first: int, last: int) -> None:
         nonlocal end
-        piece.blank = bool(pieces) and source.text.count("\n", end, first) > 1
+        piece.blank = bool(pieces) and source.line_ends(end, first) > 1
         pieces.append(piece)
         end = last
 
     def put_comment(comment: Comment) -> None:
         nonlocal end
-        line_end = _line_end(source, comment.offset)
+        line_end = source.line_end(comment.offset)
         last = pieces[-1] if pieces else None
-        if last and last.node and "\n" not in source.text[end : comment.offset]:
+        if last and last.node and not source.line_ends(end, comment.offset):
             last.trailing = comment
             end = line_end
         else:
@@ -96,8 +96,3 @@ def _take(waiting: list[Comment], end: int) -> list[Comment]:
     taken = [comment for comment in waiting if comment.offset < end]
     del waiting[: len(taken)]
     return taken
-
-
-def _line_end(source: Source, offset: int) -> int:
-    end = source.text.find("\n", offset)
-    return len(source.text) if end < 0 else end

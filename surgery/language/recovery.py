@@ -6,16 +6,17 @@ the body of a definition, its own step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from surgery.language.checks import check
-from surgery.language.diagnostics import Diagnostic
+from surgery.language.diagnostics import MOST, Diagnostic, Label, first_of
 from surgery.language.explain import explain
 from surgery.language.failure import Failure
 from surgery.language.lalr import END, RefusedError, Stepper, grammar, make_token
 from surgery.language.scan import POISON, scan
-from surgery.language.source import Source
+from surgery.language.source import Source, Span
 from surgery.language.syntax import Item, Node
 from surgery.language.words import ITEMS, STEPS
 
@@ -31,49 +32,59 @@ def read(source: Source, *lead: Token) -> tuple[list[Item], list[Diagnostic]]:
     The diagnostics come in the order of the text.
     """
     grammar().builder.begin(source)
-    tokens, problems = scan(source)
-    tokens[:0] = lead
-    tokens.append(make_token(END, "", len(source.text.rstrip())))
+    problems: list[Diagnostic] = []
+    end = make_token(END, "", len(source.text.rstrip()))
     items: list[Item] = []
-    for start, stop in _chunks(tokens):
-        chunk = _Chunk(source, tokens[start:stop], tokens[stop])
+    for tokens, after in _chunks(chain(lead, scan(source, problems), [end])):
+        chunk = _Chunk(source, tokens, after, problems)
         chunk.parse()
-        problems += chunk.problems
         items += chunk.items
+        if len(problems) >= MOST:
+            return items, _broken_off(problems, chunk.reached)
     problems += grammar().builder.problems
     spans = [label.span for problem in problems for label in problem.labels[:1]]
     whole = [item for item in items if not any(_inside(item, span.start) for span in spans)]
     problems += check(whole)
-    return items, sorted(problems, key=lambda d: d.labels[0].span.start)
+    return items, first_of(_in_order(problems))
+
+
+def _broken_off(problems: list[Diagnostic], last: Span) -> list[Diagnostic]:
+    """What is told of a text so broken that the rest of it is not read."""
+    told = _in_order(problems)[:MOST]
+    message = f"with {MOST} errors before it, the rest is not read"
+    return [*told, Diagnostic("S124", message, (Label(last, "up to here"),))]
+
+
+def _in_order(problems: list[Diagnostic]) -> list[Diagnostic]:
+    return sorted(problems, key=lambda d: d.labels[0].span.start)
 
 
 def _inside(node: Node, offset: int) -> bool:
     return node.span.start <= offset < node.span.end
 
 
-def _chunks(tokens: list[Token]) -> Iterator[tuple[int, int]]:
-    """Where items start and stop, told from the words alone."""
-    start = depth = 0
-    for place, token in enumerate(tokens):
-        if token.type == "LBRACE":
-            depth += 1
-        elif token.type == "RBRACE":
-            depth -= 1
-        elif token.type == END or (token.type == "SEMICOLON" and depth <= 0):
-            if place > start:
-                yield start, place
-            start, depth = place + 1, 0
-        elif place > start and _opens_item(tokens, place, depth):
-            yield start, place
-            start, depth = place, 0
+def _chunks(tokens: Iterable[Token]) -> Iterator[tuple[list[Token], Token]]:
+    """The tokens of each item, and the one behind them, told from the words alone."""
+    chunk: list[Token] = []
+    depth = 0
+    for token, following in pairwise(chain(tokens, [make_token(END, "", 0)])):
+        if token.type == END or (token.type == "SEMICOLON" and depth <= 0):
+            if chunk:
+                yield chunk, token
+            chunk, depth = [], 0
+            continue
+        if token.type in ("LBRACE", "RBRACE"):
+            depth += 1 if token.type == "LBRACE" else -1
+        elif chunk and _opens_item(chunk[-1].type, token.type, following.type, depth):
+            yield chunk, token
+            chunk, depth = [], 0
+        chunk.append(token)
 
 
-def _opens_item(tokens: list[Token], place: int, depth: int) -> bool:
-    kind = tokens[place].type
+def _opens_item(before: str, kind: str, after: str, depth: int) -> bool:
     if kind not in ITEMS or (kind == "LET" and depth > 0):
         return False
     # `f: block` is a kind of parameter, and `use = 3` or `let train` a reserved word misused.
-    before, after = tokens[place - 1].type, tokens[place + 1].type
     named = before in {"LET", "METHOD", "AS", "PARAM"} or (before == "BLOCK" and after == "LPAR")
     return not named and before != "COLON" and after not in _NEVER_AFTER_AN_OPENER
 
@@ -81,11 +92,15 @@ def _opens_item(tokens: list[Token], place: int, depth: int) -> bool:
 class _Chunk:
     """One item, or what should have been one; ``after`` is the token that follows it."""
 
-    def __init__(self, source: Source, tokens: list[Token], after: Token):
+    def __init__(
+        self, source: Source, tokens: list[Token], after: Token, problems: list[Diagnostic]
+    ):
         self.source = source
         self.tokens = tokens
+        self.kinds = [token.type for token in tokens]
         self.after = after
-        self.problems: list[Diagnostic] = []
+        self.problems = problems
+        self.reached = Span(source, 0, 0)
         self.items: list[Item] = []
         self.opened: list[Token] = []
 
@@ -93,18 +108,19 @@ class _Chunk:
         stepper, step = grammar().stepper(), None
         place = 0
         while place <= len(self.tokens):
-            before = stepper.copy()
+            opens = self._in_body() and place < len(self.tokens) and self._opens_step(place)
+            before = stepper.copy() if opens else None
             try:
                 self._feed(stepper, place)
             except RefusedError:
-                self._report(before, place, step)
-                if step is None or place == len(self.tokens):
+                self._report(place, step)
+                if step is None or place == len(self.tokens) or len(self.problems) >= MOST:
                     return
                 stepper, place = step[0].copy(), self._next_step(place, step[1])
                 del self.opened[1:]
                 continue
             if self._in_body():
-                if self._opens_step(place) and before.reach(["MATCH"]):
+                if before and before.reach(["MATCH"]):
                     step = before, place
                 elif self.tokens[place].type in {"LBRACE", "SEMICOLON"}:
                     step = stepper.copy(), place + 1
@@ -142,11 +158,11 @@ class _Chunk:
         end = place
         while end < len(self.tokens) and not self._surely_ends_step(end):
             end += 1
-        turns = [_turn(token) for token in self.tokens[start + 1 : end]]
+        turns = [_turn(kind) for kind in self.kinds[start + 1 : end]]
         # Brackets that are never closed count as closed here, where the step broke off.
         depth = sum(turns[: place - start - 1]) - max(0, sum(turns))
         while place < end and not (depth <= 0 and self._opens_step(place)):
-            depth += _turn(self.tokens[place])
+            depth += _turn(self.kinds[place])
             place += 1
         return place
 
@@ -154,15 +170,18 @@ class _Chunk:
         kind = self.tokens[place].type
         return kind in STEPS or kind in {"SEMICOLON", "RBRACE"}
 
-    def _report(self, before: Stepper, place: int, step: tuple[Stepper, int] | None) -> None:
-        if place < len(self.tokens) and self.tokens[place].type == POISON:
+    def _report(self, place: int, step: tuple[Stepper, int] | None) -> None:
+        token = self.tokens[place] if place < len(self.tokens) else self.after
+        offset = token.start_pos or 0
+        self.reached = Span(self.source, offset, offset + len(token))
+        if token.type == POISON:
             return
         origin, start = step or (grammar().stepper(), 0)
         failure = Failure(
-            self.source, self.tokens, place, self.after, before, origin, start, self.opened
+            self.source, self.tokens, self.kinds, place, self.after, origin, start, self.opened
         )
         self.problems.append(explain(failure))
 
 
-def _turn(token: Token) -> int:
-    return {"LPAR": 1, "LSQB": 1, "RPAR": -1, "RSQB": -1}.get(token.type, 0)
+def _turn(kind: str) -> int:
+    return {"LPAR": 1, "LSQB": 1, "RPAR": -1, "RSQB": -1}.get(kind, 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from surgery.language.diagnostics import Diagnostic, Label
-from surgery.language.lalr import UnreadableError, grammar, make_token
+from surgery.language.diagnostics import MOST, Diagnostic, Label
+from surgery.language.lalr import grammar, make_token
 from surgery.language.source import Source, Span
 
 if TYPE_CHECKING:
@@ -15,13 +16,10 @@ if TYPE_CHECKING:
 POISON = "POISON"
 """The kind of a token that stands where a word was unreadable: already reported."""
 
-_MOST = 20
-"""So many unreadable places, and the rest is not worth reading."""
-
-_CLOSED_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
+_CLOSED_STRING = re.compile(r'"(?:[^"\\\r\n]|\\.)*"')
 _BAD_ESCAPE = re.compile(r'\\[^"\\nt]')
 _NUMBER_AND_WORD = re.compile(r"[0-9][0-9A-Za-z_.]*")
-_STRANGE = re.compile(r"""'[^'\n]*'|[^\s\x21-\x7e]+|.""", re.DOTALL)
+_STRANGE = re.compile(r"""'[^'\r\n]*'|[^\s\x21-\x7e]+|.""", re.DOTALL)
 
 _INSTEAD = {
     "'": 'strings stand between double quotes: `"sum"`',
@@ -40,29 +38,27 @@ _INSTEAD = {
 }
 
 
-def scan(source: Source) -> tuple[list[Token], list[Diagnostic]]:
-    """The tokens of ``source``, with poison where a diagnostic tells of an unreadable word."""
-    text = source.text
-    problems: list[Diagnostic] = []
+def scan(source: Source, problems: list[Diagnostic]) -> Iterator[Token]:
+    """The tokens of ``source``, with poison where ``problems`` tell of an unreadable word."""
     poison: list[Token] = []
-    while True:
-        try:
-            tokens = grammar().tokens(text)
-        except UnreadableError as problem:
-            end, diagnostic = _unreadable(source, problem.offset)
-            problems.append(diagnostic)
-            poison.append(make_token(POISON, "", problem.offset))
-            rest = text[end:] if len(problems) < _MOST else ""
-            text = text[: problem.offset] + " " * (end - problem.offset) + rest
-        else:
-            return sorted([*tokens, *poison], key=lambda t: t.start_pos or 0), problems
+
+    def skip(offset: int) -> int:
+        end, diagnostic = _unreadable(source, offset)
+        problems.append(diagnostic)
+        poison.append(make_token(POISON, "", offset))
+        return end if len(problems) < MOST else len(source.text)
+
+    for token in grammar().tokens(source.text, skip):
+        yield from poison
+        poison.clear()
+        yield token
+    yield from poison
 
 
 def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
     """How far the unreadable text from ``start`` goes, and what to say of it."""
     text = source.text
-    newline = text.find("\n", start)
-    line_end = len(text) if newline < 0 else newline
+    line_end = source.line_end(start)
     if text[start] == "`":
         opener = Label(Span(source, start, start + 1), "opened here")
         return line_end, Diagnostic(

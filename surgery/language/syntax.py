@@ -6,6 +6,7 @@ thing give equal trees, whatever their layout.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +15,10 @@ from surgery.language.source import Source, Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
+    """``depth`` is how deep expressions, verbs and groups stand in one another."""
+
     span: Span = field(compare=False, repr=False)
+    depth: int = field(compare=False, repr=False, default=0)
 
 
 # Expressions
@@ -51,6 +55,25 @@ class Binary(Node):
     operator: Literal["+", "-", "*", "/", "@", "%", "<", "<=", ">", ">=", "==", "!=", "and", "or"]
     left: Expression
     right: Expression
+
+    # A long sum nests to the left as deep as it is long: these go along it in a loop.
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Binary and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __repr__(self) -> str:
+        first, run = spine(self)
+        text = repr(first)
+        for node in run:
+            text = f"Binary(operator={node.operator!r}, left={text}, right={node.right!r})"
+        return text
+
+    def _parts(self) -> tuple[Expression, tuple[tuple[str, Expression], ...]]:
+        first, run = spine(self)
+        return first, tuple((node.operator, node.right) for node in run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +348,34 @@ class File:
 
 def mentioned(expression: Expression) -> set[str]:
     """The names that occur in ``expression``, other than those of functions."""
-    match expression:
-        case Name():
-            return {expression.name}
-        case Unary():
-            return mentioned(expression.operand)
-        case Binary():
-            return mentioned(expression.left) | mentioned(expression.right)
-        case Call():
-            return set[str]().union(*(mentioned(a.value) for a in expression.arguments))
-        case _:
-            return set()
+    return {name for name, _ in mentions(expression)}
+
+
+def mentions(expression: Expression) -> Iterator[tuple[str, Span]]:
+    """Each name in ``expression``, other than those of functions, with its place."""
+    waiting: list[Expression] = [expression]
+    while waiting:
+        match waiting.pop():
+            case Name(name=name, span=span):
+                yield name, span
+            case Unary(operand=operand):
+                waiting.append(operand)
+            case Binary(left=left, right=right):
+                waiting += (right, left)
+            case Call(arguments=arguments):
+                waiting += (argument.value for argument in reversed(arguments))
+            case _:
+                pass
+
+
+def spine(expression: Binary) -> tuple[Expression, list[Binary]]:
+    """The leftmost operand of `a + b + c`, and what is done to it, innermost first.
+
+    A long sum nests to the left as deep as it is long.
+    """
+    run: list[Binary] = []
+    first: Expression = expression
+    while isinstance(first, Binary):
+        run.append(first)
+        first = first.left
+    return first, run[::-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from surgery.language.layout import Doc, Group, Line, Nest, bracketed, joined
+from surgery.language.precedence import LEVEL, MINUS, run_on
 from surgery.language.syntax import (
     All,
     Application,
@@ -28,9 +29,6 @@ from surgery.language.syntax import (
 )
 from surgery.language.syntax import Group as Parentheses
 
-_LEVELS = [{"or"}, {"and"}, {"not"}, {"<", "<=", ">", ">=", "==", "!="}, {"+", "-"}, {*"*/@%"}]
-_LEVEL = {sign: level for level, signs in enumerate(_LEVELS) for sign in signs}
-_MINUS = len(_LEVELS)
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -47,7 +45,7 @@ def expression(node: Expression, level: int = 0) -> Doc:
 
 
 def _expression(node: Expression) -> tuple[Doc, int]:
-    tight = _MINUS + 1
+    tight = MINUS + 1
     match node:
         case Number():
             return _number(node), tight
@@ -60,29 +58,23 @@ def _expression(node: Expression) -> tuple[Doc, int]:
         case Call():
             return (node.function, arguments(node.arguments)), tight
         case Unary(operator="not"):
-            own = _LEVEL["not"]
+            own = LEVEL["not"]
             return ("not ", expression(node.operand, own)), own
         case Unary():
-            return ("-", expression(node.operand, _MINUS)), _MINUS
+            return ("-", expression(node.operand, MINUS)), MINUS
         case Binary():
-            return _chain(node), _LEVEL[node.operator]
+            return _chain(node), LEVEL[node.operator]
 
 
 def _chain(node: Binary) -> Doc:
     """Operators of one level, which group to the left, as one run that breaks as one."""
-    level = _LEVEL[node.operator]
+    level = LEVEL[node.operator]
     run: list[Doc] = []
     left: Expression = node
-    while isinstance(left, Binary) and (left is node or _run_on(left.operator, node.operator)):
+    while isinstance(left, Binary) and (left is node or run_on(left.operator, node.operator)):
         run.append((Line(), f"{left.operator} ", expression(left.right, level + 1)))
         left = left.left
     return Group((expression(left, level + 1), Nest(tuple(reversed(run)))))
-
-
-def _run_on(left: str, right: str) -> bool:
-    """Whether `a left b right c` reads well; `(a @ b) * c` keeps its parentheses."""
-    same = _LEVEL[left] == _LEVEL[right] != _LEVEL["<"]
-    return same and (left == right or not {left, right} & {"@", "%"})
 
 
 def _number(node: Number) -> str:

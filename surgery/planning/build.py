@@ -15,7 +15,7 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
 from surgery.planning.layers import read_layer
@@ -25,8 +25,10 @@ from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
+from surgery.rules.limits import followed
 from surgery.rules.program import build
 from surgery.rules.prompts import token_change
+from surgery.rules.values import Declaration
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -81,7 +83,7 @@ class Planner:
         adds = any(t.trained for e in draft.edits for t in e.tensors)
         training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
         if draft.found:
-            raise SurgeryError(draft.found)
+            raise SurgeryError(first_of(draft.found))
         known = base or self.own_digests
         return Plan(
             spec,
@@ -111,7 +113,8 @@ class Draft:
         model = self.planner.model
         try:
             selection = select(model, statement.selector, lambda: self.planner.anatomy)
-            wrapped = self.spec.wrapped(number)
+            with followed(statement.span):
+                wrapped = self.spec.wrapped(number)
         except SurgeryError as problem:
             self.found += problem.diagnostics
             return
@@ -122,7 +125,8 @@ class Draft:
         sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
         for site in sites:
             try:
-                self.edits.append(self.edit(number, statement, site, wrapped))
+                with followed(statement.span):
+                    self.edits.append(self.edit(number, statement, site, wrapped))
             except SurgeryError as problem:
                 first = problem.diagnostics[0]
                 if lenient and first.code == "S401":
@@ -196,6 +200,7 @@ class Draft:
         if program.named_dims is not None or place.layer is None or place.layer.among is not None:
             place.locate()
         place.check(program)
+        _check_names(dict(program.declarations)[wrapped.child], wrapped.child, place)
         before = build(place.signature, tuple(standing))
         one_hot = place.layer is not None and place.layer.kind == "embedding"
         sizes = tuple(place.sizes.items())
@@ -252,12 +257,6 @@ def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
             f"there is a `{name}` at this site already",
             help=f"name one of them: `… as {name}_2`",
         )
-    if hasattr(place.module, first):
-        raise error(
-            "S407",
-            f"the module has an attribute `{first}` of its own",
-            help="give the method another name with `as`",
-        )
     if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):
         raise error(
             "S407",
@@ -266,20 +265,52 @@ def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
         )
 
 
+def _check_names(declared: Sequence[Declaration], child: str, place: Place) -> None:
+    """No new child or parameter may stand where a module has something already."""
+    first = child.partition(".")[0]
+    if _has(place.module, first):
+        raise error(
+            "S407",
+            f"the module has an attribute `{first}` of its own",
+            help="give the method another name with `as`",
+        )
+    for declaration in declared:
+        for name in declaration.name.split(".")[1:]:
+            if _has(_PLAIN, name):
+                raise error(
+                    "S244",
+                    f"no parameter and no child can be named `{name}`: every module has an "
+                    "attribute of that name",
+                    declaration.span,
+                    help=f"choose another, such as `{name}_`",
+                )
+
+
+_PLAIN = nn.Module()
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Whether ``module`` or its class has an attribute; none is computed."""
+    held = (vars(module), module._parameters, module._buffers, module._modules)
+    return any(name in names for names in (*held, *map(vars, type(module).__mro__)))
+
+
 def _method_text(statement: syntax.On) -> str:
     return " ".join(statement.application.span.text.split())
 
 
 def _located(diagnostic: Diagnostic, statement: syntax.On, paths: list[str]) -> Diagnostic:
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    label = Label(
-        statement.application.span,
-        f"applied to `{paths[0]}`{more}" if paths[0] else "applied to the model",
-    )
+    whole = statement.application.span
+    where = f"applied to `{paths[0]}`{more}" if paths[0] else "applied to the model"
+    labels = (Label(whole, where), *diagnostic.labels)
+    written = diagnostic.labels[0] if diagnostic.labels else None
+    if written and not written.text and whole.holds(written.span):
+        labels = (Label(written.span, where), *diagnostic.labels[1:])
     return Diagnostic(
         diagnostic.code,
         diagnostic.message,
-        (label, *diagnostic.labels),
+        labels,
         diagnostic.help,
         diagnostic.severity,
     )

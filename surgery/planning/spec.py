@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, error
+from surgery.language.diagnostics import (
+    MOST,
+    Diagnostic,
+    Label,
+    SurgeryError,
+    did_you_mean,
+    error,
+    first_of,
+)
 from surgery.language.parse import parse
-from surgery.language.resources import resource
-from surgery.language.source import Source
+from surgery.language.resources import NoTextError, read_text, resource
+from surgery.language.source import Source, Span
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
 from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
+    Definition,
     Prelude,
     Reader,
     Scope,
@@ -26,6 +35,8 @@ from surgery.rules.library import (
     prelude,
     scope_of,
 )
+from surgery.rules.limits import followed
+from surgery.rules.naming import check_name
 from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
 
@@ -89,7 +100,8 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
     recipe's name if it is one word.
 
     Raises:
-        SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read.
+        SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read, or if
+            ``spec`` is none of these.
 
     """
     if isinstance(spec, Spec):
@@ -97,18 +109,29 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
     folder = Path()
     if isinstance(spec, syntax.File):
         file = spec
+    elif not isinstance(spec, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise error(
+            "S510",
+            f"a spec is a text, a path, or what was read from one, and this is {_kind(spec)}",
+            help='a text such as `"on q apply lora(r = 8)"`, or `pathlib.Path("spec.peft")`',
+        )
     elif isinstance(spec, os.PathLike) or _is_path(spec):
-        path = Path(spec)
+        path = Path(os.fsdecode(spec))
         folder = path.parent
         try:
-            file = parse(Source(str(path), path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as problem:
+            text = read_text(path)
+        except NoTextError as problem:
             raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
+        file = parse(Source(str(path), text))
     elif spec.isidentifier():
         file = recipe(spec)
     else:
         file = parse(Source("<spec>", spec))
     return resolve(file, disk_reader(folder), prelude())
+
+
+def _kind(thing: object) -> str:
+    return "None" if thing is None else f"of the type `{type(thing).__name__}`"
 
 
 def recipes() -> dict[str, syntax.File]:
@@ -160,13 +183,17 @@ def resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
     scope = scope_of(file, read, rules, files)
     constants = Constants(scope, {}, Shapes())
     found: list[Diagnostic] = []
+    sound: set[Definition] = set()
     for item in file.items:
         try:
-            _check(item, constants)
+            with followed(item.span):
+                _check(item, constants, sound)
         except SurgeryError as problem:
             found += [d for d in problem.diagnostics if d not in found]
+        if len(found) > MOST:
+            break
     if found:
-        raise SurgeryError(found)
+        raise SurgeryError(first_of(found))
     return Spec(file, scope, constants, files, rules)
 
 
@@ -176,12 +203,14 @@ def _with(here: Label, labels: tuple[Label, ...]) -> tuple[Label, ...]:
     return labels if known else (here, *labels)
 
 
-def _check(item: syntax.Item, constants: Constants) -> None:
+def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> None:
+    """Object to ``item``; the methods in ``sound`` were read before."""
     match item:
         case syntax.Let():
             if item.name in constants.values:
                 raise error("S215", f"`{item.name}` is already something here", item.name_span)
             constants.values[item.name] = evaluate(item.value, constants)
+            constants.written[item.name] = item.value.span
         case syntax.On():
             closure = chain(item.application, constants)
             if closure.is_block:
@@ -192,8 +221,13 @@ def _check(item: syntax.Item, constants: Constants) -> None:
                     item.application.name_span,
                     help=f"`sequential {name}(…)`, `parallel {name}(…)` or `pfeiffer {name}(…)`",
                 )
-            check_method(closure.definition)
+            if closure.definition not in sound:
+                check_method(closure.definition)
+                sound.add(closure.definition)
             name = item.name or child_name(item.application)
+            if item.name:
+                end = item.span.end
+                check_name(name, Span(item.span.source, end - len(name), end))
             try:
                 build(fitting(closure), (Wrapped(name, closure),))
             except SurgeryError as problem:

@@ -105,7 +105,11 @@ def claims_of(definition: Definition) -> Claims:
         reason=reason,
         declared=program.params,
         cost=program.flops,
-        requires=tuple(_words(r.span.text).removeprefix("require ") for r in program.requirements),
+        requires=tuple(
+            _words(r.span.text).removeprefix("require ")
+            for r in program.requirements
+            if r.words is None
+        ),
     )
 
 

@@ -8,7 +8,9 @@ from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
 from surgery.rules.expression import Expression, Shape, operand
 from surgery.rules.frame import Frame
+from surgery.rules.limits import bounded
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.ranges import COUNT
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, substitute
 from surgery.rules.state import OPERANDS, State, effective, read_operand
@@ -45,6 +47,9 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
         state.result, state.rebound = value, True
     else:
         _rebind(state, target, value, step)
+        if state.kind == "tokens":
+            _check_count(value, step, frame)
+    bounded(state.result, step.span)
 
 
 _GROWS = {
@@ -79,6 +84,10 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         state.operands[target] = value
     elif value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)
+    elif target == "W" and len(value.shape) != 2:
+        raise error(
+            "S211", f"`{step.target}` is a matrix, and this is {show_shape(value.shape)}", step.span
+        )
     else:
         weight, bias = (
             value if name == target else tensor(effective(state, name, step.span), step.span)
@@ -104,6 +113,16 @@ def _check_prompt(value: Expression, current: Expression, step: syntax.Assign) -
         f"`place(P, {step.target}, token)`",
         step.span,
     )
+
+
+def _check_count(value: Expression, step: syntax.Assign, frame: Frame) -> None:
+    """Positions and the memory change by a whole number."""
+    if not value.arguments:
+        return
+    count = value.arguments[1].number
+    if count is None:
+        raise error("S222", f"`{step.target}` changes by a number", step.value.span)
+    frame.demand(COUNT.of(count, step.value.span, frame.origin(step.value)))
 
 
 def _check_own(state: State, target: str, value: Expression, step: syntax.Assign) -> None:

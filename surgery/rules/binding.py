@@ -12,6 +12,8 @@ from surgery.language.source import Span
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression
 from surgery.rules.library import Definition, Scope
+from surgery.rules.limits import bounded
+from surgery.rules.loops import refuse_loops
 from surgery.rules.primitives import Primitive
 from surgery.rules.values import Closure, Opaque, Value, describe
 
@@ -23,6 +25,7 @@ class Binder(Protocol):
     path: str
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
+    def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
 
 
@@ -37,11 +40,14 @@ def bind(
     """Give a method or block its arguments; missing ones take their defaults when it runs.
 
     Raises:
-        SurgeryError: S208 for an unknown, repeated, missing or unfit argument.
+        SurgeryError: S208 for an unknown, repeated, missing or unfit argument; S241 if what is
+            bound uses itself.
 
     """
+    refuse_loops(definition)
     formal = definition.syntax.parameters
     values: dict[str, Value] = {}
+    origins: dict[str, tuple[Span, ...]] = {}
     positional = list(formal)
     if operand is not None:
         taker = next((p for p in formal if p.kind != "value"), None)
@@ -81,6 +87,7 @@ def bind(
             parameter = found
             positional = [p for p in positional if p is not found]
         values[parameter.name] = _fit(parameter, value, argument.value.span, definition)
+        origins[parameter.name] = names.origin(argument.value)
     missing = [p for p in positional if p.default is None and p.name not in values]
     if missing:
         raise error(
@@ -90,9 +97,10 @@ def bind(
             Label(definition.syntax.name_span, "defined here"),
             help=f"write {_example(definition)}",
         )
-    return Closure(
-        definition, values, span, f"{names.path}{definition.name}." if path is None else path
-    )
+    own = f"{names.path}{definition.name}." if path is None else path
+    made = Closure(definition, values, span, own, origins)
+    bounded(made, span)
+    return made
 
 
 def _example(definition: Definition) -> str:
@@ -165,7 +173,7 @@ def _holds_closure(application: syntax.Application, names: Binder) -> bool:
 def _override(closure: Closure, application: syntax.Application, names: Binder) -> Closure:
     """`apply m(gate = …)`: the method passed in, with some arguments replaced."""
     formal = {p.name: p for p in closure.definition.syntax.parameters}
-    values = dict(closure.arguments)
+    values, origins = dict(closure.arguments), dict(closure.origins)
     for argument in application.arguments:
         if argument.name is None or argument.name not in formal:
             raise error(
@@ -176,4 +184,7 @@ def _override(closure: Closure, application: syntax.Application, names: Binder) 
                 help=f"a method that can be used so declares it: `method {closure.definition.name}(…, {argument.name or 'gate'} = 1)`",
             )
         values[argument.name] = names.evaluate(argument.value)
-    return replace(closure, arguments=values)
+        origins[argument.name] = names.origin(argument.value)
+    made = replace(closure, arguments=values, origins=origins)
+    bounded(made, application.span)
+    return made

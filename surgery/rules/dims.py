@@ -10,14 +10,27 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 Scalar = int | float
+_LARGEST_DIVIDED = 10**10
+"""Its divisors are tried up to its root."""
 
 
+@lru_cache(maxsize=4096)
 def _divisor(number: Scalar, limit: Scalar) -> Scalar:
     """The largest divisor of ``number`` that is at most ``limit``; 0 if there is none."""
-    return next((k for k in range(int(limit), 0, -1) if number % k == 0), 0)
+    if number != int(number) or abs(number) > _LARGEST_DIVIDED:
+        raise ValueError(f"`divisor` is of whole numbers up to {_LARGEST_DIVIDED:g}")
+    number, highest = abs(int(number)), int(min(limit, _LARGEST_DIVIDED))
+    if number == 0 or highest >= number:
+        return max(0, number or highest)
+    root = math.isqrt(number)
+    small = min(highest, root)
+    large = (number // k for k in range(1, root + 1) if number % k == 0 and number // k <= highest)
+    if highest > root and (found := next(large, 0)):
+        return found
+    return next((k for k in range(small, 0, -1) if number % k == 0), 0)
 
 
 def _quotient(number: Scalar, by: Scalar) -> Scalar:
@@ -33,6 +46,8 @@ FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "quotient": _quotient,
     "remainder": operator.mod,
 }
+ARITY = {"sqrt": 1, "floor": 1, "divisor": 2, "quotient": 2, "remainder": 2}
+"""How many arguments a function takes; others take two or more."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,12 @@ class Atom:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def extent(self) -> tuple[int, int]:
+        """How many parts this has, written out, and how deep they nest."""
+        inner = [a.extent for a in self.arguments]
+        return 1 + sum(size for size, _ in inner), 1 + max((deep for _, deep in inner), default=0)
 
     def value(self, sizes: Mapping[str, Scalar]) -> Scalar:
         if not self.arguments:
@@ -78,10 +99,21 @@ class Dim:
     @staticmethod
     def named(name: str, *arguments: Dim) -> Dim:
         """The dim ``name``, or the function ``name`` of ``arguments``, evaluated if they are known."""
+        if not arguments:
+            return _plain(name)
         known = [a.number for a in arguments]
-        if arguments and all(k is not None for k in known):
+        if all(k is not None for k in known):
             return Dim.of(FUNCTIONS[name](*known))
         return Dim(((((Atom(name, arguments), 1),), 1),))
+
+    @cached_property
+    def extent(self) -> tuple[int, int]:
+        """How many parts this has, written out, and how deep they nest."""
+        atoms = [atom.extent for monomial, _ in self.terms for atom, _ in monomial]
+        return (
+            len(self.terms) + sum(size for size, _ in atoms),
+            max((deep for _, deep in atoms), default=0),
+        )
 
     @property
     def number(self) -> Scalar | None:
@@ -174,6 +206,11 @@ class Dim:
 
     def __str__(self) -> str:
         return " + ".join(_term(m, c) for m, c in self.terms).replace("+ -", "- ") or "0"
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> Dim:
+    return Dim(((((Atom(name), 1),), 1),))
 
 
 def _times(a: Monomial, b: Monomial, sign: int) -> Monomial:

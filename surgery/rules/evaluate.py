@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
-from surgery.rules.dims import FUNCTIONS, Dim
+from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import STAR, Attribute, Expression, number
 from surgery.rules.library import Scope
+from surgery.rules.limits import bounded
 from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, joined, reduced
+from surgery.rules.ranges import COUNT, RATE, unmet
 from surgery.rules.shapes import Shapes, show_shape
 from surgery.rules.simplify import make
-from surgery.rules.values import Closure, Condition, HostModule, Opaque, Value, describe
+from surgery.rules.values import (
+    Closure,
+    Condition,
+    HostModule,
+    Opaque,
+    Requirement,
+    Value,
+    describe,
+)
+
+_MOST_TERMS = 400
+_COUNTED = {"dropout": (1, RATE), "place": (2, COUNT)}
+"""Functions of which one argument is a number, and which ones it may be."""
 
 
 class Names(Protocol):
@@ -28,6 +42,8 @@ class Names(Protocol):
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
     def known(self) -> list[str]: ...
+    def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
+    def demand(self, requirement: Requirement) -> None: ...
     def call_block(
         self, block: Closure | Opaque, argument: Expression, span: Span
     ) -> Expression: ...
@@ -37,9 +53,14 @@ def evaluate(e: syntax.Expression, names: Names) -> Value:
     """The value of ``e``.
 
     Raises:
-        SurgeryError: S207 unknown name, S208 wrong arguments, S21x dims that do not fit.
+        SurgeryError: S207 unknown name, S208 wrong arguments, S21x dims that do not fit, S242 or
+            S243 for what is too large.
 
     """
+    return bounded(_evaluate(e, names), e.span)
+
+
+def _evaluate(e: syntax.Expression, names: Names) -> Value:
     match e:
         case syntax.Number():
             return Dim.of(e.value)
@@ -52,7 +73,11 @@ def evaluate(e: syntax.Expression, names: Names) -> Value:
         case syntax.Unary():
             return _unary(e, names)
         case syntax.Binary():
-            return _binary(e, names)
+            first, run = syntax.spine(e)
+            value = evaluate(first, names)
+            for operation in run:
+                value = bounded(_binary(operation, value, names), operation.span)
+            return value
         case syntax.Call():
             return _call(e, names)
 
@@ -107,7 +132,7 @@ def scalar(value: Value, span: Span) -> Dim:
 def _unary(e: syntax.Unary, names: Names) -> Value:
     value = evaluate(e.operand, names)
     if e.operator == "not":
-        return Condition("not", (condition(e.operand, names),))
+        return Condition("not", (_condition(value, e.operand.span),))
     if isinstance(value, Dim):
         return -value
     operand = tensor(value, e.operand.span)
@@ -121,16 +146,21 @@ def condition(e: syntax.Expression, names: Names) -> Condition:
         SurgeryError: S208 if it is something else.
 
     """
-    value = evaluate(e, names)
+    return _condition(evaluate(e, names), e.span)
+
+
+def _condition(value: Value, span: Span) -> Condition:
     if not isinstance(value, Condition):
-        raise error("S208", f"expected a condition, and this is {describe(value)}", e.span)
+        raise error("S208", f"expected a condition, and this is {describe(value)}", span)
     return value
 
 
-def _binary(e: syntax.Binary, names: Names) -> Value:
+def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
+    right = evaluate(e.right, names)
     if e.operator in ("and", "or"):
-        return Condition(e.operator, (condition(e.left, names), condition(e.right, names)))
-    left, right = evaluate(e.left, names), evaluate(e.right, names)
+        first = _condition(left, e.left.span)
+        parts = first.parts if first.operator == e.operator else (first,)
+        return Condition(e.operator, (*parts, _condition(right, e.right.span)))
     if e.operator in ("<", "<=", ">", ">=", "==", "!="):
         sides = scalar(left, e.left.span), scalar(right, e.right.span)
         return Condition(e.operator, sides)
@@ -146,6 +176,9 @@ def _binary(e: syntax.Binary, names: Names) -> Value:
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
     if e.operator in "/%" and not right.terms:
         raise error("S213", "division by zero", e.span, Label(e.right.span, "is 0"))
+    if len(left.terms) * len(right.terms) > _MOST_TERMS:
+        problem = "this becomes too large to be worked out: products of long sums"
+        raise error("S242", problem, e.span)
     match e.operator:
         case "+":
             return left + right
@@ -174,13 +207,20 @@ def _call(e: syntax.Call, names: Names) -> Value:
     definition = names.scope.find(e.function)
     if definition is not None:
         return bind(definition, e.arguments, e.span, names)
-    if e.function in FUNCTIONS:
+    if e.function in FUNCTIONS and not any(a.name for a in e.arguments):
         values = [evaluate(a.value, names) for a in e.arguments]
         numbers = [v for v in values if isinstance(v, Dim)]
         if len(numbers) == len(values) > 0:
             return _dim_function(e, numbers)
     if e.function in PRIMITIVES:
         return _primitive(PRIMITIVES[e.function], e, names)
+    if local is not None:
+        raise error(
+            "S208",
+            f"`{e.function}` is {describe(local)}, and cannot be called",
+            e.function_span,
+            *names.origin(syntax.Name(e.function, span=e.function_span)),
+        )
     raise error(
         "S207",
         f"no function or block is named `{e.function}`",
@@ -192,9 +232,13 @@ def _call(e: syntax.Call, names: Names) -> Value:
 
 
 def _dim_function(e: syntax.Call, numbers: list[Dim]) -> Dim:
+    arity = ARITY.get(e.function)
+    if len(numbers) < 2 if arity is None else len(numbers) != arity:
+        wanted = "two or more numbers" if arity is None else f"{arity} number{'s' * (arity > 1)}"
+        raise error("S208", f"`{e.function}` takes {wanted}, not {len(numbers)}", e.span)
     try:
         return Dim.named(e.function, *numbers)
-    except (TypeError, ValueError) as problem:
+    except (ArithmeticError, ValueError) as problem:
         raise error("S208", f"`{e.function}` cannot take these: {problem}", e.span) from None
 
 
@@ -223,6 +267,12 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
                 help=did_you_mean(argument.name, known),
             )
     arguments = _tensors(e, tuple(a for a in e.arguments if a.name is None), names, primitive.arity)
+    if primitive.name in _COUNTED:
+        position, range_ = _COUNTED[primitive.name]
+        count = arguments[position].number
+        if count is not None:
+            written = e.arguments[position].value
+            names.demand(range_.of(count, e.span, names.origin(written)))
     shape = primitive.shape(names.shapes, arguments, e.span)
     given = {a.name: a.value for a in e.arguments if a.name is not None}
     attributes: list[tuple[str, Attribute]] = []
@@ -267,12 +317,22 @@ class Constants:
     values: dict[str, Value]
     shapes: Shapes
     path: str = ""
+    written: dict[str, Span] = field(default_factory=dict[str, Span])
+    """Where the values of `let`s stand."""
 
     def lookup(self, name: str, span: Span) -> Value | None:
         return self.values.get(name)
 
     def known(self) -> list[str]:
         return list(self.values)
+
+    def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
+        lets = dict.fromkeys(self.written[n] for n in syntax.mentioned(e) & self.written.keys())
+        return (e.span, *tuple(lets)[:2])
+
+    def demand(self, requirement: Requirement) -> None:
+        if requirement.condition.known is False:
+            raise unmet(requirement)
 
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         raise error("S208", "a block is called inside a method", span)

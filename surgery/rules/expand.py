@@ -7,7 +7,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.language import syntax
 from surgery.language.diagnostics import error
@@ -41,7 +41,11 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
             closure.span,
             help=_verb_help(closure),
         )
-    method = closure.definition.syntax
+    with state.notes.depth.one_more(closure.span):
+        _run(closure.definition.syntax, closure, state)
+
+
+def _run(method: syntax.Method, closure: Closure, state: State) -> None:
     frame = Frame(closure.definition.scope, state, closure.path)
     matched = False
     for step in method.body:
@@ -124,7 +128,7 @@ def _prefixed(closure: Closure, path: str) -> Closure:
     arguments: Mapping[str, Value] = {
         k: _prefixed(v, path) if isinstance(v, Closure) else v for k, v in closure.arguments.items()
     }
-    return Closure(closure.definition, arguments, closure.span, path + closure.path)
+    return replace(closure, arguments=arguments, path=path + closure.path)
 
 
 def child_name(application: syntax.Application) -> str:

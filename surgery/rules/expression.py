@@ -54,6 +54,12 @@ class Expression:
             other.arguments,
         )
 
+    @cached_property
+    def extent(self) -> tuple[int, int]:
+        """How many parts this has, written out, and how deep they nest."""
+        inner = [a.extent for a in self.arguments]
+        return 1 + sum(size for size, _ in inner), 1 + max((deep for _, deep in inner), default=0)
+
     def attribute(self, name: str) -> Attribute:
         return dict(self.attributes)[name]
 

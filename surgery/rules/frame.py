@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
@@ -10,10 +12,12 @@ from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
 from surgery.rules.expression import STAR, Expression, number, param
 from surgery.rules.library import Scope
+from surgery.rules.naming import check_name
 from surgery.rules.primitives import DISTRIBUTIONS
+from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
-from surgery.rules.state import Requirement, State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.state import State, read_operand
+from surgery.rules.values import Closure, Declaration, Init, Opaque, Requirement, Value
 
 
 class Frame:
@@ -27,6 +31,7 @@ class Frame:
         self.values: dict[str, Value] = {}
         self.spans: dict[str, Span] = {}
         self.targets: dict[str, str] = {}
+        self.origins: dict[str, tuple[Span, ...]] = {}
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
@@ -52,6 +57,7 @@ class Frame:
             value = closure.arguments.get(parameter.name)
             if value is not None:
                 self.define(parameter.name, value, parameter.span)
+                self.origins[parameter.name] = closure.origins.get(parameter.name, ())
         waiting = [p for p in formal if p.name not in closure.arguments and p.default]
         while waiting:
             names = {p.name for p in waiting}
@@ -59,7 +65,24 @@ class Frame:
             for parameter in ready or waiting:
                 if parameter.default is not None:
                     self.define(parameter.name, evaluate(parameter.default, self), parameter.span)
+                    self.origins[parameter.name] = self.origin(parameter.default)
             waiting = [p for p in waiting if ready and p not in ready]
+
+    def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
+        """Where the numbers in ``e`` were written: those of arguments, else ``e`` itself."""
+        return origin_of(e, self.origins) or (e.span,)
+
+    def demand(self, requirement: Requirement) -> None:
+        """Hold what is required against what is known, and leave the rest to the site.
+
+        Raises:
+            SurgeryError: S404 or S240 where it does not hold, whatever the site.
+
+        """
+        if requirement.condition.known is False:
+            raise unmet(requirement)
+        if requirement.condition.known is None:
+            self.state.notes.requirements.append(requirement)
 
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         if block.kind != "block":
@@ -71,12 +94,13 @@ class Frame:
     def step(self, step: syntax.Step) -> None:
         match step:
             case syntax.Require():
-                requirement = Requirement(condition(step.condition, self), step.span)
-                self.state.notes.requirements.append(requirement)
+                held = condition(step.condition, self)
+                self.demand(Requirement(held, step.span, self.origin(step.condition)))
             case syntax.Param():
                 self._declare(step)
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
+                self.origins[step.name] = self.origin(step.value)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
@@ -84,18 +108,27 @@ class Frame:
         shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
         if STAR in shape:
             raise error("S212", "a param has a fixed shape, without `*`", step.span)
+        for dim, size in zip(step.dims, shape, strict=True):
+            if size.number is not None:
+                self.demand(SIZE.of(size, dim.span, self.origin(dim)))
+        origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
         init = self._init(step, shape)
         name = self.path + step.name
-        earlier = next((d for d in self.state.notes.declarations if d.name == name), None)
+        for part in name.split("."):
+            check_name(part, step.name_span)
+        earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
         if earlier:
+            twice = earlier.name == name
             raise error(
                 "S215",
-                f"the param `{name}` is declared twice",
+                f"the param `{name}` is declared twice"
+                if twice
+                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
                 step.name_span,
                 Label(earlier.span, "first"),
             )
         self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span)
+            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
         )
         self.define(step.name, param(name, shape, step.name_span), step.name_span)
 
@@ -131,7 +164,9 @@ class Frame:
             if name == "text" and isinstance(value, str):
                 given[name] = value
             else:
-                given[name] = scalar(value, argument.span)
+                number_ = given[name] = scalar(value, argument.span)
+                if name in SPREADS:
+                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
         missing = [n for n in names if n not in given]
         if missing:
             raise error(
@@ -151,13 +186,14 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
     frame = Frame(closure.definition.scope, state, closure.path)
-    argument = bind_dims(block.input, argument, frame)
-    frame.define(block.input.name, argument, block.input.span)
-    frame.arguments(closure)
-    for step in block.body:
-        if isinstance(step, syntax.Return):
-            return tensor(evaluate(step.value, frame), step.value.span)
-        frame.step(step)
+    with state.notes.depth.one_more(span):
+        argument = bind_dims(block.input, argument, frame)
+        frame.define(block.input.name, argument, block.input.span)
+        frame.arguments(closure)
+        for step in block.body:
+            if isinstance(step, syntax.Return):
+                return tensor(evaluate(step.value, frame), step.value.span)
+            frame.step(step)
     raise error("S216", f"`{block.name}` returns nothing", block.name_span)
 
 
@@ -193,6 +229,17 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
         ):
             raise error("S211", f"`{dim.name}` stands for two different dims", dim.span)
     return value
+
+
+def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
+    """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
+    found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
+    return tuple(found)[:3]
+
+
+def _clash(one: str, other: str) -> bool:
+    """Whether no module can have both: they are one, or one stands within the other."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _leading(count: int) -> tuple[Dim, ...]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, error
 from surgery.language.parse import parse
-from surgery.language.resources import resource
+from surgery.language.resources import NoTextError, read_text, resource
 from surgery.language.source import Source, Span
 from surgery.language.words import ITEMS
 
+_DEEPEST = 64
 _DEFINES = re.compile(r"^\s*(?:method|block)\s+([A-Za-z_]\w*)", re.MULTILINE)
 
 
@@ -121,17 +122,23 @@ def disk_reader(folder: Path) -> Reader:
     def read(path: str, span: Span) -> Source:
         target = folder / path
         try:
-            return Source(path, target.read_text(encoding="utf-8"))
-        except OSError as problem:
-            near = [p.name for p in target.parent.glob("*.peft")] if target.parent.is_dir() else []
+            return Source(path, read_text(target))
+        except NoTextError as problem:
             raise error(
                 "S203",
-                f"cannot read `{path}`: {problem.strerror or problem}",
+                f"cannot read `{path}`: {problem}",
                 span,
-                help=did_you_mean(target.name, near) or f"looked in {target.parent}",
+                help=did_you_mean(target.name, _beside(target)) or f"looked in {target.parent}",
             ) from None
 
     return read
+
+
+def _beside(target: Path) -> list[str]:
+    try:
+        return [p.name for p in target.parent.glob("*.peft")]
+    except (OSError, ValueError):
+        return []
 
 
 def memory_reader(texts: Mapping[str, str]) -> Reader:
@@ -147,11 +154,16 @@ def memory_reader(texts: Mapping[str, str]) -> Reader:
 
 def scope_of(file: syntax.File, read: Reader, rules: Prelude, files: dict[str, str]) -> Scope:
     """The scope of ``file``; the texts of all files it uses, at any depth, go into ``files``."""
-    return _scope_of(file, read, rules, files, ())
+    return _scope_of(file, read, rules, files, (), {})
 
 
 def _scope_of(
-    file: syntax.File, read: Reader, rules: Prelude, files: dict[str, str], chain: tuple[str, ...]
+    file: syntax.File,
+    read: Reader,
+    rules: Prelude,
+    files: dict[str, str],
+    chain: tuple[str, ...],
+    known: dict[str, Scope],
 ) -> Scope:
     scope = Scope(prelude=rules)
     for item in file.items:
@@ -161,6 +173,11 @@ def _scope_of(
             raise error(
                 "S204", f"`{item.path}` uses itself: {' → '.join([*chain, item.path])}", item.span
             )
+        if len(chain) > _DEEPEST:
+            raise error("S241", f"files use one another more than {_DEEPEST} deep", item.span)
+        if item.path in known:
+            _import(scope, known[item.path], item)
+            continue
         used = parse(read(item.path, item.span))
         files[item.path] = used.source.text
         statement = next(
@@ -174,7 +191,9 @@ def _scope_of(
                 Label(statement.span, "a statement here"),
                 help="`use` brings in methods and blocks; apply a spec as one of its own",
             )
-        _import(scope, _scope_of(used, read, rules, files, (*chain, item.path)), item)
+        inner = _scope_of(used, read, rules, files, (*chain, item.path), known)
+        known[item.path] = inner
+        _import(scope, inner, item)
     define(scope, file)
     return scope
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -12,11 +13,15 @@ from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
+from surgery.rules.limits import at_site, having_value
 from surgery.rules.primitives import flops
+from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Equation, show_shape
 from surgery.rules.simplify import same_value, substitute, value_of
-from surgery.rules.state import Kind, Requirement, State, operator
-from surgery.rules.values import Declaration
+from surgery.rules.state import Kind, State, operator
+from surgery.rules.values import Declaration, Requirement
+
+_MOST_ELEMENTS = 2**42
 
 
 @dataclass(frozen=True)
@@ -155,32 +160,52 @@ class Program:
 
         """
         for requirement in self.requirements:
-            known = {**sizes}
-            if requirement.condition.names() <= known.keys() and not requirement.condition.holds(
-                known
-            ):
-                inside = ", ".join(
-                    f"{k} = {known[k]}" for k in sorted(requirement.condition.names())
-                )
-                raise error(
-                    "S404",
-                    f"this requirement does not hold here{f' ({inside})' if inside else ''}",
-                    requirement.span,
-                )
+            self._require(requirement, sizes)
         for equation in self.equations:
-            left, right = equation.left.value(sizes), equation.right.value(sizes)
+            left, right = (
+                at_site(d, sizes, equation.span) for d in (equation.left, equation.right)
+            )
             if left != right:
                 raise error(
                     "S405", f"{equation.reason}: {left} is not {right} at this site", equation.span
                 )
         for declaration in self.params:
-            shape = [d.value(sizes) for d in declaration.shape]
-            if any(not isinstance(d, int) or d < 1 for d in shape):
-                raise error(
-                    "S406",
-                    f"`{declaration.name}` would be {[*shape]} here",
-                    Label(declaration.span, f"declared {show_shape(declaration.shape)}"),
-                )
+            _check_shape(declaration, sizes)
+        for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
+            if e.number is not None and e.number.names() <= sizes.keys():
+                at_site(e.number, sizes, e.span)
+            by = e.arguments[1].number if e.op == "divide" else None
+            if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
+                raise error("S243", "this divides by zero at this site", e.span)
+
+    @staticmethod
+    def _require(requirement: Requirement, sizes: Mapping[str, Scalar]) -> None:
+        names = requirement.condition.names()
+        if not names <= sizes.keys():
+            return
+        labels = (*requirement.origins, requirement.span)
+        values = ", ".join(f"{k} = {sizes[k]}" for k in sorted(names))
+        with having_value(values, *labels):
+            if not requirement.condition.holds(sizes):
+                raise unmet(requirement, sizes)
+
+
+def _check_shape(declaration: Declaration, sizes: Mapping[str, Scalar]) -> None:
+    declared = Label(declaration.span, f"declared {show_shape(declaration.shape)}")
+    labels = (*declaration.origins, declared)
+    shape = [at_site(d, sizes, *labels) for d in declaration.shape]
+    name = declaration.name
+    if any(not isinstance(d, int) or d < 1 for d in shape):
+        raise error("S406", f"`{name}` would be {[*shape]} here", *labels)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise error("S406", f"`{name}` would be {[*shape]} here: no memory holds it", *labels)
+    for _, value in declaration.init.arguments:
+        if isinstance(value, Dim):
+            at_site(value, sizes, *labels)
+    start = declaration.init.value
+    for e in walk(start) if start is not None else ():
+        if e.number is not None:
+            at_site(e.number, sizes, *labels)
 
 
 @lru_cache(maxsize=4096)

@@ -11,10 +11,11 @@ from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
 from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, operand
+from surgery.rules.limits import Depth
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
 from surgery.rules.slices import take
-from surgery.rules.values import Condition, Declaration, HostModule, Value
+from surgery.rules.values import Declaration, HostModule, Requirement, Value
 
 Kind = Literal["linear", "module", "attention", "tokens"]
 OPERANDS: dict[Kind, tuple[str, ...]] = {
@@ -34,12 +35,6 @@ ATTENTION: dict[str, tuple[str, ...]] = {
 """The dims of the operands of an attention, and of its result."""
 
 
-@dataclass(frozen=True)
-class Requirement:
-    condition: Condition
-    span: Span
-
-
 @dataclass
 class Notes:
     """What methods of one site leave behind, whichever operator they matched."""
@@ -50,6 +45,7 @@ class Notes:
     given: list[Expression] = field(default_factory=list[Expression])
     """Tensors handed to a method that is not known yet (a verb checked on its own)."""
     changed: bool = False
+    depth: Depth = field(default_factory=Depth)
 
 
 @dataclass

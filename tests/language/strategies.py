@@ -16,7 +16,7 @@ names = (_known | st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,5}", fullmatch=True)).
     lambda name: name not in RESERVED.values()
 )
 _small = names.filter(lambda name: not name[0].isupper())
-words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=12)
 
 numbers = st.builds(
     syntax.Number,

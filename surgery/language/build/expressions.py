@@ -7,6 +7,7 @@ from typing import Any
 
 from surgery.language.build.base import Base, Parts
 from surgery.language.diagnostics import Label
+from surgery.language.precedence import run_on
 from surgery.language.source import Span
 from surgery.language.syntax import (
     Argument,
@@ -22,6 +23,10 @@ from surgery.language.syntax import (
 )
 
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\"}
+
+
+LARGEST = 2**63
+"""Whole numbers beyond this count nothing that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class ExpressionBuilder(Base):
         value = self.whole(text)
         if value is None:
             value = float(text)
-            if value == inf:
-                self.reject("S112", "this number is too large", self.at(parts[0]))
+        if value == inf or (isinstance(value, int) and value > LARGEST):
+            self.reject("S112", "this number is too large", self.at(parts[0]))
         return Number(value, span=self.at(parts[0]))
 
     def whole(self, text: str) -> int | None:
@@ -60,29 +65,37 @@ class ExpressionBuilder(Base):
         return Star(span=self.at(parts[0]))
 
     def unary(self, parts: Parts) -> Unary:
-        return Unary(parts[0].value, parts[1], span=self.over(parts))
+        span = self.over(parts)
+        return Unary(parts[0].value, parts[1], span=span, depth=self.below([parts[1]], span))
 
     def binary(self, parts: Parts) -> Binary:
         left, operator, right = parts
-        return Binary(operator.value, left, right, span=self.over(parts))
+        span = self.over(parts)
+        flat = isinstance(left, Binary) and run_on(left.operator, operator.value)
+        depth = max(left.depth + (not flat), right.depth + 1)
+        if depth > left.depth:
+            self.deep(depth, span)
+        return Binary(operator.value, left, right, span=span, depth=depth)
 
     def parenthesised(self, parts: Parts) -> Expression:
         return replace(parts[1], span=self.over(parts))
 
     def call(self, parts: Parts) -> Call:
         function, arguments = parts
+        span = self.over(parts)
         return Call(
             function.value,
             arguments.items,
-            span=self.over(parts),
+            span=span,
+            depth=self.below(arguments.items, span),
             function_span=self.at(function),
         )
 
     def positional(self, parts: Parts) -> Argument:
-        return Argument(None, parts[0], span=parts[0].span)
+        return Argument(None, parts[0], span=parts[0].span, depth=parts[0].depth)
 
     def keyword(self, parts: Parts) -> Argument:
-        return Argument(parts[0].value, parts[2], span=self.over(parts))
+        return Argument(parts[0].value, parts[2], span=self.over(parts), depth=parts[2].depth)
 
     def arguments(self, parts: Parts) -> Sequence:
         arguments = self.sequence(parts)

@@ -52,7 +52,15 @@ class Builder(SelectorBuilder):
         self, name: Any, arguments: Parts, operand: Application | None, span: Span
     ) -> Application:
         given = arguments[0].items if arguments else ()
-        return Application(name.value, given, operand, span=span, name_span=self.at(name))
+        inner = (*given, *([operand] if operand else []))
+        return Application(
+            name.value,
+            given,
+            operand,
+            span=span,
+            depth=self.below(inner, span),
+            name_span=self.at(name),
+        )
 
     def freeze(self, parts: Parts) -> Freeze:
         return Freeze(parts[1], span=self.over(parts))

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 from surgery.language.build.base import Parts
 from surgery.language.build.expressions import ExpressionBuilder
 from surgery.language.diagnostics import Label
-from surgery.language.glob import GlobError, translate
+from surgery.language.glob import GlobError, compile_glob
 from surgery.language.source import Span
 from surgery.language.syntax import (
     All,
     Class,
     Group,
     Index,
+    Node,
     Path,
     Role,
     Selector,
@@ -57,7 +58,10 @@ class SelectorBuilder(ExpressionBuilder):
             fields.setdefault(field, value)
             words.setdefault(field, self.at(word))
         end = clauses[-1][2] if clauses else union.span.end
-        return Selector(union, **fields, span=Span(self.source, union.span.start, end))
+        inner = (union, *(f for f in fields.values() if isinstance(f, Node)))
+        depth = max(node.depth for node in inner)
+        span = Span(self.source, union.span.start, end)
+        return Selector(union, **fields, span=span, depth=depth)
 
     def clause(self, parts: Parts) -> tuple[Any, Any, int]:
         """Its word, what it says, and where it ends."""
@@ -70,16 +74,17 @@ class SelectorBuilder(ExpressionBuilder):
         return word, count or 0, value.end_pos
 
     def union(self, parts: Parts) -> Union:
-        return Union(tuple(parts[::2]), span=self.over(parts))
+        depth = max(part.depth for part in parts[::2])
+        return Union(tuple(parts[::2]), span=self.over(parts), depth=depth)
 
     def sliced(self, parts: Parts) -> Sliced:
-        return Sliced(parts[0], parts[2], span=self.over(parts))
+        return Sliced(parts[0], parts[2], span=self.over(parts), depth=parts[0].depth)
 
     def path(self, parts: Parts) -> Path:
         token = parts[0]
         pattern = token.value[1:-1]
         try:
-            translate(pattern)
+            compile_glob(pattern)
         except GlobError as problem:
             inside = token.start_pos + 1
             span = Span(self.source, inside + problem.start, inside + problem.end)
@@ -107,7 +112,8 @@ class SelectorBuilder(ExpressionBuilder):
         return All(span=self.at(parts[0]))
 
     def group(self, parts: Parts) -> Group:
-        return Group(parts[1], span=self.over(parts))
+        span = self.over(parts)
+        return Group(parts[1], span=span, depth=self.below([parts[1]], span))
 
     def index(self, parts: Parts) -> Index:
         return Index(parts[0].value, span=parts[0].span)

@@ -1,0 +1,70 @@
+"""Which numbers an argument may be, derived from what a rule does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from surgery.language.diagnostics import Label, SurgeryError, error
+from surgery.language.source import Span
+from surgery.rules.dims import Dim, Scalar
+from surgery.rules.values import Condition, Requirement
+
+
+@dataclass(frozen=True)
+class Range:
+    """``words`` say of what is needed: "a size is …"."""
+
+    words: str
+    condition: Callable[[Dim], Condition]
+
+    def of(self, value: Dim, span: Span, origins: tuple[Span, ...]) -> Requirement:
+        """That ``value``, which stands at ``span``, is in this range."""
+        return Requirement(self.condition(value), span, origins, self.words, value)
+
+
+def _both(left: Condition, right: Condition) -> Condition:
+    return Condition("and", (left, right))
+
+
+def _from(low: int, value: Dim) -> Condition:
+    return Condition("<=", (Dim.of(low), value))
+
+
+def _whole(low: int, value: Dim) -> Condition:
+    return _both(_from(low, value), Condition("==", (Dim.named("floor", value), value)))
+
+
+SIZE = Range("a size is a whole number from 1", lambda value: _whole(1, value))
+COUNT = Range("this is a whole number from 0", lambda value: _whole(0, value))
+RATE = Range(
+    "a rate of dropout is at least 0 and less than 1",
+    lambda value: _both(_from(0, value), Condition("<", (value, Dim.of(1)))),
+)
+SPREAD = Range("how far values are drawn from 0 is no negative number", lambda v: _from(0, v))
+
+SPREADS = ("std", "bound", "gain")
+"""The arguments of distributions that say how far apart values are."""
+
+
+def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -> SurgeryError:
+    """The error that ``requirement`` does not hold: at these ``sizes``, or anywhere."""
+    rule = requirement.span
+    elsewhere = [o for o in requirement.origins if not rule.holds(o)]
+    names = sorted(requirement.condition.names())
+    values = ", ".join(f"{n} = {sizes[n]}" for n in names) if sizes else ""
+    here = f" here ({values})" if values else ""
+    if requirement.words is None:
+        message = f"this requirement does not hold{here if sizes else ', wherever it is applied'}"
+        shown = requirement.condition.shown(sizes)
+        why = f"{shown} is false" if shown else ""
+        code = "S404"
+    else:
+        value = (
+            requirement.value
+            if sizes is None or not requirement.value
+            else requirement.value.value(sizes)
+        )
+        message = f"{requirement.words}, and this is {value}{here}"
+        why, code = ("used here" if elsewhere else ""), "S240"
+    return error(code, message, *elsewhere, Label(rule, why))
