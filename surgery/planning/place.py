@@ -14,6 +14,7 @@ from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
+from surgery.planning.own import check_own
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -104,13 +105,16 @@ class Place:
         """Hold what a program does against what can be done here.
 
         Raises:
-            SurgeryError: S401 for a layer that takes its weight in another way, S411 for hidden
+            SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
+                does more than multiply with it and would not see the change, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
                 of experts, S415 for an attention out of reach.
 
         """
         if self.layer is not None and _is_odd(self.module, self.layer):
             self._check_geometry(self.layer)
+        if self.layer is not None:
+            check_own(self.module, self.layer, program)
         flat = program.named_dims == 2 and self.rank != 3
         residual = self.site.residual if program.reads_residual else None
         if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
@@ -279,7 +283,8 @@ def _is_odd(module: nn.Module, layer: Layer) -> bool:
 def _needs_bias(program: Program, layer: Layer) -> bool:
     """Whether a merge of ``program`` would add to a product that nothing is added to."""
     found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or not layer.held:
+    adds = layer.kind == "embedding" or (layer.native and not layer.held)
+    if isinstance(found, NotAffine) or layer.bias or adds:
         return False
     return found.bias != number(0)
 
