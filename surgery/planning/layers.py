@@ -137,7 +137,7 @@ def native_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | 
     kind = _kind_of(cls)
     if kind is None:
         return None
-    _check_sizes(module)
+    check_sizes(module)
     layer = _sized(module, kind)
     unchanged = all(getattr(cls, name) is getattr(kind.cls, name) for name in kind.methods)
     # With `max_norm`, an embedding rescales what it looks up.
@@ -160,13 +160,21 @@ def _sized(module: nn.Module, kind: _Kind) -> Layer:
     return Layer("convolution", out, prod(into), bias, kind.spatial, int(made.groups))
 
 
-def _check_sizes(module: nn.Module) -> None:
-    if any(isinstance(p, UninitializedTensorMixin) for p in module._parameters.values()):
-        raise error(
-            "S420",
-            f"`{type(module).__name__}` gets its sizes when it runs for the first time",
-            help="run the model once before",
-        )
+def check_sizes(module: nn.Module) -> None:
+    """Refuse a module with parameters of which the sizes are not known yet.
+
+    Raises:
+        SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
+
+    """
+    for path, part in module.named_modules():
+        if any(isinstance(p, UninitializedTensorMixin) for p in part._parameters.values()):
+            name = f"`{path}` (`{type(part).__name__}`)" if path else f"`{type(part).__name__}`"
+            raise error(
+                "S420",
+                f"{name} gets its sizes when it runs for the first time",
+                help="run the model once before",
+            )
 
 
 def _holds(module: nn.Module) -> bool:

@@ -48,32 +48,47 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
     if uses is None:
         return
     if not uses or "" in uses:
-        raise _refused(module, "it does not read `self.weight`, so it would not see another")
+        raise _refused(
+            module,
+            "it does not read `self.weight`, so it would not see another",
+            help="read the weight as `self.weight` in it, or leave this layer out",
+        )
     if uses <= _ONLY_VALUES:
-        raise _refused(module, "it reads the weight without a gradient, so nothing would train")
-    other = uses - PRODUCTS[layer.kind]
+        raise _refused(
+            module,
+            "it reads the weight without a gradient, so nothing would train",
+            help="read it with its gradient, or leave this layer out",
+        )
+    limited = {"max_norm"} if getattr(module, "max_norm", None) is not None else set[str]()
+    other = uses - PRODUCTS[layer.kind] | limited
     if other and not by_weight(program):
         name = min(other)
         raise _refused(
             module,
-            f"it does more than multiply with the weight (`{name}`), which no more than a changed "
-            "weight can reach",
-            help="a method that merges, without dropout, can be applied here",
+            f"it does not multiply with the weight as it is (`{name}`), so only a changed weight can "
+            "stand in for it, and this method has none",
+            help="apply a method that merges, without dropout",
         )
 
 
 def _check_around(module: nn.Module, layer: Layer, program: Program) -> None:
     result = program.result
     if _reads_weight(result):
-        raise _refused(module, "it holds no plain weight that this method could read")
+        raise _refused(
+            module,
+            "it holds no plain weight that this method could read",
+            help="apply a method that does not read `W`, such as `lora`",
+        )
     if layer.kind in ("convolution", "embedding") and _reads_input(result):
         raise _refused(
-            module, "it holds no plain weight, so how it takes its input can't be followed"
+            module,
+            "it holds no plain weight, so how it takes its input can't be followed",
+            help="apply a method that changes its result alone, such as `ia3`",
         )
 
 
-def _refused(module: nn.Module, reason: str, help: str | None = None) -> Exception:
-    text = f"`{type(module).__name__}` has a forward of its own: {reason}"
+def _refused(module: nn.Module, reason: str, help: str) -> Exception:
+    text = f"`{type(module).__name__}` has a forward of its own, and {reason}"
     return error("S419", text, help=help)
 
 

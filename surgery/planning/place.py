@@ -111,7 +111,7 @@ class Place:
                 of experts, S415 for an attention out of reach.
 
         """
-        if self.layer is not None and _is_odd(self.module, self.layer):
+        if self.layer is not None and _is_odd(self.layer):
             self._check_geometry(self.layer)
         if self.layer is not None:
             check_own(self.module, self.layer, program)
@@ -273,11 +273,10 @@ class Place:
         )
 
 
-def _is_odd(module: nn.Module, layer: Layer) -> bool:
-    """Whether the weight is as that of any linear layer, and what is done with it is not."""
-    weight = module._parameters.get("weight")
+def _is_odd(layer: Layer) -> bool:
+    """Whether nothing is known of what a forward of the layer's own does with its weight."""
     usual = layer.native or layer.plain or layer.read
-    return layer.kind == "linear" and not usual and weight is not None and weight.dim() == 2
+    return layer.kind in ("linear", "transposed") and not usual
 
 
 def _needs_bias(program: Program, layer: Layer) -> bool:

@@ -24,7 +24,23 @@ SIZES = (1e-4, 1.0, 1e4)
 """Inputs of these sizes: a clamp or a cast shows in one of them."""
 
 DESCRIBED = frozenset(
-    ("dtype", "device", "is_cuda", "is_meta", "is_nested", "ndim", "requires_grad", "shape", "size")
+    [
+        "dtype",
+        "device",
+        "is_cuda",
+        "is_meta",
+        "is_nested",
+        "ndim",
+        "requires_grad",
+        "shape",
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+        "is_contiguous",
+        "element_size",
+    ]
 )
 """What can be asked of a weight without a use of its values."""
 

@@ -35,7 +35,7 @@ def write_multiplied(
         host.call(kernels.check_rank, x, rank, "what the weight is multiplied with")
     if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
-    emitter = Emitter(host, layer, dict(part.sizes), rank=layer.states)
+    emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
     value = emitter.emit(part.program.result)
     function.output(host.call("transpose", value, 0, 1) if part.turned else value)
     name = f"{layer.weight}_product"
