@@ -47,26 +47,31 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
     uses = uses_of_weight(module, _inputs(module, layer))
     if uses is None:
         return
-    if not uses or "" in uses:
+    limited = getattr(module, "max_norm", None) is not None
+    if not uses.names or uses.past:
         raise _refused(
             module,
-            "it does not read `self.weight`, so it would not see another",
+            "it does not read `self.weight` whenever it runs, so it would not see another",
             help="read the weight as `self.weight` in it, or leave this layer out",
         )
-    if uses <= _ONLY_VALUES:
+    if uses.names <= _ONLY_VALUES:
         raise _refused(
             module,
             "it reads the weight without a gradient, so nothing would train",
             help="read it with its gradient, or leave this layer out",
         )
-    limited = {"max_norm"} if getattr(module, "max_norm", None) is not None else set[str]()
-    other = uses - PRODUCTS[layer.kind] | limited
-    if other and not by_weight(program):
-        name = min(other)
+    if uses.written and not limited:
         raise _refused(
             module,
-            f"it does not multiply with the weight as it is (`{name}`), so only a changed weight can "
-            "stand in for it, and this method has none",
+            "it writes to the weight, which would be lost on a changed one",
+            help="write to it between forwards, or leave this layer out",
+        )
+    other = uses.names - PRODUCTS[layer.kind] | ({"max_norm"} if limited else set())
+    if other and not by_weight(program):
+        raise _refused(
+            module,
+            f"it does not multiply with the weight as it is (`{min(other)}`), so only a changed "
+            "weight can stand in for it, and this method has none",
             help="apply a method that merges, without dropout",
         )
 

@@ -53,7 +53,8 @@ class Place:
             return None
         parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
         layer = read_layer(self.module, parent)
-        if layer is None or not layer.native or layer.kind != "linear" or layer.read:
+        known = layer is not None and (layer.native or layer.plain) and not layer.read
+        if layer is None or not known or layer.kind != "linear":
             return layer
         elsewhere = self.planner.read_in_training.intersection(site.paths)
         return replace(layer, read=True) if elsewhere else layer

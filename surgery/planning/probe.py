@@ -6,7 +6,7 @@ The module is left as it was: flags, attributes, contents and random numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -179,32 +179,23 @@ def _nothing() -> Generator[None]:
     yield
 
 
-class _Uses(TorchFunctionMode):
-    """The names of the functions that are given one of ``weights``."""
+@dataclass(frozen=True)
+class Uses:
+    """What a forward does with `self.weight`: the functions it is given to, by name.
 
-    def __init__(self, weights: Mapping[str, Tensor]):
-        super().__init__()
-        self.weights = weights
-        self.seen: dict[str, set[str]] = {name: set() for name in weights}
+    ``past`` tells that it is read from where the module keeps it, not asked for as an attribute;
+    ``written`` that the forward writes to it.
+    """
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        name = str(getattr(func, "__name__", func))
-        if name == "__get__":
-            name = str(getattr(getattr(func, "__self__", None), "__name__", name))
-        for tensor in tensors_in((args, kwargs or {})) if name not in DESCRIBED else ():
-            for key, weight in self.weights.items():
-                if tensor is weight:
-                    self.seen[key].add(name)
-        return func(*args, **kwargs or {})
+    names: frozenset[str]
+    past: bool
+    written: bool
 
 
-def uses_of_weight(module: nn.Module, inputs: Iterator[Any]) -> frozenset[str] | None:
-    """The functions that the forward of ``module`` gives `self.weight` to, by name.
+def uses_of_weight(module: nn.Module, inputs: Iterator[Any]) -> Uses | None:
+    """What the forward of ``module`` does with its weight; None if it runs on none of ``inputs``.
 
-    None if it runs on none of ``inputs``; "" is among them if it reads the weight without asking
-    the module for its attribute.
+    It is that of a second run: what the first has kept of the weight would be kept of another.
     """
     held = module._parameters["weight"]
     if held is None or held.is_meta or held.numel() > KEPT_PARAMETERS:
@@ -214,9 +205,37 @@ def uses_of_weight(module: nn.Module, inputs: Iterator[Any]) -> frozenset[str] |
             asked, stored = nn.Parameter(held.detach()), nn.Parameter(held.detach())
             module.__dict__["weight"] = asked
             module._parameters["weight"] = stored
-            with _Uses({"asked": asked, "stored": stored}) as uses:
+            before = held.detach().clone()
+            _run(module, given)
+            with _Listening(asked, stored) as heard:
                 result = _run(module, given)
+            same = module.__dict__.get("weight") is asked and asked.data_ptr() == held.data_ptr()
+            written = not (same and torch.equal(before, held))
         if result is not None:
-            past = {""} if uses.seen["stored"] else set[str]()
-            return frozenset(uses.seen["asked"] | past)
+            return Uses(frozenset(heard.asked), heard.past, written)
     return None
+
+
+class _Listening(TorchFunctionMode):
+    """Hears of functions that are given the weight which a module has as an attribute, by name,
+    and whether any is given the one that it ``stored``.
+    """
+
+    def __init__(self, asked: Tensor, stored: Tensor):
+        super().__init__()
+        self.weights = asked, stored
+        self.asked: set[str] = set()
+        self.past = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = str(getattr(func, "__name__", func))
+        if name == "__get__":
+            name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+        asked, stored = self.weights
+        for tensor in tensors_in((args, kwargs or {})) if name not in DESCRIBED else ():
+            if tensor is asked:
+                self.asked.add(name)
+            self.past = self.past or tensor is stored
+        return func(*args, **kwargs or {})
