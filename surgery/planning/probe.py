@@ -202,15 +202,16 @@ def uses_of_weight(module: nn.Module, inputs: Iterator[Any]) -> Uses | None:
         return None
     for given in inputs:
         with _trying(module, training=False):
-            asked, stored = nn.Parameter(held.detach()), nn.Parameter(held.detach())
+            # Other values than its own, which a projection would leave as they are.
+            asked, stored = (nn.Parameter(4 * torch.randn_like(held)) for _ in range(2))
             module.__dict__["weight"] = asked
             module._parameters["weight"] = stored
-            before = held.detach().clone()
+            before, memory = asked.detach().clone(), asked.data_ptr()
             _run(module, given)
             with _Listening(asked, stored) as heard:
                 result = _run(module, given)
-            same = module.__dict__.get("weight") is asked and asked.data_ptr() == held.data_ptr()
-            written = not (same and torch.equal(before, held))
+            same = module.__dict__.get("weight") is asked and asked.data_ptr() == memory
+            written = not (same and torch.equal(before, asked))
         if result is not None:
             return Uses(frozenset(heard.asked), heard.past, written)
     return None

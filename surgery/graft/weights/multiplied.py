@@ -14,7 +14,7 @@ from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
 from surgery.graft.graphs.recall import recall
-from surgery.graft.weights.read import convolved, read_weight
+from surgery.graft.weights.read import again, convolved, read_weight
 from surgery.planning.layers import Layer, named_rank
 from surgery.rules.expression import Expression
 
@@ -84,8 +84,7 @@ class _ProductHost(ReadHost):
         return self.x if expression.name == "x" else super().leaf(expression)
 
     def base(self, x: fx.Node) -> fx.Node:
-        assert x is self.x
-        return self.y
+        return self.y if x is self.x else self.call(again, self.product, x)
 
     def convolve(self, x: fx.Node, kernel: fx.Node, bias: fx.Node | None) -> fx.Node:
         return self.call(convolved, self.product, x, kernel, bias)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from surgery.anatomy.roles.layouts import letters
@@ -19,19 +20,44 @@ Form = tuple[LayerKind, int, str | None, str | None]
 product, and of the function that gives the whole changed weight."""
 
 
+class Product:
+    """A product as it runs: ``again`` on another input, and ``like`` it with another kernel."""
+
+    __slots__ = ("again", "like")
+
+    def __init__(
+        self,
+        again: Callable[[Tensor], Tensor],
+        like: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+    ):
+        self.again = again
+        self.like = like
+
+
+def again(product: Product, x: Tensor) -> Tensor:
+    """What the base makes of ``x`` where it runs ``product``."""
+    return product.again(x)
+
+
+def convolved(product: Product, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of ``x`` with another kernel than that of the ``product`` that runs."""
+    assert product.like is not None
+    return product.like(x, kernel, bias)
+
+
 class Change:
     """What is to be done to the products of a weight.
 
-    ``run`` gives a changed product from its input and what it is, features last but for those of
-    convolutions; ``whole`` the changed weight, if there is one. A product without the ``offset``
-    that the layer has gets it while it is changed.
+    ``run`` gives a changed product from its input, from what it is and from itself, features last
+    but for those of convolutions; ``whole`` the changed weight, if there is one. A product without
+    the ``offset`` that the layer has gets it while it is changed.
     """
 
     __slots__ = ("kind", "offset", "run", "total", "whole")
 
     def __init__(
         self,
-        run: Callable[[Tensor, Tensor, Any], Tensor],
+        run: Callable[[Tensor, Tensor, Product], Tensor],
         kind: LayerKind,
         total: int,
         offset: Tensor | None = None,
@@ -80,23 +106,32 @@ class ReadWeight:
         """The same weight the other way round."""
         return ReadWeight(self.change, self.weight.t(), not self.first, self.start)
 
-    def changed(self, x: Tensor, y: Tensor, biased: bool = False) -> Tensor:
-        """``y`` [..., features] as methods have it, of the whole layer or of its rows alone.
+    def changed(self, x: Tensor, y: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``y`` = x ``matrix``ᵀ + ``bias`` as methods have it, of the whole layer or of its rows alone.
 
         It stays contiguous, as products are: their views are taken.
         """
-        change = self.change
-        if change.offset is not None and not biased:
-            return self.changed(x, y + change.offset, True) - change.offset
-        if y.shape[-1] == change.total:
-            return change.run(x, y, None).to(y.dtype).contiguous()
-        end = self.start + y.shape[-1]
-        whole = y.new_zeros(*y.shape[:-1], change.total)
-        whole = torch.slice_scatter(whole, y, -1, self.start, end)
-        return change.run(x, whole, None)[..., self.start : end].to(y.dtype).contiguous()
+        change, end = self.change, self.start + y.shape[-1]
+        apart = change.offset if bias is None else None
+
+        def whole(y: Tensor) -> Tensor:
+            y = y if apart is None else y + apart
+            if y.shape[-1] == change.total:
+                return y
+            empty = y.new_zeros(*y.shape[:-1], change.total)
+            return torch.slice_scatter(empty, y, -1, self.start, end)
+
+        def again(x: Tensor) -> Tensor:
+            return whole(functional.linear(x, matrix, bias))
+
+        result = change.run(x, whole(y), Product(again))
+        if y.shape[-1] != change.total:
+            result = result[..., self.start : end]
+        result = result.to(y.dtype).contiguous()
+        return result if apart is None else result - apart
 
     def __rmatmul__(self, other: Tensor) -> Tensor:
-        return self.changed(other, other @ self.weight)
+        return self.changed(other, other @ self.weight, self.weight.t())
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.otherwise()[index]
@@ -162,27 +197,31 @@ class ReadWeight:
 def _linear(func: Any, input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor | None:
     if not isinstance(weight, ReadWeight) or weight.first:
         return None
-    return weight.changed(input, func(input, weight.weight, bias), bias is not None)
+    return weight.changed(input, func(input, weight.weight, bias), weight.weight, bias)
 
 
 def _matmul(func: Any, x: Tensor, weight: Any) -> Tensor | None:
     if not isinstance(weight, ReadWeight) or not weight.first:
         return None
-    return weight.changed(x, func(x, weight.weight))
+    return weight.changed(x, func(x, weight.weight), weight.weight.t())
 
 
 def _addmm(func: Any, bias: Tensor, x: Tensor, weight: Any) -> Tensor | None:
     if not isinstance(weight, ReadWeight) or not weight.first:
         return None
-    return weight.changed(x, func(bias, x, weight.weight), True)
+    return weight.changed(x, func(bias, x, weight.weight), weight.weight.t(), bias)
 
 
 def _embedding(func: Any, input: Tensor, weight: Any, *rest: Any, **more: Any) -> Tensor | None:
     limited = more.get("max_norm", rest[1] if len(rest) > 1 else None)
     if not isinstance(weight, ReadWeight) or limited is not None:
         return None
-    y = func(input, weight.weight, *rest, **more)
-    return weight.change.run(input, y, None).to(y.dtype)
+
+    def again(ids: Tensor) -> Tensor:
+        return func(ids, weight.weight, *rest, **more)
+
+    y = again(input)
+    return weight.change.run(input, y, Product(again)).to(y.dtype)
 
 
 def _convolution(
@@ -191,19 +230,19 @@ def _convolution(
     if not isinstance(weight, ReadWeight):
         return None
 
-    def product(x: Tensor, kernel: Tensor, offset: Tensor | None) -> Tensor:
-        return func(x, kernel, offset, *rest, **more)
+    offset = weight.change.offset if bias is None else None
+    apart = None if offset is None else offset.view(-1, *[1] * (weight.weight.dim() - 2))
 
-    y, apart = product(input, weight.weight, bias), None
-    if weight.change.offset is not None and bias is None:
-        apart = weight.change.offset.view(-1, *[1] * (weight.weight.dim() - 2))
-    result = weight.change.run(input, y if apart is None else y + apart, product).to(y.dtype)
+    def like(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        return func(x, kernel, bias, *rest, **more)
+
+    def again(x: Tensor) -> Tensor:
+        y = like(x, weight.weight, bias)
+        return y if apart is None else y + apart
+
+    y = again(input)
+    result = weight.change.run(input, y, Product(again, like)).to(y.dtype)
     return result if apart is None else result - apart
-
-
-def convolved(product: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of ``x`` with another kernel than that of the ``product`` that runs."""
-    return product(x, kernel, bias)
 
 
 def _einsum(func: Any, equation: str, *operands: Any) -> Tensor | None:
@@ -224,7 +263,12 @@ def _einsum(func: Any, equation: str, *operands: Any) -> Tensor | None:
     order = [result.index(c) for c in (*leading, *(c for c in own if c not in given))]
     states, made = x.permute(into), y.permute(order)
     first = len(leading)
-    changed = weight.changed(states.flatten(first), made.flatten(first)).reshape(made.shape)
+    states, flat = states.flatten(first), made.flatten(first)
+    sizes = (states.shape[-1], flat.shape[-1])
+    matrix = (
+        weight.weight.reshape(sizes).t() if weight.first else weight.weight.reshape(sizes[::-1])
+    )
+    changed = weight.changed(states, flat, matrix).reshape(made.shape)
     changed = changed.permute([order.index(i) for i in range(len(order))])
     return changed.contiguous() if y.is_contiguous() else changed
 
