@@ -11,7 +11,7 @@ from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, LayerKind
 from surgery.planning.probe import uses_of_weight
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import Expression
+from surgery.rules.expression import Expression, number
 from surgery.rules.program import Program
 
 _TURNED = frozenset(("t", "T", "mT"))
@@ -25,9 +25,16 @@ PRODUCTS: dict[LayerKind, frozenset[str]] = {
 _ONLY_VALUES = frozenset(("data", "detach"))
 
 
-def by_weight(program: Program) -> bool:
-    """Whether a changed weight does all that ``program`` does, in training, too."""
-    return not isinstance(program.merge, NotAffine) and not program.uses("dropout")
+def by_weight(program: Program, layer: Layer) -> bool:
+    """Whether a changed weight, and bias if there is one, do all that ``program`` does.
+
+    Dropout is none of that, nor an offset where the module may add nothing to the product.
+    """
+    found = program.merge
+    if isinstance(found, NotAffine) or program.uses("dropout"):
+        return False
+    adds = layer.bias or layer.kind == "embedding" or (layer.native and not layer.held)
+    return adds or found.bias == number(0)
 
 
 def check_own(module: nn.Module, layer: Layer, program: Program) -> None:
@@ -37,22 +44,22 @@ def check_own(module: nn.Module, layer: Layer, program: Program) -> None:
         SurgeryError: S419 where the forward would not see it.
 
     """
-    if layer.is_own:
+    if layer.is_own or layer.held:
         _check_read(module, layer, program)
     elif not (layer.native or layer.plain or layer.read):
         _check_around(module, layer, program)
 
 
 def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
-    uses = uses_of_weight(module, _inputs(module, layer))
+    uses = uses_of_weight(module, layer.weight, _inputs(module, layer))
     if uses is None:
         return
     limited = getattr(module, "max_norm", None) is not None
     if not uses.names or uses.past:
         raise _refused(
             module,
-            "it does not read `self.weight` whenever it runs, so it would not see another",
-            help="read the weight as `self.weight` in it, or leave this layer out",
+            f"it does not read `self.{layer.weight}` whenever it runs, so it would not see another",
+            help=f"read the weight as `self.{layer.weight}` in it, or leave this layer out",
         )
     if uses.names <= _ONLY_VALUES:
         raise _refused(
@@ -67,12 +74,12 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
             help="write to it between forwards, or leave this layer out",
         )
     other = uses.names - PRODUCTS[layer.kind] | ({"max_norm"} if limited else set())
-    if other and not by_weight(program):
+    if other and layer.is_own and not by_weight(program, layer):
         raise _refused(
             module,
             f"it does not multiply with the weight as it is (`{min(other)}`), so only a changed "
             "weight can stand in for it, and this method has none",
-            help="apply a method that merges, without dropout",
+            help="apply a method that changes the weight alone, such as `lora` without dropout",
         )
 
 
@@ -122,7 +129,7 @@ def _reads_input(e: Expression) -> bool:
 
 def _inputs(module: nn.Module, layer: Layer) -> Iterator[Tensor]:
     """What a layer of this kind may be given, features in one place and in another."""
-    weight = module._parameters["weight"]
+    weight = module._parameters[layer.weight]
     assert weight is not None
     made = {"dtype": weight.dtype, "device": weight.device}
     if layer.kind == "embedding":

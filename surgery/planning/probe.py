@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -141,12 +142,29 @@ def _size(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 1.0
 
 
-def _run(module: nn.Module, *given: Any) -> Any:
-    """What the forward of ``module`` gives; None if it does not run."""
+def _run(module: nn.Module, x: Tensor, other: Any = None) -> Any:
+    """What the forward of ``module`` gives; None if it does not run.
+
+    ``other`` is what else the forward cannot do without.
+    """
+    args: list[Any] = []
+    named: dict[str, Any] = {}
+    first, *rest = arguments(type(module))
+    for parameter in (first, *filter(_is_needed, rest)):
+        given = x if parameter is first else other
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            named[parameter.name] = given
+        elif parameter is first or parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            args.append(given)
     try:
-        return type(module).forward(module, *given)
+        return type(module).forward(module, *args, **named)
     except Exception:  # anything may go wrong in a forward that is given what it does not expect
         return None
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    several = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and parameter.kind not in several
 
 
 def _put(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -181,7 +199,7 @@ def _nothing() -> Generator[None]:
 
 @dataclass(frozen=True)
 class Uses:
-    """What a forward does with `self.weight`: the functions it is given to, by name.
+    """What a forward does with a weight: the functions it is given to, by name.
 
     ``past`` tells that it is read from where the module keeps it, not asked for as an attribute;
     ``written`` that the forward writes to it.
@@ -192,25 +210,26 @@ class Uses:
     written: bool
 
 
-def uses_of_weight(module: nn.Module, inputs: Iterator[Any]) -> Uses | None:
-    """What the forward of ``module`` does with its weight; None if it runs on none of ``inputs``.
+def uses_of_weight(module: nn.Module, name: str, inputs: Iterator[Any]) -> Uses | None:
+    """What the forward of ``module`` does with its weight ``name``; None if it runs on no input.
 
     It is that of a second run: what the first has kept of the weight would be kept of another.
     """
-    held = module._parameters["weight"]
+    held = module._parameters[name]
     if held is None or held.is_meta or held.numel() > KEPT_PARAMETERS:
         return None
-    for given in inputs:
+    needs = any(_is_needed(p) for p in arguments(type(module))[1:])
+    for x, other in product(inputs, (None, 1.0, True) if needs else (None,)):
         with _trying(module, training=False):
             # Other values than its own, which a projection would leave as they are.
             asked, stored = (nn.Parameter(4 * torch.randn_like(held)) for _ in range(2))
-            module.__dict__["weight"] = asked
-            module._parameters["weight"] = stored
+            module.__dict__[name] = asked
+            module._parameters[name] = stored
             before, memory = asked.detach().clone(), asked.data_ptr()
-            _run(module, given)
+            _run(module, x, other)
             with _Listening(asked, stored) as heard:
-                result = _run(module, given)
-            same = module.__dict__.get("weight") is asked and asked.data_ptr() == memory
+                result = _run(module, x, other)
+            same = module.__dict__.get(name) is asked and asked.data_ptr() == memory
             written = not (same and torch.equal(before, asked))
         if result is not None:
             return Uses(frozenset(heard.asked), heard.past, written)

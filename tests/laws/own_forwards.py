@@ -65,7 +65,7 @@ class Own:
             cls = type("Inherited", (cls,), {})
         layer = cls(*sizes)
         layer.extra = nn.Parameter(torch.empty(OUT))
-        if not self.bias and "bias" in layer._parameters:
+        if not self.bias and self.kind in ("linear", "conv1d", "conv2d", "other"):
             layer.register_parameter("bias", None)
         return layer
 
@@ -149,7 +149,7 @@ def _before(own: Own, step: str, module: Any, x: Tensor) -> Tensor:
         case "clamp":
             return x.clamp(-0.7, 0.7)
         case "turned":
-            return x.transpose(-1, -2) if own.is_turned else x
+            return x.transpose(-1, -2).contiguous() if own.is_turned else x
         case "pad":
             return functional.pad(x, (2, 1)) if own.kind in ("conv1d", "conv2d") else x
         case "cast":

@@ -23,7 +23,8 @@ def linear(emitter: Emitter, e: Expression) -> Any:
     own = weight.op == "operand" and weight.name == "W"
     if emitter.layer and _is_input(x):
         return _on_input(emitter, e, x, weight, bias, own)
-    if emitter.layer and own and emitter.layer.kind == "linear" and not emitter.layer.native:
+    rows = emitter.layer is not None and emitter.layer.kind in ("linear", "transposed")
+    if emitter.layer and own and rows and not emitter.layer.native:
         return _opaque(emitter, e, x, bias)
     if emitter.layer and emitter.layer.kind in ("convolution", "embedding") and not _is_real(x):
         return emitter.emit(push_input(e))

@@ -23,11 +23,7 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     """
     merged, layer = part.program.merge, part.layer
     assert layer is not None
-    offset = layer.bias or (layer.native and not layer.held)
-    into = offset or layer.kind == "embedding"
-    if not by_weight(part.program) or isinstance(merged, NotAffine):
-        return write_multiplied(part, layer)
-    if not into and merged.bias != number(0):
+    if isinstance(merged, NotAffine) or not by_weight(part.program, layer):
         return write_multiplied(part, layer)
     if layer.experts:
         graph, functions = write_experts(merged.weight, layer, dict(part.sizes))
@@ -38,7 +34,7 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
         whole = f"{layer.weight}_whole"
         read, functions = write_multiplied(part, layer, whole)
         return read, {**functions, whole: graphs[layer.weight]}
-    if offset:
+    if layer.bias or (layer.native and not layer.held):
         graph = fx.Graph()
         value = _emitter(graph, part, layer).emit(merged.bias)
         graph.output(value if isinstance(value, fx.Node) else None)
