@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
@@ -12,19 +10,16 @@ import surgery
 from tests.laws.own_forwards import Case, own_cases
 from tests.laws.strategies import assert_near, assert_state, randomise_added, state_of
 
-endings: Counter[str] = Counter()
-
 
 def trained(model: nn.Module, x: Tensor) -> Tensor:
     torch.manual_seed(0)
     return model.train()(x)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(own_cases())
 def test_whatever_a_forward_does_the_promises_hold_or_the_spec_is_refused(case: Case) -> None:
-    ending = outcome(case)
-    endings[ending] += 1
+    outcome(case)
 
 
 def outcome(case: Case) -> str:
