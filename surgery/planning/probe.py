@@ -24,25 +24,9 @@ SMALL = 1_000_000
 SIZES = (1e-4, 1.0, 1e4)
 """Inputs of these sizes: a clamp or a cast shows in one of them."""
 
-DESCRIBED = frozenset(
-    [
-        "dtype",
-        "device",
-        "is_cuda",
-        "is_meta",
-        "is_nested",
-        "ndim",
-        "requires_grad",
-        "shape",
-        "size",
-        "dim",
-        "numel",
-        "stride",
-        "is_floating_point",
-        "is_contiguous",
-        "element_size",
-    ]
-)
+_FORM = "shape size dim ndim numel stride dtype device requires_grad element_size"
+_KIND = "is_cuda is_meta is_nested is_floating_point is_contiguous"
+DESCRIBED = frozenset((*_FORM.split(), *_KIND.split()))
 """What can be asked of a weight without a use of its values."""
 
 
@@ -81,7 +65,9 @@ def product_of(module: nn.Module, transposed: bool = False) -> Product | None:
     index = found.pop()
     if found or index is _NONE:
         return None
-    return Product(cast("int | None", index), len(arguments(type(module))) == 1)
+    first, *rest = arguments(type(module))
+    alone = not rest and first.kind is not first.VAR_POSITIONAL
+    return Product(cast("int | None", index), alone)
 
 
 _NONE: Any = object()
@@ -182,12 +168,11 @@ def _resize(module: nn.Module, out: int, into: int) -> None:
 
 @contextmanager
 def _trying(module: nn.Module, training: bool) -> Generator[None]:
-    small = all(p.numel() <= KEPT_PARAMETERS for p in module.parameters())
     with (
         torch.inference_mode(False),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else _nothing(),
-        untouched(module, copy=small, training=training),
+        untouched(module, copy=True, training=training),
     ):
         yield
 
