@@ -11,7 +11,7 @@ last norm. So does an adapted one where the base would: what its last layer give
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def reopen(model: nn.Module) -> None:
         if kept is not None:
             setattr(module, *kept)
         if module.__dict__.pop(_PADDING, None) is not None:
-            hooks = module._forward_hooks
+            hooks = cast("dict[int, Any]", module._forward_hooks)  # pyright: ignore[reportUnknownMemberType]
             for key in [key for key, hook in hooks.items() if hook is _without_padding]:
                 del hooks[key]
                 module._forward_hooks_with_kwargs.pop(key, None)
@@ -81,8 +81,10 @@ def _cut_short(layer: nn.Module, states: Tensor, padding: Tensor, mask: Tensor |
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in (states, *layer.parameters())):
         return False
-    aligned: Any = torch._nested_tensor_from_mask_left_aligned
-    return not checked or bool(aligned(states, padding == 0))
+    functions: Any = torch
+    return not checked or bool(
+        functions._nested_tensor_from_mask_left_aligned(states, padding == 0)
+    )
 
 
 def _cuts(path: str) -> list[int]:

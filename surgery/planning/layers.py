@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.site import Experts, Matrix
 from surgery.language.diagnostics import error
@@ -61,6 +61,11 @@ class Layer:
     def names(self) -> dict[str, str]:
         """The parameters that a rule calls `W` and `b`."""
         return {"W": self.weight, "b": self.offset}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is known of what a forward of its own does with its weight."""
+        return not (self.native or self.plain or self.read)
 
     @property
     def is_own(self) -> bool:
@@ -167,8 +172,9 @@ def check_sizes(module: nn.Module) -> None:
         SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
 
     """
-    for path, part in module.named_modules():
-        if any(isinstance(p, UninitializedTensorMixin) for p in part._parameters.values()):
+    named = cast("list[tuple[str, nn.Module]]", list(module.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
+    for path, part in named:
+        if any(p is not None and is_lazy(p) for p in part._parameters.values()):
             name = f"`{path}` (`{type(part).__name__}`)" if path else f"`{type(part).__name__}`"
             raise error(
                 "S420",

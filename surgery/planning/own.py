@@ -46,7 +46,7 @@ def check_own(module: nn.Module, layer: Layer, program: Program) -> None:
     """
     if layer.is_own or layer.held:
         _check_read(module, layer, program)
-    elif not (layer.native or layer.plain or layer.read):
+    elif layer.is_closed:
         _check_around(module, layer, program)
 
 
@@ -73,7 +73,7 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
             "it writes to the weight, which would be lost on a changed one",
             help="write to it between forwards, or leave this layer out",
         )
-    other = uses.names - PRODUCTS[layer.kind] | ({"max_norm"} if limited else set())
+    other = {*uses.names - PRODUCTS[layer.kind], *(["max_norm"] if limited else [])}
     if other and layer.is_own and not by_weight(program, layer):
         raise _refused(
             module,
@@ -131,15 +131,14 @@ def _inputs(module: nn.Module, layer: Layer) -> Iterator[Tensor]:
     """What a layer of this kind may be given, features in one place and in another."""
     weight = module._parameters[layer.weight]
     assert weight is not None
-    made = {"dtype": weight.dtype, "device": weight.device}
     if layer.kind == "embedding":
         yield torch.zeros(2, 3, dtype=torch.long, device=weight.device)
     elif layer.kind == "convolution":
         kernel, dilation = weight.shape[2:], getattr(module, "dilation", (1,) * layer.spatial)
         sizes = [d * (k - 1) + 4 for k, d in zip(kernel, dilation, strict=True)]
         channels = weight.shape[1] * layer.groups
-        yield torch.ones(2, channels, *sizes, **made)
-        yield torch.ones(2, *sizes, channels, **made)
+        yield weight.new_ones(2, channels, *sizes)
+        yield weight.new_ones(2, *sizes, channels)
     else:
         for shape in ((2, 3, layer.into), (2, layer.into), (2, layer.into, 3)):
-            yield torch.ones(shape, **made)
+            yield weight.new_ones(shape)

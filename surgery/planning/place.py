@@ -112,9 +112,9 @@ class Place:
                 of experts, S415 for an attention out of reach.
 
         """
-        if self.layer is not None and _is_odd(self.layer):
-            self._check_geometry(self.layer)
         if self.layer is not None:
+            if self.layer.is_closed and self.layer.kind in ("linear", "transposed"):
+                self._check_geometry(self.layer)
             check_own(self.module, self.layer, program)
         flat = program.named_dims == 2 and self.rank != 3
         residual = self.site.residual if program.reads_residual else None
@@ -272,12 +272,6 @@ class Place:
             )
             for t in derived.tensors
         )
-
-
-def _is_odd(layer: Layer) -> bool:
-    """Whether nothing is known of what a forward of the layer's own does with its weight."""
-    usual = layer.native or layer.plain or layer.read
-    return layer.kind in ("linear", "transposed") and not usual
 
 
 def _needs_bias(program: Program, layer: Layer) -> bool:

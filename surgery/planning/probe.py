@@ -67,7 +67,7 @@ def product_of(module: nn.Module, transposed: bool = False) -> Product | None:
         return None
     first, *rest = arguments(type(module))
     alone = not rest and first.kind is not first.VAR_POSITIONAL
-    return Product(cast("int | None", index), alone)
+    return Product(index, alone)
 
 
 _NONE: Any = object()
@@ -108,7 +108,7 @@ def _product(
                     return _NONE
                 index = at
         # One that takes other dtypes casts them, which a product beside it would not.
-        if _run(module, x.to(torch.float16)) is not None:
+        if _run(module, drawn(2, into).to(torch.float16)) is not None:
             return _NONE
     return index
 

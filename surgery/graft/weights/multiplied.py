@@ -14,7 +14,8 @@ from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
 from surgery.graft.graphs.recall import recall
-from surgery.graft.weights.read import again, convolved, read_weight
+from surgery.graft.weights.change import again, convolved
+from surgery.graft.weights.read import read_weight
 from surgery.planning.layers import Layer, named_rank
 from surgery.rules.expression import Expression
 

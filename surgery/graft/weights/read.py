@@ -11,63 +11,10 @@ from torch import Tensor, nn
 
 from surgery.anatomy.roles.layouts import letters
 from surgery.graft.attention.whole import opened
+from surgery.graft.weights.change import Change, Form, Product
 from surgery.language.diagnostics import error
 from surgery.planning.layers import LayerKind
 from surgery.planning.probe import DESCRIBED
-
-Form = tuple[LayerKind, int, str | None, str | None]
-"""The kind of a layer and its outputs, with the names of a bias that is added apart from the
-product, and of the function that gives the whole changed weight."""
-
-
-class Product:
-    """A product as it runs: ``again`` on another input, and ``like`` it with another kernel."""
-
-    __slots__ = ("again", "like")
-
-    def __init__(
-        self,
-        again: Callable[[Tensor], Tensor],
-        like: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
-    ):
-        self.again = again
-        self.like = like
-
-
-def again(product: Product, x: Tensor) -> Tensor:
-    """What the base makes of ``x`` where it runs ``product``."""
-    return product.again(x)
-
-
-def convolved(product: Product, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution of ``x`` with another kernel than that of the ``product`` that runs."""
-    assert product.like is not None
-    return product.like(x, kernel, bias)
-
-
-class Change:
-    """What is to be done to the products of a weight.
-
-    ``run`` gives a changed product from its input, from what it is and from itself, features last
-    but for those of convolutions; ``whole`` the changed weight, if there is one. A product without
-    the ``offset`` that the layer has gets it while it is changed.
-    """
-
-    __slots__ = ("kind", "offset", "run", "total", "whole")
-
-    def __init__(
-        self,
-        run: Callable[[Tensor, Tensor, Product], Tensor],
-        kind: LayerKind,
-        total: int,
-        offset: Tensor | None = None,
-        whole: Callable[[], Tensor] | None = None,
-    ):
-        self.run = run
-        self.kind = kind
-        self.total = total
-        self.offset = offset
-        self.whole = whole
 
 
 class ReadWeight:
@@ -154,8 +101,8 @@ class ReadWeight:
         if name == "multi_head_attention_forward":
             return opened(*args, **kwargs)
         found = next((a for a in (*args, *kwargs.values()) if isinstance(a, ReadWeight)), None)
-        product = found and _PRODUCTS.get(found.change.kind, {}).get(name)
-        result = product(func, *args, **kwargs) if product else None
+        product = _PRODUCTS[found.change.kind].get(name) if found is not None else None
+        result = None if product is None else product(func, *args, **kwargs)
         if result is not None:
             return result
         given, named = cls.seen((args, kwargs))
