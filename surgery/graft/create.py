@@ -48,8 +48,9 @@ def create(
         def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
             name = layer.names[e.name] if layer and e.op == "operand" else e.name
             full = f"{owner}.{name}" if owner else name
-            found = fresh.get(full, parameters.get(full))
-            # A parametrised weight is no parameter but what the module makes of some.
+            held = e.op != "operand" or layer is None or layer.plain
+            found = fresh.get(full, parameters.get(full) if held else None)
+            # A weight that is not held is what the module makes of others, as parametrizations do.
             return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
 
         for declaration, tensor in zip(declarations, edit.tensors, strict=True):

@@ -23,7 +23,7 @@ from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import memory_tap
 from surgery.graft.tokens.sequences import token_tap
 from surgery.graft.weights.effective import write_effective
-from surgery.planning.layers import Layer, read_layer
+from surgery.planning.layers import Layer, native_layer
 from surgery.rules.prompts import TokenChange, token_change
 
 PREFIX = "_surgery_"
@@ -186,7 +186,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
 def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
     base = base_class(module)
     own = next((p for p in design.parts if p.own), None)
-    layer = own.layer if own else read_layer(module)
+    layer = own.layer if own else native_layer(module)
     key = (base, layer, design)
     if key not in _CLASSES:
         built = write_forward(base, layer, design)

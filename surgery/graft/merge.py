@@ -242,6 +242,8 @@ def _work(
     found = program_of(edits[0], wraps).merge
     assert not isinstance(found, NotAffine)
     weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
+    # One that its module adds later is no part of the product.
+    bias = bias if layer.bias else None
     assert weight is not None
     wide = torch.promote_types(weight.dtype, torch.float32)
     cache: dict[Expression, Tensor] = {}

@@ -18,7 +18,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
-from surgery.planning.layers import read_layer
+from surgery.planning.layers import check_sizes, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
@@ -75,6 +75,7 @@ class Planner:
                 match nothing, S4xx where methods do not fit their sites.
 
         """
+        check_sizes(self.model)
         draft = Draft(self, spec)
         for number, statement in enumerate(spec.statements):
             if isinstance(statement, syntax.On):

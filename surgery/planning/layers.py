@@ -7,13 +7,17 @@ only says how its weight is a matrix [n, m].
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.site import Experts, Matrix
+from surgery.language.diagnostics import error
+from surgery.planning.probe import product_of
 
 LayerKind = Literal["linear", "transposed", "convolution", "embedding"]
 
@@ -23,7 +27,8 @@ class Layer:
     """A linear-like layer. ``groups`` > 1 for grouped convolutions, whose groups share no inputs.
 
     ``native`` says that the class computes what its kind does, so that its forward may be
-    written out; otherwise (a quantised linear, say) its own forward is called.
+    written out. Otherwise its own forward is called: one that was tried and gives the same, or one
+    that is to ``read`` the changed weight, or (a quantised linear's) one that has none to change.
     """
 
     kind: LayerKind
@@ -34,9 +39,10 @@ class Layer:
     groups: int = 1
     native: bool = True
     read: bool = False
-    """Whether the parent reads the weight and never calls the layer (`nn.MultiheadAttention`)."""
+    """Whether what is read as the weight is changed: by the parent that never calls the layer
+    (`nn.MultiheadAttention`), or by a forward of the layer's own that does more than multiply."""
     plain: bool = True
-    """Whether the weight is a parameter that the layer uses as it is."""
+    """Whether the weight and the bias are parameters that the layer uses as they are."""
     weight: str = "weight"
     offset: str = "bias"
     """The names of the weight and of the bias in the module that holds them."""
@@ -56,6 +62,17 @@ class Layer:
         """The parameters that a rule calls `W` and `b`."""
         return {"W": self.weight, "b": self.offset}
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is known of what a forward of its own does with its weight."""
+        return not (self.native or self.plain or self.read)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a forward of the layer's own reads the weight, and no other module."""
+        elsewhere = self.native or self.held or self.experts or self.states is not None
+        return self.read and not elsewhere
+
 
 def named_rank(named: int | None, layer: Layer | None) -> int | None:
     """How many dims a call gives an input of which a rule names ``named`` beside its features.
@@ -67,54 +84,115 @@ def named_rank(named: int | None, layer: Layer | None) -> int | None:
     return named + (layer is None or layer.kind != "embedding")
 
 
-_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+@dataclass(frozen=True)
+class _Kind:
+    """A class whose ``methods`` make a layer of this kind, if a subclass has them as they are."""
+
+    cls: type[nn.Module]
+    kind: LayerKind
+    spatial: int = 0
+    methods: tuple[str, ...] = ("forward",)
+
+
+_CONVOLVING = ("forward", "_conv_forward")
+_KINDS = {
+    nn.Linear: _Kind(nn.Linear, "linear"),
+    nn.Embedding: _Kind(nn.Embedding, "embedding"),
+    nn.Conv1d: _Kind(nn.Conv1d, "convolution", 1, _CONVOLVING),
+    nn.Conv2d: _Kind(nn.Conv2d, "convolution", 2, _CONVOLVING),
+    nn.Conv3d: _Kind(nn.Conv3d, "convolution", 3, _CONVOLVING),
+}
+
+
+@lru_cache(maxsize=4096)
+def _kind_of(cls: type[nn.Module]) -> _Kind | None:
+    for base in cls.__mro__:
+        if base in _KINDS:
+            return _KINDS[base]
+        if (base.__name__, base.__module__) == ("Conv1D", "transformers.pytorch_utils"):
+            return _Kind(base, "transposed")
+    return None
 
 
 def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | None:
-    """How ``module`` reads as a linear layer, or None if it does not."""
-    layer = _read(module, parent)
-    if layer is None:
-        return None
-    own = module._parameters.get("weight") is not None
-    # With `max_norm`, an embedding rescales what it looks up.
-    usual = layer.native or (layer.kind == "linear" and own and _product(module) is not None)
-    plain = own and usual and getattr(module, "max_norm", None) is None
-    return replace(layer, plain=plain)
+    """How ``module`` reads as a linear layer, or None if it does not.
 
+    A class with a forward of its own is no less a layer of its kind, but what it computes is told
+    by trying; a module of no such class is one if it computes what `nn.Linear` does.
 
-@dataclass(frozen=True)
-class _Product:
-    """What `nn.Linear` would give, among what a module returns: at ``index``, or as all of it."""
+    Raises:
+        SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
 
-    index: int | None
-
-
-@torch.no_grad()
-def _product(module: nn.Module) -> _Product | None:
-    """Where a forward of its own gives what `nn.Linear` does with the weight: tried on one input.
-
-    Some write the product in another way; others dequantise, add something or round. What stands
-    beside the product may be no tensor: it would be computed without what is done to the product.
     """
-    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
-    if weight is None or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
+    found = native_layer(module, parent)
+    if found is None:
+        return _alike(module)
+    if found.native or found.read or not found.plain:
+        return found
+    if found.kind in ("linear", "transposed"):
+        product = product_of(module, found.kind == "transposed")
+        if product is not None and product.alone:
+            return replace(found, among=product.index)
+    return replace(found, read=True)
+
+
+def native_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | None:
+    """How a module of a known class reads as a linear layer, without trying a forward of its own."""
+    cls = type(module)
+    kind = _kind_of(cls)
+    if kind is None:
         return None
-    x = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device, dtype=weight.dtype)
-    x = x.sin().view(2, -1)
-    expected = nn.functional.linear(x, weight, bias)
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        try:
-            found = type(module).forward(module, x)
-        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
-            return None
-    given = cast("tuple[object, ...]", found) if isinstance(found, tuple) else (found,)
-    tensors = [i for i, value in enumerate(given) if isinstance(value, torch.Tensor)]
-    result = given[tensors[0]] if len(tensors) == 1 else None
-    if not isinstance(result, torch.Tensor) or result.shape != expected.shape:
-        return None
-    if not torch.allclose(result, expected, rtol=1e-3, atol=1e-3):
-        return None
-    return _Product(tensors[0] if isinstance(found, tuple) else None)
+    check_sizes(module)
+    layer = _sized(module, kind)
+    unchanged = all(getattr(cls, name) is getattr(kind.cls, name) for name in kind.methods)
+    # With `max_norm`, an embedding rescales what it looks up.
+    usual = unchanged and getattr(module, "max_norm", None) is None
+    native = usual and (kind.kind != "linear" or _is_plain(module, (layer.out, layer.into)))
+    read = kind.kind == "linear" and isinstance(parent, nn.MultiheadAttention)
+    layer = replace(layer, native=native, plain=_holds(module), read=read)
+    return replace(layer, states=2) if read else layer
+
+
+def _sized(module: nn.Module, kind: _Kind) -> Layer:
+    bias, made = _has_bias(module), cast("Any", module)
+    if kind.kind == "linear":
+        return Layer("linear", made.out_features, made.in_features, bias)
+    if kind.kind == "embedding":
+        return Layer("embedding", made.embedding_dim, made.num_embeddings, False)
+    out, *into = made.weight.shape
+    if kind.kind == "transposed":
+        return Layer("transposed", into[0], out, bias)
+    return Layer("convolution", out, prod(into), bias, kind.spatial, int(made.groups))
+
+
+def check_sizes(module: nn.Module) -> None:
+    """Refuse a module with parameters of which the sizes are not known yet.
+
+    Raises:
+        SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
+
+    """
+    named = cast("list[tuple[str, nn.Module]]", list(module.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
+    for path, part in named:
+        if any(p is not None and is_lazy(p) for p in part._parameters.values()):
+            name = f"`{path}` (`{type(part).__name__}`)" if path else f"`{type(part).__name__}`"
+            raise error(
+                "S420",
+                f"{name} gets its sizes when it runs for the first time",
+                help="run the model once before",
+            )
+
+
+def _holds(module: nn.Module) -> bool:
+    """Whether the weight, and the bias if there is one, are parameters and nothing else.
+
+    A property, a parametrization or a hook may make them of others.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None or not weight.is_floating_point():
+        return False
+    held = ((name, module._parameters.get(name)) for name in ("weight", "bias"))
+    return all(getattr(module, name, None) is parameter for name, parameter in held)
 
 
 def packed_layer(module: nn.Module, weight: str) -> Layer | None:
@@ -163,57 +241,18 @@ def matrix_layer(module: nn.Module, weight: str, matrix: Matrix) -> Layer:
     )
 
 
-def _read(module: nn.Module, parent: nn.Module | None) -> Layer | None:
-    cls = type(module)
-    if isinstance(module, nn.Linear):
-        read = isinstance(parent, nn.MultiheadAttention)
-        return Layer(
-            "linear",
-            module.out_features,
-            module.in_features,
-            _has_bias(module),
-            native=cls.forward is nn.Linear.forward
-            and _is_plain(module, (module.out_features, module.in_features)),
-            read=read,
-            states=2 if read else None,
-        )
-    if isinstance(module, nn.Embedding):
-        native = cls.forward is nn.Embedding.forward
-        return Layer("embedding", module.embedding_dim, module.num_embeddings, False, native=native)
-    for convolution, spatial in _CONVOLUTIONS.items():
-        if isinstance(module, convolution):
-            weight = cast("torch.Tensor", module.weight)
-            return Layer(
-                "convolution",
-                weight.shape[0],
-                prod(weight.shape[1:]),
-                _has_bias(module),
-                spatial,
-                int(getattr(module, "groups", 1)),
-                native=cls.forward is convolution.forward,
-            )
-    if any(
-        c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in cls.__mro__
-    ):
-        weight = cast("torch.Tensor", module.weight)
-        native = cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
-        return Layer(
-            "transposed", weight.shape[1], weight.shape[0], _has_bias(module), native=native
-        )
-    return _alike(module)
-
-
 def _alike(module: nn.Module) -> Layer | None:
     """A module of another class that computes what `nn.Linear` does with its own weight."""
-    product = _product(module)
+    product = product_of(module) if _holds(module) else None
     if product is None:
         return None
     out, into = module._parameters["weight"].shape  # type: ignore[union-attr]
-    return Layer("linear", out, into, _has_bias(module), native=False, among=product.index)
+    layer = Layer("linear", out, into, _has_bias(module), native=False)
+    return replace(layer, among=product.index) if product.alone else replace(layer, read=True)
 
 
 def _has_bias(module: nn.Module) -> bool:
-    return getattr(module, "bias", None) is not None
+    return isinstance(getattr(module, "bias", None), torch.Tensor)
 
 
 def _is_plain(module: nn.Module, shape: tuple[int, int]) -> bool:

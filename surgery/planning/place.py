@@ -14,6 +14,7 @@ from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
+from surgery.planning.own import check_own
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
@@ -52,7 +53,8 @@ class Place:
             return None
         parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
         layer = read_layer(self.module, parent)
-        if layer is None or not layer.native or layer.kind != "linear" or layer.read:
+        known = layer is not None and (layer.native or layer.plain) and not layer.read
+        if layer is None or not known or layer.kind != "linear":
             return layer
         elsewhere = self.planner.read_in_training.intersection(site.paths)
         return replace(layer, read=True) if elsewhere else layer
@@ -104,13 +106,16 @@ class Place:
         """Hold what a program does against what can be done here.
 
         Raises:
-            SurgeryError: S401 for a layer that takes its weight in another way, S411 for hidden
+            SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
+                does more than multiply with it and would not see the change, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
                 of experts, S415 for an attention out of reach.
 
         """
-        if self.layer is not None and _is_odd(self.module, self.layer):
-            self._check_geometry(self.layer)
+        if self.layer is not None:
+            if self.layer.is_closed and self.layer.kind in ("linear", "transposed"):
+                self._check_geometry(self.layer)
+            check_own(self.module, self.layer, program)
         flat = program.named_dims == 2 and self.rank != 3
         residual = self.site.residual if program.reads_residual else None
         if residual and len(self.planner.anatomy.port_shape(residual)) != self.rank:
@@ -236,7 +241,7 @@ class Place:
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
         if _needs_bias(program, self.layer):
-            if self.layer.held:
+            if self.layer.held or not self.layer.native:
                 return "its module adds nothing to the product, so it has no bias"
             if hasattr(type(self.planner.model), "from_pretrained"):
                 return (
@@ -273,13 +278,6 @@ class Place:
             )
             for t in derived.tensors
         )
-
-
-def _is_odd(module: nn.Module, layer: Layer) -> bool:
-    """Whether the weight is as that of any linear layer, and what is done with it is not."""
-    weight = module._parameters.get("weight")
-    usual = layer.native or layer.plain or layer.read
-    return layer.kind == "linear" and not usual and weight is not None and weight.dim() == 2
 
 
 def _needs_bias(program: Program, layer: Layer) -> bool:

@@ -126,12 +126,63 @@ def test_what_is_made_of_a_product_is_made_of_the_changed_one(method: str) -> No
     assert not torch.allclose(scores, around(Routed()).layer(run_input())[0])  # type: ignore[operator]
 
 
-def test_a_linear_of_another_geometry_is_told_when_planned() -> None:
+@pytest.mark.parametrize(
+    "method", ["lora(2)", "dora(2)", "ia3_input", "lora(2)\non `layer` apply ia3"]
+)
+def test_a_linear_of_another_geometry_is_adapted_in_its_weight(method: str) -> None:
     model = around(Grouped(IN, 2 * OUT))
-    with pytest.raises(surgery.SurgeryError, match=r"S401.*\[3, 2, 10\] of \[3, 2, 6\]"):
-        surgery.plan(
-            model, "on `layer` apply lora(2)", example_inputs=torch.zeros(3, 2, IN).double()
-        )
+    x = run_input()[:, :2]
+    base = model(x)
+    surgery.apply(model, f"on `layer` apply {method}", example_inputs=x, seed=0)
+    torch.testing.assert_close(model(x), base)
+    randomise_added(model)
+    adapted = model(x)
+    surgery.merge(model)
+    torch.testing.assert_close(model(x), adapted)
+    assert not torch.allclose(adapted, base)
+
+
+class Packed(nn.Linear):
+    """A weight in whole numbers, and its inputs in another place than the weight says."""
+
+    def __init__(self, turned: bool = False) -> None:
+        super().__init__(IN, OUT)
+        self.weight = nn.Parameter(torch.ones(OUT, IN, dtype=torch.int8), requires_grad=False)
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2) if self.turned else x
+        y = nn.functional.linear(x, self.weight.to(x.dtype) / 7, self.bias)
+        return y.transpose(1, 2) if self.turned else y
+
+
+@pytest.mark.parametrize(
+    "method", ["lora(2)", "lora(2, dropout = 0.5)", "ia3", "ia3_input", "shift"]
+)
+def test_methods_run_around_a_weight_that_cannot_be_changed(method: str) -> None:
+    model = around(Packed())
+    surgery.apply(model, f"on `layer` apply {method}", example_inputs=run_input(), seed=0)
+    torch.testing.assert_close(run(model), run(around(Packed())))
+    randomise_added(model)
+    assert not torch.allclose(run(model), run(around(Packed())))
+    with pytest.raises(surgery.SurgeryError, match=r"S513[\s\S]*does not hold a plain weight"):
+        surgery.merge(model)
+
+
+def test_what_would_read_a_weight_that_cannot_be_read_is_told_when_planned() -> None:
+    with pytest.raises(surgery.SurgeryError, match=r"S419.*`Packed`.*no plain weight"):
+        surgery.plan(around(Packed()), "on `layer` apply dora(2)", example_inputs=run_input())
+
+
+def test_another_geometry_around_such_a_weight_is_told_when_planned() -> None:
+    x = torch.zeros(3, IN, 5).double()
+    with pytest.raises(surgery.SurgeryError, match=r"S401.*\[3, 10, 5\] of \[3, 6, 5\]"):
+        surgery.plan(around(Packed(turned=True)), "on `layer` apply lora(2)", example_inputs=x)
+
+
+def test_a_layer_without_sizes_is_told_when_planned() -> None:
+    with pytest.raises(surgery.SurgeryError, match=r"S420.*`layer` \(`LazyLinear`\)"):
+        surgery.plan(Around(nn.LazyLinear(OUT)), "on `layer` apply lora(2)")
 
 
 class Clamped(nn.Module):

@@ -104,10 +104,10 @@ class Emitter:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
     def _elementwise(self, e: Expression) -> Any:
-        arguments = [self._aligned(a, e) for a in e.arguments]
+        arguments = [self.aligned(a, e) for a in e.arguments]
         return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
 
-    def _aligned(self, e: Expression, within: Expression) -> Any:
+    def aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
         if e.varies and self.groups > 1 and e.shape[-1] == ONE != within.shape[-1]:
             return self._spread(e, within)
@@ -138,7 +138,7 @@ class Emitter:
                 for factor, value in (other.arguments, other.arguments[::-1]):
                     if factor.number is not None:
                         scale = self._scalar(factor.number)
-                        terms = self._aligned(one, e), self._aligned(value, e)
+                        terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
 

@@ -19,8 +19,7 @@ from surgery.planning.layers import Layer
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
     """The forward of a module of class ``cls`` with ``design`` grafted on it."""
-    plain = (layer is not None and layer.native and layer.kind != "transposed") or _is_simple(layer)
-    frame = Frame(cls, layer, plain)
+    frame = Frame(cls, layer, plain=layer is not None and layer.native)
     for tap, port in design.writes:
         if port.side == "input":
             frame.call(taps.write_tap, frame.attribute(tap), frame.input(port))
@@ -61,7 +60,3 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     frame.graph.output(result)
     optimise(frame.graph)
     return Built(frame.graph, frame.functions, frame.cores)
-
-
-def _is_simple(layer: Layer | None) -> bool:
-    return layer is not None and layer.kind == "transposed"

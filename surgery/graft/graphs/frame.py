@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.graft.graphs.recall import recall
 from surgery.graft.tokens.sequences import accepted
 from surgery.planning.layers import Layer, named_rank
+from surgery.planning.probe import arguments
 from surgery.rules.expression import Expression, operand
 
 
@@ -39,11 +39,11 @@ class Frame(GraphHost):
         self._attributes: dict[str, fx.Node] = {}
         self._taps: dict[str, fx.Node] = {}
         self.inputs: dict[str, fx.Node] = {}
-        self.parameters = [p for p in inspect.signature(cls.forward).parameters if p != "self"]
+        self.parameters = arguments(cls)
         self.plain = plain
         self.reads: fx.Node | None = None
         if plain:
-            self.only = self.graph.placeholder(self.parameters[0])
+            self.only = self.graph.placeholder(self.parameters[0].name)
         else:
             self.args = self.graph.placeholder("*args")
             self.kwargs = self.graph.placeholder("**kwargs")
@@ -98,14 +98,26 @@ class Frame(GraphHost):
             return self.call(kernels.call_base, self.self_node, args, kwargs)
         return self.call(call_attending, self.self_node, args, kwargs, tuple(self.captured))
 
+    def argument(self, port: Port) -> tuple[int, str]:
+        """The position and the name of the argument at ``port``; the first if it names none.
+
+        One of several that the forward takes as one, as `*args`, is told by its place in these.
+        """
+        name = port.argument or self.parameters[0].name
+        for position, parameter in enumerate(self.parameters):
+            if parameter.name == name:
+                rest = parameter.kind is parameter.VAR_POSITIONAL
+                return position + (port.index if rest and isinstance(port.index, int) else 0), name
+        return len(self.parameters), name
+
     def input(self, port: Port) -> fx.Node:
         if self.plain:
             return self.only
-        name = port.argument or self.parameters[0]
-        if name not in self.inputs:
-            position = self.parameters.index(name)
-            self.inputs[name] = self.call(kernels.take, self.args, self.kwargs, position, name)
-        return self.inputs[name]
+        position, name = self.argument(port)
+        key = f"{name} {position}"
+        if key not in self.inputs:
+            self.inputs[key] = self.call(kernels.take, self.args, self.kwargs, position, name)
+        return self.inputs[key]
 
     def run(self, x: fx.Node, part: Part) -> fx.Node:
         """The module's own forward on ``x``; its hidden states."""
@@ -119,9 +131,8 @@ class Frame(GraphHost):
                 return self.call(functional.linear, x, weight, bias)
             return self.call(kernels.call_base, self.self_node, (x,), {})
         args, kwargs = self.args, self.kwargs
-        name = part.entry.argument or self.parameters[0]
         if x is not self.input(part.entry):
-            position = self.parameters.index(name)
+            position, name = self.argument(part.entry)
             args = self.call(kernels.put_args, args, kwargs, position, name, x)
             kwargs = self.call(kernels.put_kwargs, kwargs, name, x)
         self.raw = self.own_forward(args, kwargs)

@@ -29,6 +29,10 @@ class Host:
         """What the adapted module computed of ``x`` before."""
         raise NotImplementedError
 
+    def convolve(self, x: Any, kernel: Any, bias: Any) -> Any:
+        """A convolution of ``x`` as the adapted module's own is."""
+        return self.call("_conv_forward", self.module(), x, kernel, bias)
+
     def training(self) -> Any:
         raise NotImplementedError
 

@@ -22,9 +22,10 @@ def linear(emitter: Emitter, e: Expression) -> Any:
     bias = rest[0] if rest else None
     own = weight.op == "operand" and weight.name == "W"
     if emitter.layer and _is_input(x):
-        return _on_input(emitter, x, weight, bias, own)
-    if emitter.layer and own and emitter.layer.kind == "linear" and not emitter.layer.native:
-        return _opaque(emitter, x, bias)
+        return _on_input(emitter, e, x, weight, bias, own)
+    rows = emitter.layer is not None and emitter.layer.kind in ("linear", "transposed")
+    if emitter.layer and own and rows and not emitter.layer.native:
+        return _opaque(emitter, e, x, bias)
     if emitter.layer and emitter.layer.kind in ("convolution", "embedding") and not _is_real(x):
         return emitter.emit(push_input(e))
     factored = factored_linear(weight)
@@ -43,14 +44,19 @@ def _is_real(x: Expression) -> bool:
 
 
 def _on_input(
-    emitter: Emitter, x: Expression, weight: Expression, bias: Expression | None, own: bool
+    emitter: Emitter,
+    e: Expression,
+    x: Expression,
+    weight: Expression,
+    bias: Expression | None,
+    own: bool,
 ) -> Any:
     assert emitter.layer
     own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
     if own and x.op == "operand" and (own_bias or (bias is None and not emitter.layer.bias)):
         return emitter.host.base(emitter.emit(x))
     if own and not emitter.layer.native:
-        return _opaque(emitter, x, bias)
+        return _opaque(emitter, e, x, bias)
     factored = None if own else factored_linear(weight)
     if factored is not None:
         return emitter.emit(factored(x, bias, None))
@@ -66,15 +72,18 @@ def _on_input(
             )
 
 
-def _opaque(emitter: Emitter, x: Expression, bias: Expression | None) -> Any:
+def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | None) -> Any:
+    """``e``, the layer's own product of ``x``, by its own forward."""
     assert emitter.layer
     value = emitter.host.base(emitter.emit(x))
     if bias is not None and bias.op == "operand" and bias.name == "b":
         return value
     if emitter.layer.bias:
-        own = emitter.host.leaf(Expression("operand", (), (("name", "b"),)))
+        own = emitter.aligned(Expression("operand", (), (("name", "b"),), e.shape[-1:]), e)
         value = emitter.host.call(operator.sub, value, own)
-    return value if bias is None else emitter.host.call(operator.add, value, emitter.emit(bias))
+    if bias is None:
+        return value
+    return emitter.host.call(operator.add, value, emitter.aligned(bias, e))
 
 
 def _convolve(
@@ -91,9 +100,7 @@ def _convolve(
     else:
         kernel, offset = emitter.repeated(emitter.emit(weight), 1), emitter.repeated(offset)
         kernel = emitter.host.call(kernels.as_kernel, kernel, emitter.host.module())
-    return emitter.host.call(
-        "_conv_forward", emitter.host.module(), emitter.emit(x), kernel, offset
-    )
+    return emitter.host.convolve(emitter.emit(x), kernel, offset)
 
 
 def _embed(emitter: Emitter, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:

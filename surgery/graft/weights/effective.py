@@ -1,15 +1,18 @@
-"""The changed weights of layers that are read and never called."""
+"""The changed weights of layers that are read: by what never calls them, or a forward of their own."""
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from surgery.graft.design import Part
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
-from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number
+from surgery.planning.layers import Layer
+from surgery.planning.own import by_weight
+from surgery.rules.affine import Merge, NotAffine
+from surgery.rules.expression import number, operand
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -18,24 +21,46 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     The second are functions that they call by name. What has no effective weight, or would not be
     the same with it, is done where the weight is multiplied with.
     """
-    merged = part.program.merge
-    assert part.layer is not None
-    offset = part.layer.bias or not part.layer.held
-    lost = not isinstance(merged, NotAffine) and not offset and merged.bias != number(0)
-    if isinstance(merged, NotAffine) or lost or part.program.uses("dropout"):
-        return write_multiplied(part, part.layer)
-    if part.layer.experts:
-        graph, functions = write_experts(merged.weight, part.layer, dict(part.sizes))
-        return {part.layer.weight: graph}, functions
-    graphs: dict[str, fx.Graph] = {}
-    tensors = {"W": merged.weight, "b": merged.bias}
-    for name in "Wb" if offset else "W":
+    merged, layer = part.program.merge, part.layer
+    assert layer is not None
+    if isinstance(merged, NotAffine) or not by_weight(part.program, layer):
+        return write_multiplied(part, layer)
+    if layer.experts:
+        graph, functions = write_experts(merged.weight, layer, dict(part.sizes))
+        return {layer.weight: graph}, functions
+    graphs = {layer.weight: _effective_weight(part, layer, merged)}
+    if layer.kind == "embedding":
+        # A table is large, and few of its rows are looked up.
+        whole = f"{layer.weight}_whole"
+        read, functions = write_multiplied(part, layer, whole)
+        return read, {**functions, whole: graphs[layer.weight]}
+    if layer.bias or (layer.native and not layer.held):
         graph = fx.Graph()
-        host = ReadHost(graph, part.layer)
-        value = Emitter(host, part.layer, dict(part.sizes)).emit(tensors[name])
-        if name == "W" and part.layer.held:
-            value = host.call("t", value) if part.layer.kind == "transposed" else value
-            value = host.call("reshape", value, *part.layer.held)
+        value = _emitter(graph, part, layer).emit(merged.bias)
         graph.output(value if isinstance(value, fx.Node) else None)
-        graphs[part.layer.names[name]] = graph
+        graphs[layer.offset] = graph
     return graphs, {}
+
+
+def _emitter(graph: fx.Graph, part: Part, layer: Layer) -> Emitter:
+    return Emitter(ReadHost(graph, layer), layer, dict(part.sizes))
+
+
+def _effective_weight(part: Part, layer: Layer, merged: Merge) -> fx.Graph:
+    """The graph of the weight as the layer holds it, made of the matrix of ``merged``."""
+    graph = fx.Graph()
+    emitter = _emitter(graph, part, layer)
+    host, value = emitter.host, emitter.emit(merged.weight)
+    if layer.kind == "embedding" and merged.bias != number(0):
+        # A one-hot input sums to one, so the bias is the same row added to each.
+        offset = emitter.emit(merged.bias)
+        offset = host.call("unsqueeze", offset, 1) if isinstance(offset, fx.Node) else offset
+        value = host.call(torch.add, value, offset)
+    if layer.kind in ("transposed", "embedding"):
+        value = host.call("t", value)
+    if layer.held:
+        value = host.call("reshape", value, *layer.held)
+    if layer.kind == "convolution":
+        value = host.call("reshape_as", value, host.leaf(operand("W", ())))
+    graph.output(value)
+    return graph

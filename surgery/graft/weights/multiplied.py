@@ -14,29 +14,38 @@ from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
 from surgery.graft.graphs.recall import recall
+from surgery.graft.weights.change import again, convolved
 from surgery.graft.weights.read import read_weight
-from surgery.planning.layers import Layer
+from surgery.planning.layers import Layer, named_rank
 from surgery.rules.expression import Expression
 
 
-def write_multiplied(part: Part, layer: Layer) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
+def write_multiplied(
+    part: Part, layer: Layer, whole: str | None = None
+) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
     """The graph of what is read as the weight, by name, and of the function that it calls.
 
-    The function gives a layer's result from its input and what the base makes of it.
+    The function gives a layer's result from its input and what the base makes of it. ``whole``
+    names the function that gives the changed weight, for uses that are no product.
     """
     function = fx.Graph()
-    x, y = function.placeholder("x"), function.placeholder("y")
-    host = _ProductHost(function, layer, dict(part.taps), x, y)
+    x, y, product = (function.placeholder(name) for name in ("x", "y", "product"))
+    host = _ProductHost(function, layer, dict(part.taps), x, y, product)
+    rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
+    if rank is not None:
+        host.call(kernels.check_rank, x, rank, "what the weight is multiplied with")
     if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
-    emitter = Emitter(host, layer, dict(part.sizes), rank=layer.states)
+    emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
     value = emitter.emit(part.program.result)
     function.output(host.call("transpose", value, 0, 1) if part.turned else value)
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)
     own = graph.call_function(kernels.own_parameter, (me, layer.weight))
-    graph.output(graph.call_function(read_weight, (me, name, own, layer.out)))
+    offset = layer.offset if layer.is_own and layer.bias else None
+    form = (layer.kind, layer.out, offset, whole)
+    graph.output(graph.call_function(read_weight, (me, name, own, form)))
     return {layer.weight: graph}, {name: function}
 
 
@@ -55,20 +64,31 @@ class ReadHost(GraphHost):
 
 
 class _ProductHost(ReadHost):
-    """Has the input of a product and its result at hand."""
+    """Has the input of a product and its result at hand, and the product itself."""
 
-    def __init__(self, graph: fx.Graph, layer: Layer, taps: dict[str, str], x: fx.Node, y: fx.Node):
+    def __init__(
+        self,
+        graph: fx.Graph,
+        layer: Layer,
+        taps: dict[str, str],
+        x: fx.Node,
+        y: fx.Node,
+        product: fx.Node,
+    ):
         super().__init__(graph, layer)
         self.taps = taps
         self.x = x
         self.y = y
+        self.product = product
 
     def leaf(self, expression: Expression) -> fx.Node:
         return self.x if expression.name == "x" else super().leaf(expression)
 
     def base(self, x: fx.Node) -> fx.Node:
-        assert x is self.x
-        return self.y
+        return self.y if x is self.x else self.call(again, self.product, x)
+
+    def convolve(self, x: fx.Node, kernel: fx.Node, bias: fx.Node | None) -> fx.Node:
+        return self.call(convolved, self.product, x, kernel, bias)
 
     def module(self) -> fx.Node:
         return self.graph.get_attr(SELF)
