@@ -179,7 +179,7 @@ class Emitter:
         norm = divisor.arguments[0] if divisor.op == "detach" else divisor
         if norm.op != "row_norm":
             return self._elementwise(e)
-        return self.host.call(kernels.over_norm, *(self._aligned(a, e) for a in (value, divisor)))
+        return self.host.call(kernels.over_norm, *(self.aligned(a, e) for a in (value, divisor)))
 
     def _dropout(self, e: Expression) -> Any:
         x, rate = (self.emit(a) for a in e.arguments)
