@@ -6,6 +6,7 @@ A spec is a text, a path ending in `.peft`, the name of a recipe, or a parsed sp
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,12 +18,15 @@ from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
+from surgery.graft.base import Match
 from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
-from surgery.graft.save import load_adapter, save_adapter
+from surgery.graft.load import load_adapter
+from surgery.graft.save import save_adapter
 from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax
+from surgery.language.diagnostics import SurgeryWarning
 from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec, read_spec
 
@@ -188,25 +192,50 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Args:
         model: an adapted model.
         path: a directory, for `adapter.safetensors` in it, or a name that ends in `.safetensors`.
+            Where that is a link, the file that it leads to is written.
 
     Returns:
         The path of the file.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+        SurgeryError: S512 if nothing was applied; S535 if what is there could not be loaded again;
+            S509 if the file cannot be written, and then one that was there stays whole.
 
     """
     return save_adapter(model, path)
 
 
 def load(
-    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: Any = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    base: Match = "exact",
 ) -> nn.Module:
     """Apply a saved adaptation to ``model``, in place; the file carries spec and rules.
 
+    All of the file is held against the model first: on any error the model stays as it was, and so
+    does what was applied to it before.
+
+    Args:
+        model: the base that the adapter was saved with; other adaptations may be on it.
+        path: what :func:`save` was given.
+        example_inputs: as for :func:`apply`.
+        base: "exact" asks for a base with the same names, shapes, dtypes and values as when the
+            adapter was saved, but for parameters that the file holds. "shape" compares names and
+            shapes alone, as for the same checkpoint in another dtype: new parameters take the
+            dtypes of their layers, and a :class:`SurgeryWarning` says what was not compared.
+
+    Returns:
+        The same model.
+
     Raises:
-        SurgeryError: S514 if the file is no adaptation; S515 if ``model`` is not the base that it
-            was made for, with the difference; S516 if its content does not fit.
+        SurgeryError: S514 if the file is no adaptation, or damaged; S515 if ``model`` is not the
+            base that it was saved with, with the difference; S516 if its content does not fit;
+            S536 for another word for ``base``.
 
     """
-    return load_adapter(model, path, example_inputs)
+    uncompared = load_adapter(model, path, example_inputs, base)
+    if uncompared:
+        warnings.warn(f"{os.fspath(path)}: {uncompared}", SurgeryWarning, stacklevel=2)
+    return model

@@ -33,13 +33,13 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
 @uncollected()
 def apply_spec(
     model: nn.Module,
-    spec: Spec | SavedPlan,
+    spec: Spec | SavedPlan | Plan,
     example_inputs: Any = None,
     seed: int | None = None,
     tokenizer: Any = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> Plan:
-    """Plan ``spec`` and carry it out; either all of it happens or nothing.
+    """Plan ``spec`` and carry it out; either all of it happens or nothing. A plan is not made again.
 
     New parameters that ``values`` names start as these.
 
@@ -58,7 +58,7 @@ def apply_spec(
                 help="plan the spec anew and review the difference",
             )
     else:
-        plan = make_plan(model, spec, example_inputs)
+        plan = spec if isinstance(spec, Plan) else make_plan(model, spec, example_inputs)
     _check_instances(model, plan)
     if seed is None:
         seed = int(torch.randint(2**62, ()).item())
@@ -86,12 +86,12 @@ def apply_spec(
     try:
         host.install(model, surgery)
     except BaseException:
-        _withdraw(model, surgery, applied)
+        withdraw(model, surgery, applied)
         raise
     return plan
 
 
-def _withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
+def withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
     """Take back the newest spec, and put the rest in force again."""
     host = host_of(model)
     host.uninstall(model)

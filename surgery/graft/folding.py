@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,8 @@ from surgery.graft.state import Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.planning.plan import Tensor as Added
+from surgery.planning.spec import Spec
+from surgery.rules.expand import Wrapped
 from surgery.rules.values import Declaration
 
 
@@ -50,7 +52,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
         raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
     before = _elements(model)
     host = host_of(model)
-    made = [(applied, edit, *_made(model, surgery, edit)) for applied, edit in found]
+    made = [(applied, edit, *_made(model, surgery, applied, edit)) for applied, edit in found]
     host.uninstall(model)
     for applied, edit, folded, values in made:
         _replace(model, applied, edit, folded, values)
@@ -60,29 +62,42 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     return FoldReport(folded, before, _elements(model))
 
 
-def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[str, nn.Parameter]]:
-    """The edit as it is when folded, and the parameters it then has."""
-    wraps = [
-        replace(w, folded=True) if w.child == edit.child else w
-        for w in surgery.standing()[edit.whole]
-    ]
-    declared = dict(program_of(edit, wraps).declarations)[edit.child]
-    owner = model.get_submodule(edit.owner)
-    known = {t.name: t for t in edit.tensors}
+def as_folded(edit: Edit, before: Sequence[Wrapped], spec: Spec) -> Edit:
+    """The edit as it is when folded, where ``before`` are the methods in front of it."""
+    declared = _declared(edit, [*before, edit.wrapped(spec)])
     prefix = f"{edit.owner}." if edit.owner else ""
+    known = {t.name: t for t in edit.tensors}
+    dtype = edit.tensors[0].dtype
     tensors: list[Added] = []
-    values: dict[str, nn.Parameter] = {}
     for declaration in declared:
         name = prefix + declaration.name
-        if name in known:
-            tensors.append(known[name])
-            values[declaration.name] = owner.get_parameter(declaration.name)
-            continue
-        value = _value(owner, declaration, edit)
-        values[declaration.name] = nn.Parameter(value)
-        dtype = edit.tensors[0].dtype
-        tensors.append(Added(name, tuple(value.shape), "folded", True, None, dtype))
-    return replace(edit, tensors=tuple(tensors), folded=True), values
+        shape = tuple(int(d.value(edit.sizes)) for d in declaration.shape)
+        tensors.append(known.get(name) or Added(name, shape, "folded", True, None, dtype))
+    return replace(edit, tensors=tuple(tensors), folded=True)
+
+
+def _declared(edit: Edit, wraps: Sequence[Wrapped]) -> tuple[Declaration, ...]:
+    """The params that a method has when it is folded."""
+    folded = [replace(w, folded=True) if w.child == edit.graft else w for w in wraps]
+    return dict(program_of(edit, folded).declarations)[edit.graft]
+
+
+def _made(
+    model: nn.Module, surgery: Surgery, applied: Applied, edit: Edit
+) -> tuple[Edit, dict[str, nn.Parameter]]:
+    """The edit as it is when folded, and the parameters it then has."""
+    wraps = surgery.standing()[edit.whole]
+    place = next(i for i, w in enumerate(wraps) if w.child == edit.graft)
+    owner = model.get_submodule(edit.owner)
+    known = {t.name for t in edit.tensors}
+    folded = as_folded(edit, wraps[:place], applied.plan.spec)
+    values: dict[str, nn.Parameter] = {}
+    for tensor, declaration in zip(folded.tensors, _declared(edit, wraps), strict=True):
+        name = declaration.name
+        kept = tensor.name in known
+        value = owner.get_parameter(name) if kept else _value(owner, declaration, edit)
+        values[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    return folded, values
 
 
 @torch.no_grad()

@@ -48,6 +48,10 @@ class SurgeryError(Exception):
         return type(self), (self.diagnostics,)
 
 
+class SurgeryWarning(UserWarning):
+    """Base of all warnings that this package gives."""
+
+
 def error(
     code: str, message: str, *labels: Label | Span | None, help: str | None = None
 ) -> SurgeryError:

@@ -13,6 +13,7 @@ from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_yo
 from surgery.language.parse import parse
 from surgery.language.resources import resource
 from surgery.language.source import Source
+from surgery.planning.schema import Each
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
@@ -30,6 +31,9 @@ from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
+
+TEXTS = {"name": str, "text": str, "files": Each(str), "rules": Each(str)}
+"""The form of what :meth:`Spec.texts` gives, as files keep it."""
 
 
 @dataclass(frozen=True, eq=False)

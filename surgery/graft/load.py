@@ -1,0 +1,204 @@
+"""Loading: all of a file is held against the model before anything of the model changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.adapter_file import AdapterFile, read_adapter
+from surgery.graft.apply import apply_spec, withdraw
+from surgery.graft.base import Match, check_base
+from surgery.graft.folding import as_folded
+from surgery.graft.hosts import host_of
+from surgery.graft.save import stored_facts, stored_names
+from surgery.graft.state import Applied, surgery_of
+from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.planning.build import Planner
+from surgery.planning.facts import first_difference
+from surgery.planning.plan import Edit, Plan
+from surgery.planning.spec import Spec, spec_from_texts
+from surgery.rules.expand import Wrapped
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """One spec of a file: the plan that it gives, and what of it is in the file."""
+
+    saved: Mapping[str, Any]
+    plan: Plan
+    edits: tuple[Edit, ...]
+
+
+def load_adapter(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    base: Match = "exact",
+) -> str | None:
+    """Apply a saved adaptation; on any error the model stays as it was.
+
+    Returns:
+        What of the base was not compared, in words, if that is anything.
+
+    Raises:
+        SurgeryError: S514 if the file is no adaptation, S515 if the model is another base, S516 if
+            what the file holds does not come out of its spec on this model, S536 for an unknown
+            word for ``base``.
+
+    """
+    if base not in ("exact", "shape"):
+        raise error("S536", f"{base!r} says nothing here", help='`base` is "exact" or "shape"')
+    file = read_adapter(path)
+    held = {n for a in file.content["applied"] for n in a["trained"]}
+    uncompared = check_base(model, file.content["base"], held, base)
+    with _explained(file):
+        drafts = _drafts(model, file, example_inputs)
+        _check_names(file, drafts)
+        _carry_out(model, drafts, _values(file, drafts, base))
+    return uncompared
+
+
+@contextmanager
+def _explained(file: AdapterFile) -> Generator[None]:
+    """What goes wrong inside is due to the content of ``file``: S516."""
+    try:
+        yield
+    except SurgeryError as problem:
+        first = problem.diagnostics[0]
+        if first.code == "S516":
+            raise
+        found = Diagnostic(
+            "S516",
+            f"what `{file.path}` holds does not fit this model: {first.message} ({first.code})",
+            first.labels,
+            first.help,
+        )
+        raise SurgeryError(found) from None
+    except Exception as cause:
+        raise _unfit(f"its spec cannot be carried out: {type(cause).__name__}: {cause}") from cause
+
+
+def _unfit(how: str) -> SurgeryError:
+    return error("S516", f"what the file holds does not fit this model: {how}")
+
+
+def _drafts(model: nn.Module, file: AdapterFile, example_inputs: Any) -> list[_Draft]:
+    """The plans of all specs of a file, each made as if those before it were applied."""
+    specs = [spec_from_texts(a["spec"]) for a in file.content["applied"]]
+    if not specs:
+        raise _unfit("it has no spec")
+    surgery = surgery_of(model)
+    standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
+    drafts: list[_Draft] = []
+    with host_of(model).detached(model), _same_flags(model):
+        planner = Planner(model, example_inputs, standing)
+        for spec, saved in zip(specs, file.content["applied"], strict=True):
+            draft = _draft(planner, spec, saved)
+            drafts.append(draft)
+            for edit in draft.edits:
+                standing.setdefault(edit.whole, []).append(edit.wrapped(spec))
+            _set_flags(model, draft.plan)
+    return drafts
+
+
+def _draft(planner: Planner, spec: Spec, saved: Mapping[str, Any]) -> _Draft:
+    surgery = surgery_of(planner.model)
+    plan = planner.plan(spec, surgery.digests if surgery else None)
+    for key, now in (("trained", plan.trained), ("frozen", plan.frozen)):
+        if sorted(saved[key]) != sorted(now):
+            raise _unfit(f"its spec has other parameters {key} now: {_other(saved[key], now)}")
+    gone = {(g["site"], g["name"]) for g in saved["gone"]}
+    folded = {(m["site"], m["name"]) for m in saved["methods"] if m["folded"]}
+    planned = {(e.site, e.child): e for e in plan.edits}
+    for site, name in gone - planned.keys():
+        raise _unfit(f"its spec puts no `{name}` at `{site}` now")
+    wraps = {path: list(given) for path, given in planner.standing.items()}
+    edits: list[Edit] = []
+    for key, edit in planned.items():
+        if key not in gone:
+            before = wraps.setdefault(edit.whole, [])
+            edits.append(as_folded(edit, before, spec) if key in folded else edit)
+            before.append(edits[-1].wrapped(spec))
+    stored = stored_names(edits)
+    different = first_difference(saved["methods"], [stored_facts(e, stored) for e in edits])
+    if different is None and len(saved["methods"]) != len(edits):
+        different = "it lists a method twice"
+    if different:
+        raise _unfit(different)
+    return _Draft(saved, plan, tuple(edits))
+
+
+def _other(saved: list[str], now: tuple[str, ...]) -> str:
+    names = set(saved) ^ set(now)
+    return f"`{min(names)}`" if names else "some of them twice"
+
+
+@contextmanager
+def _same_flags(model: nn.Module) -> Generator[None]:
+    """Planning may set flags inside; they are as before after."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in before:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+
+
+def _set_flags(model: nn.Module, plan: Plan) -> None:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for names, flag in ((plan.trained, True), (plan.frozen, False)):
+        for name in names:
+            parameters[name].requires_grad_(flag)
+
+
+def _check_names(file: AdapterFile, drafts: list[_Draft]) -> None:
+    """The file holds the parameters of its methods and those of the base that it trains, no others."""
+    shapes: dict[str, list[int]] = {}
+    for draft in drafts:
+        stored = stored_names(draft.edits)
+        own = {t.name: [*t.shape] for e in draft.edits for t in e.tensors}
+        shapes |= {name: shape for name, shape in own.items() if stored[name] == name}
+        parameters = file.content["base"]["parameters"]
+        shapes |= {name: parameters[name]["shape"] for name in draft.plan.trained}
+    for name in sorted(shapes.keys() ^ file.tensors.keys()):
+        raise _unfit(f"it lacks `{name}`" if name in shapes else f"its `{name}` has no place in it")
+    for name, shape in shapes.items():
+        if [*file.tensors[name].shape] != shape:
+            raise _unfit(f"its `{name}` is {[*file.tensors[name].shape]}, and should be {shape}")
+
+
+def _values(file: AdapterFile, drafts: list[_Draft], base: Match) -> dict[str, Tensor]:
+    """The tensors of the file: in their own dtypes, or in those that the model asks for."""
+    if base == "exact":
+        return dict(file.tensors)
+    planned = {t.name: getattr(torch, t.dtype) for d in drafts for e in d.edits for t in e.tensors}
+    return {n: t.to(planned.get(n, t.dtype)) for n, t in file.tensors.items()}
+
+
+def _carry_out(model: nn.Module, drafts: list[_Draft], values: Mapping[str, Tensor]) -> None:
+    done: list[Applied] = []
+    try:
+        for draft in drafts:
+            kept = replace(draft.plan, edits=draft.edits)
+            apply_spec(model, kept, seed=draft.saved["seed"], values=values)
+            surgery = surgery_of(model)
+            assert surgery is not None
+            done.append(surgery.applied[-1])
+            done[-1].plan = draft.plan
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name in {n for d in drafts for n in d.plan.trained}:
+                parameters[name].copy_(values[name])
+    except BaseException:
+        surgery = surgery_of(model)
+        for applied in reversed(done):
+            assert surgery is not None
+            withdraw(model, surgery, applied)
+        raise
