@@ -21,8 +21,8 @@ from surgery.graft import apply as grafting
 from surgery.graft.base import Match
 from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
-from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.load import load_adapter
+from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import save_adapter
 from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax

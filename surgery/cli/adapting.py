@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.cli.arguments import Adapter, Model, Output, Spec
+from surgery.cli.arguments import Adapter, Base, BaseMatch, Force, Model, Output, Spec
+from surgery.cli.outputs import check_adapter_output, check_model_output
 from surgery.cli.screen import show, working
 from surgery.language.diagnostics import SurgeryError, error
 
@@ -32,11 +33,13 @@ def apply(
         bool, typer.Option("--merged", help="Merge, and write the whole model.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides the random initial values.")] = 0,
+    force: Force = False,
 ) -> None:
     """Adapt MODEL as SPEC says, and save what was added (or with --merged, the whole model)."""
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)
+    (check_model_output if merged else check_adapter_output)(output, model, force)
     with working("loading the model") as say:
         import surgery
         from surgery.reports.diff_text import closing
@@ -59,36 +62,50 @@ def merge(
     model: Model,
     adapter: Adapter,
     output: Output,
+    base: BaseMatch = Base.exact,
+    force: Force = False,
 ) -> None:
     """Merge a saved ADAPTER into MODEL, and write the whole model."""
+    check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
 
-        base = surgery.load_model(model)
+        loaded = surgery.load_model(model)
         say("merging")
-        surgery.load(base, adapter)
-        report = _merged(base)
+        compared = _load(loaded, adapter, base)
+        report = _merged(loaded)
         say("writing")
-        written = _write_whole(base, model, output)
-    show(f"{report}\n{written}")
+        written = _write_whole(loaded, model, output)
+    show("\n".join([*compared, str(report), written]))
 
 
 def fold(
     model: Model,
     adapter: Adapter,
     output: Output,
+    base: BaseMatch = Base.exact,
+    force: Force = False,
 ) -> None:
     """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""
+    check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery
 
-        base = surgery.load_model(model)
+        loaded = surgery.load_model(model)
         say("folding")
-        surgery.load(base, adapter)
-        report = surgery.fold(base)
+        compared = _load(loaded, adapter, base)
+        report = surgery.fold(loaded)
         say("writing")
-        written = surgery.save(base, output)
-    show(f"{report}\nSaved {written} ({_megabytes(written)}).")
+        written = surgery.save(loaded, output)
+    show("\n".join([*compared, str(report), f"Saved {written} ({_megabytes(written)})."]))
+
+
+def _load(model: nn.Module, adapter: Path, base: Base) -> list[str]:
+    """Load ``adapter``; a line that says what of the base was not compared, if anything."""
+    from surgery.graft.load import load_adapter
+
+    uncompared = load_adapter(model, adapter, base=base.value)
+    return [f"Base: {uncompared}."] if uncompared else []
 
 
 def _merged(model: nn.Module) -> MergeReport:

@@ -128,9 +128,8 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
             metadata: Mapping[str, str] = file.metadata() or {}
             content = _content(metadata)
             _check_header(file, content["tensors"])
-            tensors: dict[str, Tensor] = {
-                name: file.get_tensor(name) for name in content["tensors"]
-            }
+            # What is read is mapped from the file; whoever writes to that must not change it.
+            tensors: dict[str, Tensor] = {n: file.get_tensor(n).clone() for n in content["tensors"]}
         _check_tensors(tensors, content["tensors"])
     except (OSError, SafetensorError, MalformedError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else None

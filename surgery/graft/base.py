@@ -88,12 +88,13 @@ def check_base(
     base = base_of(model)
     for kind, own in (("parameters", base.parameters), ("buffers", base.buffers)):
         _check_form(facts[kind], own, match, every=kind == "parameters")
-    tensors = {**base.parameters, **base.buffers}
     saved: dict[str, Any] = {**facts["parameters"], **facts["buffers"]}
-    if match == "exact":
-        _check_values(saved, tensors, held)
-        return None
-    return _uncompared(saved, tensors)
+    tensors = {n: t for n, t in {**base.parameters, **base.buffers}.items() if n in saved}
+    if match == "shape":
+        return _uncompared(saved, tensors)
+    compared = {n: t for n, t in tensors.items() if n not in held}
+    _check_values(saved, compared, base.buffers)
+    return None
 
 
 def _check_form(
@@ -108,8 +109,10 @@ def _check_form(
         raise _another(
             f"this one {verb} `{name}`{f', and {more} more names differ' if more else ''}"
         )
-    for name, facts in saved.items():
-        tensor = now[name]
+    for name, tensor in now.items():
+        facts = saved.get(name)
+        if facts is None:
+            continue
         was, found = ((facts["dtype"], facts["shape"]), (dtype_name(tensor), [*tensor.shape]))
         if was[1] != found[1] or (match == "exact" and was != found):
             texts = [f"{dtype} {'×'.join(map(str, shape))}" for dtype, shape in (was, found)]
@@ -120,9 +123,8 @@ def _check_form(
 
 
 def _check_values(
-    saved: Mapping[str, Any], now: Mapping[str, Tensor], held: Collection[str]
+    saved: Mapping[str, Any], compared: Mapping[str, Tensor], buffers: Collection[str]
 ) -> None:
-    compared = {n: now[n] for n in saved if n not in held}
     unknown = [n for n in compared if saved[n]["digest"] is None]
     if unknown:
         how = f"`{unknown[0]}` was on the meta device when the file was written, so its values are unknown"
@@ -130,10 +132,13 @@ def _check_values(
     sums = content_digests(compared)
     others = [n for n in compared if saved[n]["digest"] != sums[n]]
     if others:
+        first = others[0]
+        why = "load the checkpoint that it was saved with, and change by hand what was changed there"
+        if first in buffers:
+            why = "buffers as these change where a model runs in training mode: load them too"
         raise _another(
-            f"{len(others)} of {len(compared)} tensors have other values, first `{others[0]}`",
-            "load the checkpoint that it was saved with, and change by hand what was changed there; "
-            f"or {_SHAPE}",
+            f"{len(others)} of {len(compared)} tensors have other values, first `{first}`",
+            f"{why}; or {_SHAPE}",
         )
 
 
@@ -149,7 +154,7 @@ def _another(how: str, help: str | None = None) -> SurgeryError:
 
 
 def _uncompared(saved: Mapping[str, Any], now: Mapping[str, Tensor]) -> str:
-    changed = [n for n in saved if saved[n]["dtype"] != dtype_name(now[n])]
+    changed = [n for n in now if saved[n]["dtype"] != dtype_name(now[n])]
     text = (
         f"names and shapes of {len(saved)} tensors of the base were compared, their values were not"
     )

@@ -26,6 +26,10 @@ from surgery.planning.spec import Spec, spec_from_texts
 from surgery.rules.expand import Wrapped
 
 
+MOST_SHOWN = 20_000
+"""Characters of a spec that a message quotes lines of."""
+
+
 @dataclass(frozen=True)
 class _Draft:
     """One spec of a file: the plan that it gives, and what of it is in the file."""
@@ -55,6 +59,8 @@ def load_adapter(
     if base not in ("exact", "shape"):
         raise error("S536", f"{base!r} says nothing here", help='`base` is "exact" or "shape"')
     file = read_adapter(path)
+    if not file.content["applied"]:
+        raise _unfit("it has no spec")
     held = {n for a in file.content["applied"] for n in a["trained"]}
     uncompared = check_base(model, file.content["base"], held, base)
     with _explained(file):
@@ -73,15 +79,22 @@ def _explained(file: AdapterFile) -> Generator[None]:
         first = problem.diagnostics[0]
         if first.code == "S516":
             raise
+        # A hostile text may be one line of any length.
+        shown = all(len(x.span.source.text) < MOST_SHOWN for x in first.labels)
         found = Diagnostic(
             "S516",
-            f"what `{file.path}` holds does not fit this model: {first.message} ({first.code})",
-            first.labels,
-            first.help,
+            f"what `{file.path}` holds does not fit this model: {_short(first.message)} ({first.code})",
+            first.labels if shown else (),
+            first.help and _short(first.help),
         )
         raise SurgeryError(found) from None
     except Exception as cause:
-        raise _unfit(f"its spec cannot be carried out: {type(cause).__name__}: {cause}") from cause
+        how = f"{type(cause).__name__}: {_short(str(cause))}"
+        raise _unfit(f"its spec cannot be carried out: {how}") from cause
+
+
+def _short(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _unfit(how: str) -> SurgeryError:
@@ -91,8 +104,6 @@ def _unfit(how: str) -> SurgeryError:
 def _drafts(model: nn.Module, file: AdapterFile, example_inputs: Any) -> list[_Draft]:
     """The plans of all specs of a file, each made as if those before it were applied."""
     specs = [spec_from_texts(a["spec"]) for a in file.content["applied"]]
-    if not specs:
-        raise _unfit("it has no spec")
     surgery = surgery_of(model)
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
@@ -118,6 +129,9 @@ def _draft(planner: Planner, spec: Spec, saved: Mapping[str, Any]) -> _Draft:
     planned = {(e.site, e.child): e for e in plan.edits}
     for site, name in gone - planned.keys():
         raise _unfit(f"its spec puts no `{name}` at `{site}` now")
+    for key in folded:
+        if key not in planned or not planned[key].folds:
+            raise _unfit(f"`{key[1]}` at `{key[0]}` does not fold")
     wraps = {path: list(given) for path, given in planner.standing.items()}
     edits: list[Edit] = []
     for key, edit in planned.items():

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from surgery.language.diagnostics import SurgeryError, error
 
 if sys.platform != "win32":
     import fcntl
 
+_Opened = TypeVar("_Opened", int, int | None)
 _TEMPORARY = re.compile(r"\.surgery-[0-9a-f]{16}\.partial")
 
 
@@ -37,9 +39,9 @@ def replacing(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     try:
         target = Path(os.path.realpath(path))
         old = _existing(target)
-        made = _make(target.parent)
+        made = make_folders(target.parent)
         _sweep(target.parent)
-        descriptor, temporary = _create(target.parent)
+        descriptor, temporary = _create(target.parent, _open_file)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -53,12 +55,12 @@ def replacing(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(target.parent)
+        in_place(target.parent)
     except OSError as problem:
-        _unmake(made)
+        unmake(made)
         raise unwritable(path, problem) from None
     except BaseException:
-        _unmake(made)
+        unmake(made)
         raise
 
 
@@ -101,27 +103,26 @@ def _existing(target: Path) -> os.stat_result | None:
     return found
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make ``folder``; returns those that were not there, the innermost first."""
+def make_folders(folder: Path) -> list[Path]:
+    """Make ``folder`` and those around it; returns the new ones, the innermost first."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
-def _unmake(folders: list[Path]) -> None:
+def unmake(folders: list[Path]) -> None:
+    """Take back what :func:`make_folders` made, where it is still empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
-def _create(folder: Path) -> tuple[int, Path]:
-    """A new file in ``folder`` under a name of its own, locked for as long as it is open."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+def _create(folder: Path, make: Callable[[Path], _Opened]) -> tuple[_Opened, Path]:
+    """Something new in ``folder`` under a name of its own, locked for as long as it is open."""
     while True:
         path = folder / f".surgery-{secrets.token_hex(8)}.partial"
-        descriptor = os.open(path, flags, 0o666)
-        _lock(descriptor, wait=True)
-        if _is_at(descriptor, path):
+        descriptor = make(path)
+        if descriptor is None or not _lock(descriptor, wait=True) or _is_at(descriptor, path):
             return descriptor, path
         os.close(descriptor)  # Swept away before it was locked.
 
@@ -149,12 +150,17 @@ def _sweep(folder: Path) -> None:
     with suppress(OSError):
         for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
             with suppress(OSError):
-                descriptor = os.open(folder / name, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-                try:
-                    if _lock(descriptor):
-                        (folder / name).unlink()
-                finally:
-                    os.close(descriptor)
+                _sweep_one(folder / name)
+
+
+def _sweep_one(path: Path) -> None:
+    only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDONLY | only)
+    try:
+        if _lock(descriptor):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _take_after(path: Path, old: os.stat_result) -> None:
@@ -165,11 +171,35 @@ def _take_after(path: Path, old: os.stat_result) -> None:
     path.chmod(stat.S_IMODE(old.st_mode))
 
 
-def _sync(folder: Path) -> None:
-    """Have the new name on the disk too, where folders can be synchronised."""
+def in_place(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, where that can be asked for."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def workplace(folder: Path) -> Generator[Path]:
+    """A new folder in ``folder`` to work in, which is gone after."""
+    _sweep(folder)
+    descriptor, path = _create(folder, _open_folder)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _open_folder(path: Path) -> int | None:
+    path.mkdir(mode=0o700)
+    # Folders cannot be opened there.
+    return None if sys.platform == "win32" else os.open(path, os.O_RDONLY)
+
+
+def _open_file(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, 0o666)
