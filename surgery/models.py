@@ -76,7 +76,7 @@ def save_model(
 
     """
     target = Path(checked_path(directory)).resolve()
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):
         raise error("S509", f"`{directory}` is a file, and a directory was expected")
     with _writing(target), filling(target, _shards) as draft:
         if is_pretrained(model):

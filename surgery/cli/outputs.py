@@ -21,9 +21,9 @@ def check_model_output(output: Path, model: str, force: bool) -> None:
     """
     there = _real(output)
     _check_base(there, output, model, whole=True)
-    if there.exists() and not there.is_dir():
+    if os.path.exists(there) and not os.path.isdir(there):
         raise error("S509", f"`{output}` is a file, and a directory was expected")
-    found = sorted(os.listdir(there)) if there.is_dir() else []
+    found = sorted(os.listdir(there)) if os.path.isdir(there) else []
     if found and not force:
         raise _taken(f"`{output}` is not empty: it holds {_some(found)}")
 
@@ -42,10 +42,10 @@ def check_adapter_output(output: Path, model: str, force: bool) -> None:
     _check_base(there.parent, output, model, whole=False)
     if force:
         return
-    if there.exists():
+    if os.path.exists(there):
         raise _taken(f"`{there}` is there already")
     folder = there.parent
-    if output.suffix != ".safetensors" and folder.is_dir():
+    if output.suffix != ".safetensors" and os.path.isdir(folder):
         found = sorted({p.name for kind in _OF_MODELS for p in folder.glob(kind)})
         if found:
             raise _taken(f"`{output}` holds a model: {_some(found)}")

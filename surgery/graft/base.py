@@ -133,7 +133,9 @@ def _check_values(
     others = [n for n in compared if saved[n]["digest"] != sums[n]]
     if others:
         first = others[0]
-        why = "load the checkpoint that it was saved with, and change by hand what was changed there"
+        why = (
+            "load the checkpoint that it was saved with, and change by hand what was changed there"
+        )
         if first in buffers:
             why = "buffers as these change where a model runs in training mode: load them too"
         raise _another(

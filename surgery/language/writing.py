@@ -106,7 +106,11 @@ def _existing(target: Path) -> os.stat_result | None:
 def make_folders(folder: Path) -> list[Path]:
     """Make ``folder`` and those around it; returns the new ones, the innermost first."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        unmake(missing)
+        raise
     return missing
 
 

