@@ -21,10 +21,10 @@ from surgery.graft.state import Applied, surgery_of
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.planning.build import Planner
 from surgery.planning.facts import first_difference
+from surgery.planning.fingerprint import dtype_name
 from surgery.planning.plan import Edit, Plan
 from surgery.planning.spec import Spec, spec_from_texts
 from surgery.rules.expand import Wrapped
-
 
 MOST_SHOWN = 20_000
 """Characters of a spec that a message quotes lines of."""
@@ -65,7 +65,7 @@ def load_adapter(
     uncompared = check_base(model, file.content["base"], held, base)
     with _explained(file):
         drafts = _drafts(model, file, example_inputs)
-        _check_names(file, drafts)
+        _check_tensors(file, drafts)
         _carry_out(model, drafts, _values(file, drafts, base))
     return uncompared
 
@@ -172,20 +172,26 @@ def _set_flags(model: nn.Module, plan: Plan) -> None:
             parameters[name].requires_grad_(flag)
 
 
-def _check_names(file: AdapterFile, drafts: list[_Draft]) -> None:
+def _check_tensors(file: AdapterFile, drafts: list[_Draft]) -> None:
     """The file holds the parameters of its methods and those of the base that it trains, no others."""
-    shapes: dict[str, list[int]] = {}
+    wanted: dict[str, tuple[list[int], str]] = {}
     for draft in drafts:
         stored = stored_names(draft.edits)
-        own = {t.name: [*t.shape] for e in draft.edits for t in e.tensors}
-        shapes |= {name: shape for name, shape in own.items() if stored[name] == name}
-        parameters = file.content["base"]["parameters"]
-        shapes |= {name: parameters[name]["shape"] for name in draft.plan.trained}
-    for name in sorted(shapes.keys() ^ file.tensors.keys()):
-        raise _unfit(f"it lacks `{name}`" if name in shapes else f"its `{name}` has no place in it")
-    for name, shape in shapes.items():
-        if [*file.tensors[name].shape] != shape:
-            raise _unfit(f"its `{name}` is {[*file.tensors[name].shape]}, and should be {shape}")
+        own = {t.name: ([*t.shape], t.dtype) for e in draft.edits for t in e.tensors}
+        wanted |= {name: form for name, form in own.items() if stored[name] == name}
+        for name in draft.plan.trained:
+            facts = file.content["base"]["parameters"][name]
+            wanted[name] = (facts["shape"], facts["dtype"])
+    for name in sorted(wanted.keys() ^ file.tensors.keys()):
+        raise _unfit(f"it lacks `{name}`" if name in wanted else f"its `{name}` has no place in it")
+    trained = {n for d in drafts for n in d.plan.trained}
+    for name, (shape, dtype) in wanted.items():
+        tensor = file.tensors[name]
+        # New parameters may have been cast before they were saved.
+        same = dtype_name(tensor) == dtype if name in trained else tensor.is_floating_point()
+        if [*tensor.shape] != shape or not same:
+            form = f"{dtype_name(tensor)} {[*tensor.shape]}"
+            raise _unfit(f"its `{name}` is {form}, and should be {dtype} {shape}")
 
 
 def _values(file: AdapterFile, drafts: list[_Draft], base: Match) -> dict[str, Tensor]:

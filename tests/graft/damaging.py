@@ -56,6 +56,11 @@ def raw(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
 def parts(path: Path) -> Parts:
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["surgery"])

@@ -5,7 +5,6 @@ The model carries another adaptation that trains part of its base, so that there
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
