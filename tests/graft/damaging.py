@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,16 +92,20 @@ def state(model: nn.Module) -> Any:
     )
 
 
-def refused(load: Callable[[], object], model: nn.Module, code: str = "S51[456]") -> str:
-    """Hold that ``load`` is refused with ``code`` and leaves ``model`` as it was; the message."""
-    import re
-
-    before = state(model)
+def refusal(load: Callable[[], object]) -> surgery.SurgeryError | None:
+    """The error that ``load`` gives, if any."""
     try:
         load()
     except surgery.SurgeryError as problem:
-        codes = [d.code for d in problem.diagnostics]
-        assert all(re.fullmatch(code, c) for c in codes), f"{problem}"
-        assert state(model) == before, f"a failed load changed the model: {problem}"
-        return str(problem)
-    raise AssertionError("it was loaded")
+        return problem
+    return None
+
+
+def refused(load: Callable[[], object], model: nn.Module, code: str = "S51[456]") -> str:
+    """Hold that ``load`` is refused with ``code`` and leaves ``model`` as it was; the message."""
+    before = state(model)
+    problem = refusal(load)
+    assert problem is not None, "it was loaded"
+    assert all(re.fullmatch(code, d.code) for d in problem.diagnostics), f"{problem}"
+    assert state(model) == before, f"a failed load changed the model: {problem}"
+    return str(problem)

@@ -153,20 +153,26 @@ def test_a_failure_at_any_step_leaves_all_as_it_was(
         monkeypatch.setattr(Path, step, fail)
     elif step == "chmod":
         return
-    with (
-        pytest.raises(SurgeryError, match=r"S509[\s\S]*No space left on device"),
-        replacing(path) as file,
-    ):
-        file.write(b"new")
-        if step == "body":
-            fail()
+
+    def write_and_fail() -> None:
+        with replacing(path) as file:
+            file.write(b"new")
+            if step == "body":
+                fail()
+
+    with pytest.raises(SurgeryError, match=r"S509[\s\S]*No space left on device"):
+        write_and_fail()
     assert everything(tmp_path) == before
 
 
 def test_an_interrupt_leaves_all_as_it_was(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "deep" / "file") as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+    def write_and_stop() -> None:
+        with replacing(tmp_path / "deep" / "file") as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
     assert everything(tmp_path) == {}
 
 
