@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from surgery.graft.adapter_file import facts_of
 from surgery.graft.container import Graft
-from surgery.graft.state import Surgery, surgery_of
+from surgery.graft.state import surgery_of
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.planning.fingerprint import content_digests, dtype_name
 
@@ -32,25 +32,24 @@ class Base:
 
 def base_of(model: nn.Module) -> Base:
     """The base of ``model``: parameters that a spec trains are as they were before it."""
-    own = {n: m for n, m in model.named_modules() if not isinstance(m, Graft)}
-    parameters = {
+    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
+    own = {path: module for path, module in named if not isinstance(module, Graft)}
+    parameters: dict[str, Tensor] = {
         name: parameter
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[0] in own
     }
     surgery = surgery_of(model)
-    before = _before(surgery) if surgery else {}
+    for applied in reversed(surgery.applied) if surgery else ():
+        for name, before in applied.values.items():
+            parameters[name] = before.to(parameters[name].dtype)
     buffers = {
         f"{path}.{name}" if path else name: buffer
         for path, module in own.items()
         for name, buffer in module._buffers.items()
         if buffer is not None
     }
-    return Base({**parameters, **before}, buffers)
-
-
-def _before(surgery: Surgery) -> dict[str, Tensor]:
-    return {n: t for a in reversed(surgery.applied) for n, t in a.values.items()}
+    return Base(parameters, buffers)
 
 
 def base_facts(model: nn.Module, held: Collection[str]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _facts(applied: Applied) -> dict[str, Any]:
     gone = [{"site": e.site, "name": e.child} for e in plan.edits if (e.site, e.child) not in here]
     return {
         "spec": plan.spec.texts(),
-        "seed": applied.seed,
+        "seed": int(applied.seed),
         "methods": methods,
         "gone": gone,
         "trained": list(plan.trained),

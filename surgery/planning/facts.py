@@ -105,8 +105,9 @@ def first_difference(saved: Iterable[Facts], now: Iterable[Facts]) -> str | None
 
 
 def _change(was: Any, now: Any) -> str:
-    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):  # pyright: ignore[reportUnknownArgumentType]
-        was, now = next((a, b) for a, b in zip(was, now, strict=True) if a != b)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(was, list) and isinstance(now, list):
+        pairs: list[tuple[Any, Any]] = list(zip(was, now, strict=False))  # pyright: ignore[reportUnknownArgumentType]
+        was, now = next(((a, b) for a, b in pairs if a != b), (len(was), len(now)))  # pyright: ignore[reportUnknownArgumentType]
     shown = [canonical(x) for x in (was, now)]
     short = [s if len(s) <= 120 else f"{s[:117]}…" for s in shown]
     return f"{short[0]} in the file, {short[1]} now"

@@ -59,9 +59,11 @@ def content_digest(tensor: torch.Tensor) -> str | None:
 
 
 def content_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str | None]:
-    """:func:`content_digest` of each, several at once."""
+    """:func:`content_digest` of each, of several large ones at once."""
+    large = {n: t for n, t in tensors.items() if t.numel() * t.element_size() >= 2**20}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(tensors, pool.map(content_digest, tensors.values()), strict=True))
+        found = dict(zip(large, pool.map(content_digest, large.values()), strict=True))
+    return {n: found[n] if n in found else content_digest(t) for n, t in tensors.items()}
 
 
 def raw_bytes(tensor: torch.Tensor) -> Any:

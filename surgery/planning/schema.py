@@ -84,8 +84,6 @@ def _is(value: Any, kind: type, where: str) -> None:
         raise MalformedError(f"`{where}` is not {_WORDS[kind]}")
     if kind is str:
         _utf8(value, where)
-    if kind is int and abs(value) >= 2**63:
-        raise MalformedError(f"`{where}` is too large a number")
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

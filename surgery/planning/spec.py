@@ -73,7 +73,8 @@ class Spec:
     def texts(self) -> dict[str, Any]:
         """All that is needed to read this spec again, without any file: text, files, rules."""
         return {
-            "name": self.name,
+            # Names of files can hold bytes that are no text.
+            "name": self.name.encode(errors="replace").decode(),
             "text": self.text,
             "files": dict(self.files),
             "rules": self.rules.used,

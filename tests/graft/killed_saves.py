@@ -49,6 +49,13 @@ def killed(work: Callable[[], object], after: float) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+def timed(work: Callable[[], object]) -> float:
+    """How many seconds ``work`` takes here, so that kills come at any of its moments."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def partial(folder: Path) -> int:
     return sum(p.name.startswith(".surgery-") for p in folder.iterdir())
 
@@ -63,8 +70,9 @@ def adapters(folder: Path, rounds: int, delay: random.Random) -> Counter[str]:
         for model in models[::-1]:
             surgery.save(model, path)
 
+    pair = timed(both)
     for _ in range(rounds):
-        killed(both, delay.uniform(0, 0.06))
+        killed(both, delay.uniform(0, 2 * pair))
         base = surgery.remove(adapted(0))
         values = {
             float(p.detach().mean()) for p in surgery.trainable(surgery.load(base, path)).values()
@@ -76,12 +84,33 @@ def adapters(folder: Path, rounds: int, delay: random.Random) -> Counter[str]:
     return found
 
 
+def together(folder: Path) -> Counter[str]:
+    """What two processes leave that save to one path at once."""
+    versions = [adapted(1), adapted(2)]
+    children: list[int] = []
+    for model in versions:
+        child = os.fork()
+        if not child:
+            try:
+                for _ in range(10):
+                    surgery.save(model, folder / "new" / "it.safetensors")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    base = surgery.load(surgery.remove(adapted(0)), folder / "new" / "it.safetensors")
+    values = {float(p.detach().mean()) for p in surgery.trainable(base).values()}
+    return Counter({str(sorted(values)): 1, "failed": sum(map(bool, ends))})
+
+
 def models(folder: Path, rounds: int, delay: random.Random) -> Counter[str]:
     """Whether a model is there whole or not at all after each kill of a process that writes it."""
     model, found = surgery.remove(adapted(0)), Counter[str]()
+    once = timed(lambda: save_model(model, folder / "first"))
     for number in range(rounds):
         target = folder / f"{number}"
-        killed(lambda target=target: save_model(model, target), delay.uniform(0, 0.12))
+        killed(lambda target=target: save_model(model, target), delay.uniform(0, 3 * once))
         files = sorted(p.name for p in target.glob("[!.]*")) if target.exists() else None
         found[str(files)] += 1
     save_model(model, folder / "last")
@@ -92,13 +121,11 @@ def models(folder: Path, rounds: int, delay: random.Random) -> Counter[str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
-    for part in ("adapters", "models"):
+    for part in ("adapters", "models", "together"):
         (folder / part).mkdir()
-    print(
-        json.dumps(
-            [
-                adapters(folder / "adapters", rounds, random.Random(0)),
-                models(folder / "models", rounds, random.Random(1)),
-            ]
-        )
-    )
+    found = [
+        adapters(folder / "adapters", rounds, random.Random(0)),
+        models(folder / "models", rounds, random.Random(1)),
+        together(folder / "together"),
+    ]
+    print(json.dumps(found))
