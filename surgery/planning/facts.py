@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from surgery.anatomy.site import Port
@@ -106,8 +106,9 @@ def first_difference(saved: Iterable[Facts], now: Iterable[Facts]) -> str | None
 
 def _change(was: Any, now: Any) -> str:
     if isinstance(was, list) and isinstance(now, list):
-        pairs: list[tuple[Any, Any]] = list(zip(was, now, strict=False))  # pyright: ignore[reportUnknownArgumentType]
-        was, now = next(((a, b) for a, b in pairs if a != b), (len(was), len(now)))  # pyright: ignore[reportUnknownArgumentType]
-    shown = [canonical(x) for x in (was, now)]
-    short = [s if len(s) <= 120 else f"{s[:117]}…" for s in shown]
+        one, other = cast("list[Any]", was), cast("list[Any]", now)
+        pairs = zip(one, other, strict=False)
+        was, now = next(((a, b) for a, b in pairs if a != b), (len(one), len(other)))
+    shown = [canonical(text) for text in (was, now)]
+    short = [text if len(text) <= 120 else f"{text[:117]}…" for text in shown]
     return f"{short[0]} in the file, {short[1]} now"
