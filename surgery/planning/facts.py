@@ -7,8 +7,8 @@ are described in `docs/file-format.md`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgery.anatomy.site import Port
@@ -105,10 +105,13 @@ def first_difference(saved: Iterable[Facts], now: Iterable[Facts]) -> str | None
 
 
 def _change(was: Any, now: Any) -> str:
-    if isinstance(was, list) and isinstance(now, list):
-        one, other = cast("list[Any]", was), cast("list[Any]", now)
-        pairs = zip(one, other, strict=False)
-        was, now = next(((a, b) for a, b in pairs if a != b), (len(one), len(other)))
-    shown = [canonical(text) for text in (was, now)]
+    pair = _first_pair(was, now) if all(isinstance(x, list) for x in (was, now)) else (was, now)
+    shown = [canonical(x) for x in pair]
     short = [text if len(text) <= 120 else f"{text[:117]}…" for text in shown]
     return f"{short[0]} in the file, {short[1]} now"
+
+
+def _first_pair(was: Sequence[Any], now: Sequence[Any]) -> tuple[Any, Any]:
+    """The first of two lists that differ, or how many there are."""
+    pairs = zip(was, now, strict=False)
+    return next(((a, b) for a, b in pairs if a != b), (len(was), len(now)))
