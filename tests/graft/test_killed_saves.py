@@ -40,7 +40,7 @@ def check(folder: Path, count: int, root: Path) -> dict[str, int]:
 
 
 def test_a_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path, root: Path) -> None:
-    check(tmp_path, 8, root)
+    check(tmp_path, 5, root)
 
 
 @pytest.mark.slow
