@@ -16,7 +16,6 @@ from surgery.graft.state import Applied, Surgery, surgery_of
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.planning.plan import Tensor as Added
-from surgery.planning.spec import Spec
 from surgery.rules.expand import Wrapped
 from surgery.rules.values import Declaration
 
@@ -52,7 +51,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
         raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
     before = _elements(model)
     host = host_of(model)
-    made = [(applied, edit, *_made(model, surgery, applied, edit)) for applied, edit in found]
+    made = [(applied, edit, *_made(model, surgery, edit)) for applied, edit in found]
     host.uninstall(model)
     for applied, edit, folded, values in made:
         _replace(model, applied, edit, folded, values)
@@ -62,14 +61,13 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     return FoldReport(folded, before, _elements(model))
 
 
-def as_folded(edit: Edit, before: Sequence[Wrapped], spec: Spec) -> Edit:
-    """The edit as it is when folded, where ``before`` are the methods in front of it."""
-    declared = _declared(edit, [*before, edit.wrapped(spec)])
+def as_folded(edit: Edit, wraps: Sequence[Wrapped]) -> Edit:
+    """The edit as it is when folded, where ``wraps`` are the methods at its site, its own among them."""
     prefix = f"{edit.owner}." if edit.owner else ""
     known = {t.name: t for t in edit.tensors}
     dtype = edit.tensors[0].dtype
     tensors: list[Added] = []
-    for declaration in declared:
+    for declaration in _declared(edit, wraps):
         name = prefix + declaration.name
         shape = tuple(int(d.value(edit.sizes)) for d in declaration.shape)
         tensors.append(known.get(name) or Added(name, shape, "folded", True, None, dtype))
@@ -82,15 +80,12 @@ def _declared(edit: Edit, wraps: Sequence[Wrapped]) -> tuple[Declaration, ...]:
     return dict(program_of(edit, folded).declarations)[edit.graft]
 
 
-def _made(
-    model: nn.Module, surgery: Surgery, applied: Applied, edit: Edit
-) -> tuple[Edit, dict[str, nn.Parameter]]:
+def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[str, nn.Parameter]]:
     """The edit as it is when folded, and the parameters it then has."""
     wraps = surgery.standing()[edit.whole]
-    place = next(i for i, w in enumerate(wraps) if w.child == edit.graft)
     owner = model.get_submodule(edit.owner)
     known = {t.name for t in edit.tensors}
-    folded = as_folded(edit, wraps[:place], applied.plan.spec)
+    folded = as_folded(edit, wraps)
     values: dict[str, nn.Parameter] = {}
     for tensor, declaration in zip(folded.tensors, _declared(edit, wraps), strict=True):
         name = declaration.name

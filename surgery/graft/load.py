@@ -137,7 +137,8 @@ def _draft(planner: Planner, spec: Spec, saved: Mapping[str, Any]) -> _Draft:
     for key, edit in planned.items():
         if key not in gone:
             before = wraps.setdefault(edit.whole, [])
-            edits.append(as_folded(edit, before, spec) if key in folded else edit)
+            at = [*before, edit.wrapped(spec)]
+            edits.append(as_folded(edit, at) if key in folded else edit)
             before.append(edits[-1].wrapped(spec))
     stored = stored_names(edits)
     different = first_difference(saved["methods"], [stored_facts(e, stored) for e in edits])
