@@ -13,12 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from surgery.graft.apply import apply_spec, drop_edits, make_plan, remove_specs
+from surgery.graft.apply import apply_spec, drop, enforce, keep, make_plan
+from surgery.graft.contexts import adapted, changing
 from surgery.graft.folding import fold_specs
-from surgery.graft.hosts import host_of
 from surgery.graft.rebase import kept
-from surgery.graft.state import Applied, Surgery, surgery_of
-from surgery.language.diagnostics import SurgeryError, error
+from surgery.graft.state import Applied, Surgery, check_standing, required, surgery_of
+from surgery.graft.structure import Structure
+from surgery.language.diagnostics import error
 from surgery.planning.fingerprint import difference, digests
 from surgery.planning.spec import spec_from_texts
 
@@ -40,13 +41,20 @@ def adapter_path(path: str | os.PathLike[str]) -> Path:
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write all that was applied to ``model``: its new parameters and the base ones it trains.
 
+    Inside `merged` and `disabled` it is the same file as outside.
+
     Raises:
-        SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+        SurgeryError: S512 if nothing was applied; S509 if the file cannot be written; S520 if
+            another thread is in `merged` or `disabled`; S523 if the model has lost what was applied.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model, so there is nothing to save")
+    with adapted(model):
+        return _save(model, path)
+
+
+def _save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    surgery = required(model, ", so there is nothing to save")
+    check_standing(model, surgery)
     target = adapter_path(path)
     content = {
         "version": VERSION,
@@ -130,6 +138,15 @@ def load_adapter(
 
     """
     content, tensors = read_adapter(path)
+    with changing(model, "load") as structure:
+        _load(model, content, tensors, example_inputs)
+        _copy(model, tensors, structure)
+    return model
+
+
+def _load(
+    model: nn.Module, content: dict[str, Any], tensors: dict[str, Tensor], example_inputs: Any
+) -> None:
     surgery = surgery_of(model)
     now = surgery.digests if surgery else digests(model)
     if content["parameters"] != now:
@@ -139,26 +156,17 @@ def load_adapter(
             help="load the same checkpoint in the same dtype",
         )
     specs = [spec_from_texts(a["spec"]) for a in content["applied"]]
-    before = {id(a) for a in surgery.applied} if surgery else set[int]()
-    try:
-        for spec, saved in zip(specs, content["applied"], strict=True):
-            plan = make_plan(model, spec, example_inputs)
-            if saved["kept"] is not None:
-                plan = kept(plan, map(tuple, saved["kept"]))
-            if plan.fingerprint != saved["fingerprint"] and not before:
-                raise error(
-                    "S516", "the spec plans differently on this model than when it was saved"
-                )
-            apply_spec(model, spec, example_inputs, saved["seed"], values=tensors)
-            _keep_only(model, saved["kept"])
-            folded = {(site, child) for site, child in saved["folded"]}
-            if folded:
-                fold_specs(model, lambda e, folded=folded: (e.site, e.child) in folded)
-        _copy(model, tensors)
-    except SurgeryError:
-        _back_out(model, before)
-        raise
-    return model
+    for spec, saved in zip(specs, content["applied"], strict=True):
+        plan = make_plan(model, spec, example_inputs)
+        if saved["kept"] is not None:
+            plan = kept(plan, map(tuple, saved["kept"]))
+        if plan.fingerprint != saved["fingerprint"] and surgery is None:
+            raise error("S516", "the spec plans differently on this model than when it was saved")
+        apply_spec(model, spec, example_inputs, saved["seed"], values=tensors)
+        _keep_only(model, saved["kept"])
+        folded = {(site, child) for site, child in saved["folded"]}
+        if folded:
+            fold_specs(model, lambda e, folded=folded: (e.site, e.child) in folded)
 
 
 def _keep_only(model: nn.Module, kept: list[list[str]] | None) -> None:
@@ -167,13 +175,13 @@ def _keep_only(model: nn.Module, kept: list[list[str]] | None) -> None:
         return
     applied = surgery.applied[-1]
     wanted = {tuple(k) for k in kept}
-    host = host_of(model)
-    host.uninstall(model)
-    drop_edits(model, applied, [e for e in applied.edits if (e.site, e.child) not in wanted])
-    host.install(model, surgery)
+    gone = [e for e in applied.edits if (e.site, e.child) not in wanted]
+    with changing(model, "load"):
+        drop(model, gone)
+        enforce(model, surgery, keep(surgery, gone, surgery.applied))
 
 
-def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _copy(model: nn.Module, tensors: Mapping[str, Tensor], structure: Structure) -> None:
     parameters: dict[str, nn.Parameter] = {}
     for name, tensor in tensors.items():
         try:
@@ -186,14 +194,5 @@ def _copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
+            structure.keep(parameters[name])
             parameters[name].copy_(tensor)
-
-
-def _back_out(model: nn.Module, before: set[int]) -> None:
-    surgery = surgery_of(model)
-    if surgery is None:
-        return
-    for applied in [a for a in surgery.applied if id(a) not in before]:
-        for child in {e.child for e in applied.edits}:
-            if surgery_of(model) is not None:
-                remove_specs(model, child)

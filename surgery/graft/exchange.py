@@ -1,0 +1,260 @@
+"""Two states of one model, exchanged: what differs between them is swapped, forth and back.
+
+What is hidden while the other state shows follows the model where it is cast or moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.container import Graft
+from surgery.graft.first import STANDS_IN, FirstValues
+from surgery.graft.structure import (
+    Before,
+    Structure,
+    Table,
+    all_or_nothing,
+    graph_changed,
+    recompile,
+    same,
+    same_memory,
+    set_flag,
+)
+
+GONE: Any = object()
+"""Stands for an entry that a table lacks in one of the states."""
+
+_EPOCHS = count(1)
+
+
+class Casting(Protocol):
+    """What can be cast and moved as a module can."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], /) -> Any: ...
+
+
+class _Slot:
+    """One thing that differs; ``inside`` says whether the model has the state that was made last."""
+
+    inside = True
+
+    def show(self, inside: bool) -> None:
+        if inside is not self.inside:
+            self.swap()
+            self.inside = inside
+
+    def swap(self) -> None:
+        raise NotImplementedError
+
+
+class _Class(_Slot):
+    def __init__(self, module: nn.Module, other: type[nn.Module]):
+        self.module, self.other = module, other
+
+    def swap(self) -> None:
+        now = type(self.module)
+        self.module.__class__, self.other = self.other, now
+
+
+class _Entry(_Slot):
+    """An attribute, or the entry of a table of parameters."""
+
+    def __init__(self, table: Table, key: str, other: Any):
+        self.table, self.key, self.other = table, key, other
+
+    def swap(self) -> None:
+        now = self.table.get(self.key, GONE)
+        if self.other is GONE:
+            self.table.pop(self.key, None)
+        else:
+            self.table[self.key] = self.other
+        self.other = now
+
+
+class _Children(_Slot):
+    """A table of children: grafts come and go, and what else was done to it since stays done."""
+
+    def __init__(self, table: Table, other: Table):
+        self.table, self.other, self.made = table, other, dict(table)
+
+    def swap(self) -> None:
+        now = dict(self.table)
+        changed = {k: v for k, v in now.items() if self.made.get(k, GONE) is not v}
+        lost = [k for k in self.made if k not in now]
+        there = {k: v for k, v in self.other.items() if k not in lost} | changed
+        self.table.clear()
+        self.table.update(there)
+        self.other, self.made = now, there
+
+
+class _Content(_Slot):
+    """The memory of a parameter.
+
+    Versions are swapped, too: autograd then tells a result computed in one state, of which the
+    gradient is wanted in the other, and raises an error.
+    """
+
+    def __init__(self, parameter: nn.Parameter, other: Tensor):
+        self.parameter, self.other = parameter, other
+        self.form = _form(parameter)
+        self.version = _version(parameter)
+        if self.version is not None:
+            _set_version(parameter, (self.version + (next(_EPOCHS) << 12)) % 2**31)
+
+    def swap(self) -> None:
+        parameter, now, version = self.parameter, self.parameter.data, _version(self.parameter)
+        if self.inside and _form(parameter) != self.form:
+            self.other = _follow(self.form, parameter)(self.other)
+        parameter.data = self.other
+        self.other = now
+        if version is not None and self.version is not None:
+            _set_version(parameter, self.version)
+            self.version = version
+        if not self.inside:
+            self.form = _form(parameter)
+
+
+class _Flag(_Slot):
+    def __init__(self, parameter: nn.Parameter, other: bool):
+        self.parameter, self.other = parameter, other
+
+    def swap(self) -> None:
+        now = self.parameter.requires_grad
+        set_flag(self.parameter, self.other)
+        self.other = now
+
+
+class _Hidden(_Slot):
+    """What no one sees inside, and follows ``beside``, a parameter that all see."""
+
+    def __init__(self, hidden: Casting, beside: nn.Parameter):
+        self.hidden, self.beside = hidden, beside
+        self.form = _form(beside)
+
+    def swap(self) -> None:
+        if self.inside and _form(self.beside) != self.form:
+            self.hidden._apply(_follow(self.form, self.beside))
+        self.form = _form(self.beside)
+
+
+class Exchange:
+    """What differs between a state of ``before`` and the one that the model has now."""
+
+    def __init__(self, before: Structure):
+        hidden: list[_Slot] = []
+        slots: list[_Slot] = []
+        parameters = dict(before.parameters)
+        for one in before.modules:
+            slots += _slots(one)
+            hidden += _hidden(before.model, one)
+            for p in one.module._parameters.values():
+                if p is not None:
+                    parameters.setdefault(id(p), (p, p.data, p.requires_grad))
+        for parameter, data, flag in parameters.values():
+            if not same_memory(parameter, data):
+                slots.append(_Content(parameter, data))
+            if parameter.requires_grad is not flag:
+                slots.append(_Flag(parameter, flag))
+        touched = {id(s.parameter) for s in slots if isinstance(s, _Content)}
+        for table in {id(b.module): b.module._parameters for b in before.modules}.values():
+            # Whatever stands there when the memory is swapped back, this parameter is to have it.
+            slots += [_Entry(table, k, p) for k, p in table.items() if id(p) in touched]
+        self.slots: list[_Slot] = [*hidden, *slots]
+        self.graphs = [b.module for b in before.modules if graph_changed(b)]
+
+    def show(self, inside: bool) -> None:
+        """Put the model in the state that was made last, or in the one before.
+
+        An interrupt is raised when all is done, not between.
+        """
+        order = self.slots if not inside else self.slots[::-1]
+        try:
+            for slot in order:
+                slot.show(inside)
+        except BaseException:
+            for slot in order:
+                slot.show(inside)
+            raise
+        finally:
+            recompile(self.graphs)
+
+
+@contextmanager
+def exchanging(model: nn.Module) -> Generator[list[Exchange]]:
+    """Collects, in the list it gives, the exchange that undoes what is done inside."""
+    found: list[Exchange] = []
+    with all_or_nothing(model) as before:
+        yield found
+        found.append(Exchange(before))
+
+
+def _slots(before: Before) -> list[_Slot]:
+    module, found = before.module, list[_Slot]()
+    if type(module) is not before.cls:
+        found.append(_Class(module, before.cls))
+    for table, content in (
+        (module.__dict__, before.attributes),
+        (module._parameters, before.parameters),
+    ):
+        if not same(table, content):
+            found += [_Entry(table, k, content.get(k, GONE)) for k in _differing(table, content)]
+    if not same(module._modules, before.children):
+        found.append(_Children(module._modules, before.children))
+    return found
+
+
+def _differing(table: Table, content: Table) -> list[str]:
+    keys = dict.fromkeys([*content, *table])
+    return [k for k in keys if table.get(k, GONE) is not content.get(k, GONE)]
+
+
+def _hidden(model: nn.Module, before: Before) -> list[_Slot]:
+    now = set(map(id, [*before.module.__dict__.values(), *before.module._modules.values()]))
+    gone = [
+        thing
+        for thing in (*before.children.values(), before.attributes.get(STANDS_IN))
+        if isinstance(thing, Graft | FirstValues) and id(thing) not in now
+    ]
+    beside = _beside(model, before.module) if gone else None
+    return [] if beside is None else [_Hidden(thing, beside) for thing in gone]
+
+
+def _beside(model: nn.Module, module: nn.Module) -> nn.Parameter | None:
+    """A parameter that is cast and moved when ``module`` is."""
+    every = (p for m in (module, model) for p in m.parameters())
+    return next((p for p in every if p.is_floating_point()), None)
+
+
+Form = tuple[torch.dtype, torch.device]
+
+
+def _form(parameter: nn.Parameter) -> Form:
+    return parameter.dtype, parameter.device
+
+
+def _follow(before: Form, parameter: nn.Parameter) -> Callable[[Tensor], Tensor]:
+    """Casts and moves tensors as ``parameter`` was since it had the form ``before``."""
+    dtype = parameter.dtype if parameter.dtype != before[0] else None
+    device = parameter.device if parameter.device != before[1] else None
+
+    def convert(tensor: Tensor) -> Tensor:
+        cast = dtype if tensor.is_floating_point() or tensor.is_complex() else None
+        return tensor.to(device=device, dtype=cast)
+
+    return convert
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _set_version(tensor: Tensor, version: int) -> None:
+    setting: Any = torch.autograd._unsafe_preserve_version_counter(tensor)
+    setting.prev_versions = (version,)
+    setting.__exit__()
