@@ -5,7 +5,7 @@ What is hidden while the other state shows follows the model where it is cast or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Protocol
@@ -63,17 +63,21 @@ class _Class(_Slot):
 
 
 class _Entry(_Slot):
-    """An attribute, or the entry of a table of parameters."""
+    """An attribute, or the entry of a table of parameters, in its place in ``order``."""
 
-    def __init__(self, table: Table, key: str, other: Any):
-        self.table, self.key, self.other = table, key, other
+    def __init__(self, table: Table, key: str, other: Any, order: Iterable[str] = ()):
+        self.table, self.key, self.other, self.order = table, key, other, tuple(order)
 
     def swap(self) -> None:
-        now = self.table.get(self.key, GONE)
+        table, now = self.table, self.table.get(self.key, GONE)
         if self.other is GONE:
-            self.table.pop(self.key, None)
+            table.pop(self.key, None)
         else:
-            self.table[self.key] = self.other
+            table[self.key] = self.other
+        if now is GONE and self.order:
+            there = {k: table[k] for k in self.order if k in table} | table
+            table.clear()
+            table.update(there)
         self.other = now
 
 
@@ -159,12 +163,14 @@ class Exchange:
         for parameter, data, flag in parameters.values():
             if not same_memory(parameter, data):
                 slots.append(_Content(parameter, data))
-            if parameter.requires_grad is not flag:
-                slots.append(_Flag(parameter, flag))
+            slots.append(_Flag(parameter, flag))
         touched = {id(s.parameter) for s in slots if isinstance(s, _Content)}
-        for table in {id(b.module): b.module._parameters for b in before.modules}.values():
+        for module in [b.module for b in before.modules]:
             # Whatever stands there when the memory is swapped back, this parameter is to have it.
-            slots += [_Entry(table, k, p) for k, p in table.items() if id(p) in touched]
+            table = module._parameters
+            for key in [k for k, p in table.items() if id(p) in touched]:
+                slots.append(_Entry(table, key, table[key], table))
+                slots.append(_Entry(module.__dict__, key, GONE))
         self.slots: list[_Slot] = [*hidden, *slots]
         self.graphs = [b.module for b in before.modules if graph_changed(b)]
 
@@ -251,7 +257,10 @@ def _follow(before: Form, parameter: nn.Parameter) -> Callable[[Tensor], Tensor]
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # what was an inference tensor has none
+        return None
 
 
 def _set_version(tensor: Tensor, version: int) -> None:

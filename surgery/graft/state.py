@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from torch import nn
+from torch import fx, nn
 
 from surgery.graft.container import Graft
 from surgery.graft.owner import Owner
@@ -89,6 +89,15 @@ class Surgery:
         if copy.owner.module is not None:
             _ROOTS.add(copy.owner.module)
         return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.owner.module, fx.GraphModule):
+            raise error(
+                "S525",
+                "an adapted traced graph cannot be pickled: its code would be traced again",
+                help="`surgery.save` the adapter, and pickle the base",
+            )
+        return self.__dict__
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
