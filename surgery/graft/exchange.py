@@ -67,9 +67,13 @@ class _Entry(_Slot):
 
     def __init__(self, table: Table, key: str, other: Any, order: Iterable[str] = ()):
         self.table, self.key, self.other, self.order = table, key, other, tuple(order)
+        self.beside = next((p for p in table.values() if _casts(p)), None) if order else None
+        self.form = None if self.beside is None else _form(self.beside)
 
     def swap(self) -> None:
         table, now = self.table, self.table.get(self.key, GONE)
+        if self.beside is not None and self.form and isinstance(self.other, nn.Parameter):
+            self.other.data = _follow(self.form, self.beside)(self.other.data)
         if self.other is GONE:
             table.pop(self.key, None)
         else:
@@ -113,15 +117,11 @@ class _Content(_Slot):
 
     def swap(self) -> None:
         parameter, now, version = self.parameter, self.parameter.data, _version(self.parameter)
-        if self.inside and _form(parameter) != self.form:
-            self.other = _follow(self.form, parameter)(self.other)
-        parameter.data = self.other
-        self.other = now
+        parameter.data = _follow(self.form, parameter)(self.other)
+        self.other, self.form = now, _form(parameter)
         if version is not None and self.version is not None:
             _set_version(parameter, self.version)
             self.version = version
-        if not self.inside:
-            self.form = _form(parameter)
 
 
 class _Flag(_Slot):
@@ -204,12 +204,13 @@ def _slots(before: Before) -> list[_Slot]:
     module, found = before.module, list[_Slot]()
     if type(module) is not before.cls:
         found.append(_Class(module, before.cls))
-    for table, content in (
-        (module.__dict__, before.attributes),
-        (module._parameters, before.parameters),
+    for table, content, order in (
+        (module.__dict__, before.attributes, ()),
+        (module._parameters, before.parameters, before.parameters),
     ):
         if not same(table, content):
-            found += [_Entry(table, k, content.get(k, GONE)) for k in _differing(table, content)]
+            names = _differing(table, content)
+            found += [_Entry(table, k, content.get(k, GONE), order) for k in names]
     if not same(module._modules, before.children):
         found.append(_Children(module._modules, before.children))
     return found
@@ -234,7 +235,12 @@ def _hidden(model: nn.Module, before: Before) -> list[_Slot]:
 def _beside(model: nn.Module, module: nn.Module) -> nn.Parameter | None:
     """A parameter that is cast and moved when ``module`` is."""
     every = (p for m in (module, model) for p in m.parameters())
-    return next((p for p in every if p.is_floating_point()), None)
+    return next((p for p in every if _casts(p)), None)
+
+
+def _casts(thing: Any) -> bool:
+    """Whether it is a parameter that shows what its module is cast to."""
+    return isinstance(thing, nn.Parameter) and thing.is_floating_point()
 
 
 Form = tuple[torch.dtype, torch.device]

@@ -93,13 +93,19 @@ def _names(surgery: Surgery) -> list[str]:
 
 def _tensors(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
     """The tensors to save; one that several sites share, once."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
+    memory: set[int] = set()
     found: dict[str, Tensor] = {}
     for name in _names(surgery):
-        tensor = model.get_parameter(name)
+        tensor = parameters[name]
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach().contiguous()
+            # Files of safetensors have nothing that is in one memory with something else.
+            place = found[name].untyped_storage().data_ptr()
+            found[name] = found[name].clone() if place in memory else found[name]
+            memory.add(place)
     return found
 
 
@@ -182,12 +188,9 @@ def _keep_only(model: nn.Module, kept: list[list[str]] | None) -> None:
 
 
 def _copy(model: nn.Module, tensors: Mapping[str, Tensor], structure: Structure) -> None:
-    parameters: dict[str, nn.Parameter] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in tensors.items():
-        try:
-            target = parameters[name] = model.get_parameter(name)
-        except AttributeError:
-            target = None
+        target = parameters.get(name)
         if target is None or target.shape != tensor.shape:
             raise error(
                 "S516", f"the file's `{name}` {list(tensor.shape)} has no place in this model"

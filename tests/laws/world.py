@@ -1,0 +1,703 @@
+"""Models with everything that may be done to them, and beside each what must then hold.
+
+`test_states.py` has Hypothesis choose what is done, `fuzz_operations.py` a random generator.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import random
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import surgery
+from surgery import SurgeryError
+from tests.models import randomise
+
+MERGED, DISABLED = "merged", "disabled"
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+PACKAGE = str(Path(surgery.__file__).parent)
+
+
+class Block(nn.Module):
+    """A transformer of one layer, its head tied to its embedding, and a parameter of integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.shift = nn.Parameter(torch.arange(8), requires_grad=False)
+        self.head = nn.Linear(8, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(self.embedding(ids))) + self.shift / 8)
+
+
+class Shared(nn.Module):
+    """Two biases in one memory, one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.third = nn.Linear(4, 4)
+        self.third.bias = nn.Parameter(self.first.bias.data[:])
+        self.again = self.second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.again(torch.tanh(self.second(torch.tanh(self.first(x))))))
+
+
+def _sequential() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4, bias=False), nn.LayerNorm(4))
+
+
+def _convolutions() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(4, 4, 3, padding=1, groups=2), nn.Tanh(), nn.Conv1d(4, 2, 1))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model, an input for it, and specs that fit it: `{}` is a name for what they graft."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    specs: tuple[str, ...]
+    ids: bool = False
+
+    def input(self, dtype: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        if self.ids:
+            return torch.randint(7, self.shape, generator=generator)
+        return torch.randn(self.shape, generator=generator).to(dtype)
+
+
+GRAFTS = ("on Linear apply lora(2) as {}", "on Linear apply ia3 as {}")
+TRAINS = ("train bias", "train norm", "train all", "freeze bias")
+KINDS = {
+    "sequential": Kind(
+        _sequential,
+        (3, 4),
+        (
+            *GRAFTS,
+            *TRAINS,
+            "on `0` apply dora(2) as {} train bias",
+            "on `2` apply shift as {} freeze `0`",
+            "on `2` sequential adapter(2) as {} train norm",
+            "on Linear apply vera(2) as {} train `0.bias`",
+        ),
+    ),
+    "shared": Kind(
+        Shared,
+        (3, 4),
+        (*GRAFTS, "train bias", "train `third.bias`", "on `first` apply shift as {} train all"),
+    ),
+    "convolutions": Kind(
+        _convolutions,
+        (2, 4, 5),
+        (
+            "on Conv1d apply lora(1) as {} train bias",
+            "on Conv1d apply ia3 as {}",
+            "train bias",
+            "on `2` sequential adapter(2) as {}",
+        ),
+    ),
+    "block": Kind(
+        Block,
+        (2, 5),
+        (
+            "on up|down apply lora(2) as {} train norm",
+            "on attention apply prefix_mlp(2, m = 3) as {}",
+            "on mlp parallel adapter(3) as {}",
+            "on q|v apply lora(2) as {} train embedding",
+            "train norm",
+            "train bias",
+        ),
+        ids=True,
+    ),
+}
+
+State = tuple[dict[str, Tensor], dict[str, type], dict[str, bool], dict[str, frozenset[str]]]
+
+
+def state_of(model: nn.Module) -> State:
+    """All there is of a model: tensors in order, classes, flags, the names of attributes."""
+    tensors = {n: t.detach().clone() for n, t in model.state_dict().items()}
+    modules = dict(model.named_modules())
+    return (
+        tensors,
+        {n: type(m) for n, m in modules.items()},
+        {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)},
+        {n: frozenset(m.__dict__) for n, m in modules.items()},
+    )
+
+
+def difference(one: State, other: State) -> str:
+    """In words, how two states differ; nothing if they don't."""
+    if list(one[0]) != list(other[0]):
+        return f"names: {list(one[0])} and {list(other[0])}"
+    for name, tensor in one[0].items():
+        if tensor.dtype != other[0][name].dtype:
+            return f"{name} is {tensor.dtype} and {other[0][name].dtype}"
+        if not torch.equal(tensor, other[0][name]):
+            return f"{name} differs"
+    for what, left, right in zip(("class", "flag", "attributes"), one[1:], other[1:], strict=True):
+        for name in {**left, **right}:
+            if left.get(name) != right.get(name):
+                return f"{what} of {name}: {left.get(name)} and {right.get(name)}"
+    return ""
+
+
+def same(one: State, other: State, why: str) -> None:
+    found = difference(one, other)
+    assert not found, f"{why}: {found}"
+
+
+@dataclass
+class Standing:
+    """A spec in force: under which name its grafts go (None if it has none), and its seed."""
+
+    text: str
+    name: str | None
+    seed: int
+
+
+@dataclass
+class Life:
+    """A model, with a twin to which nothing but casts was done: what the base must be."""
+
+    kind: Kind
+    model: nn.Module
+    twin: nn.Module
+    stack: list[Standing] = field(default_factory=list)
+    open: list[tuple[str, AbstractContextManager[nn.Module]]] = field(default_factory=list)
+    shadow: nn.Module | None = None
+    """A copy of the adapted model from before the contexts that are open."""
+    partial: bool = False
+    """Whether a part of a spec is merged, so that it cannot be applied again."""
+    dtype: torch.dtype = torch.float32
+    cast: bool = False
+    """Whether it was cast since a context is open."""
+
+    @property
+    def input(self) -> Tensor:
+        return self.kind.input(self.dtype)
+
+    def run(self, model: nn.Module | None = None) -> Tensor:
+        with torch.no_grad():
+            return (model or self.model)(self.input)
+
+    @property
+    def shown(self) -> str | None:
+        kinds = [kind for kind, _ in self.open]
+        return DISABLED if DISABLED in kinds else MERGED if kinds else None
+
+    @property
+    def adapted(self) -> nn.Module:
+        """What it is, or will be again when all contexts are left."""
+        return self.shadow if self.shadow is not None and self.open else self.model
+
+    @property
+    def trained(self) -> list[str]:
+        """The base's parameters that specs in force train."""
+        record = self.model.__dict__.get("_surgery")
+        return sorted(record.claimed()) if record else []
+
+
+class World:
+    """Some lives, and the operations on them; each checks what must hold after it."""
+
+    def __init__(self, kind: str, seed: int, folder: Path) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.names = 0
+        self.files = 0
+        self.lives = [self.born(KINDS[kind])]
+
+    def born(self, kind: Kind) -> Life:
+        torch.manual_seed(self.seed)
+        model = randomise(kind.make(), self.seed).eval()
+        return Life(kind, model, copy.deepcopy(model))
+
+    def life(self, r: random.Random) -> Life:
+        return r.choice(self.lives)
+
+    # What changes what is applied
+
+    def apply(self, r: random.Random) -> str:
+        life = self.life(r)
+        text, self.names = r.choice(life.kind.specs), self.names + 1
+        name = f"n{self.names}" if "{}" in text else None
+        standing = Standing(text.format(name), name, self.names)
+        if not self.allowed(life, lambda: self.put(life.model, standing, life.input), "apply"):
+            return "apply refused"
+        life.stack.append(standing)
+        # A start that is the identity: names, and the base below, are all that can be compared.
+        with surgery.disabled(life.model):
+            same(state_of(life.model), state_of(life.twin), "the base below a new spec")
+        self.agrees(life)
+        return "apply"
+
+    def put(self, model: nn.Module, standing: Standing, x: Tensor) -> None:
+        surgery.apply(model, standing.text, seed=standing.seed, example_inputs=x)
+
+    def remove(self, r: random.Random) -> str:
+        life = self.life(r)
+        names = [s.name for s in life.stack if s.name]
+        name = r.choice([*names, None, "nothing"])
+        if not self.allowed(life, lambda: surgery.remove(life.model, name), "remove"):
+            return "remove refused"
+        assert name != "nothing"
+        life.stack = [s for s in life.stack if name is not None and s.name != name]
+        self.agrees(life)
+        return "remove"
+
+    def merge(self, r: random.Random) -> str:
+        life = self.life(r)
+        expected = None
+        if not life.open:
+            with surgery.merged(life.model):
+                expected = state_of(life.model)
+        before = life.run()
+        report: list[surgery.MergeReport] = []
+        if not self.allowed(life, lambda: report.append(surgery.merge(life.model)), "merge"):
+            return "merge refused"
+        assert expected is not None
+        same(state_of(life.model), expected, "merging for good, and `merged`")
+        self.near(life, life.run(), before)
+        stayed = {s.child for s in report[0].stayed}
+        gone = {child for _, child in report[0].merged}
+        life.stack = [s for s in life.stack if s.name in stayed]
+        life.partial |= bool(stayed & gone)
+        with surgery.disabled(life.model):
+            life.twin = copy.deepcopy(life.model)
+        return "merge"
+
+    def fold(self, r: random.Random) -> str:
+        life = self.life(r)
+        before = life.run()
+        if not self.allowed(life, lambda: surgery.fold(life.model), "fold"):
+            return "fold refused"
+        self.near(life, life.run(), before)
+        return "fold"
+
+    def refuse(self, r: random.Random) -> str:
+        """A spec that is wrong in its second half changes nothing."""
+        life = self.life(r)
+        bad = r.choice(["on `nowhere` apply lora(2)", "train `nowhere`", "on Linear apply lora(0)"])
+        before = state_of(life.model)
+        try:
+            surgery.apply(life.model, f"train bias {bad}", example_inputs=life.input)
+        except SurgeryError:
+            same(state_of(life.model), before, "after an error")
+            return "refused"
+        raise AssertionError("a bad spec was applied")
+
+    def fault(self, r: random.Random) -> str:
+        """An interrupt at any call within a verb leaves the model as it was."""
+        life = self.life(r)
+        standing = Standing(r.choice(life.kind.specs).format("faulty"), "faulty", 1)
+        victim = copy.deepcopy(life.model)
+        verbs: list[Callable[[], Any]] = [
+            lambda: self.put(victim, standing, life.input),
+            lambda: surgery.remove(victim),
+            lambda: surgery.merge(victim),
+            lambda: surgery.fold(victim),
+            lambda: _briefly(surgery.merged(victim)),
+            lambda: _briefly(surgery.disabled(victim)),
+            lambda: surgery.plan(victim, standing.text, example_inputs=life.input),
+        ]
+        before, shown = state_of(victim), life.run(victim)
+        try:
+            interrupted(r.choice(verbs), r.randrange(r.choice((30, 300, 3000))))
+        except (Interrupted, SurgeryError) as problem:
+            same(state_of(victim), before, "after an interrupt")
+            assert torch.equal(life.run(victim), shown)
+            return type(problem).__name__
+        return "no fault"
+
+    # Contexts
+
+    def enter(self, r: random.Random) -> str:
+        life = self.life(r)
+        if len(life.open) >= 3:
+            return "enough contexts"
+        kind = r.choice((MERGED, DISABLED))
+        if not life.open:
+            life.shadow, life.cast = copy.deepcopy(life.model), False
+        context = getattr(surgery, kind)(life.model)
+        assert context.__enter__() is life.model
+        life.open.append((kind, context))
+        return f"enter {kind}"
+
+    def leave(self, r: random.Random) -> str:
+        """In any order, and some by an exception."""
+        life = self.life(r)
+        if not life.open:
+            return "nothing open"
+        _, context = life.open.pop(r.randrange(len(life.open)))
+        problem = ValueError() if r.random() < 0.3 else None
+        context.__exit__(type(problem) if problem else None, problem, None)
+        if not life.open:
+            self.is_back(life, "after leaving")
+        return "leave"
+
+    def is_back(self, life: Life, why: str) -> None:
+        assert life.shadow is not None
+        same(state_of(life.model), state_of(life.shadow), why)
+        assert torch.equal(life.run(), life.run(life.shadow)), why
+
+    def edit_inside(self, r: random.Random) -> str:
+        """What a context put in place of something is its own; edits of it go with it."""
+        life = self.life(r)
+        if life.shown is None:
+            return "nothing open"
+        named, tensors = dict(life.model.named_parameters()), life.adapted.state_dict()
+        moved = [n for n in named if n in tensors and not torch.equal(named[n], tensors[n])]
+        if not moved:
+            return "nothing to edit"
+        name = r.choice(moved)
+        path, _, leaf = name.rpartition(".")
+        module, parameter = life.model.get_submodule(path), named[name]
+        before, shown = state_of(life.model), life.run()
+        how = r.choice(("write", "data", "replace", "flag", "load", "delete"))
+        kept = parameter.detach().clone(), parameter.requires_grad
+        with torch.no_grad():
+            match how:
+                case "write":
+                    parameter.add_(1)
+                case "data":
+                    parameter.data = torch.zeros_like(parameter)
+                case "replace":
+                    setattr(module, leaf, nn.Parameter(torch.ones_like(parameter)))
+                case "flag":
+                    parameter.requires_grad_(not parameter.requires_grad)
+                case "load":
+                    life.model.load_state_dict({name: parameter + 1}, strict=False, assign=True)
+                case _:
+                    delattr(module, leaf)
+        if how == "delete" or r.random() < 0.5:
+            # Leave by it: all that is open at once, so that no later check runs on the edit.
+            while life.open:
+                life.open.pop(r.randrange(len(life.open)))[1].__exit__(None, None, None)
+            self.is_back(life, f"after an edit inside by {how}")
+            return f"edit by {how}, left"
+        now = dict(life.model.named_parameters())[name]
+        with torch.no_grad():
+            now.copy_(kept[0])
+        now.requires_grad_(kept[1])
+        same(state_of(life.model), before, "an edit taken back")
+        assert torch.equal(life.run(), shown)
+        return f"edit by {how}"
+
+    # What changes numbers
+
+    def train(self, r: random.Random) -> str:
+        """A step of all that trains; inside a context it would be of what goes with it."""
+        life = self.life(r)
+        if life.open:
+            return "not inside"
+        base = dict(life.twin.named_parameters())
+        added = [
+            p
+            for n, p in surgery.trainable(life.model).items()
+            if n in life.trained or n not in base
+        ]
+        if not added:
+            return "nothing trains"
+        optimizer = torch.optim.SGD(added, lr=0.05)
+        loss = life.model(life.input).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter in added:
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                parameter.add_((0.02 * noise).to(parameter.dtype))
+        return "train"
+
+    def cast(self, r: random.Random) -> str:
+        life = self.life(r)
+        if life.open and life.cast:
+            return "cast already"
+        dtype = r.choice(DTYPES)
+        life.model.to(dtype)
+        life.twin.to(dtype)
+        if life.open:
+            assert life.shadow is not None
+            life.shadow.to(dtype)
+        life.dtype, life.cast = dtype, True
+        return "cast"
+
+    # Copies, files, threads
+
+    def twin_life(self, r: random.Random) -> str:
+        """A copy has what shows, and goes its own way."""
+        life = self.life(r)
+        how = r.choice((copy.deepcopy, _pickled, _saved))
+        before, shown = state_of(life.model), life.run()
+        other = how(life.model)
+        same(state_of(life.model), before, "copying")
+        assert torch.equal(life.run(other), shown), "a copy computes another result"
+        same(state_of(other), before, "a copy")
+        copied = Life(life.kind, other, copy.deepcopy(life.twin), dtype=life.dtype)
+        copied.stack, copied.partial = list(life.stack), life.partial
+        if life.shown == DISABLED:
+            copied.stack = []
+        elif life.shown == MERGED:
+            left = other.__dict__.get("_surgery")
+            names = {e.child for _, e in left.edits()} if left else set()
+            alone = left is not None and any(not a.plan.edits for a in left.applied)
+            copied.stack = [s for s in life.stack if s.name in names or (alone and not s.name)]
+            with surgery.disabled(other):
+                copied.twin = copy.deepcopy(other)
+        self.lives.append(copied)
+        if len(self.lives) > 3:
+            self.close(self.lives.pop(r.randrange(3)))
+        return "copy"
+
+    def save(self, r: random.Random) -> str:
+        """The file says what is applied, also from inside a context; loaded on the base it is that."""
+        life = self.life(r)
+        before = state_of(life.model)
+        self.files += 1
+        path = self.folder / f"{self.files}.safetensors"
+        try:
+            surgery.save(life.model, path)
+        except SurgeryError as problem:
+            if life.stack or path.exists():
+                raise
+            return "nothing to save"
+        same(state_of(life.model), before, "saving")
+        fresh = copy.deepcopy(life.twin)
+        try:
+            surgery.load(fresh, path, example_inputs=life.input)
+        except SurgeryError as problem:
+            # A model that was cast since is another base to a file.
+            if problem.diagnostics[0].code not in ("S515", "S516"):
+                raise
+            same(state_of(fresh), state_of(life.twin), "a load that was refused")
+            return "load refused"
+        expected, output = state_of(life.adapted), life.run(life.adapted)
+        found = state_of(fresh)
+        for name, tensor in expected[0].items():
+            assert torch.equal(found[0][name], tensor), f"loaded {name}"
+        assert found[2] == expected[2], "flags of a loaded model"
+        assert torch.equal(life.run(fresh), output), "the output of a loaded model"
+        surgery.remove(fresh)
+        same(state_of(fresh), state_of(life.twin), "the base below a loaded spec")
+        return "save"
+
+    def reload(self, r: random.Random) -> str:
+        """A file onto a model that is adapted: it fits beside what is there, or nothing happens."""
+        life = self.life(r)
+        if not self.files:
+            return "no file"
+        path = self.folder / f"{r.randint(1, self.files)}.safetensors"
+        if not path.exists():
+            return "no file"
+        fresh = copy.deepcopy(life.model)
+        before = state_of(fresh)
+        try:
+            surgery.load(fresh, path, example_inputs=life.input)
+        except SurgeryError:
+            same(state_of(fresh), before, "a load that was refused")
+            return "reload refused"
+        life.run(fresh)
+        surgery.remove(fresh)
+        return "reload"
+
+    def thread(self, r: random.Random) -> str:
+        """Verbs of another thread are as this one's, and refused beside its contexts."""
+        life = self.life(r)
+        before, shown = state_of(life.model), life.run()
+        found: list[BaseException | None] = []
+        verb: Callable[[], Any] = r.choice(
+            (
+                lambda: _briefly(surgery.merged(life.model)),
+                lambda: _briefly(surgery.disabled(life.model)),
+                lambda: surgery.save(life.model, self.folder / "thread.safetensors"),
+                lambda: surgery.apply(life.model, "on `nowhere` apply lora(2)"),
+            )
+        )
+
+        def work() -> None:
+            try:
+                verb()
+            except BaseException as problem:
+                found.append(problem)
+            else:
+                found.append(None)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert found[0] is None or isinstance(found[0], SurgeryError), found[0]
+        same(state_of(life.model), before, "a verb of another thread")
+        assert torch.equal(life.run(), shown)
+        return "thread refused" if found[0] else "thread"
+
+    def backward(self, r: random.Random) -> str:
+        """Gradients of what one state computed are right in another, or an error."""
+        life = self.life(r)
+        if life.open or not life.stack:
+            return "not here"
+        parameters = list(surgery.trainable(life.model).values())
+        expected = torch.autograd.grad(
+            life.model(life.input).float().sum(), parameters, allow_unused=True
+        )
+        loss = life.model(life.input).float().sum()
+        with getattr(surgery, r.choice((MERGED, DISABLED)))(life.model):
+            life.run()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for one, other in zip(expected, found, strict=True):
+            assert (one is None) is (other is None)
+            assert one is None or other is None or torch.equal(one, other)
+        return "backward"
+
+    # What must hold
+
+    def allowed(self, life: Life, act: Callable[[], Any], verb: str) -> bool:
+        """Do it; False if it was refused, which changes nothing and in a context must be so."""
+        before = state_of(life.model)
+        try:
+            act()
+        except SurgeryError as problem:
+            same(state_of(life.model), before, f"{verb} that was refused")
+            if life.open and problem.diagnostics[0].code != "S520":
+                raise
+            return False
+        assert not life.open, f"{verb} inside {life.shown}"
+        return True
+
+    def check(self) -> None:
+        """What holds at any time."""
+        for life in self.lives:
+            if life.shown == DISABLED:
+                assert torch.equal(life.run(), life.run(life.twin)), "disabled is not the base"
+                same(state_of(life.model), state_of(life.twin), "disabled")
+            elif life.shown == MERGED:
+                self.near(life, life.run(), life.run(life.adapted))
+
+    def agrees(self, life: Life) -> None:
+        """What is left is as if it alone had been applied, with the numbers that it has."""
+        if life.partial:
+            return
+        again = copy.deepcopy(life.twin)
+        for standing in life.stack:
+            self.put(again, standing, life.input)
+        mine, theirs = state_of(life.model), state_of(again)
+        assert list(mine[0]) == list(theirs[0]), "names of what is left"
+        assert mine[2] == theirs[2], "flags of what is left"
+        if all(
+            a.shape == b.shape for a, b in zip(mine[0].values(), theirs[0].values(), strict=True)
+        ):
+            again.load_state_dict(mine[0])
+            assert torch.equal(life.run(), life.run(again)), "what is left computes something else"
+        if life.kind is KINDS["shared"]:
+            return  # where memory is shared, more changes than what a spec names
+        base = dict(life.twin.named_parameters())
+        now = dict(life.model.named_parameters())
+        for name in base.keys() - set(life.trained):
+            assert torch.equal(now[name], base[name]), f"{name} is another than the base's"
+
+    def near(self, life: Life, found: Tensor, expected: Tensor) -> None:
+        bound = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float64: 1e-9}[life.dtype]
+        scale = max(1.0, float(expected.double().abs().max()))
+        error = float((found.double() - expected.double()).abs().max())
+        assert error <= bound * scale, f"off by {error:.1e}"
+
+    def close(self, life: Life) -> None:
+        """Leave all contexts, remove everything: the base, to the bit."""
+        while life.open:
+            life.open.pop()[1].__exit__(None, None, None)
+        if life.stack:
+            surgery.remove(life.model)
+        same(state_of(life.model), state_of(life.twin), "the base in the end")
+        assert torch.equal(life.run(), life.run(life.twin))
+
+    def end(self) -> None:
+        for life in self.lives:
+            self.close(life)
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C or the end of memory is to the code it comes upon."""
+
+
+UNDOING = ("restore", "show", "settle", "swap", "recompile", "__exit__", "__del__")
+"""Where no second fault comes: code that runs because there was one."""
+GENERATOR = 0x20
+
+
+def interrupted(act: Callable[[], Any], number: int) -> None:
+    """Do something, and raise :class:`Interrupted` at its call ``number`` within the package."""
+    left = number
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal left
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(PACKAGE):
+            return
+        # A generator that goes on would be ended here without its own cleaning up.
+        if code.co_flags & GENERATOR or code.co_name in UNDOING:
+            return
+        left -= 1
+        if left < 0:
+            sys.setprofile(None)
+            raise Interrupted
+
+    sys.setprofile(watch)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+
+
+def _briefly(context: AbstractContextManager[nn.Module]) -> None:
+    with context:
+        pass
+
+
+def _pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+OPERATIONS = (
+    "apply",
+    "remove",
+    "merge",
+    "fold",
+    "refuse",
+    "fault",
+    "enter",
+    "leave",
+    "edit_inside",
+    "train",
+    "cast",
+    "twin_life",
+    "save",
+    "reload",
+    "thread",
+    "backward",
+)
