@@ -102,10 +102,11 @@ class Context(ContextDecorator, AbstractContextManager[nn.Module]):
         self.model = model
         self.kind: Kind = kind
         self.make = make
+        self._machine = _machine(model)
         self._entered: list[_Open] = []
 
     def __enter__(self) -> nn.Module:
-        machine, opened = _machine(self.model), _Open(self.kind, self.make)
+        machine, opened = self._machine, _Open(self.kind, self.make)
         with machine.lock:
             machine.refuse_beside(self.kind, "it")
             machine.open.append(opened)
@@ -119,7 +120,7 @@ class Context(ContextDecorator, AbstractContextManager[nn.Module]):
         return self.model
 
     def __exit__(self, *_: object) -> None:
-        machine = _machine(self.model)
+        machine = self._machine
         with machine.lock:
             machine.open.remove(self._entered.pop())
             try:

@@ -43,7 +43,8 @@ class Block(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.norm(self.layer(self.embedding(ids))) + self.shift / 8)
+        x = self.norm(self.layer(self.embedding(ids)))
+        return self.head(x + (self.shift / 8).to(x.dtype))
 
 
 class Shared(nn.Module):
@@ -239,16 +240,16 @@ class World:
 
     def apply(self, r: random.Random) -> str:
         life = self.life(r)
+        if len(life.stack) == 4:
+            return "enough specs"
         text, self.names = r.choice(life.kind.specs), self.names + 1
         name = f"n{self.names}" if "{}" in text else None
         standing = Standing(text.format(name), name, self.names)
         if not self.allowed(life, lambda: self.put(life.model, standing, life.input), "apply"):
             return "apply refused"
         life.stack.append(standing)
-        # A start that is the identity: names, and the base below, are all that can be compared.
         with surgery.disabled(life.model):
             same(state_of(life.model), state_of(life.twin), "the base below a new spec")
-        self.agrees(life)
         return "apply"
 
     def put(self, model: nn.Module, standing: Standing, x: Tensor) -> None:
@@ -477,7 +478,7 @@ class World:
         path = self.folder / f"{self.files}.safetensors"
         try:
             surgery.save(life.model, path)
-        except SurgeryError as problem:
+        except SurgeryError:
             if life.stack or path.exists():
                 raise
             return "nothing to save"
@@ -685,6 +686,11 @@ def _saved(model: nn.Module) -> nn.Module:
 
 OPERATIONS = (
     "apply",
+    "apply",
+    "apply",
+    "train",
+    "train",
+    "enter",
     "remove",
     "merge",
     "fold",
