@@ -188,8 +188,10 @@ class Life:
     shadow: nn.Module | None = None
     """A copy of the adapted model from before the contexts that are open."""
     partial: bool = False
-    """Whether a part of a spec is merged, so that it cannot be applied again."""
+    """Whether a part of a spec is merged or folded, so that applying it is not all of it."""
     dtype: torch.dtype = torch.float32
+    before: torch.dtype = torch.float32
+    """The type that it had when a context was opened: what is merged is rounded to that."""
     cast: bool = False
     """Whether it was cast since a context is open."""
 
@@ -280,9 +282,8 @@ class World:
         same(state_of(life.model), expected, "merging for good, and `merged`")
         self.near(life, life.run(), before)
         stayed = {s.child for s in report[0].stayed}
-        gone = {child for _, child in report[0].merged}
         life.stack = [s for s in life.stack if s.name in stayed]
-        life.partial |= bool(stayed & gone)
+        life.partial |= _is_partial(life.model)
         with surgery.disabled(life.model):
             life.twin = copy.deepcopy(life.model)
         return "merge"
@@ -293,6 +294,7 @@ class World:
         if not self.allowed(life, lambda: surgery.fold(life.model), "fold"):
             return "fold refused"
         self.near(life, life.run(), before)
+        life.partial = True
         return "fold"
 
     def refuse(self, r: random.Random) -> str:
@@ -339,6 +341,7 @@ class World:
         kind = r.choice((MERGED, DISABLED))
         if not life.open:
             life.shadow, life.cast = copy.deepcopy(life.model), False
+            life.before = life.dtype
         context = getattr(surgery, kind)(life.model)
         assert context.__enter__() is life.model
         life.open.append((kind, context))
@@ -461,6 +464,7 @@ class World:
         elif life.shown == MERGED:
             left = other.__dict__.get("_surgery")
             names = {e.child for _, e in left.edits()} if left else set()
+            copied.partial |= _is_partial(other)
             alone = left is not None and any(not a.plan.edits for a in left.applied)
             copied.stack = [s for s in life.stack if s.name in names or (alone and not s.name)]
             with surgery.disabled(other):
@@ -616,7 +620,8 @@ class World:
             assert torch.equal(now[name], base[name]), f"{name} is another than the base's"
 
     def near(self, life: Life, found: Tensor, expected: Tensor) -> None:
-        bound = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float64: 1e-9}[life.dtype]
+        bounds = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float64: 1e-9}
+        bound = max(bounds[life.dtype], bounds[life.before])
         scale = max(1.0, float(expected.double().abs().max()))
         error = float((found.double() - expected.double()).abs().max())
         assert error <= bound * scale, f"off by {error:.1e}"
@@ -666,6 +671,12 @@ def interrupted(act: Callable[[], Any], number: int) -> None:
         act()
     finally:
         sys.setprofile(None)
+
+
+def _is_partial(model: nn.Module) -> bool:
+    """Whether a spec has lost some of its methods, and not all."""
+    record = model.__dict__.get("_surgery")
+    return bool(record) and any(len(a.edits) < len(a.plan.edits) for a in record.applied)
 
 
 def _briefly(context: AbstractContextManager[nn.Module]) -> None:
