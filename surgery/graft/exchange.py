@@ -67,7 +67,7 @@ class _Entry(_Slot):
 
     def __init__(self, table: Table, key: str, other: Any, order: Iterable[str] = ()):
         self.table, self.key, self.other, self.order = table, key, other, tuple(order)
-        self.beside = next((p for p in table.values() if _casts(p)), None) if order else None
+        self.beside = _first_cast(table) if order else None
         self.form = None if self.beside is None else _form(self.beside)
 
     def swap(self) -> None:
@@ -124,13 +124,16 @@ class _Content(_Slot):
             self.version = version
 
 
-class _Flag(_Slot):
-    def __init__(self, parameter: nn.Parameter, other: bool):
-        self.parameter, self.other = parameter, other
+class _Flags(_Slot):
+    """Which parameters train."""
+
+    def __init__(self, other: list[tuple[nn.Parameter, bool]]):
+        self.other = other
 
     def swap(self) -> None:
-        now = self.parameter.requires_grad
-        set_flag(self.parameter, self.other)
+        now = [(p, p.requires_grad) for p, _ in self.other]
+        for parameter, flag in self.other:
+            set_flag(parameter, flag)
         self.other = now
 
 
@@ -160,17 +163,16 @@ class Exchange:
             for p in one.module._parameters.values():
                 if p is not None:
                     parameters.setdefault(id(p), (p, p.data, p.requires_grad))
-        for parameter, data, flag in parameters.values():
-            if not same_memory(parameter, data):
-                slots.append(_Content(parameter, data))
-            slots.append(_Flag(parameter, flag))
-        touched = {id(s.parameter) for s in slots if isinstance(s, _Content)}
-        for module in [b.module for b in before.modules]:
+        moved = [(p, data) for p, data, _ in parameters.values() if not same_memory(p, data)]
+        slots += [_Content(parameter, data) for parameter, data in moved]
+        slots.append(_Flags([(p, flag) for p, _, flag in parameters.values()]))
+        touched = {id(parameter) for parameter, _ in moved}
+        for one in before.modules if touched else ():
             # Whatever stands there when the memory is swapped back, this parameter is to have it.
-            table = module._parameters
+            table = one.module._parameters
             for key in [k for k, p in table.items() if id(p) in touched]:
                 slots.append(_Entry(table, key, table[key], table))
-                slots.append(_Entry(module.__dict__, key, GONE))
+                slots.append(_Entry(one.module.__dict__, key, GONE))
         self.slots: list[_Slot] = [*hidden, *slots]
         self.graphs = [b.module for b in before.modules if graph_changed(b)]
 
@@ -222,20 +224,30 @@ def _differing(table: Table, content: Table) -> list[str]:
 
 
 def _hidden(model: nn.Module, before: Before) -> list[_Slot]:
-    now = set(map(id, [*before.module.__dict__.values(), *before.module._modules.values()]))
-    gone = [
-        thing
-        for thing in (*before.children.values(), before.attributes.get(STANDS_IN))
-        if isinstance(thing, Graft | FirstValues) and id(thing) not in now
-    ]
+    gone: list[Casting] = []
+    if any(isinstance(child, Graft) for child in before.children.values()):
+        now = set(map(id, before.module._modules.values()))
+        gone += [c for c in before.children.values() if isinstance(c, Graft) and id(c) not in now]
+    held = before.attributes.get(STANDS_IN)
+    if isinstance(held, FirstValues) and before.module.__dict__.get(STANDS_IN) is not held:
+        gone.append(held)
     beside = _beside(model, before.module) if gone else None
     return [] if beside is None else [_Hidden(thing, beside) for thing in gone]
 
 
 def _beside(model: nn.Module, module: nn.Module) -> nn.Parameter | None:
     """A parameter that is cast and moved when ``module`` is."""
-    every = (p for m in (module, model) for p in m.parameters())
-    return next((p for p in every if _casts(p)), None)
+    own = _first_cast(module._parameters)
+    if own is not None:
+        return own
+    return next((p for m in (module, model) for p in m.parameters() if _casts(p)), None)
+
+
+def _first_cast(table: Table) -> nn.Parameter | None:
+    for thing in table.values():
+        if _casts(thing):
+            return thing
+    return None
 
 
 def _casts(thing: Any) -> bool:
@@ -270,6 +282,5 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _set_version(tensor: Tensor, version: int) -> None:
-    setting: Any = torch.autograd._unsafe_preserve_version_counter(tensor)
-    setting.prev_versions = (version,)
-    setting.__exit__()
+    of_autograd: Any = torch._C._autograd
+    of_autograd._unsafe_set_version_counter((tensor,), (version,))

@@ -197,7 +197,7 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
         graft = named.get(path)
         for tensor in edit.tensors:
-            held = graft if isinstance(graft, Graft) else None
+            held: Any = graft if isinstance(graft, Graft) else None
             for name in tensor.name[len(path) + 1 :].split("."):
                 held = getattr(held, name, None)
             if not isinstance(held, nn.Parameter) or held.shape != tensor.shape:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -30,16 +31,19 @@ class Before:
 
 
 class Structure:
-    """All modules and parameters of a model as they are now; no number is copied."""
+    """All modules and parameters of a model as they are now; no number is copied.
 
-    def __init__(self, model: nn.Module):
+    With ``tables`` alone, parameters are remembered by where they stand, not their flags and memory.
+    """
+
+    def __init__(self, model: nn.Module, tables: bool = False):
         self.model = model
         self.modules = [
             Before(m, type(m), dict(m.__dict__), dict(m._modules), dict(m._parameters))
             for m in model.modules()
         ]
         self.parameters: dict[int, tuple[nn.Parameter, Tensor, bool]] = {}
-        for before in self.modules:
+        for before in () if tables else self.modules:
             for p in before.parameters.values():
                 if p is not None and id(p) not in self.parameters:
                     self.parameters[id(p)] = (p, p.data, p.requires_grad)
@@ -87,8 +91,8 @@ def all_or_nothing(model: nn.Module) -> Generator[Structure]:
 
 @contextmanager
 def restored(model: nn.Module) -> Generator[None]:
-    """However it is left, ``model`` is as it was; numbers that are written in place stay."""
-    structure = Structure(model)
+    """However it is left, the classes, attributes and tables of ``model`` are as they were."""
+    structure = Structure(model, tables=True)
     try:
         yield
     finally:
@@ -97,19 +101,16 @@ def restored(model: nn.Module) -> Generator[None]:
 
 def same(table: Table, content: Table) -> bool:
     """Whether a table holds these very objects in this order."""
-    if len(table) != len(content):
-        return False
-    pairs = zip(table.items(), content.items(), strict=True)
-    return all(a is b and (k is j or k == j) for (k, a), (j, b) in pairs)
+    return [*table] == [*content] and all(map(is_, table.values(), content.values()))
 
 
 def same_memory(parameter: Tensor, data: Tensor) -> bool:
     """Whether ``parameter`` is still in the memory, and of the form, that ``data`` has."""
     if parameter.dtype != data.dtype or parameter.shape != data.shape:
         return False
-    if parameter.device != data.device or parameter.stride() != data.stride():
-        return False
-    return address(parameter) == address(data)
+    return address(parameter) == address(data) and (
+        parameter.device == data.device and parameter.stride() == data.stride()
+    )
 
 
 def address(tensor: Tensor) -> int:

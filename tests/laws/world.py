@@ -142,7 +142,8 @@ def state_of(model: nn.Module) -> State:
         tensors,
         {n: type(m) for n, m in modules.items()},
         {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)},
-        {n: frozenset(m.__dict__) for n, m in modules.items()},
+        # What an adapted layer keeps between two forwards may be there or not.
+        {n: frozenset(m.__dict__) - {"_surgery_kept"} for n, m in modules.items()},
     )
 
 
@@ -498,10 +499,12 @@ class World:
             return "load refused"
         expected, output = state_of(life.adapted), life.run(life.adapted)
         found = state_of(fresh)
-        for name, tensor in expected[0].items():
-            assert torch.equal(found[0][name], tensor), f"loaded {name}"
         assert found[2] == expected[2], "flags of a loaded model"
-        assert torch.equal(life.run(fresh), output), "the output of a loaded model"
+        # A twin has no memory in common that the model had, and was trained in.
+        if life.kind is not KINDS["shared"]:
+            for name, tensor in expected[0].items():
+                assert torch.equal(found[0][name], tensor), f"loaded {name}"
+            assert torch.equal(life.run(fresh), output), "the output of a loaded model"
         surgery.remove(fresh)
         same(state_of(fresh), state_of(life.twin), "the base below a loaded spec")
         return "save"
@@ -633,6 +636,8 @@ class World:
         if life.stack:
             surgery.remove(life.model)
         same(state_of(life.model), state_of(life.twin), "the base in the end")
+        left = [n for m in life.model.modules() for n in m.__dict__ if n.startswith("_surgery")]
+        assert not left, left
         assert torch.equal(life.run(), life.run(life.twin))
 
     def end(self) -> None:
