@@ -6,7 +6,6 @@ region, between the nodes that came from it. The original graph is kept, and com
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,24 +16,21 @@ from torch import fx, nn
 from surgery.anatomy.interpret import stacks
 from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.traced import change_core, core_node
+from surgery.graft.completing import HOOKS, ORIGINAL, Completing
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
-from surgery.graft.first import STANDS_IN
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
-from surgery.graft.owner import Owner
 from surgery.graft.sites import Site, sites_of
-from surgery.graft.state import ATTRIBUTE, Surgery
+from surgery.graft.state import Surgery
 from surgery.graft.structure import restored
 from surgery.language.diagnostics import error
 from surgery.planning.layers import named_rank
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
 
-_ORIGINAL = "_surgery_graph"
-_HOOKS = "_deepcopy_hooks"
 _STACK = "nn_module_stack"
 
 
@@ -53,8 +49,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     for site in sorted(sites, key=lambda s: (not s.is_own, -s.edits[0].site.count("."))):
         writer.write(site)
     optimise(graph, writer.added)
-    model.__dict__[_ORIGINAL] = original
-    model.__dict__[_HOOKS] = [*model.__dict__.get(_HOOKS, []), _Completing(model)]
+    model.__dict__[ORIGINAL] = original
+    model.__dict__[HOOKS] = [*model.__dict__.get(HOOKS, []), Completing(model)]
     model.graph = graph
     graph.eliminate_dead_code()
     model.recompile()
@@ -63,34 +59,13 @@ def install(model: nn.Module, surgery: Surgery) -> None:
 def uninstall(model: nn.Module) -> None:
     """Give ``model`` its own graph back; parameters that were added stay where they are."""
     assert isinstance(model, fx.GraphModule)
-    original = model.__dict__.pop(_ORIGINAL, None)
+    original = model.__dict__.pop(ORIGINAL, None)
     if original is None:
         return
     model.graph = original
-    hooks = [h for h in model.__dict__.pop(_HOOKS, []) if not isinstance(h, _Completing)]
+    hooks = [h for h in model.__dict__.pop(HOOKS, []) if not isinstance(h, Completing)]
     if hooks:
-        model.__dict__[_HOOKS] = hooks
-
-
-class _Completing:
-    """Gives copies of an adapted graph what `fx.GraphModule` leaves out: all but what a graph names."""
-
-    def __init__(self, model: nn.Module | None, found: dict[str, Any] | None = None):
-        self.owner = Owner(model)
-        self.found = found or {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Completing:
-        model = self.owner.module
-        if model is None:
-            return _Completing(None)
-        names = ("_modules", "_parameters", "_buffers", _ORIGINAL, ATTRIBUTE, STANDS_IN)
-        found = {n: model.__dict__[n] for n in names if n in model.__dict__}
-        return _Completing(memo.get(id(model)), copy.deepcopy(found, memo))
-
-    def __call__(self, copied: nn.Module) -> None:
-        own = next(h for h in copied.__dict__[_HOOKS] if isinstance(h, _Completing))
-        copied.__dict__.update(own.found)
-        own.found = {}
+        model.__dict__[HOOKS] = hooks
 
 
 @contextmanager

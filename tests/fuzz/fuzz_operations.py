@@ -6,7 +6,8 @@ import random
 import tempfile
 from pathlib import Path
 
-from tests.laws.world import KINDS, OPERATIONS, World
+from tests.laws.lives import KINDS
+from tests.laws.world import OPERATIONS, World
 
 LIMIT = 60.0
 

@@ -19,15 +19,9 @@ from torch import Tensor, fx, nn
 
 import surgery
 from surgery import SurgeryError
-from tests.laws.world import (
-    KINDS,
-    OPERATIONS,
-    Interrupted,
-    World,
-    interrupted,
-    same,
-    state_of,
-)
+from tests.laws.faults import Interrupted, interrupted
+from tests.laws.lives import KINDS, same, state_of
+from tests.laws.world import OPERATIONS, World
 
 chance = st.randoms(use_true_random=False)
 CONTEXTS = (surgery.merged, surgery.disabled)

@@ -9,219 +9,24 @@ import copy
 import io
 import pickle
 import random
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import surgery
 from surgery import SurgeryError
+from tests.laws.faults import Interrupted, interrupted
+from tests.laws.holding import Holding
+from tests.laws.lives import DISABLED, DTYPES, KINDS, MERGED, Kind, Life, Standing, same, state_of
 from tests.models import randomise
 
-MERGED, DISABLED = "merged", "disabled"
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-PACKAGE = str(Path(surgery.__file__).parent)
 
-
-class Block(nn.Module):
-    """A transformer of one layer, its head tied to its embedding, and a parameter of integers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(7, 8)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
-        self.norm = nn.LayerNorm(8)
-        self.shift = nn.Parameter(torch.arange(8), requires_grad=False)
-        self.head = nn.Linear(8, 7, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.norm(self.layer(self.embedding(ids)))
-        return self.head(x + (self.shift / 8).to(x.dtype))
-
-
-class Shared(nn.Module):
-    """Two biases in one memory, one layer under two names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4, bias=False)
-        self.third = nn.Linear(4, 4)
-        self.third.bias = nn.Parameter(self.first.bias.data[:])
-        self.again = self.second
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.again(torch.tanh(self.second(torch.tanh(self.first(x))))))
-
-
-def _sequential() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4, bias=False), nn.LayerNorm(4))
-
-
-def _convolutions() -> nn.Module:
-    return nn.Sequential(nn.Conv1d(4, 4, 3, padding=1, groups=2), nn.Tanh(), nn.Conv1d(4, 2, 1))
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A model, an input for it, and specs that fit it: `{}` is a name for what they graft."""
-
-    make: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    specs: tuple[str, ...]
-    ids: bool = False
-
-    def input(self, dtype: torch.dtype) -> Tensor:
-        generator = torch.Generator().manual_seed(3)
-        if self.ids:
-            return torch.randint(7, self.shape, generator=generator)
-        return torch.randn(self.shape, generator=generator).to(dtype)
-
-
-GRAFTS = ("on Linear apply lora(2) as {}", "on Linear apply ia3 as {}")
-TRAINS = ("train bias", "train norm", "train all", "freeze bias")
-KINDS = {
-    "sequential": Kind(
-        _sequential,
-        (3, 4),
-        (
-            *GRAFTS,
-            *TRAINS,
-            "on `0` apply dora(2) as {} train bias",
-            "on `2` apply shift as {} freeze `0`",
-            "on `2` sequential adapter(2) as {} train norm",
-            "on Linear apply vera(2) as {} train `0.bias`",
-        ),
-    ),
-    "shared": Kind(
-        Shared,
-        (3, 4),
-        (*GRAFTS, "train bias", "train `third.bias`", "on `first` apply shift as {} train all"),
-    ),
-    "convolutions": Kind(
-        _convolutions,
-        (2, 4, 5),
-        (
-            "on Conv1d apply lora(1) as {} train bias",
-            "on Conv1d apply ia3 as {}",
-            "train bias",
-            "on `2` sequential adapter(2) as {}",
-        ),
-    ),
-    "block": Kind(
-        Block,
-        (2, 5),
-        (
-            "on up|down apply lora(2) as {} train norm",
-            "on attention apply prefix_mlp(2, m = 3) as {}",
-            "on mlp parallel adapter(3) as {}",
-            "on q|v apply lora(2) as {} train embedding",
-            "train norm",
-            "train bias",
-        ),
-        ids=True,
-    ),
-}
-
-State = tuple[dict[str, Tensor], dict[str, type], dict[str, bool], dict[str, frozenset[str]]]
-
-
-def state_of(model: nn.Module) -> State:
-    """All there is of a model: tensors in order, classes, flags, the names of attributes."""
-    tensors = {n: t.detach().clone() for n, t in model.state_dict().items()}
-    modules = dict(model.named_modules())
-    return (
-        tensors,
-        {n: type(m) for n, m in modules.items()},
-        {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)},
-        # What an adapted layer keeps between two forwards may be there or not.
-        {n: frozenset(m.__dict__) - {"_surgery_kept"} for n, m in modules.items()},
-    )
-
-
-def difference(one: State, other: State) -> str:
-    """In words, how two states differ; nothing if they don't."""
-    if list(one[0]) != list(other[0]):
-        return f"names: {list(one[0])} and {list(other[0])}"
-    for name, tensor in one[0].items():
-        if tensor.dtype != other[0][name].dtype:
-            return f"{name} is {tensor.dtype} and {other[0][name].dtype}"
-        if not torch.equal(tensor, other[0][name]):
-            return f"{name} differs"
-    for what, left, right in zip(("class", "flag", "attributes"), one[1:], other[1:], strict=True):
-        for name in {**left, **right}:
-            if left.get(name) != right.get(name):
-                return f"{what} of {name}: {left.get(name)} and {right.get(name)}"
-    return ""
-
-
-def same(one: State, other: State, why: str) -> None:
-    found = difference(one, other)
-    assert not found, f"{why}: {found}"
-
-
-@dataclass
-class Standing:
-    """A spec in force: under which name its grafts go (None if it has none), and its seed."""
-
-    text: str
-    name: str | None
-    seed: int
-
-
-@dataclass
-class Life:
-    """A model, with a twin to which nothing but casts was done: what the base must be."""
-
-    kind: Kind
-    model: nn.Module
-    twin: nn.Module
-    stack: list[Standing] = field(default_factory=list)
-    open: list[tuple[str, AbstractContextManager[nn.Module]]] = field(default_factory=list)
-    shadow: nn.Module | None = None
-    """A copy of the adapted model from before the contexts that are open."""
-    partial: bool = False
-    """Whether a part of a spec is merged or folded, so that applying it is not all of it."""
-    dtype: torch.dtype = torch.float32
-    before: torch.dtype = torch.float32
-    """The type that it had when a context was opened: what is merged is rounded to that."""
-    cast: bool = False
-    """Whether it was cast since a context is open."""
-
-    @property
-    def input(self) -> Tensor:
-        return self.kind.input(self.dtype)
-
-    def run(self, model: nn.Module | None = None) -> Tensor:
-        with torch.no_grad():
-            return (model or self.model)(self.input)
-
-    @property
-    def shown(self) -> str | None:
-        kinds = [kind for kind, _ in self.open]
-        return DISABLED if DISABLED in kinds else MERGED if kinds else None
-
-    @property
-    def adapted(self) -> nn.Module:
-        """What it is, or will be again when all contexts are left."""
-        return self.shadow if self.shadow is not None and self.open else self.model
-
-    @property
-    def trained(self) -> list[str]:
-        """The base's parameters that specs in force train."""
-        record = self.model.__dict__.get("_surgery")
-        return sorted(record.claimed()) if record else []
-
-
-class World:
+class World(Holding):
     """Some lives, and the operations on them; each checks what must hold after it."""
 
     def __init__(self, kind: str, seed: int, folder: Path) -> None:
@@ -254,9 +59,6 @@ class World:
         with surgery.disabled(life.model):
             same(state_of(life.model), state_of(life.twin), "the base below a new spec")
         return "apply"
-
-    def put(self, model: nn.Module, standing: Standing, x: Tensor) -> None:
-        surgery.apply(model, standing.text, seed=standing.seed, example_inputs=x)
 
     def remove(self, r: random.Random) -> str:
         life = self.life(r)
@@ -359,11 +161,6 @@ class World:
         if not life.open:
             self.is_back(life, "after leaving")
         return "leave"
-
-    def is_back(self, life: Life, why: str) -> None:
-        assert life.shadow is not None
-        same(state_of(life.model), state_of(life.shadow), why)
-        assert torch.equal(life.run(), life.run(life.shadow)), why
 
     def edit_inside(self, r: random.Random) -> str:
         """What a context put in place of something is its own; edits of it go with it."""
@@ -576,106 +373,13 @@ class World:
             assert one is None or other is None or torch.equal(one, other)
         return "backward"
 
-    # What must hold
-
-    def allowed(self, life: Life, act: Callable[[], Any], verb: str) -> bool:
-        """Do it; False if it was refused, which changes nothing and in a context must be so."""
-        before = state_of(life.model)
-        try:
-            act()
-        except SurgeryError as problem:
-            same(state_of(life.model), before, f"{verb} that was refused")
-            if life.open and problem.diagnostics[0].code != "S520":
-                raise
-            return False
-        assert not life.open, f"{verb} inside {life.shown}"
-        return True
-
     def check(self) -> None:
-        """What holds at any time."""
         for life in self.lives:
-            if life.shown == DISABLED:
-                assert torch.equal(life.run(), life.run(life.twin)), "disabled is not the base"
-                same(state_of(life.model), state_of(life.twin), "disabled")
-            elif life.shown == MERGED:
-                self.near(life, life.run(), life.run(life.adapted))
-
-    def agrees(self, life: Life) -> None:
-        """What is left is as if it alone had been applied, with the numbers that it has."""
-        if life.partial:
-            return
-        again = copy.deepcopy(life.twin)
-        for standing in life.stack:
-            self.put(again, standing, life.input)
-        mine, theirs = state_of(life.model), state_of(again)
-        assert list(mine[0]) == list(theirs[0]), "names of what is left"
-        assert mine[2] == theirs[2], "flags of what is left"
-        if all(
-            a.shape == b.shape for a, b in zip(mine[0].values(), theirs[0].values(), strict=True)
-        ):
-            again.load_state_dict(mine[0])
-            assert torch.equal(life.run(), life.run(again)), "what is left computes something else"
-        if life.kind is KINDS["shared"]:
-            return  # where memory is shared, more changes than what a spec names
-        base = dict(life.twin.named_parameters())
-        now = dict(life.model.named_parameters())
-        for name in base.keys() - set(life.trained):
-            assert torch.equal(now[name], base[name]), f"{name} is another than the base's"
-
-    def near(self, life: Life, found: Tensor, expected: Tensor) -> None:
-        bounds = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float64: 1e-9}
-        bound = max(bounds[life.dtype], bounds[life.before])
-        scale = max(1.0, float(expected.double().abs().max()))
-        error = float((found.double() - expected.double()).abs().max())
-        assert error <= bound * scale, f"off by {error:.1e}"
-
-    def close(self, life: Life) -> None:
-        """Leave all contexts, remove everything: the base, to the bit."""
-        while life.open:
-            life.open.pop()[1].__exit__(None, None, None)
-        if life.stack:
-            surgery.remove(life.model)
-        same(state_of(life.model), state_of(life.twin), "the base in the end")
-        left = [n for m in life.model.modules() for n in m.__dict__ if n.startswith("_surgery")]
-        assert not left, left
-        assert torch.equal(life.run(), life.run(life.twin))
+            self.holds(life)
 
     def end(self) -> None:
         for life in self.lives:
             self.close(life)
-
-
-class Interrupted(BaseException):
-    """What Ctrl-C or the end of memory is to the code it comes upon."""
-
-
-UNDOING = ("restore", "show", "settle", "swap", "recompile", "__exit__", "__del__")
-"""Where no second fault comes: code that runs because there was one."""
-GENERATOR = 0x20
-
-
-def interrupted(act: Callable[[], Any], number: int) -> None:
-    """Do something, and raise :class:`Interrupted` at its call ``number`` within the package."""
-    left = number
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal left
-        code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(PACKAGE):
-            return
-        # A generator that goes on would be ended here without its own cleaning up.
-        if code.co_flags & GENERATOR or code.co_name in UNDOING:
-            return
-        left -= 1
-        if left < 0:
-            sys.setprofile(None)
-            raise Interrupted
-
-    sys.setprofile(watch)
-    try:
-        act()
-    finally:
-        sys.setprofile(None)
 
 
 def _is_partial(model: nn.Module) -> bool:
