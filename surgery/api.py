@@ -163,23 +163,49 @@ def fold(model: nn.Module) -> FoldReport:
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which all that merges is merged; every bit is as before after it."""
+    """A context in which all that merges is merged; every bit is as before after it.
+
+    Contexts nest and are left in any order; inside `disabled` the base shows, merged or not. What
+    is applied cannot change inside (:func:`apply`, :func:`remove`, :func:`merge`, :func:`fold`,
+    :func:`load`); :func:`save` writes the same file as outside. Merged weights go with the context,
+    and so do edits of them; what else is done to the model stays, and if it is cast or moved, what
+    comes back is, too. A copy or a pickle made inside has what shows, for good. Where one thread
+    is inside, other threads' forwards run merged as well.
+
+    Raises:
+        SurgeryError: when entered: S520 if another thread is in `disabled`, S521 if what was
+            applied is on record on a part of the model, S523 if the model has lost it.
+
+    """
     return merged_specs(model)
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which the model is its base, to the bit."""
+    """A context in which the model is its base, to the bit.
+
+    As :func:`merged`: nests, and what is applied cannot change inside. Parameters that specs train
+    show their first values, in memory of their own; these go with the context, and so do edits of
+    them. A copy or a pickle made inside is a base, with nothing applied.
+
+    Raises:
+        SurgeryError: when entered: S520 if another thread is in `merged`, S521 if what was applied
+            is on record on a part of the model.
+
+    """
     return grafting.disabled_specs(model)
 
 
 def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     """Take back what goes by ``name`` (`as NAME`, or the method's), or everything.
 
-    When the last method of a spec goes, the base's parameters that it trained get back their
-    values and flags, to the bit.
+    When the last method of a spec goes, the spec does. The base's parameters that it trained and
+    no other spec trains then get back their values, to the bit; whether they train is for the last
+    spec that is left to say, and as before without one. A recipe or a file that only trains goes
+    by its own name (`bitfit`), other specs without methods with everything.
 
     Raises:
-        SurgeryError: S512 if there is no such thing.
+        SurgeryError: S512 if there is no such thing; S520 inside :func:`merged` and
+            :func:`disabled`; S523 if the model has lost what is to stay.
 
     """
     grafting.remove_specs(model, name)
@@ -188,6 +214,8 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Save all that was applied to ``model``, with its parameters, as one safetensors file.
+
+    Inside :func:`merged` and :func:`disabled` it is the same file as outside.
 
     Args:
         model: an adapted model.

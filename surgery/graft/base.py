@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from surgery.graft.adapter_file import facts_of
 from surgery.graft.container import Graft
-from surgery.graft.state import surgery_of
+from surgery.graft.first import first_values
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.planning.fingerprint import content_digests, dtype_name
 
@@ -39,10 +39,13 @@ def base_of(model: nn.Module) -> Base:
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[0] in own
     }
-    surgery = surgery_of(model)
-    for applied in reversed(surgery.applied) if surgery else ():
-        for name, before in applied.values.items():
-            parameters[name] = before.to(parameters[name].dtype)
+    paths = {id(module): path for path, module in own.items()}
+    for module, held in first_values(model):
+        for name, first in held.values.items():
+            path = paths.get(id(module))
+            full = f"{path}.{name}" if path else name
+            if full in parameters:
+                parameters[full] = first.value
     buffers = {
         f"{path}.{name}" if path else name: buffer
         for path, module in own.items()

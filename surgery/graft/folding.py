@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from surgery.graft.container import Graft, rehome
+from surgery.graft.contexts import changing
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
-from surgery.graft.state import Applied, Surgery, surgery_of
+from surgery.graft.state import Surgery, check_standing, put, required
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.planning.plan import Tensor as Added
@@ -36,29 +37,36 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     """Fold all that folds and that ``only`` admits, for good.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S519 if nothing folds.
+        SurgeryError: S512 if nothing was applied; S519 if nothing folds; S520 inside `merged` and
+            `disabled`; S523 if the model has lost what was applied.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model")
-    found = [
-        (applied, edit)
-        for applied, edit in surgery.edits()
-        if edit.folds and not edit.folded and only(edit)
-    ]
-    if not found:
-        raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
-    before = _elements(model)
-    host = host_of(model)
-    made = [(applied, edit, *_made(model, surgery, edit)) for applied, edit in found]
-    host.uninstall(model)
-    for applied, edit, folded, values in made:
-        _replace(model, applied, edit, folded, values)
-    rehome(model)
-    host.install(model, surgery)
-    folded = tuple((e.site, e.child) for _, e, _, _ in made)
-    return FoldReport(folded, before, _elements(model))
+    with changing(model, "fold"):
+        surgery = required(model)
+        check_standing(model, surgery)
+        found = [e for _, e in surgery.edits() if e.folds and not e.folded and only(e)]
+        if not found:
+            raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
+        before = _elements(model, surgery)
+        made = {id(edit): _made(model, surgery, edit) for edit in found}
+        host = host_of(model)
+        host.uninstall(model)
+        for edit, values in made.values():
+            _replace(model, edit, values)
+        rehome(model)
+        now = put(model, _folded(surgery, {key: edit for key, (edit, _) in made.items()}))
+        host.install(model, now)
+        folded = tuple((e.site, e.child) for e in found)
+        return FoldReport(folded, before, _elements(model, now))
+
+
+def _folded(surgery: Surgery, made: Mapping[int, Edit]) -> Surgery:
+    return replace(
+        surgery,
+        applied=tuple(
+            replace(a, edits=tuple(made.get(id(e), e) for e in a.edits)) for a in surgery.applied
+        ),
+    )
 
 
 def as_folded(edit: Edit, wraps: Sequence[Wrapped]) -> Edit:
@@ -103,22 +111,14 @@ def _value(owner: nn.Module, declaration: Declaration, edit: Edit) -> Tensor:
     ).clone(memory_format=torch.contiguous_format)
 
 
-def _replace(
-    model: nn.Module,
-    applied: Applied,
-    edit: Edit,
-    folded: Edit,
-    values: dict[str, nn.Parameter],
-) -> None:
-    applied.edits[applied.edits.index(edit)] = folded
+def _replace(model: nn.Module, folded: Edit, values: dict[str, nn.Parameter]) -> None:
     graft = Graft()
     for name, parameter in values.items():
         graft.put(name.partition(".")[2], parameter)
-    model.get_submodule(edit.owner)._modules[edit.child] = graft
+    model.get_submodule(folded.owner)._modules[folded.child] = graft
 
 
-def _elements(model: nn.Module) -> int:
-    surgery = surgery_of(model)
-    names = {t.name for _, e in surgery.edits() for t in e.tensors} if surgery else set[str]()
+def _elements(model: nn.Module, surgery: Surgery) -> int:
+    names = {t.name for _, e in surgery.edits() for t in e.tensors}
     found = {id(p): p.numel() for n, p in model.named_parameters() if n in names}
     return sum(found.values())

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.adapter_file import AdapterFile, read_adapter
-from surgery.graft.apply import apply_spec, withdraw
+from surgery.graft.apply import apply_spec
 from surgery.graft.base import Match, check_base
+from surgery.graft.contexts import changing
 from surgery.graft.folding import as_folded
 from surgery.graft.hosts import host_of
 from surgery.graft.save import stored_facts, stored_names
-from surgery.graft.state import Applied, surgery_of
+from surgery.graft.state import put, required, surgery_of
+from surgery.graft.structure import Structure, set_flag
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.planning.build import Planner
 from surgery.planning.facts import first_difference
@@ -62,11 +64,12 @@ def load_adapter(
     if not file.content["applied"]:
         raise _unfit("it has no spec")
     held = {n for a in file.content["applied"] for n in a["trained"]}
-    uncompared = check_base(model, file.content["base"], held, base)
-    with _explained(file):
-        drafts = _drafts(model, file, example_inputs)
-        _check_tensors(file, drafts)
-        _carry_out(model, drafts, _values(file, drafts, base))
+    with changing(model, "load") as structure:
+        uncompared = check_base(model, file.content["base"], held, base)
+        with _explained(file):
+            drafts = _drafts(model, file, example_inputs)
+            _check_tensors(file, drafts)
+            _carry_out(model, drafts, _values(file, drafts, base), structure)
     return uncompared
 
 
@@ -162,15 +165,14 @@ def _same_flags(model: nn.Module) -> Generator[None]:
         yield
     finally:
         for parameter, flag in before:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
+            set_flag(parameter, flag)
 
 
 def _set_flags(model: nn.Module, plan: Plan) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
         for name in names:
-            parameters[name].requires_grad_(flag)
+            set_flag(parameters[name], flag)
 
 
 def _check_tensors(file: AdapterFile, drafts: list[_Draft]) -> None:
@@ -203,23 +205,17 @@ def _values(file: AdapterFile, drafts: list[_Draft], base: Match) -> dict[str, T
     return {n: t.to(planned.get(n, t.dtype)) for n, t in file.tensors.items()}
 
 
-def _carry_out(model: nn.Module, drafts: list[_Draft], values: Mapping[str, Tensor]) -> None:
-    done: list[Applied] = []
-    try:
-        for draft in drafts:
-            kept = replace(draft.plan, edits=draft.edits)
-            apply_spec(model, kept, seed=draft.saved["seed"], values=values)
-            surgery = surgery_of(model)
-            assert surgery is not None
-            done.append(surgery.applied[-1])
-            done[-1].plan = draft.plan
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for name in {n for d in drafts for n in d.plan.trained}:
-                parameters[name].copy_(values[name])
-    except BaseException:
-        surgery = surgery_of(model)
-        for applied in reversed(done):
-            assert surgery is not None
-            withdraw(model, surgery, applied)
-        raise
+def _carry_out(
+    model: nn.Module, drafts: list[_Draft], values: Mapping[str, Tensor], structure: Structure
+) -> None:
+    for draft in drafts:
+        kept = replace(draft.plan, edits=draft.edits)
+        apply_spec(model, kept, seed=draft.saved["seed"], values=values)
+        surgery = required(model)
+        applied = replace(surgery.applied[-1], plan=draft.plan)
+        put(model, replace(surgery, applied=(*surgery.applied[:-1], applied)))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name in {n for d in drafts for n in d.plan.trained}:
+            structure.keep(parameters[name])
+            parameters[name].copy_(values[name])

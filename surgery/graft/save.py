@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from surgery.graft.adapter_file import adapter_path, write_adapter
 from surgery.graft.base import base_facts
-from surgery.graft.state import Applied, Surgery, surgery_of
+from surgery.graft.contexts import adapted
+from surgery.graft.state import Applied, Surgery, check_standing, required
 from surgery.graft.tensor_file import check_storable
 from surgery.language.diagnostics import error
 from surgery.language.writing import replacing
@@ -22,14 +23,21 @@ from surgery.planning.plan import Edit
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write all that was applied to ``model``: its new parameters and the base ones it trains.
 
+    Inside `merged` and `disabled` it is the same file as outside.
+
     Raises:
-        SurgeryError: S512 if nothing was applied; S535 if what is there could not be loaded again;
+        SurgeryError: S512 if nothing was applied; S520 if another thread is in `merged` or `disabled`;
+            S523 if the model has lost what was applied; S535 if what is there could not be loaded again;
             S509 if the file cannot be written, and then one that was there stays whole.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model, so there is nothing to save")
+    with adapted(model):
+        return _save(model, path)
+
+
+def _save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    surgery = required(model, ", so there is nothing to save")
+    check_standing(model, surgery)
     target = adapter_path(path)
     held = list(dict.fromkeys(n for a in surgery.applied for n in a.plan.trained))
     tensors = _added(model, surgery) | {n: model.get_parameter(n).detach() for n in held}

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import surgery
+from surgery.graft.first import first_values
 from surgery.graft.state import surgery_of
 from surgery.graft.tensor_file import write_tensors
 
@@ -72,22 +73,16 @@ def state(model: nn.Module) -> Any:
     """All of a model that loading could change: bits, flags, classes, records; and the generator."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     record = surgery_of(model)
-    applied = [] if record is None else record.applied
+    firsts = [
+        (id(m), {n: raw(f.value) for n, f in held.values.items()})
+        for m, held in first_values(model)
+    ]
     return (
         {n: (id(t), t.dtype, t.requires_grad, raw(t.detach())) for n, t in tensors.items()},
         [(n, id(m), type(m), sorted(m.__dict__)) for n, m in model.named_modules()],
-        id(record),
-        [
-            (
-                id(a),
-                id(a.plan),
-                [id(e) for e in a.edits],
-                a.seed,
-                dict(a.flags),
-                {n: raw(t) for n, t in a.values.items()},
-            )
-            for a in applied
-        ],
+        record and [(id(a.plan), [id(e) for e in a.edits], a.seed) for a in record.applied],
+        record and dict(record.flags),
+        firsts,
         raw(torch.get_rng_state()),
     )
 
