@@ -47,7 +47,7 @@ def _carrier(name: str, beside: bool) -> nn.Module:
     """The base, and unless it is for the undamaged file, another adaptation of it."""
     model, x = SAVED[name].base(), SAVED[name].input
     if beside:
-        spec = "on Linear apply lora(r = 1) as own\ntrain bias"
+        spec = "on Linear apply lora(r = 1) as mine\ntrain bias"
         surgery.apply(model, spec, example_inputs=x, seed=0)
         fill(model, 9, surgery.trainable(model))
     return model
@@ -286,12 +286,12 @@ def _tensors(random: Random, found: Parts) -> None:
     names = list(found.tensors)
     name, other = random.choice(names), random.choice(names)
     tensor = found.tensors[name]
-    everywhere = [*names, *found.content["base"]["parameters"], "", ".", "0", "0.own.A", "a.b.c"]
+    everywhere = [*names, *found.content["base"]["parameters"], "", ".", "0", "0.mine.A", "a.b.c"]
     match random.choice(["drop", "add", "rename", "shape", "dtype", "swap", "transposed", "long"]):
         case "drop":
             del found.tensors[name]
         case "add":
-            found.tensors[random.choice([*everywhere, "more", "q.own.A", "\0"])] = tensor.clone()
+            found.tensors[random.choice([*everywhere, "more", "q.mine.A", "\0"])] = tensor.clone()
         case "rename":
             new = random.choice([*everywhere, f"{name}x"])
             found.tensors[new] = found.tensors.pop(name)
