@@ -56,16 +56,16 @@ if TYPE_CHECKING:
     from surgery.inspection import explain as explain
     from surgery.inspection import inspect as inspect
     from surgery.language.diagnostics import SurgeryError as SurgeryError
+    from surgery.language.diagnostics import SurgeryWarning as SurgeryWarning
     from surgery.models import load_model as load_model
     from surgery.planning.spec import read_spec as read_spec
     from surgery.verification import verify as verify
-    from surgery.warning import SurgeryWarning as SurgeryWarning
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "SurgeryError": "surgery.language.diagnostics",
-    "SurgeryWarning": "surgery.warning",
+    "SurgeryWarning": "surgery.language.diagnostics",
     "read_spec": "surgery.planning.spec",
     "diff": "surgery.difference",
     "explain": "surgery.inspection",

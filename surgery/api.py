@@ -19,13 +19,16 @@ from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
+from surgery.graft.base import Match
 from surgery.graft.folding import FoldReport, fold_specs
 from surgery.graft.hosts import host_of
+from surgery.graft.load import load_adapter
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
-from surgery.graft.save import load_adapter, save_adapter
+from surgery.graft.save import save_adapter
 from surgery.graft.target import adapted_of, model_of, unwrapped
 from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax
+from surgery.language.diagnostics import render
 from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec, read_spec
 from surgery.warning import warn
@@ -76,7 +79,7 @@ def apply(
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
     done = grafting.apply_spec(target, ready, example_inputs, seed, tokenizer)
-    warn(done.warnings)
+    warn(*map(render, done.warnings))
     return model
 
 
@@ -110,7 +113,7 @@ def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> li
     model = model_of(model)
     with host_of(model).detached(model):
         found = select_sites(model, selector, lambda: read(model, example_inputs))
-    warn(found.warnings)
+    warn(*map(render, found.warnings))
     return list(found.sites)
 
 
@@ -170,23 +173,49 @@ def fold(model: nn.Module) -> FoldReport:
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which all that merges is merged; every bit is as before after it."""
+    """A context in which all that merges is merged; every bit is as before after it.
+
+    Contexts nest and are left in any order; inside `disabled` the base shows, merged or not. What
+    is applied cannot change inside (:func:`apply`, :func:`remove`, :func:`merge`, :func:`fold`,
+    :func:`load`); :func:`save` writes the same file as outside. Merged weights go with the context,
+    and so do edits of them; what else is done to the model stays, and if it is cast or moved, what
+    comes back is, too. A copy or a pickle made inside has what shows, for good. Where one thread
+    is inside, other threads' forwards run merged as well.
+
+    Raises:
+        SurgeryError: when entered: S520 if another thread is in `disabled`, S521 if what was
+            applied is on record on a part of the model, S523 if the model has lost it.
+
+    """
     return merged_specs(adapted_of(model))
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which the model is its base, to the bit."""
+    """A context in which the model is its base, to the bit.
+
+    As :func:`merged`: nests, and what is applied cannot change inside. Parameters that specs train
+    show their first values, in memory of their own; these go with the context, and so do edits of
+    them. A copy or a pickle made inside is a base, with nothing applied.
+
+    Raises:
+        SurgeryError: when entered: S520 if another thread is in `merged`, S521 if what was applied
+            is on record on a part of the model.
+
+    """
     return grafting.disabled_specs(adapted_of(model))
 
 
 def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     """Take back what goes by ``name`` (`as NAME`, or the method's), or everything.
 
-    When the last method of a spec goes, the base's parameters that it trained get back their
-    values and flags, to the bit.
+    When the last method of a spec goes, the spec does. The base's parameters that it trained and
+    no other spec trains then get back their values, to the bit; whether they train is for the last
+    spec that is left to say, and as before without one. A recipe or a file that only trains goes
+    by its own name (`bitfit`), other specs without methods with everything.
 
     Raises:
-        SurgeryError: S512 if there is no such thing.
+        SurgeryError: S512 if there is no such thing; S520 inside :func:`merged` and
+            :func:`disabled`; S523 if the model has lost what is to stay.
 
     """
     grafting.remove_specs(adapted_of(model), name)
@@ -196,29 +225,53 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Save all that was applied to ``model``, with its parameters, as one safetensors file.
 
+    Inside :func:`merged` and :func:`disabled` it is the same file as outside.
+
     Args:
         model: an adapted model.
         path: a directory, for `adapter.safetensors` in it, or a name that ends in `.safetensors`.
+            Where that is a link, the file that it leads to is written.
 
     Returns:
         The path of the file.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S509 if the file cannot be written.
+        SurgeryError: S512 if nothing was applied; S535 if what is there could not be loaded again;
+            S509 if the file cannot be written, and then one that was there stays whole.
 
     """
     return save_adapter(adapted_of(model), path)
 
 
 def load(
-    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: Any = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    base: Match = "exact",
 ) -> nn.Module:
     """Apply a saved adaptation to ``model``, in place; the file carries spec and rules.
 
+    All of the file is held against the model first: on any error the model stays as it was, and so
+    does what was applied to it before.
+
+    Args:
+        model: the base that the adapter was saved with; other adaptations may be on it.
+        path: what :func:`save` was given.
+        example_inputs: as for :func:`apply`.
+        base: "exact" asks for a base with the same names, shapes, dtypes and values as when the
+            adapter was saved, but for parameters that the file holds. "shape" compares names and
+            shapes alone, as for the same checkpoint in another dtype: new parameters take the
+            dtypes of their layers, and a :class:`SurgeryWarning` says what was not compared.
+
+    Returns:
+        The same model.
+
     Raises:
-        SurgeryError: S514 if the file is no adaptation; S515 if ``model`` is not the base that it
-            was made for, with the difference; S516 if its content does not fit.
+        SurgeryError: S514 if the file is no adaptation, or damaged; S515 if ``model`` is not the
+            base that it was saved with, with the difference; S516 if its content does not fit;
+            S536 for another word for ``base``.
 
     """
-    load_adapter(unwrapped(model), path, example_inputs)
+    warn(load_adapter(unwrapped(model), path, example_inputs, base))
     return model

@@ -11,16 +11,18 @@ import os
 import pkgutil
 import re
 import sys
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from surgery.anatomy.content import write_tensors
+from surgery.graft.tensor_file import write_tensors
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error, nearest
+from surgery.language.folders import filling
+from surgery.language.writing import checked_path
 from surgery.pretrained import (
     KINDS,
     Place,
@@ -82,24 +84,24 @@ def save_model(
     """Write a whole model, and the tokenizer if given, into ``directory``; return that path.
 
     A transformers model is written in its own format and then read back without its values: what
-    its architecture would not load again exactly is an error, and then nothing is left behind.
-    Any other module becomes one safetensors file of its state dict, tied tensors stored once.
+    its architecture would not load again exactly is an error, and then ``directory`` is as before.
+    Any other module becomes one safetensors file of its state dict, tied tensors stored once. Other
+    files in ``directory`` stay, but for the shards of a model that was there.
+
+    Raises:
+        SurgeryError: S508 for what would not load again, S509 if it cannot be written.
+
     """
-    target = Path(directory).resolve()
-    if target.exists() and not target.is_dir():
+    target = Path(checked_path(directory)).resolve()
+    if os.path.exists(target) and not os.path.isdir(target):
         raise error("S509", f"`{directory}` is a file, and a directory was expected")
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-            draft = Path(beside, target.name)
-            draft.mkdir()
-            if is_pretrained(model):
-                write_model(model, draft)
-            else:
-                _write_state(model, draft / "model.safetensors")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(draft)
-            _publish(draft, target)
+    with _writing(target), filling(target, _shards) as draft:
+        if is_pretrained(model):
+            write_model(model, draft)
+        else:
+            _write_state(model, draft / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
     return target
 
 
@@ -115,7 +117,24 @@ def _write_state(model: nn.Module, path: Path) -> None:
             tensors[name] = tensor
         else:
             metadata[name] = first
-    write_tensors(tensors, path, metadata)
+    with path.open("wb") as file:
+        write_tensors(file, tensors, metadata)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """What an earlier model in ``folder`` may have left there that would be read with a new one."""
+    return [*folder.glob("model-*-of-*.safetensors"), *folder.glob("*.safetensors.index.json")]
+
+
+def folder_of(text: str) -> tuple[Path, bool] | None:
+    """The folder that the model ``text`` names is read from, and whether all of it is the model.
+
+    Of a GGUF file it is only that file. None for a model that does not come from a folder.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path, (path / "config.json").is_file()
+    return (path.parent, False) if path.is_file() else None
 
 
 def _locate(text: str) -> Place:
@@ -196,20 +215,6 @@ def _importable(folder: Path) -> Generator[None]:
 def _writing(target: Path) -> Generator[None]:
     try:
         yield
-    except (OSError, RuntimeError, ValueError) as cause:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as cause:
         reason = str(cause).partition("\n")[0]
         raise error("S509", f"`{target}` can't be written: {reason}") from cause
-
-
-def _publish(draft: Path, target: Path) -> None:
-    """Move the finished files over; a killed run leaves whole files, never parts of one."""
-    if not target.exists():
-        draft.rename(target)
-        return
-    written = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
-    for file in written:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        (draft / file).replace(target / file)
-    for old in [*target.glob("model-*-of-*.safetensors"), *target.glob("*.safetensors.index.json")]:
-        if old.relative_to(target) not in written:
-            old.unlink()

@@ -127,7 +127,7 @@ def test_a_file_that_loses_a_tensor(monkeypatch: pytest.MonkeyPatch):
     def fewer(original: Any, *args: Any) -> Any:
         return dict(list(original(*args).items())[1:])
 
-    replaced(monkeypatch, saving, "_tensors", fewer)
+    replaced(monkeypatch, saving, "_added", fewer)
     assert broken(model()) == ["saved = loaded"]
 
 
@@ -142,7 +142,7 @@ def test_a_seed_that_is_forgotten(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_removal_that_forgets_the_base(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(grafting, "_restore", lambda base, applied: None)
+    monkeypatch.setattr(grafting, "forget", lambda *a: None)
     assert "removal is exact" in broken(model(), "on up apply ia3; train norm")
 
 
@@ -165,5 +165,4 @@ def test_a_name_that_is_lost(monkeypatch: pytest.MonkeyPatch):
     from surgery import verification
 
     replaced(monkeypatch, verification, "apply_spec", rename)
-    with pytest.raises(Exception, match="weight"):
-        surgery.verify(model(), "train bias")
+    assert "names stay" in broken(model(), "train bias")

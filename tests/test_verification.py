@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import surgery
+from surgery.graft import load as loading
 from surgery.graft import merge as merging
-from surgery.graft import save as saving
 from surgery.promises import lasting
 from surgery.promises import merging as promised
 from surgery.promises.keeping import checksums
@@ -104,7 +104,8 @@ def test_it_leaves_no_trace(name: str, classes: str):
         (lasting, "load_adapter"),
         (lasting, "save_adapter"),
         (merging, "_write"),
-        (saving, "_copy"),
+        (loading, "_values"),
+        (loading, "_carry_out"),
     ],
 )
 def test_it_leaves_no_trace_where_something_fails(

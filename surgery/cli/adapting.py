@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from surgery.cli.arguments import Adapter, Inputs, Model, Output, Spec
+from surgery.cli.arguments import Adapter, Base, BaseMatch, Force, Inputs, Model, Output, Spec
 from surgery.cli.loading import inputs_of, tokenizer_of, tokenizing
+from surgery.cli.outputs import check_adapter_output, check_model_output
 from surgery.cli.screen import complain, show, working
 from surgery.language.diagnostics import error
 
@@ -35,11 +36,13 @@ def apply(
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides the random initial values.")] = 0,
     inputs: Inputs = None,
+    force: Force = False,
 ) -> None:
     """Adapt MODEL as SPEC says, and save what was added (or with --merged, the whole model)."""
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)
+    (check_model_output if merged else check_adapter_output)(output, model, force)
     with working("loading the model") as say:
         import surgery
         from surgery.reports.diff_text import closing
@@ -66,18 +69,21 @@ def merge(
     adapter: Adapter,
     output: Output,
     inputs: Inputs = None,
+    base: BaseMatch = Base.exact,
+    force: Force = False,
 ) -> None:
     """Merge a saved ADAPTER into MODEL, and write the whole model."""
+    check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
 
-        base = surgery.load_model(model)
+        loaded = surgery.load_model(model)
         say("merging")
-        surgery.load(base, adapter, example_inputs=inputs_of(inputs))
-        report = _merged(base)
+        compared = _load(loaded, adapter, base, inputs)
+        report = _merged(loaded)
         say("writing")
-        written = _write_whole(base, model, output)
-    show(f"{report}\n{written}")
+        written = _write_whole(loaded, model, output)
+    show("\n".join([*compared, str(report), written]))
 
 
 def fold(
@@ -85,18 +91,29 @@ def fold(
     adapter: Adapter,
     output: Output,
     inputs: Inputs = None,
+    base: BaseMatch = Base.exact,
+    force: Force = False,
 ) -> None:
     """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""
+    check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery
 
-        base = surgery.load_model(model)
+        loaded = surgery.load_model(model)
         say("folding")
-        surgery.load(base, adapter, example_inputs=inputs_of(inputs))
-        report = surgery.fold(base)
+        compared = _load(loaded, adapter, base, inputs)
+        report = surgery.fold(loaded)
         say("writing")
-        written = surgery.save(base, output)
-    show(f"{report}\nSaved {written} ({_megabytes(written)}).")
+        written = surgery.save(loaded, output)
+    show("\n".join([*compared, str(report), f"Saved {written} ({_megabytes(written)})."]))
+
+
+def _load(model: nn.Module, adapter: Path, base: Base, inputs: str | None) -> list[str]:
+    """Load ``adapter``; a line that says what of the base was not compared, if anything."""
+    from surgery.graft.load import load_adapter
+
+    uncompared = load_adapter(model, adapter, inputs_of(inputs), base.value)
+    return [f"Base: {uncompared}."] if uncompared else []
 
 
 def _merged(model: nn.Module) -> MergeReport:

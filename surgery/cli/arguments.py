@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,26 @@ Inputs = Annotated[
         metavar="MODULE:FACTORY",
         help="Example inputs for one forward, where none can be made up: a tensor, tuple or dict.",
         show_default=False,
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace what is there, if it isn't the base model.")
+]
+
+
+class Base(StrEnum):
+    """What of a model is compared with the base that an adapter was saved with."""
+
+    exact = "exact"
+    shape = "shape"
+
+
+BaseMatch = Annotated[
+    Base,
+    typer.Option(
+        "--base",
+        help="What of MODEL must equal the base that ADAPTER was saved with: all (exact), "
+        "or names and shapes (shape), as in another dtype.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]

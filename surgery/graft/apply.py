@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.state import uncollected
-from surgery.graft.container import Graft, Holders, drop_graft, rehome
+from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_grafts
+from surgery.graft.contexts import Context, changing
 from surgery.graft.create import Start, create
+from surgery.graft.first import forget, remember, show_first
 from surgery.graft.hosts import host_of
-from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
+from surgery.graft.state import (
+    ATTRIBUTE,
+    Applied,
+    Surgery,
+    check_alone,
+    check_standing,
+    put,
+    required,
+    surgery_of,
+)
+from surgery.graft.structure import Structure, set_flag
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.planning.build import Planner
 from surgery.planning.plan import Edit, Plan, SavedPlan
@@ -24,7 +37,9 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
     """Plan ``spec`` for ``model``, which may be adapted already."""
     surgery = surgery_of(model)
     if surgery is None:
+        check_alone(model)
         return Planner(model, example_inputs).plan(spec)
+    check_standing(model, surgery)
     with host_of(model).detached(model):
         planner = Planner(model, example_inputs, surgery.standing())
         return planner.plan(spec, surgery.digests)
@@ -33,75 +48,65 @@ def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
 @uncollected()
 def apply_spec(
     model: nn.Module,
-    spec: Spec | SavedPlan,
+    spec: Spec | SavedPlan | Plan,
     example_inputs: Any = None,
     seed: int | None = None,
     tokenizer: Any = None,
     values: Mapping[str, Tensor] | None = None,
 ) -> Plan:
-    """Plan ``spec`` and carry it out; either all of it happens or nothing.
+    """Plan ``spec`` and carry it out; either all of it happens or nothing. A plan is not made again.
 
     New parameters that ``values`` names start as these.
 
     Raises:
         SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if
-            a text that parameters start as cannot be had.
+            a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
 
     """
-    if isinstance(spec, SavedPlan):
-        plan = make_plan(model, spec.spec, example_inputs)
-        if plan.fingerprint != spec.fingerprint:
-            cause = "the model is another" if plan.base != spec.base else "it plans differently now"
-            raise error(
-                "S511",
-                f"the saved plan does not fit: {cause}",
-                help="plan the spec anew and review the difference",
-            )
-    else:
-        plan = make_plan(model, spec, example_inputs)
-    _check_instances(model, plan)
-    if seed is None:
-        seed = int(torch.randint(2**62, ()).item())
-    host = host_of(model)
-    surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
-    decided = (*plan.trained, *plan.frozen)
-    applied = Applied(
-        plan,
-        list(plan.edits),
-        seed,
-        {n: parameters[n].requires_grad for n in decided},
-        {n: parameters[n].detach().clone() for n in plan.trained},
-    )
-    host.uninstall(model)
-    surgery.applied.append(applied)
-    model.__dict__[ATTRIBUTE] = surgery
-    holders: Holders = {}
-    for edit, tensors in created:
-        _register(model, edit, tensors, holders)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            parameters[name].requires_grad_(flag)
-    try:
-        host.install(model, surgery)
-    except BaseException:
-        _withdraw(model, surgery, applied)
-        raise
+    with changing(model, "apply"):
+        plan = _planned(model, spec, example_inputs)
+        _check_instances(model, plan)
+        if seed is None:
+            seed = int(torch.randint(2**62, ()).item())
+        surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
+        created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
+        host = host_of(model)
+        host.uninstall(model)
+        holders: Holders = {}
+        for edit, tensors in created:
+            _register(model, edit, tensors, holders)
+        flags = _train(model, plan, surgery)
+        applied = (*surgery.applied, Applied(plan, plan.edits, seed))
+        host.install(model, put(model, replace(surgery, applied=applied, flags=flags)))
     return plan
 
 
-def _withdraw(model: nn.Module, surgery: Surgery, applied: Applied) -> None:
-    """Take back the newest spec, and put the rest in force again."""
-    host = host_of(model)
-    host.uninstall(model)
-    drop_edits(model, applied, list(applied.edits))
-    _restore(model, applied)
-    surgery.applied.remove(applied)
-    if surgery.applied:
-        host.install(model, surgery)
-    else:
-        del model.__dict__[ATTRIBUTE]
+def _planned(model: nn.Module, spec: Spec | SavedPlan | Plan, example_inputs: Any) -> Plan:
+    if isinstance(spec, Plan):
+        return spec
+    if not isinstance(spec, SavedPlan):
+        return make_plan(model, spec, example_inputs)
+    plan = make_plan(model, spec.spec, example_inputs)
+    if plan.fingerprint != spec.fingerprint:
+        cause = "the model is another" if plan.base != spec.base else "it plans differently now"
+        raise error(
+            "S511",
+            f"the saved plan does not fit: {cause}",
+            help="plan the spec anew and review the difference",
+        )
+    return plan
+
+
+def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
+    """Have those of the base's parameters train that ``plan`` says; returns all flags before."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    remember(model, plan.trained)
+    flags = dict(surgery.flags)
+    for names, flag in ((plan.trained, True), (plan.frozen, False)):
+        for name in names:
+            flags.setdefault(name, parameters[name].requires_grad)
+            set_flag(parameters[name], flag)
+    return flags
 
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:
@@ -128,84 +133,116 @@ def _register(
 
 
 def remove_specs(model: nn.Module, name: str | None = None) -> None:
-    """Take back everything, or what goes by ``name``; base parameters get their bits back.
+    """Take back everything, or what goes by ``name``.
+
+    A spec goes with its last method. What of the base no other spec trains then gets its bits
+    back; whether it trains is for the specs that are left to say.
 
     Raises:
-        SurgeryError: S512 if nothing was applied, or nothing by that name.
+        SurgeryError: S512 if nothing was applied, or nothing by that name; S520 inside `merged`
+            and `disabled`; S523 if the model has lost what is to stay.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model")
-    names = {e.child for _, e in surgery.edits()}
-    if name is not None and name not in names:
-        raise error(
-            "S512",
-            f"nothing here is named `{name}`",
-            help=did_you_mean(name, names) or _named(names),
-        )
-    host = host_of(model)
-    host.uninstall(model)
-    for applied in surgery.applied:
-        drop_edits(model, applied, [e for e in applied.edits if name in (None, e.child)])
-    for applied in reversed(surgery.applied):
-        if not applied.edits:
-            _restore(model, applied)
-    surgery.applied = [a for a in surgery.applied if a.edits]
-    if surgery.applied:
-        host.install(model, surgery)
-    else:
-        del model.__dict__[ATTRIBUTE]
+    with changing(model, "remove") as structure:
+        surgery = required(model)
+        names = {n for applied in surgery.applied for n in _names(applied)}
+        if name is not None and name not in names:
+            raise error(
+                "S512",
+                f"nothing here is named `{name}`",
+                help=did_you_mean(name, names) or _named(names),
+            )
+        edits = [e for _, e in surgery.edits() if name in (None, e.child)]
+        kept = keep(surgery, edits, [] if name is None else _training(surgery, name))
+        if kept.applied:
+            check_standing(model, kept)
+        drop(model, edits)
+        enforce(model, surgery, kept, structure)
+
+
+def _names(applied: Applied) -> set[str]:
+    """What it can be removed by: its methods' names, or the file's if it has none and only trains."""
+    file = PurePath(applied.plan.spec.name)
+    if not applied.plan.edits and file.suffix == ".peft":
+        return {file.stem}
+    return {e.child for e in applied.edits}
+
+
+def _training(surgery: Surgery, name: str) -> list[Applied]:
+    """The specs that have no methods, and go by another name or by none."""
+    return [a for a in surgery.applied if not a.plan.edits and name not in _names(a)]
 
 
 def _named(names: set[str]) -> str | None:
-    return f"there are {', '.join(sorted(names))}" if names else None
+    if names:
+        return f"there are {', '.join(sorted(names))}"
+    return "what only trains the base goes with all: `surgery.remove(model)`"
 
 
-def drop_edits(model: nn.Module, applied: Applied, edits: list[Edit]) -> None:
-    """Forget ``edits`` and take their parameters out of the model."""
+def keep(surgery: Surgery, gone: Iterable[Edit], also: Iterable[Applied] = ()) -> Surgery:
+    """The record without some edits, and without specs that then have none; but ``also`` these."""
+    lost, staying = set(map(id, gone)), set(map(id, also))
+    left = [(a, a.without(lost)) for a in surgery.applied]
+    return replace(surgery, applied=tuple(b for a, b in left if b.edits or id(a) in staying))
+
+
+def drop(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Take ``edits`` out of the model, where they still are in it; what is left is not in force."""
+    host_of(model).uninstall(model)
     for edit in edits:
-        applied.edits.remove(edit)
-        drop_graft(model.get_submodule(edit.owner), edit.graft)
+        try:
+            module = model.get_submodule(edit.owner)
+        except AttributeError:
+            continue
+        drop_graft(module, edit.graft)
     rehome(model)
 
 
-def _restore(model: nn.Module, applied: Applied) -> None:
+def enforce(
+    model: nn.Module, before: Surgery, now: Surgery, structure: Structure | None = None
+) -> None:
+    """Make ``now`` the record and put it in force, where what it lacks has been dropped.
+
+    With the ``structure`` of the model, base parameters that none of it trains get their first
+    values back; without, they stay as they are.
+    """
+    forget(model, now.claimed(), structure)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, value in applied.values.items():
-            parameters[name].copy_(value)
-    for name, flag in applied.flags.items():
-        parameters[name].requires_grad_(flag)
+    old, new = before.decisions(), now.decisions()
+    decided = {n for a in now.applied for n in (*a.plan.trained, *a.plan.frozen)}
+    for name in before.flags:
+        if name in parameters and (name not in decided or new[name] != old[name]):
+            set_flag(parameters[name], new[name])
+    flags = {n: f for n, f in before.flags.items() if n in decided}
+    record = put(model, replace(now, flags=flags))
+    if record.applied:
+        host_of(model).install(model, record)
 
 
-@contextmanager
-def disabled_specs(model: nn.Module) -> Generator[nn.Module]:
-    """The base model, to the bit, while inside; adaptations are back after."""
+def disabled_specs(model: nn.Module) -> Context:
+    """The base model, to the bit, while inside; adaptations are back after.
+
+    Raises:
+        SurgeryError: on entering: S520 if another thread is in `merged`, S521 if what was applied
+            is on record elsewhere.
+
+    """
+    return Context(model, "disabled", _bare)
+
+
+def _bare(model: nn.Module) -> None:
     surgery = surgery_of(model)
     if surgery is None:
-        yield model
+        check_alone(model)
         return
+    host_of(model).uninstall(model)
+    take_grafts(model)
+    show_first(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    before = {n: v for a in reversed(surgery.applied) for n, v in a.values.items()}
-    flags = {n: f for a in reversed(surgery.applied) for n, f in a.flags.items()}
-    kept = {n: parameters[n].data for n in before}
-    now = {n: parameters[n].requires_grad for n in flags}
-    with host_of(model).detached(model):
-        try:
-            _set(parameters, before, flags)
-            yield model
-        finally:
-            _set(parameters, kept, now)
-
-
-def _set(
-    parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], flags: Mapping[str, bool]
-) -> None:
-    for name, value in values.items():
-        parameters[name].data = value
-    for name, flag in flags.items():
-        parameters[name].requires_grad_(flag)
+    for name, flag in surgery.flags.items():
+        if name in parameters:
+            set_flag(parameters[name], flag)
+    del model.__dict__[ATTRIBUTE]
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

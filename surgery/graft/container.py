@@ -38,10 +38,10 @@ class Graft(nn.Module):
             return
         holder = self if holders is None else holders.setdefault(parameter, self)
         if holder is self:
-            self._links.pop(head, None)
+            self._links = {n: h for n, h in self._links.items() if n != head}
             self.register_parameter(head, parameter)
         else:
-            self._links[head] = holder
+            self._links = {**self._links, head: holder}
 
     def extra_repr(self) -> str:
         shapes = {n: p.shape for n, p in self._parameters.items() if p is not None}
@@ -87,15 +87,11 @@ def drop_graft(module: nn.Module, path: str) -> None:
         drop_graft(module, above)
 
 
-def tables(
-    module: nn.Module,
-) -> list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]]:
-    """The tables of children of ``module`` and of its grafts, each with what it holds now."""
-    found = [(module._modules, dict(module._modules))]
-    for child in module._modules.values():
-        if isinstance(child, Graft):
-            found += tables(child)
-    return found
+def take_grafts(model: nn.Module) -> None:
+    """Take every graft off the modules of ``model``."""
+    for module in list(model.modules()):
+        for name in [n for n, child in module._modules.items() if isinstance(child, Graft)]:
+            del module._modules[name]
 
 
 class HidesGrafts:

@@ -59,7 +59,7 @@ def create(
                 stream = f"{start.seed}:{key or tensor.name}"
                 saved = start.values.get(tensor.name)
                 if saved is not None and saved.shape == tensor.shape:
-                    first = nn.Parameter(saved.to(like, copy=True), tensor.trained)
+                    first = nn.Parameter(saved.to(like.device, copy=True), tensor.trained)
                 elif declaration.init.distribution == "vocabulary":
                     first = _words(model, edit, declaration, tensor.shape[0], like, stream, start)
                 elif edit.layer and edit.layer.experts:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
 
 from torch import fx, nn
 
 from surgery.anatomy.site import Memory, Port, Tokens
 from surgery.graft import fastpath
-from surgery.graft.container import Graft
+from surgery.graft.container import take_grafts
+from surgery.graft.contexts import alone
 from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
@@ -19,6 +19,7 @@ from surgery.graft.graphs.recall import MaskTap
 from surgery.graft.graphs.taps import Held, Tap
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
+from surgery.graft.structure import restored
 from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import memory_tap
 from surgery.graft.tokens.sequences import token_tap
@@ -215,30 +216,7 @@ def uninstall(model: nn.Module) -> None:
 @contextmanager
 def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: without adapted classes and without the added parameters."""
-    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
-    adapted = [path for path, module in named if is_adapted(module)]
-    classes = [(m, type(m)) for m in model.modules() if is_adapted(m)]
-    children = [
-        (m, dict(m._modules))
-        for m in model.modules()
-        if any(isinstance(c, Graft) for c in m._modules.values()) and not isinstance(m, Graft)
-    ]
-    plain_masks = masks.undo(model)
-    try:
-        for module, _ in classes:
-            module.__class__ = base_class(module)
-        for module, every in children:
-            for name, child in every.items():
-                if isinstance(child, Graft):
-                    del module._modules[name]
-        fastpath.reopen(model)
+    with alone(model), restored(model):
+        uninstall(model)
+        take_grafts(model)
         yield
-    finally:
-        fastpath.close(model, adapted)
-        if plain_masks:
-            masks.keep_plain(model)
-        for module, cls in classes:
-            module.__class__ = cls
-        for module, every in children:
-            module._modules.clear()
-            module._modules.update(every)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from surgery.graft.container import Graft, rehome
+from surgery.graft.contexts import changing
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
-from surgery.graft.state import Applied, Surgery, surgery_of
+from surgery.graft.state import Surgery, check_standing, put, required
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit
 from surgery.planning.plan import Tensor as Added
+from surgery.rules.expand import Wrapped
 from surgery.rules.values import Declaration
 
 
@@ -35,54 +37,70 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     """Fold all that folds and that ``only`` admits, for good.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S519 if nothing folds.
+        SurgeryError: S512 if nothing was applied; S519 if nothing folds; S520 inside `merged` and
+            `disabled`; S523 if the model has lost what was applied.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model")
-    found = [
-        (applied, edit)
-        for applied, edit in surgery.edits()
-        if edit.folds and not edit.folded and only(edit)
-    ]
-    if not found:
-        raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
-    before = _elements(model)
-    host = host_of(model)
-    made = [(applied, edit, *_made(model, surgery, edit)) for applied, edit in found]
-    host.uninstall(model)
-    for applied, edit, folded, values in made:
-        _replace(model, applied, edit, folded, values)
-    rehome(model)
-    host.install(model, surgery)
-    folded = tuple((e.site, e.child) for _, e, _, _ in made)
-    return FoldReport(folded, before, _elements(model))
+    with changing(model, "fold"):
+        surgery = required(model)
+        check_standing(model, surgery)
+        found = [e for _, e in surgery.edits() if e.folds and not e.folded and only(e)]
+        if not found:
+            raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
+        before = _elements(model, surgery)
+        made = {id(edit): _made(model, surgery, edit) for edit in found}
+        host = host_of(model)
+        host.uninstall(model)
+        for edit, values in made.values():
+            _replace(model, edit, values)
+        rehome(model)
+        now = put(model, _folded(surgery, {key: edit for key, (edit, _) in made.items()}))
+        host.install(model, now)
+        folded = tuple((e.site, e.child) for e in found)
+        return FoldReport(folded, before, _elements(model, now))
+
+
+def _folded(surgery: Surgery, made: Mapping[int, Edit]) -> Surgery:
+    return replace(
+        surgery,
+        applied=tuple(
+            replace(a, edits=tuple(made.get(id(e), e) for e in a.edits)) for a in surgery.applied
+        ),
+    )
+
+
+def as_folded(edit: Edit, wraps: Sequence[Wrapped]) -> Edit:
+    """The edit as it is when folded, where ``wraps`` are the methods at its site, its own among them."""
+    prefix = f"{edit.owner}." if edit.owner else ""
+    known = {t.name: t for t in edit.tensors}
+    dtype = edit.tensors[0].dtype
+    tensors: list[Added] = []
+    for declaration in _declared(edit, wraps):
+        name = prefix + declaration.name
+        shape = tuple(int(d.value(edit.sizes)) for d in declaration.shape)
+        tensors.append(known.get(name) or Added(name, shape, "folded", True, None, dtype))
+    return replace(edit, tensors=tuple(tensors), folded=True)
+
+
+def _declared(edit: Edit, wraps: Sequence[Wrapped]) -> tuple[Declaration, ...]:
+    """The params that a method has when it is folded."""
+    folded = [replace(w, folded=True) if w.child == edit.graft else w for w in wraps]
+    return dict(program_of(edit, folded).declarations)[edit.graft]
 
 
 def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[str, nn.Parameter]]:
     """The edit as it is when folded, and the parameters it then has."""
-    wraps = [
-        replace(w, folded=True) if w.child == edit.child else w
-        for w in surgery.standing()[edit.whole]
-    ]
-    declared = dict(program_of(edit, wraps).declarations)[edit.child]
+    wraps = surgery.standing()[edit.whole]
     owner = model.get_submodule(edit.owner)
-    known = {t.name: t for t in edit.tensors}
-    prefix = f"{edit.owner}." if edit.owner else ""
-    tensors: list[Added] = []
+    known = {t.name for t in edit.tensors}
+    folded = as_folded(edit, wraps)
     values: dict[str, nn.Parameter] = {}
-    for declaration in declared:
-        name = prefix + declaration.name
-        if name in known:
-            tensors.append(known[name])
-            values[declaration.name] = owner.get_parameter(declaration.name)
-            continue
-        value = _value(owner, declaration, edit)
-        values[declaration.name] = nn.Parameter(value)
-        dtype = edit.tensors[0].dtype
-        tensors.append(Added(name, tuple(value.shape), "folded", True, None, dtype))
-    return replace(edit, tensors=tuple(tensors), folded=True), values
+    for tensor, declaration in zip(folded.tensors, _declared(edit, wraps), strict=True):
+        name = declaration.name
+        kept = tensor.name in known
+        value = owner.get_parameter(name) if kept else _value(owner, declaration, edit)
+        values[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    return folded, values
 
 
 @torch.no_grad()
@@ -93,22 +111,14 @@ def _value(owner: nn.Module, declaration: Declaration, edit: Edit) -> Tensor:
     ).clone(memory_format=torch.contiguous_format)
 
 
-def _replace(
-    model: nn.Module,
-    applied: Applied,
-    edit: Edit,
-    folded: Edit,
-    values: dict[str, nn.Parameter],
-) -> None:
-    applied.edits[applied.edits.index(edit)] = folded
+def _replace(model: nn.Module, folded: Edit, values: dict[str, nn.Parameter]) -> None:
     graft = Graft()
     for name, parameter in values.items():
         graft._put(name.partition(".")[2], parameter)
-    model.get_submodule(edit.owner)._modules[edit.child] = graft
+    model.get_submodule(folded.owner)._modules[folded.child] = graft
 
 
-def _elements(model: nn.Module) -> int:
-    surgery = surgery_of(model)
-    names = {t.name for _, e in surgery.edits() for t in e.tensors} if surgery else set[str]()
+def _elements(model: nn.Module, surgery: Surgery) -> int:
+    names = {t.name for _, e in surgery.edits() for t in e.tensors}
     found = {id(p): p.numel() for n, p in model.named_parameters() if n in names}
     return sum(found.values())

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.apply import drop_edits
-from surgery.graft.container import drop_graft, tables
-from surgery.graft.hosts import host_of
+from surgery.graft.apply import drop, enforce, keep
+from surgery.graft.contexts import Context, changing
 from surgery.graft.initialise import by_expert, compute
 from surgery.graft.rebase import rebase
 from surgery.graft.sites import Site, program_of, sites_of
-from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
+from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
@@ -83,95 +81,55 @@ def merge_specs(model: nn.Module) -> MergeReport:
     """Merge for good all that merges; the rest stays grafted.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S513 if nothing of it merges.
+        SurgeryError: S512 if nothing was applied; S513 if nothing of it merges; S520 inside
+            `merged` and `disabled`; S523 if the model has lost what was applied.
 
     """
-    surgery = surgery_of(model)
-    if surgery is None:
-        raise error("S512", "nothing was applied to this model")
-    draft = _draft(model, surgery)
-    if not draft.work:
-        first = draft.stayed[0] if draft.stayed else None
-        raise error("S513", "nothing here merges", help=first and f"{first.site}: {first.reason}")
-    host = host_of(model)
-    host.uninstall(model)
-    _write(model, draft)
-    gone = set(map(id, draft.edits))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for applied in surgery.applied:
-        drop_edits(model, applied, [e for e in applied.edits if id(e) in gone])
-        if not applied.edits:
-            for name, flag in applied.flags.items():
-                parameters[name].requires_grad_(flag)
-    surgery.applied = [a for a in surgery.applied if a.edits]
-    if surgery.applied:
-        rebase(model, surgery, draft.edits)
-        host.install(model, surgery)
-    else:
-        del model.__dict__[ATTRIBUTE]
+    with changing(model, "merge"):
+        surgery = required(model)
+        check_standing(model, surgery)
+        draft = _draft(model, surgery)
+        if not draft.work:
+            first = draft.stayed[0] if draft.stayed else None
+            help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
+            raise error("S513", "nothing here merges", help=help)
+        _carry_out(model, surgery, draft)
     return draft.report
 
 
-@contextmanager
-def merged_specs(model: nn.Module) -> Generator[nn.Module]:
-    """The model with all that merges merged, while inside; every bit is back after."""
+def merged_specs(model: nn.Module) -> Context:
+    """The model with all that merges merged, while inside; every bit is back after.
+
+    Raises:
+        SurgeryError: on entering: S520 if another thread is in `disabled`, S521 if what was
+            applied is on record elsewhere, S523 if the model has lost it.
+
+    """
+    return Context(model, "merged", _merge)
+
+
+def _merge(model: nn.Module) -> None:
     surgery = surgery_of(model)
     if surgery is None:
-        yield model
+        check_alone(model)
         return
+    check_standing(model, surgery)
     draft = _draft(model, surgery)
-    host = host_of(model)
-    host.uninstall(model)
-    gone = set(map(id, draft.edits))
-    rest = [
-        Applied(a.plan, [e for e in a.edits if id(e) not in gone], a.seed, a.flags, a.values)
-        for a in surgery.applied
-    ]
-    during = Surgery(surgery.base, surgery.digests, [a for a in rest if a.edits])
-    kept = _write(model, draft)
-    children = _take_children(model, draft)
-    if during.applied:
-        rebase(model, during, draft.edits)
-    model.__dict__[ATTRIBUTE] = during
-    host.install(model, during)
-    try:
-        yield model
-    finally:
-        host.uninstall(model)
-        for modules, every in reversed(children):
-            modules.clear()
-            modules.update(every)
-        for table, tensors in kept:
-            for name, tensor in tensors.items():
-                parameter = table[name]
-                if tensor is None or parameter is None:
-                    table[name] = None
-                else:
-                    parameter.data = tensor
-        model.__dict__[ATTRIBUTE] = surgery
-        host.install(model, surgery)
+    if draft.work:
+        _carry_out(model, surgery, draft)
 
 
-def _take_children(
-    model: nn.Module, draft: _Draft
-) -> list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]]:
-    """Take off the grafts that are merged; returns what the tables of children held before."""
-    kept: list[tuple[dict[str, nn.Module | None], dict[str, nn.Module | None]]] = []
-    for work in draft.work.values():
-        for edit in work.edits:
-            module = model.get_submodule(edit.owner)
-            kept += tables(module)
-            drop_graft(module, edit.graft)
-    return kept
+def _carry_out(model: nn.Module, surgery: Surgery, draft: _Draft) -> None:
+    drop(model, draft.edits)
+    _write(model, draft)
+    now = keep(surgery, draft.edits)
+    if now.applied:
+        now = rebase(model, surgery, now, draft.edits)
+    enforce(model, surgery, now)
 
 
-Kept = tuple[dict[str, nn.Parameter | None], dict[str, Tensor | None]]
-"""A module's table of parameters, and the tensors that some of them held."""
-
-
-def _write(model: nn.Module, draft: _Draft) -> list[Kept]:
-    """Put the new tensors in place; returns the old ones."""
-    kept: list[Kept] = []
+def _write(model: nn.Module, draft: _Draft) -> None:
+    """Put the new tensors in place, in memory of their own."""
     for work in draft.work.values():
         first = work.edits[0]
         assert first.layer is not None
@@ -179,17 +137,12 @@ def _write(model: nn.Module, draft: _Draft) -> list[Kept]:
         table = module._parameters
         weight, bias = table[names["W"]], table.get(names["b"])
         assert weight is not None
-        old: dict[str, Tensor | None] = {names["W"]: weight.data}
         weight.data = work.weight
         if work.bias is not None and bias is not None:
-            old[names["b"]] = bias.data
             bias.data = work.bias
         elif work.bias is not None:
-            old[names["b"]] = None
             added = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
             setattr(module, names["b"], added)
-        kept.append((table, old))
-    return kept
 
 
 def _draft(model: nn.Module, surgery: Surgery) -> _Draft:

@@ -12,12 +12,12 @@ from surgery.planning.fingerprint import digest, fingerprint
 from surgery.planning.plan import Edit, Plan
 
 
-def rebase(model: nn.Module, surgery: Surgery, merged: Iterable[Edit]) -> None:
-    """Have ``surgery`` stand on the layers that ``merged`` edits went into, as they are now.
+def rebase(model: nn.Module, before: Surgery, now: Surgery, merged: Iterable[Edit]) -> Surgery:
+    """``now`` as it stands on the layers that ``merged`` edits went into, as they are now.
 
     What stays in the model is saved for the merged base and loads on that one; a bias that a layer
-    has got by merging is part of it. Base parameters that a spec trains keep the digest that they
-    had when it was applied.
+    has got by merging is part of it, and so are base parameters that a spec trained which ``now``
+    lacks. Those that one still trains keep the digest that they had when it was applied.
     """
     first = {id(p): name for name, p in model.named_parameters()}
     changed: dict[str, nn.Parameter] = {}
@@ -29,30 +29,35 @@ def rebase(model: nn.Module, surgery: Surgery, merged: Iterable[Edit]) -> None:
         changed |= {first[id(parameter)]: parameter for parameter in own}
         if len(own) > 1 and not edit.layer.bias:
             biased.add(edit.owner)
-    trained = {name for applied in surgery.applied for name in applied.values}
+    trained = now.claimed()
+    parameters = dict(model.named_parameters())
+    changed |= {n: parameters[n] for n in before.claimed() - trained if n in parameters}
     fresh = {name: digest(p) for name, p in changed.items() if name not in trained}
-    added = [name for name in fresh if name not in surgery.digests]
-    surgery.digests = {**surgery.digests, **fresh}
-    surgery.base = fingerprint(surgery.digests)
-    for applied in surgery.applied:
-        _follow(model, surgery, applied, biased, added)
+    added = [name for name in fresh if name not in now.digests]
+    digests = {**now.digests, **fresh}
+    made = replace(now, digests=digests, base=fingerprint(digests))
+    applied = tuple(_following(model, made, one, biased, added) for one in now.applied)
+    return replace(made, applied=applied)
 
 
-def _follow(
+def _following(
     model: nn.Module, surgery: Surgery, applied: Applied, biased: set[str], added: list[str]
-) -> None:
+) -> Applied:
     def now(edit: Edit) -> Edit:
         return _with_bias(edit) if edit.owner in biased else edit
 
     plan = applied.plan
     frozen = {*plan.frozen, *added} if plan.frozen else set[str]()
-    applied.edits = list(map(now, applied.edits))
-    applied.plan = replace(
-        plan,
-        base=surgery.base,
-        digests=surgery.digests,
-        edits=tuple(map(now, plan.edits)),
-        frozen=tuple(n for n, _ in model.named_parameters() if n in frozen),
+    return replace(
+        applied,
+        edits=tuple(map(now, applied.edits)),
+        plan=replace(
+            plan,
+            base=surgery.base,
+            digests=surgery.digests,
+            edits=tuple(map(now, plan.edits)),
+            frozen=tuple(n for n, _ in model.named_parameters() if n in frozen),
+        ),
     )
 
 

@@ -1,46 +1,64 @@
-"""What has been done to a model: kept on the model itself, as data."""
+"""What has been done to a model: a record kept on the model itself, as data.
+
+Records do not change: what is applied or removed puts another one in place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
-import torch
-from torch import nn
+from torch import fx, nn
 
+from surgery.graft.container import Graft
+from surgery.graft.owner import Owner
+from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit, Plan
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Applied:
-    """One applied spec: its plan, the edits of it that are still in the model, the seed.
-
-    ``flags`` are the ``requires_grad`` of base parameters before, and ``values`` the base
-    parameters' contents where the spec trains them.
-    """
+    """One applied spec: its plan, the edits of it that are still in the model, the seed."""
 
     plan: Plan
-    edits: list[Edit]
+    edits: tuple[Edit, ...]
     seed: int
-    flags: dict[str, bool]
-    values: dict[str, torch.Tensor]
 
     def wrapped(self, edit: Edit) -> Wrapped:
         """The method of one of its edits."""
         return edit.wrapped(self.plan.spec)
 
+    def decides(self, name: str) -> bool | None:
+        """Whether it has a base parameter train; None if it says nothing of it."""
+        return self.decisions.get(name)
 
-@dataclass
+    @property
+    def decisions(self) -> dict[str, bool]:
+        """Which base parameters it has train, and which not."""
+        return {**dict.fromkeys(self.plan.trained, True), **dict.fromkeys(self.plan.frozen, False)}
+
+    def without(self, gone: set[int]) -> Applied:
+        """It without the edits of which the identities are given."""
+        return replace(self, edits=tuple(e for e in self.edits if id(e) not in gone))
+
+
+@dataclass(frozen=True)
 class Surgery:
-    """All specs applied to one model, in order, and what told its base then."""
+    """All specs applied to one model, in order, and what told its base then.
+
+    ``flags`` tell of each base parameter that a spec decides about whether it trained before.
+    """
 
     base: str
-    digests: dict[str, str]
-    applied: list[Applied] = field(default_factory=list[Applied])
+    digests: Mapping[str, str]
+    applied: tuple[Applied, ...] = ()
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    owner: Owner = field(default_factory=lambda: Owner(None), compare=False)
 
     def edits(self) -> Iterator[tuple[Applied, Edit]]:
         """Every edit in force, in order of application."""
@@ -55,20 +73,142 @@ class Surgery:
             found.setdefault(edit.whole, []).append(applied.wrapped(edit))
         return found
 
+    def claimed(self) -> set[str]:
+        """The base parameters that specs train."""
+        return {name for applied in self.applied for name in applied.plan.trained}
+
+    def decisions(self) -> dict[str, bool]:
+        """Which base parameters train by what the specs say: the last one counts."""
+        found = dict(self.flags)
+        for applied in self.applied:
+            found |= applied.decisions
+        return found
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
-        copies = [
-            Applied(
-                a.plan,
-                list(a.edits),
-                a.seed,
-                dict(a.flags),
-                {n: t.clone() for n, t in a.values.items()},
+        copy = replace(self, owner=self.owner.__deepcopy__(memo))
+        if copy.owner.module is not None:
+            _ROOTS.add(copy.owner.module)
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.owner.module, fx.GraphModule):
+            raise error(
+                "S525",
+                "an adapted traced graph cannot be pickled: its code would be traced again",
+                help="`surgery.save` the adapter, and pickle the base",
             )
-            for a in self.applied
-        ]
-        return Surgery(self.base, self.digests, copies)
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.owner.module is not None:
+            _ROOTS.add(self.owner.module)
+
+
+_ROOTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""The models that have a record."""
 
 
 def surgery_of(model: nn.Module) -> Surgery | None:
-    """The record on ``model``, or None if nothing was applied to it."""
-    return model.__dict__.get(ATTRIBUTE)
+    """The record on ``model``, or None if nothing is applied to it.
+
+    Raises:
+        SurgeryError: S522 if it is a shallow copy, which shares its record with the original.
+
+    """
+    found: Surgery | None = model.__dict__.get(ATTRIBUTE)
+    if found is None:
+        return None
+    owner = found.owner.module
+    if owner is None:
+        return put(model, found)
+    if owner is not model:
+        raise error(
+            "S522",
+            "this is a shallow copy of an adapted model, and shares its parts with it",
+            help="copy models with `copy.deepcopy`",
+        )
+    return found
+
+
+def put(model: nn.Module, surgery: Surgery) -> Surgery:
+    """Make ``surgery`` the record on ``model``; one of nothing is no record."""
+    if not surgery.applied:
+        model.__dict__.pop(ATTRIBUTE, None)
+        return surgery
+    made = replace(surgery, owner=Owner(model))
+    model.__dict__[ATTRIBUTE] = made
+    _ROOTS.add(model)
+    return made
+
+
+def required(model: nn.Module, otherwise: str = "") -> Surgery:
+    """The record on ``model``.
+
+    Raises:
+        SurgeryError: S512 if there is none, and where there is one, if parts of it are adapted.
+
+    """
+    surgery = surgery_of(model)
+    if surgery is None:
+        message = f"nothing was applied to this model{otherwise}"
+        raise error("S512", message, help=elsewhere(model))
+    return surgery
+
+
+def elsewhere(model: nn.Module) -> str | None:
+    """Where the record is that tells of ``model`` or of a part of it, in words."""
+    for path, module in _named(model):
+        if path and ATTRIBUTE in module.__dict__:
+            return f"something was applied to its `{path}`: call this with that module"
+    for root in list(_ROOTS):
+        if root is model or ATTRIBUTE not in root.__dict__:
+            continue
+        path = next((path for path, module in _named(root) if module is model), None)
+        if path:
+            kind = type(root).__name__
+            return f"it is `{path}` of an adapted {kind}: call this with that {kind}"
+    if any(isinstance(child, Graft) for child in model.modules()):
+        return "it has grafts of a model that it was a part of: call this with that model"
+    return None
+
+
+def check_alone(model: nn.Module) -> None:
+    """See that no other record tells of ``model``, of a part of it, or of what it is a part of.
+
+    Raises:
+        SurgeryError: S521 if one does.
+
+    """
+    where = elsewhere(model)
+    if where is not None:
+        raise error("S521", "a model and a part of it cannot be adapted apart", help=where)
+
+
+def check_standing(model: nn.Module, surgery: Surgery) -> None:
+    """See that the model still has what ``surgery`` records.
+
+    Raises:
+        SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
+
+    """
+    named = dict(_named(model, every=True))
+    for _, edit in surgery.edits():
+        path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
+        graft = named.get(path)
+        for tensor in edit.tensors:
+            held: Any = graft if isinstance(graft, Graft) else None
+            for name in tensor.name[len(path) + 1 :].split("."):
+                held = getattr(held, name, None)
+            if not isinstance(held, nn.Parameter) or held.shape != tensor.shape:
+                raise error(
+                    "S523",
+                    f"the model was changed since: `{tensor.name}` is gone or has another shape",
+                    help="`surgery.remove(model)` takes back all that is left",
+                )
+
+
+def _named(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+    untyped: Any = model
+    named = untyped.named_modules(remove_duplicate=not every)
+    return cast("list[tuple[str, nn.Module]]", list(named))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from surgery.graft.container import Graft
 from surgery.graft.state import surgery_of
 from surgery.language.diagnostics import SurgeryError, error
 
@@ -31,36 +30,18 @@ def model_of(given: object) -> nn.Module:
 
 
 def adapted_of(given: object) -> nn.Module:
-    """The model that ``given`` is, or wraps, also in a module that holds nothing else.
+    """The model that ``given`` is, or wraps, also in modules of others that hold nothing else.
 
     Raises:
-        SurgeryError: S546 if it is no module; S547 if it is not the model that a spec was applied
-            to, but has it inside, or is inside it.
+        SurgeryError: S546 if it is no module.
 
     """
     model = model_of(given)
     while surgery_of(model) is None and len(model._modules) == 1 and not model._parameters:
         (inside,) = model._modules.values()
-        if inside is None or not any(surgery_of(m) for m in inside.modules()):
+        if inside is None or all(surgery_of(module) is None for module in inside.modules()):
             break
         model = inside
-    if surgery_of(model) is not None:
-        return model
-    named = cast("list[tuple[str, nn.Module]]", list(model.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
-    adapted = [path for path, module in named if surgery_of(module) is not None]
-    if adapted:
-        more = f" and {len(adapted) - 1} more of its modules" if adapted[1:] else ""
-        raise error(
-            "S547",
-            f"not this {type(model).__name__} was adapted, but its `{adapted[0]}`{more}",
-            help=f"pass that: `model.get_submodule({adapted[0]!r})`",
-        )
-    if any(isinstance(module, Graft) for _, module in named):
-        raise error(
-            "S547",
-            f"this {type(model).__name__} is a part of the model that was adapted",
-            help="pass the model that the spec was applied to",
-        )
     return model
 
 
@@ -68,14 +49,14 @@ def unwrapped(given: object) -> nn.Module:
     """The model to adapt.
 
     Raises:
-        SurgeryError: S546 if it is no module, S548 if it is wrapped in what would not know of new
+        SurgeryError: S546 if it is no module, S547 if it is wrapped in what would not know of new
             parameters.
 
     """
     model = model_of(given)
     if isinstance(given, DistributedDataParallel):
         raise error(
-            "S548",
+            "S547",
             "DistributedDataParallel has taken note of the parameters there were, and would not "
             "synchronise new ones",
             help="apply the spec first, and wrap the model after",

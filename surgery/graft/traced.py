@@ -16,19 +16,21 @@ from torch import fx, nn
 from surgery.anatomy.interpret import stacks
 from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.traced import change_core, core_node
-from surgery.graft.container import Graft
+from surgery.graft.completing import HOOKS, ORIGINAL, Completing
+from surgery.graft.container import take_grafts
+from surgery.graft.contexts import alone
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
+from surgery.graft.structure import restored
 from surgery.language.diagnostics import error
 from surgery.planning.layers import named_rank
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
 
-_ORIGINAL = "_surgery_graph"
 _STACK = "nn_module_stack"
 
 
@@ -47,7 +49,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     for site in sorted(sites, key=lambda s: (not s.is_own, -s.edits[0].site.count("."))):
         writer.write(site)
     optimise(graph, writer.added)
-    model.__dict__[_ORIGINAL] = original
+    model.__dict__[ORIGINAL] = original
+    model.__dict__[HOOKS] = [*model.__dict__.get(HOOKS, []), Completing(model)]
     model.graph = graph
     graph.eliminate_dead_code()
     model.recompile()
@@ -56,36 +59,22 @@ def install(model: nn.Module, surgery: Surgery) -> None:
 def uninstall(model: nn.Module) -> None:
     """Give ``model`` its own graph back; parameters that were added stay where they are."""
     assert isinstance(model, fx.GraphModule)
-    original = model.__dict__.pop(_ORIGINAL, None)
-    if original is not None:
-        model.graph = original
+    original = model.__dict__.pop(ORIGINAL, None)
+    if original is None:
+        return
+    model.graph = original
+    hooks = [h for h in model.__dict__.pop(HOOKS, []) if not isinstance(h, Completing)]
+    if hooks:
+        model.__dict__[HOOKS] = hooks
 
 
 @contextmanager
 def detached(model: nn.Module) -> Generator[None]:
     """The base model inside: its own graph, without the added parameters."""
-    assert isinstance(model, fx.GraphModule)
-    adapted = model.graph if _ORIGINAL in model.__dict__ else None
-    original = model.__dict__.get(_ORIGINAL)
-    children = [
-        (m._modules, dict(m._modules))
-        for m in model.modules()
-        if not isinstance(m, Graft) and any(isinstance(c, Graft) for c in m._modules.values())
-    ]
-    try:
-        if original is not None:
-            model.graph = original
-        for modules, every in children:
-            for name, child in every.items():
-                if isinstance(child, Graft):
-                    del modules[name]
+    with alone(model), restored(model):
+        uninstall(model)
+        take_grafts(model)
         yield
-    finally:
-        for modules, every in children:
-            modules.clear()
-            modules.update(every)
-        if adapted is not None:
-            model.graph = adapted
 
 
 class _Writer:

@@ -52,6 +52,10 @@ class SurgeryError(Exception):
         return type(self), (self.diagnostics,)
 
 
+class SurgeryWarning(UserWarning):
+    """Base of all warnings that this package gives."""
+
+
 def first_of(problems: Sequence[Diagnostic]) -> list[Diagnostic]:
     """As many of ``problems`` as anybody reads, and a last one that says how many are left."""
     if len(problems) <= MOST:

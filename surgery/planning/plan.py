@@ -5,18 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from surgery.anatomy.site import Core, Port, Tokens
-from surgery.language.diagnostics import Diagnostic
+from surgery.language.diagnostics import Diagnostic, SurgeryError, error
+from surgery.language.writing import checked_path, replacing
+from surgery.planning.facts import canonical, plan_facts
 from surgery.planning.layers import Layer
-from surgery.planning.spec import Spec, spec_from_texts
+from surgery.planning.schema import ANY, Each, MalformedError, check, read_json
+from surgery.planning.spec import TEXTS, Spec, spec_from_texts
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Signature
 from surgery.rules.rows import Rows
+
+VERSION = 2
+"""Of what :meth:`Plan.save` writes."""
+
+SAVED = {"fingerprint": str, "base": str, "spec": TEXTS}
+"""What of it is read again."""
 
 
 @dataclass(frozen=True)
@@ -169,18 +178,15 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON data, with the spec's texts and the fingerprint."""
-        edits = [asdict(e) for e in self.edits]
         return {
+            "version": VERSION,
             "fingerprint": self.fingerprint,
-            "base": self.base,
             "spec": self.spec.texts(),
             "parameters": self.parameters,
             "added": self.added,
             "trainable": self.trainable,
             "trained_elements": self.trained_elements,
-            "trained": list(self.trained),
-            "frozen": list(self.frozen),
-            "edits": edits,
+            **self._facts,
             "warnings": [d.message for d in self.warnings],
         }
 
@@ -190,13 +196,21 @@ class Plan:
 
         Attention may be computed in another way: what was trained by flash attention serves without.
         """
-        edits = tuple(replace(e, core=e.core.form) if e.core else e for e in self.edits)
-        text = repr((self.base, edits, self.trained, self.frozen))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical(self._facts).encode()).hexdigest()[:16]
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return plan_facts(self.base, self.edits, self.trained, self.frozen)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=1), encoding="utf-8")
+        """Write the plan as JSON.
+
+        Raises:
+            SurgeryError: S509 if the file cannot be written; one that was there stays whole.
+
+        """
+        with replacing(path) as file:
+            file.write(json.dumps(self.as_dict(), indent=1).encode())
 
 
 @dataclass(frozen=True)
@@ -209,8 +223,29 @@ class SavedPlan:
 
     @staticmethod
     def read(source: str | Path | Mapping[str, Any]) -> SavedPlan:
-        """Read what :meth:`Plan.save` wrote."""
-        if not isinstance(source, Mapping):
-            source = json.loads(Path(source).read_text(encoding="utf-8"))
-        assert isinstance(source, Mapping)
-        return SavedPlan(spec_from_texts(source["spec"]), source["fingerprint"], source["base"])
+        """Read what :meth:`Plan.save` wrote.
+
+        Raises:
+            SurgeryError: S533 if it is no saved plan, or of another version.
+
+        """
+        try:
+            data = source if isinstance(source, Mapping) else _read(source)
+            if data.get("version") != VERSION:
+                raise MalformedError(
+                    f"it is of version {data.get('version')!r}, and this reads {VERSION}: plan again"
+                )
+            kept = {key: data[key] for key in SAVED if key in data}
+            check(kept, SAVED)
+            spec = spec_from_texts(kept["spec"])
+        except (MalformedError, SurgeryError) as problem:
+            raise error("S533", f"this is no saved plan: {problem}") from None
+        return SavedPlan(spec, kept["fingerprint"], kept["base"])
+
+
+def _read(path: str | Path) -> Mapping[str, Any]:
+    try:
+        text = Path(checked_path(path, "S533")).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise MalformedError(f"cannot read `{path}`: {problem}") from None
+    return read_json(text, Each(ANY))

@@ -21,6 +21,7 @@ from surgery.language.diagnostics import (
 from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
 from surgery.language.source import Source, Span
+from surgery.planning.schema import Each
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.evaluate import Constants, evaluate
@@ -41,6 +42,9 @@ from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
+
+TEXTS = {"name": str, "text": str, "files": Each(str), "rules": Each(str)}
+"""The form of what :meth:`Spec.texts` gives, as files keep it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,8 @@ class Spec:
     def texts(self) -> dict[str, Any]:
         """All that is needed to read this spec again, without any file: text, files, rules."""
         return {
-            "name": self.name,
+            # Names of files can hold bytes that are no text.
+            "name": self.name.encode(errors="replace").decode(),
             "text": self.text,
             "files": dict(self.files),
             "rules": self.rules.used,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ def decide(
     statements = spec.statements
     starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
     trains: dict[str, bool] = dict.fromkeys(parameters, False) if starts_frozen else {}
+    trained_by: dict[str, syntax.Train | syntax.Freeze] = {}
     for statement in statements:
         if isinstance(statement, syntax.On):
             continue
@@ -55,6 +56,8 @@ def decide(
             continue
         freeze = isinstance(statement, syntax.Freeze)
         trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
+        trained_by |= dict.fromkeys(spared if freeze else chosen, statement)
+    found += _fixed(parameters, trains, trained_by)
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
@@ -73,6 +76,29 @@ def decide(
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for n, p in parameters.items() if now[n]),
     )
+
+
+def _fixed(
+    parameters: Mapping[str, nn.Parameter],
+    trains: Mapping[str, bool],
+    by: Mapping[str, syntax.Train | syntax.Freeze],
+) -> list[Diagnostic]:
+    """What is to train and never can, by the statement that says so."""
+    found: dict[int, Diagnostic] = {}
+    for name, statement in by.items():
+        parameter = parameters[name]
+        if not trains[name]:
+            continue
+        if parameter.is_inference():
+            what = "was made in inference mode"
+        elif not (parameter.is_floating_point() or parameter.is_complex()):
+            what = f"holds {str(parameter.dtype).removeprefix('torch.')}"
+        else:
+            continue
+        message, label = f"`{name}` {what}, so it cannot train", Label(statement.span)
+        help = f"leave it out: except `{name}`"
+        found.setdefault(id(statement), Diagnostic("S524", message, (label,), help))
+    return list(found.values())
 
 
 def _split(

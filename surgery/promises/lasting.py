@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from surgery.graft.apply import remove_specs
-from surgery.graft.save import load_adapter, save_adapter
+from surgery.graft.load import load_adapter
+from surgery.graft.save import save_adapter
 from surgery.promises.keeping import checksums
 from surgery.promises.running import same_bits
 from surgery.promises.trial import Trial

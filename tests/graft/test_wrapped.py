@@ -108,7 +108,7 @@ def test_a_wrapped_model_is_adapted_under_its_own_names(wrap, base, x) -> None:
 @pytest.mark.usefixtures("group")
 def test_parameters_that_would_not_be_synchronised_are_refused(base) -> None:
     wrapped = nn.parallel.DistributedDataParallel(base)
-    with pytest.raises(surgery.SurgeryError, match="S548"):
+    with pytest.raises(surgery.SurgeryError, match="S547"):
         surgery.apply(wrapped, SPEC)
     assert surgery.plan(wrapped, SPEC).added > 0
 
@@ -126,7 +126,6 @@ VERBS = {
     "save": lambda model, path: surgery.save(model, path),
     "remove": lambda model, path: surgery.remove(model),
     "merge": lambda model, path: surgery.merge(model),
-    "trainable": lambda model, path: surgery.trainable(model),
     "merged": lambda model, path: surgery.merged(model).__enter__(),
     "disabled": lambda model, path: surgery.disabled(model).__enter__(),
 }
@@ -137,11 +136,11 @@ def test_verbs_say_which_module_was_adapted(verb, x, tmp_path) -> None:
     outer = Pair()
     surgery.apply(outer.encoder, SPEC, seed=0)
     before = outer(x)
-    with pytest.raises(surgery.SurgeryError, match=r"S547.*its `encoder`"):
+    with pytest.raises(surgery.SurgeryError, match=r"(?s)S5(12|21).*its `encoder`"):
         verb(outer, tmp_path / "file")
     surgery.remove(outer.encoder)
     surgery.apply(outer, "on `encoder.0` apply lora(2)", seed=0)
-    with pytest.raises(surgery.SurgeryError, match=r"S547.*a part of the model that was adapted"):
+    with pytest.raises(surgery.SurgeryError, match=r"(?s)S5(12|21).*`encoder` of an adapted Pair"):
         verb(outer.encoder, tmp_path / "file")
     assert torch.equal(outer(x), before)
     assert not (tmp_path / "file").exists()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.save import read_adapter
+from surgery.graft.adapter_file import read_adapter
 from surgery.graft.state import surgery_of
 from surgery.graft.tokens.sequences import TokenTap
 from surgery.language.diagnostics import error
@@ -113,7 +113,7 @@ def vote(
     own = model.get_parameter(name)
     prompts: list[Tensor] = []
     for path in adapters:
-        _, tensors = read_adapter(path)
+        tensors = read_adapter(path).tensors
         if name not in tensors or tensors[name].shape != own.shape:
             raise error("S532", f"`{path}` holds no `{name}` of {[*own.shape]}")
         prompts.append(tensors[name].to(own))

@@ -1,0 +1,144 @@
+"""What a model is made of beside its numbers: remembered, and put back as it was.
+
+Classes, attributes, children, parameters, their flags and which memory they are in. Whatever changes
+a model happens between a :class:`Structure` and an exception that restores it, or the difference to
+it, which can be exchanged again (see graft/exchange.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+Table = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Before:
+    """One module as it was."""
+
+    module: nn.Module
+    cls: type[nn.Module]
+    attributes: Table
+    children: Table
+    parameters: Table
+
+
+class Structure:
+    """All modules and parameters of a model as they are now; no number is copied.
+
+    With ``tables`` alone, parameters are remembered by where they stand, not their flags and memory.
+    """
+
+    def __init__(self, model: nn.Module, tables: bool = False):
+        self.model = model
+        self.modules = [
+            Before(m, type(m), dict(m.__dict__), dict(m._modules), dict(m._parameters))
+            for m in model.modules()
+        ]
+        self.parameters: dict[int, tuple[nn.Parameter, Tensor, bool]] = {}
+        for before in () if tables else self.modules:
+            for p in before.parameters.values():
+                if p is not None and id(p) not in self.parameters:
+                    self.parameters[id(p)] = (p, p.data, p.requires_grad)
+        self.contents: list[tuple[nn.Parameter, Tensor]] = []
+
+    def keep(self, parameter: nn.Parameter) -> None:
+        """Remember the numbers of ``parameter``, too, before they are written in place."""
+        self.contents.append((parameter, parameter.detach().clone()))
+
+    def restore(self) -> None:
+        """Put everything back."""
+        graphs = [b.module for b in self.modules if graph_changed(b)]
+        for before in self.modules:
+            module = before.module
+            if type(module) is not before.cls:
+                module.__class__ = before.cls
+            for table, content in (
+                (module.__dict__, before.attributes),
+                (module._modules, before.children),
+                (module._parameters, before.parameters),
+            ):
+                if not same(table, content):
+                    table.clear()
+                    table.update(content)
+        for parameter, data, flag in self.parameters.values():
+            if not same_memory(parameter, data):
+                parameter.data = data
+            set_flag(parameter, flag)
+        with torch.no_grad():
+            for parameter, content in self.contents:
+                parameter.copy_(content)
+        recompile(graphs)
+
+
+@contextmanager
+def all_or_nothing(model: nn.Module) -> Generator[Structure]:
+    """If an exception leaves, of whatever kind, ``model`` is as it was."""
+    structure = Structure(model)
+    try:
+        yield structure
+    except BaseException:
+        structure.restore()
+        raise
+
+
+@contextmanager
+def restored(model: nn.Module) -> Generator[None]:
+    """However it is left, the classes, attributes and tables of ``model`` are as they were."""
+    structure = Structure(model, tables=True)
+    try:
+        yield
+    finally:
+        structure.restore()
+
+
+def same(table: Table, content: Table) -> bool:
+    """Whether a table holds these very objects in this order."""
+    return [*table] == [*content] and all(map(is_, table.values(), content.values()))
+
+
+def same_memory(parameter: Tensor, data: Tensor) -> bool:
+    """Whether ``parameter`` is still in the memory, and of the form, that ``data`` has."""
+    if parameter.dtype != data.dtype or parameter.shape != data.shape:
+        return False
+    return address(parameter) == address(data) and (
+        parameter.device == data.device and parameter.stride() == data.stride()
+    )
+
+
+def address(tensor: Tensor) -> int:
+    """Where its numbers are; 0 for tensors that have no memory of their own."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def set_flag(parameter: nn.Parameter, flag: bool) -> None:
+    """Have ``parameter`` train or not."""
+    if parameter.requires_grad is flag:
+        return
+    with torch.inference_mode(parameter.is_inference()):
+        parameter.requires_grad_(flag)
+
+
+def graph_changed(before: Before) -> bool:
+    """Whether a traced module runs another graph than before."""
+    module = before.module
+    if not isinstance(module, fx.GraphModule):
+        return False
+    return module.__dict__.get("_graph") is not before.attributes.get("_graph")
+
+
+def recompile(modules: list[nn.Module]) -> None:
+    """Have traced modules run the graph that they hold."""
+    for module in modules:
+        assert isinstance(module, fx.GraphModule)
+        module.graph = module.graph
