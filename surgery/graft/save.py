@@ -86,6 +86,16 @@ def _kept(applied: Applied) -> list[tuple[str, str]]:
     return [(e.site, e.child) for e in applied.edits]
 
 
+def _parameter(
+    model: nn.Module, known: Mapping[str, nn.Parameter], name: str
+) -> nn.Parameter | None:
+    """The parameter so named; one that several sites share has a name at each, and is at one."""
+    try:
+        return known[name] if name in known else model.get_parameter(name)
+    except AttributeError:
+        return None
+
+
 def _names(surgery: Surgery) -> list[str]:
     added = [t.name for _, e in surgery.edits() for t in e.tensors]
     return list(dict.fromkeys([*added, *(n for a in surgery.applied for n in a.plan.trained)]))
@@ -98,8 +108,8 @@ def _tensors(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
     memory: set[int] = set()
     found: dict[str, Tensor] = {}
     for name in _names(surgery):
-        tensor = parameters[name]
-        if id(tensor) not in seen:
+        tensor = _parameter(model, parameters, name)
+        if tensor is not None and id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach().contiguous()
             # Files of safetensors have nothing that is in one memory with something else.
@@ -188,13 +198,15 @@ def _keep_only(model: nn.Module, kept: list[list[str]] | None) -> None:
 
 
 def _copy(model: nn.Module, tensors: Mapping[str, Tensor], structure: Structure) -> None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    known = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, nn.Parameter] = {}
     for name, tensor in tensors.items():
-        target = parameters.get(name)
+        target = _parameter(model, known, name)
         if target is None or target.shape != tensor.shape:
             raise error(
                 "S516", f"the file's `{name}` {list(tensor.shape)} has no place in this model"
             )
+        parameters[name] = target
     with torch.no_grad():
         for name, tensor in tensors.items():
             structure.keep(parameters[name])
