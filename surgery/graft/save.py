@@ -109,7 +109,9 @@ def _tensors(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in _names(surgery):
         tensor = _parameter(model, parameters, name)
-        if tensor is not None and id(tensor) not in seen:
+        if tensor is None:
+            raise error("S523", f"the model was changed since: `{name}` is gone")
+        if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor.detach().contiguous()
             # Files of safetensors have nothing that is in one memory with something else.
