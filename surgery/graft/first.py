@@ -135,6 +135,7 @@ def show_first(model: nn.Module) -> None:
                 parameter.data = _like(parameter, first).clone()
 
 
+@torch.no_grad()
 def forget(model: nn.Module, claimed: set[str], keeping: Structure | None) -> None:
     """Let go of the values that no spec claims any more.
 
@@ -155,7 +156,6 @@ def forget(model: nn.Module, claimed: set[str], keeping: Structure | None) -> No
                 _give_back(module, name, held.values[name], keeping)
 
 
-@torch.no_grad()
 def _give_back(module: nn.Module, name: str, first: First, keeping: Structure) -> None:
     parameter = _at(module, name, first)
     if parameter is None:
