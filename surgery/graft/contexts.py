@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from surgery.anatomy.state import uncollected
 from surgery.graft.exchange import Exchange, exchanging
 from surgery.graft.structure import Structure, all_or_nothing
 from surgery.language.diagnostics import SurgeryError, error
@@ -63,7 +64,7 @@ class _Machine:
             if opened.kind in self.made:
                 self.made[opened.kind].show(inside=True)
             else:
-                with torch.inference_mode(False), exchanging(model) as found:
+                with torch.inference_mode(False), uncollected(), exchanging(model) as found:
                     opened.make(model)
                 self.made[opened.kind] = found[0]
             self.shown = opened.kind
@@ -146,7 +147,7 @@ def changing(model: nn.Module, verb: str) -> Generator[Structure]:
     with machine.lock:
         if machine.open:
             raise _refusal(machine.open[-1].kind, verb)
-        with torch.inference_mode(False), all_or_nothing(model) as structure:
+        with torch.inference_mode(False), uncollected(), all_or_nothing(model) as structure:
             yield structure
 
 

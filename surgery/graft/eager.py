@@ -24,6 +24,7 @@ from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import memory_tap
 from surgery.graft.tokens.sequences import token_tap
 from surgery.graft.weights.effective import write_effective
+from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, native_layer
 from surgery.rules.prompts import TokenChange, token_change
 
@@ -203,12 +204,23 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
 
 
 def uninstall(model: nn.Module) -> None:
-    """Give every module its own class back; parameters that were added stay where they are."""
+    """Give every module its own class back; parameters that were added stay where they are.
+
+    Raises:
+        SurgeryError: S526 if one has got a class on top of the adapted one, which stays then.
+
+    """
     fastpath.reopen(model)
     masks.undo(model)
     for module in model.modules():
         if is_adapted(module):
             module.__class__ = base_class(module)
+        elif hasattr(type(module), "surgery_base"):
+            raise error(
+                "S526",
+                f"another class was put over an adapted layer's since: {type(module).__name__}",
+                help="take it off first (`remove_parametrizations`), or apply the spec after it",
+            )
         for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
             del module.__dict__[name]
 

@@ -282,5 +282,5 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _set_version(tensor: Tensor, version: int) -> None:
-    of_autograd: Any = torch._C._autograd
-    of_autograd._unsafe_set_version_counter((tensor,), (version,))
+    untyped: Any = torch._C
+    untyped._autograd._unsafe_set_version_counter((tensor,), (version,))

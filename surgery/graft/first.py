@@ -37,7 +37,7 @@ class FirstValues:
 
     def __init__(self, module: nn.Module, values: Mapping[str, First]):
         self.owner = Owner(module)
-        self.values = dict(values)
+        self.values: dict[str, First] = dict(values)
 
     def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         module = self.owner.module
@@ -47,7 +47,8 @@ class FirstValues:
                 "this is a shallow copy of an adapted module that is gone",
                 help="copy models with `copy.deepcopy`",
             )
-        type(module)._apply(module, fn, *args, **kwargs)
+        cls: Any = type(module)
+        cls._apply(module, fn, *args, **kwargs)
         self._apply(fn)
         return module
 
@@ -95,7 +96,7 @@ def remember(model: nn.Module, trained: Iterable[str]) -> None:
                 fresh[name] = First(value, address(parameter), claim or near[0].claim)
         if fresh:
             held = module.__dict__.get(STANDS_IN)
-            known = held.values if isinstance(held, FirstValues) else {}
+            known = held.values if isinstance(held, FirstValues) else dict[str, First]()
             module.__dict__[STANDS_IN] = FirstValues(module, {**fresh, **known})
 
 
@@ -134,6 +135,7 @@ def show_first(model: nn.Module) -> None:
                 parameter.data = _like(parameter, first).clone()
 
 
+@torch.no_grad()
 def forget(model: nn.Module, claimed: set[str], keeping: Structure | None) -> None:
     """Let go of the values that no spec claims any more.
 
@@ -154,7 +156,6 @@ def forget(model: nn.Module, claimed: set[str], keeping: Structure | None) -> No
                 _give_back(module, name, held.values[name], keeping)
 
 
-@torch.no_grad()
 def _give_back(module: nn.Module, name: str, first: First, keeping: Structure) -> None:
     parameter = _at(module, name, first)
     if parameter is None:

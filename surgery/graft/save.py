@@ -40,7 +40,7 @@ def _save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     check_standing(model, surgery)
     target = adapter_path(path)
     held = list(dict.fromkeys(n for a in surgery.applied for n in a.plan.trained))
-    tensors = _added(model, surgery) | {n: model.get_parameter(n).detach() for n in held}
+    tensors = _added(model, surgery) | {n: _held(model, n) for n in held}
     for name, tensor in tensors.items():
         check_storable(name, tensor)
     base = base_facts(model, held)
@@ -103,6 +103,13 @@ def _added(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
                     )
                 found[planned.name] = tensor.detach()
     return found
+
+
+def _held(model: nn.Module, name: str) -> Tensor:
+    tensor = _parameter(model, name)
+    if tensor is None:
+        raise error("S523", f"the model was changed since: `{name}` is gone")
+    return tensor.detach()
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor | None:

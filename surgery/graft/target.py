@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -65,7 +65,7 @@ def unwrapped(given: object) -> nn.Module:
 
 
 def _no_module(given: Any) -> SurgeryError:
-    kind: type[Any] = type(given)
+    kind = cast("type[Any]", type(given))
     help = "a model is a torch.nn.Module"
     if isinstance(given, str):
         help = f"`surgery.load_model({given!r})` reads one"
