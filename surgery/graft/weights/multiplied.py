@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import fx
 
+from surgery.graft.channel import look
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
-from surgery.graft.graphs.recall import recall
 from surgery.graft.weights.read import read_weight
 from surgery.planning.layers import Layer
 from surgery.rules.expression import Expression
@@ -26,7 +26,7 @@ def write_multiplied(part: Part, layer: Layer) -> tuple[dict[str, fx.Graph], dic
     """
     function = fx.Graph()
     x, y = function.placeholder("x"), function.placeholder("y")
-    host = _ProductHost(function, layer, dict(part.taps), x, y)
+    host = _ProductHost(function, layer, dict(part.slots), x, y)
     if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
     emitter = Emitter(host, layer, dict(part.sizes), rank=layer.states)
@@ -57,9 +57,9 @@ class ReadHost(GraphHost):
 class _ProductHost(ReadHost):
     """Has the input of a product and its result at hand."""
 
-    def __init__(self, graph: fx.Graph, layer: Layer, taps: dict[str, str], x: fx.Node, y: fx.Node):
+    def __init__(self, graph: fx.Graph, layer: Layer, slots: dict[str, str], x: fx.Node, y: fx.Node):
         super().__init__(graph, layer)
-        self.taps = taps
+        self.slots = slots
         self.x = x
         self.y = y
 
@@ -77,6 +77,6 @@ class _ProductHost(ReadHost):
         return self.graph.get_attr("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
-        if "real" not in self.taps:
+        if "real" not in self.slots:
             return None
-        return self.call(recall, self.graph.get_attr(self.taps["real"]), states)
+        return self.call(look, self.graph.get_attr(self.slots["real"]), states)
