@@ -90,6 +90,9 @@ def within(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a forward of ``module`` with ``slots`` open."""
+    if torch.compiler.is_compiling():
+        # From here on what the compiler does not follow runs as it is.
+        from surgery.graft import uncompiled  # noqa: F401  # pyright: ignore[reportUnusedImport]
     around = [begin(slot) for slot in slots]
     try:
         output = run(module, *args, **kwargs)
@@ -181,6 +184,11 @@ def look(slot: Slot, states: Tensor) -> Any:
     """
     scope = getattr(slot.here, "scope", None)
     if torch.compiler.is_compiling():
+        # What begins outside may be over when what is compiled runs again.
+        if torch.is_grad_enabled() and (scope is None or scope.where is not None):
+            from surgery.graft import uncompiled
+
+            return uncompiled.look(slot, states)
         return None if scope is None else scope.value
     if scope is None:
         return _found_again(slot, states) if _in_backward() else _unknown(slot, states)
@@ -303,3 +311,4 @@ def _equal(one: Any, other: Any) -> bool:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return bool(one == other)
     return one.shape == other.shape and torch.equal(one, other)
+
