@@ -22,8 +22,9 @@ class _Folded:
 
     __slots__ = ("copies", "marks", "storages", "value")
 
-    def __init__(self, tensors: tuple[Tensor, ...], value: Tensor):
-        self.value = value
+    value: Tensor
+
+    def __init__(self, tensors: tuple[Tensor, ...]):
         self.marks = _marks(tensors)
         self.storages = [StorageWeakRef(t.untyped_storage()) for t in tensors]
         self.copies = [t.detach().clone() for t in tensors if t.requires_grad]
@@ -62,5 +63,8 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
         return compute(module, *tensors)
     found = kept.get(key)
     if found is None or not found.holds(tensors):
-        found = kept[key] = _Folded(tensors, compute(module, *tensors).detach())
+        # Another thread may write to the tensors from here on: then this is not found again.
+        found = _Folded(tensors)
+        found.value = compute(module, *tensors).detach()
+        kept[key] = found
     return found.value

@@ -76,7 +76,8 @@ def returned(slots: MemorySlots, output: Any) -> Any:
             )
         whole = torch.cat((front, states), 1)
         output = whole if index is None else kernels.with_first(output, index, whole)
-    put(slots.states, output if index is None else output[index])
+    if is_open(slots.states):
+        put(slots.states, output if index is None else output[index])
     return output
 
 
