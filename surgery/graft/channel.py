@@ -162,7 +162,7 @@ def take(slot: Slot) -> Any:
 def _untold(slot: Slot, alone: bool) -> SurgeryError:
     reason = "which did not run before it in this call"
     if alone:
-        reason = "and was run by itself"
+        reason = "and runs by itself, outside of the call that this is known in"
         if not torch.compiler.is_compiling() and _in_backward():
             reason += ", as in the backward of reversible layers"
     return error(
@@ -311,4 +311,3 @@ def _equal(one: Any, other: Any) -> bool:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return bool(one == other)
     return one.shape == other.shape and torch.equal(one, other)
-

@@ -159,7 +159,9 @@ class _Wiring:
 
     def states(self, source: Port, reader: str) -> str:
         """A slot for the states at ``source``, which the module at ``reader`` takes; its name there."""
-        kind = f"the {source.side} of `{source.path}`" if source.path else f"the model's {source.side}"
+        kind = (
+            f"the {source.side} of `{source.path}`" if source.path else f"the model's {source.side}"
+        )
         slot = Slot(kind)
         self.write(source, slot)
         self.open(self.around(source.path, reader), slot)

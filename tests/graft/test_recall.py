@@ -131,7 +131,9 @@ def test_what_no_forward_fits_is_an_error() -> None:
     found = model(**given)[0].square().mean()
     for layer in model.model.layers:
         layer.input_layernorm.weight.data.mul_(1.5)
-    with pytest.raises(surgery.SurgeryError, match=r"S433[\s\S]*`attention_mask` of `model`[\s\S]*none"):
+    with pytest.raises(
+        surgery.SurgeryError, match=r"S433[\s\S]*`attention_mask` of `model`[\s\S]*none"
+    ):
         found.backward()
     assert table.grad is None
     one = model(**given)[0].square().mean()

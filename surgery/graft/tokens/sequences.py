@@ -65,9 +65,7 @@ class TokenSlots:
         return Call(self.tokens, self.parameters, args, kwargs)
 
 
-def token_slots(
-    model: nn.Module, tokens: Tokens, memory: MemorySlots | None = None
-) -> TokenSlots:
+def token_slots(model: nn.Module, tokens: Tokens, memory: MemorySlots | None = None) -> TokenSlots:
     """The slots for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
@@ -208,7 +206,9 @@ def restored(slots: TokenSlots, output: Any) -> Any:
     return trim.output(output)
 
 
-def shifted(slots: TokenSlots, shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def shifted(
+    slots: TokenSlots, shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
     """The reader's arguments with every position ``shift`` further on, and no token more.
 
     Positions that are not given are counted as the reader would count them.
@@ -232,9 +232,7 @@ def noticed(
     return args, kwargs
 
 
-def placed(
-    slots: TokenSlots, ids: Tensor, marks: tuple[int, ...], embedded: Tensor
-) -> Tensor:
+def placed(slots: TokenSlots, ids: Tensor, marks: tuple[int, ...], embedded: Tensor) -> Tensor:
     """``embedded`` with the vectors of a prompt where its token is.
 
     Args:

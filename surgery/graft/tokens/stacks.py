@@ -71,7 +71,9 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
             return frame.call(sequences.filled, shared, found)
 
         return _changed(frame, stack, result, embedded)
-    return _changed(frame, stack, result, lambda hidden: frame.call(sequences.trimmed, shared, hidden))
+    return _changed(
+        frame, stack, result, lambda hidden: frame.call(sequences.trimmed, shared, hidden)
+    )
 
 
 def _changed(

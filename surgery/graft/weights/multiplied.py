@@ -57,7 +57,9 @@ class ReadHost(GraphHost):
 class _ProductHost(ReadHost):
     """Has the input of a product and its result at hand."""
 
-    def __init__(self, graph: fx.Graph, layer: Layer, slots: dict[str, str], x: fx.Node, y: fx.Node):
+    def __init__(
+        self, graph: fx.Graph, layer: Layer, slots: dict[str, str], x: fx.Node, y: fx.Node
+    ):
         super().__init__(graph, layer)
         self.slots = slots
         self.x = x
