@@ -153,7 +153,7 @@ def take(slot: Slot) -> Any:
     else:
         value, slot.here.alone = getattr(slot.here, "alone", None), None
         if isinstance(value, weakref.ref):
-            value = value()
+            value = cast("weakref.ref[Tensor]", value)()
     if value is None:
         raise _untold(slot, scope is None)
     return value
@@ -193,7 +193,8 @@ def look(slot: Slot, states: Tensor) -> Any:
     if scope is None:
         return _found_again(slot, states) if _in_backward() else _unknown(slot, states)
     where = _where()
-    if where[0] != scope.where[0]:
+    begun: Where = scope.where or where
+    if where[0] != begun[0]:
         return _found_again(slot, states)
     if not scope.written:
         raise error(
@@ -201,7 +202,7 @@ def look(slot: Slot, states: Tensor) -> Any:
             f"a method here reads {slot.source}, which did not run before it in this call",
             help="run both in one call of the model",
         )
-    if where != scope.where:
+    if where != begun:
         _remember(slot, scope.value, states, scope.remembered)
     return scope.value
 
@@ -250,7 +251,7 @@ def _hold(slot: Slot, output: Any) -> None:
 
 
 def _attach(record: _Remembered, tensor: Tensor) -> None:
-    node = tensor.grad_fn
+    node: Any = tensor.grad_fn
     # A node that held itself would never go.
     if node is not None and node is not getattr(record.value, "grad_fn", None):
         node.metadata.setdefault(_KEY, set()).add(record)
@@ -298,8 +299,8 @@ def _in_backward() -> bool:
 
 
 def _hooks() -> Any:
-    hooks: Any = torch._C._autograd  # pyright: ignore[reportPrivateUsage]
-    return hooks._top_saved_tensors_default_hooks(True)
+    library: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    return library._autograd._top_saved_tensors_default_hooks(True)
 
 
 def _mark(states: Tensor) -> Tensor:

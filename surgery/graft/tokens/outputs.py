@@ -31,7 +31,7 @@ class Trim:
             return False
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def output(self, output: Any) -> Any:
         """A result with its tuples of states, attentions and router scores trimmed."""
