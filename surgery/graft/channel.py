@@ -76,11 +76,6 @@ class _Remembered:
         self.value = value
         self.marks: list[Tensor] = []
 
-    def fits(self, mark: Tensor) -> bool:
-        """Whether ``mark`` is one of the marks; one of states that are no numbers may be any."""
-        marks = [other for other in self.marks if other.device == mark.device]
-        return bool(marks) and bool(torch.stack(marks).isclose(mark, 0, 0, equal_nan=True).any())
-
 
 def within(
     slots: Sequence[Slot],
@@ -185,7 +180,9 @@ def look(slot: Slot, states: Tensor) -> Any:
     scope = getattr(slot.here, "scope", None)
     if torch.compiler.is_compiling():
         # What begins outside may be over when what is compiled runs again.
-        if torch.is_grad_enabled() and (scope is None or scope.where is not None):
+        begun = None if scope is None else scope.where
+        records = torch.is_grad_enabled() or (begun is not None and begun[1])
+        if records and (scope is None or begun is not None):
             from surgery.graft import uncompiled
 
             return uncompiled.look(slot, states)
@@ -253,7 +250,8 @@ def _hold(slot: Slot, output: Any) -> None:
 def _attach(record: _Remembered, tensor: Tensor) -> None:
     node: Any = tensor.grad_fn
     # A node that held itself would never go.
-    if node is not None and node is not getattr(record.value, "grad_fn", None):
+    # What ends the call holds it as well, where the compiler shows no node here.
+    if hasattr(node, "metadata") and node is not getattr(record.value, "grad_fn", None):
         node.metadata.setdefault(_KEY, set()).add(record)
 
 
@@ -275,7 +273,7 @@ def _found_again(slot: Slot, states: Tensor) -> Any:
     mark = _mark(states)
     with _LOCK:
         known = [record for ref in slot.past if (record := ref()) is not None]
-    fits = [record.value for record in known if record.fits(mark)]
+    fits = [record.value for record in known if _fits(record, mark)]
     if not fits or not all(_equal(value, fits[0]) for value in fits):
         raise error(
             "S433",
@@ -284,6 +282,12 @@ def _found_again(slot: Slot, states: Tensor) -> Any:
             help="run backward before other forwards, or batch what is compared into one",
         )
     return fits[0]
+
+
+def _fits(record: _Remembered, mark: Tensor) -> bool:
+    """Whether ``mark`` is one of the record's; one of states that are no numbers fits its like."""
+    marks = [other for other in record.marks if other.device == mark.device]
+    return bool(marks) and bool(torch.stack(marks).isclose(mark, 0, 0, equal_nan=True).any())
 
 
 def _where() -> Where:
