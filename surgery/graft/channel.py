@@ -180,7 +180,7 @@ def look(slot: Slot, states: Tensor) -> Any:
     scope = getattr(slot.here, "scope", None)
     if torch.compiler.is_compiling():
         # What begins outside may be over when what is compiled runs again.
-        begun = None if scope is None else scope.where
+        begun: Any = None if scope is None else scope.where
         records = torch.is_grad_enabled() or (begun is not None and begun[1])
         if records and (scope is None or begun is not None):
             from surgery.graft import uncompiled
@@ -190,8 +190,8 @@ def look(slot: Slot, states: Tensor) -> Any:
     if scope is None:
         return _found_again(slot, states) if _in_backward() else _unknown(slot, states)
     where = _where()
-    begun: Where = scope.where or where
-    if where[0] != begun[0]:
+    started: Where = scope.where or where
+    if where[0] != started[0]:
         return _found_again(slot, states)
     if not scope.written:
         raise error(
@@ -199,7 +199,7 @@ def look(slot: Slot, states: Tensor) -> Any:
             f"a method here reads {slot.source}, which did not run before it in this call",
             help="run both in one call of the model",
         )
-    if where != begun:
+    if where != started:
         _remember(slot, scope.value, states, scope.remembered)
     return scope.value
 
