@@ -19,7 +19,7 @@ class Part:
     """A program to run at a module: its result, or what it makes of an attention's ``core``.
 
     ``own`` programs read the module's input; the others are of regions that end here, or whose
-    core runs here. ``taps`` name the module attributes from which `x` (of a region), `residual`
+    core runs here. ``slots`` name the module attributes from which `x` (of a region), `residual`
     and the mask of `real` tokens are read, and ``held`` the one that holds the norm module. Where
     states are ``turned``, they come with the length first.
     """
@@ -32,7 +32,7 @@ class Part:
     own: bool
     entry: Port
     exit: Port
-    taps: tuple[tuple[str, str], ...] = ()
+    slots: tuple[tuple[str, str], ...] = ()
     held: str | None = None
     core: Core | None = None
     gives_result: bool = True
@@ -44,18 +44,19 @@ StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]
 
 @dataclass(frozen=True)
 class Stack:
-    """A module's part in what becomes of a stack's tokens; ``tap`` names what its parts share.
+    """A module's part in what becomes of a stack's tokens; ``shared`` names what its parts share.
 
-    ``port`` is where the module has the states that are changed. The reader runs the ``program``. It hands what replaces tokens to the embedding by the taps in
-    ``places``, with their ids; the embedding and the exit find there what concerns them. Where a
-    decoder attends to the states, it has a part as ``decoder``, and the module around as ``around``.
+    ``port`` is where the module has the states that are changed. The reader runs the ``program``.
+    The embedding and the exit find in the shared slots what concerns them; ``places`` are the ids
+    that vectors replace. Where a decoder attends to the states, it has a part as ``decoder``, and
+    the module around as ``around``.
     """
 
     role: StackRole
-    tap: str
+    shared: str
     port: Port
     program: Part | None = None
-    places: tuple[tuple[str, int], ...] = ()
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ class Design:
     """All that decides a generated class: modules with equal designs share one.
 
     ``parts`` are what the forward runs, ``read`` those of which other code reads the weight.
+    ``writes`` name slots, with the ports whose values go there, and ``opens`` those that are open
+    while the module runs.
     """
 
     parts: tuple[Part, ...] = ()
     writes: tuple[tuple[str, Port], ...] = ()
     stacks: tuple[Stack, ...] = ()
     read: tuple[Part, ...] = ()
+    opens: tuple[str, ...] = ()
 
 
 @dataclass

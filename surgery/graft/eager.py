@@ -8,21 +8,21 @@ from dataclasses import replace
 
 from torch import fx, nn
 
-from surgery.anatomy.site import Memory, Port, Tokens
+from surgery.anatomy.site import Memory, Port, Tokens, covers
 from surgery.graft import fastpath
+from surgery.graft.channel import Slot
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
 from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
-from surgery.graft.graphs.recall import MaskTap
-from surgery.graft.graphs.taps import Held, Tap
+from surgery.graft.graphs.held import Held
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import restored
 from surgery.graft.tokens import masks
-from surgery.graft.tokens.memory import memory_tap
-from surgery.graft.tokens.sequences import token_tap
+from surgery.graft.tokens.memory import MemorySlots, memory_slots
+from surgery.graft.tokens.sequences import token_slots
 from surgery.graft.weights.effective import write_effective
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, native_layer
@@ -40,8 +40,10 @@ class _Wiring:
         self.parts: dict[str, list[Part]] = {}
         self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
+        self.opens: dict[str, list[str]] = {}
+        self.masks: dict[tuple[Port, str], Slot] = {}
         self.stacks: dict[str, list[Stack]] = {}
-        self.attributes: list[tuple[str, str, object]] = []
+        self.attributes: dict[str, dict[str, object]] = {}
 
     def add(self, site: Site) -> None:
         edit, program = site.edits[0], site.program
@@ -66,29 +68,26 @@ class _Wiring:
         part = self.part(site, tokens.reader)
         change = token_change(part.program.result, dict(part.sizes))
         seen = tokens.memory if change.joined > change.unseen else None
-        memory = memory_tap(self.model, seen, change.joined) if seen else None
-        shared = token_tap(self.model, tokens, memory)
+        memory = memory_slots(self.model, seen, change.joined) if seen else None
+        shared = token_slots(self.model, tokens, memory)
+        self.open(tokens.reader, *shared.open)
         ports = {"embedding": site.edits[0].entry, "exit": tokens.exit}
-        written: list[tuple[str, int]] = []
-        read: list[tuple[str, int]] = []
-        for token, _ in change.places:
-            tap = Tap()
-            written.append((self.give(tokens.reader, "place", tap), token))
-            read.append((self.give(tokens.embedding, "place", tap), token))
         roles: dict[str, Stack] = {}
         for path, role in self._roles(tokens, change, seen):
             own = part if role == "reader" else None
-            places = {"reader": written, "embedding": read}.get(role, [])
+            places = tuple(token for token, _ in change.places) if role == "embedding" else ()
             name = self.give(path, "stack", shared)
             port = replace(ports.get(role) or Port("", "output"), path="")
-            roles[path] = Stack(role, name, port, own, tuple(places))
-        if seen:
+            roles[path] = Stack(role, name, port, own, places)
+        if seen and memory:
             self._memory(seen, memory)
         for path, stack in roles.items():
             self.stacks.setdefault(path, []).append(stack)
 
-    def _memory(self, memory: Memory, shared: object) -> None:
+    def _memory(self, memory: Memory, shared: MemorySlots) -> None:
         """The modules through which a decoder sees the tokens of its encoder."""
+        self.open(memory.reader, shared.seen)
+        self.open(memory.around, shared.states)
         parts: tuple[tuple[str, StackRole], ...] = (
             (memory.reader, "decoder"),
             (memory.around, "around"),
@@ -109,8 +108,12 @@ class _Wiring:
 
     def give(self, path: str, kind: str, value: object) -> str:
         """Let the module at ``path`` have ``value`` as an attribute; its name."""
-        name = self.name(path, kind)
-        self.attributes.append((path, name, value))
+        given = self.attributes.setdefault(path, {})
+        for name, known in given.items():
+            if known is value:
+                return name
+        name = next(n for i in range(1000) if (n := f"{PREFIX}{kind}{i}") not in given)
+        given[name] = value
         return name
 
     def part(self, site: Site, path: str, inside: bool = False) -> Part:
@@ -119,13 +122,13 @@ class _Wiring:
         ``inside`` the forward of the module at ``path`` its input is at hand.
         """
         edit, program = site.edits[0], site.program
-        taps: list[tuple[str, str]] = []
+        slots: list[tuple[str, str]] = []
         if not (inside or site.is_own) and any(e.reads("x") for e in program.changed):
-            taps.append(("x", self.tap(edit.entry, path)))
+            slots.append(("x", self.states(edit.entry, path)))
         for name in ("residual", "real", "sequences"):
             port = next((p for e in site.edits if (p := getattr(e, name))), None)
             if port:
-                taps.append((name, self.tap(port, path, MaskTap if name == "real" else Tap)))
+                slots.append((name, (self.mask if name == "real" else self.states)(port, path)))
         norm = next((e.norm for e in site.edits if e.norm), None)
         held = self.hold(norm, path) if norm else None
         return Part(
@@ -137,7 +140,7 @@ class _Wiring:
             site.is_own,
             replace(edit.entry, path=""),
             replace(edit.exit, path=""),
-            tuple(taps),
+            tuple(slots),
             held,
             turned=any(e.turned for e in site.edits),
         )
@@ -149,21 +152,49 @@ class _Wiring:
             tuple(self.writes.get(path, ())),
             tuple(self.stacks.get(path, ())),
             tuple(self.read.get(path, ())),
+            tuple(self.opens.get(path, ())),
         )
 
     def put(self, path: str, part: Part) -> None:
         parts = self.parts.setdefault(path, [])
         parts.insert(0, part) if part.own else parts.append(part)
 
-    def name(self, path: str, kind: str) -> str:
-        taken = {name for p, name, _ in self.attributes if p == path}
-        return next(n for i in range(1000) if (n := f"{PREFIX}{kind}{i}") not in taken)
+    def states(self, source: Port, reader: str) -> str:
+        """A slot for the states at ``source``, which the module at ``reader`` takes; its name there."""
+        kind = (
+            f"the {source.side} of `{source.path}`" if source.path else f"the model's {source.side}"
+        )
+        slot = Slot(kind)
+        self.write(source, slot)
+        self.open(self.around(source.path, reader), slot)
+        return self.give(reader, "slot", slot)
 
-    def tap(self, source: Port, reader: str, kind: type[Tap] = Tap) -> str:
-        tap = kind()
-        written = self.give(source.path, "tap", tap)
-        self.writes.setdefault(source.path, []).append((written, replace(source, path="")))
-        return self.give(reader, "tap", tap)
+    def mask(self, source: Port, reader: str) -> str:
+        """The slot for the mask at ``source``, at which the module at ``reader`` looks."""
+        around = self.around(source.path, reader)
+        slot = self.masks.get((source, around))
+        if slot is None:
+            owner = f"`{source.path}`" if source.path else "the model"
+            slot = self.masks[source, around] = Slot(f"`{source.argument}` of {owner}", again=True)
+            self.write(source, slot)
+            self.open(around, slot)
+        return self.give(reader, "slot", slot)
+
+    def write(self, source: Port, slot: Slot) -> None:
+        name = self.give(source.path, "slot", slot)
+        self.writes.setdefault(source.path, []).append((name, replace(source, path="")))
+
+    def open(self, path: str, *slots: Slot) -> None:
+        """Have ``slots`` open while the module at ``path`` runs."""
+        names = [self.give(path, "slot", slot) for slot in slots]
+        self.opens.setdefault(path, []).extend(names)
+
+    def around(self, one: str, other: str) -> str:
+        """The lowest module with a forward that is, or has in it, both."""
+        path = one
+        while path and not (covers(path, other) and _runs(self.model.get_submodule(path))):
+            path = path.rpartition(".")[0]
+        return path
 
     def hold(self, norm: str, reader: str) -> str:
         return self.give(reader, "norm", Held(self.model.get_submodule(norm)))
@@ -174,15 +205,20 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     wiring = _Wiring(model)
     for site in sites_of(surgery).values():
         wiring.add(site)
-    for path, name, value in wiring.attributes:
-        model.get_submodule(path).__dict__[name] = value
-    for path in dict.fromkeys([*wiring.parts, *wiring.writes, *wiring.read, *wiring.stacks]):
+    for path, given in wiring.attributes.items():
+        model.get_submodule(path).__dict__.update(given)
+    changed = (wiring.parts, wiring.writes, wiring.read, wiring.stacks, wiring.opens)
+    for path in dict.fromkeys(path for paths in changed for path in paths):
         module = model.get_submodule(path)
         module.__class__ = _class_for(module, wiring.design(path))
     fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
     # A gate that averages over tokens reads the plain mask as well.
-    if wiring.stacks or any(dict(p.taps).get("real") for ps in wiring.parts.values() for p in ps):
+    if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
         masks.keep_plain(model)
+
+
+def _runs(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
 
 
 def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
@@ -198,7 +234,7 @@ def _class_for(module: nn.Module, design: Design) -> type[nn.Module]:
             properties |= read
             built.functions |= functions
         _CLASSES[key] = adapted_class(
-            base, built.graph, built.functions, properties, tuple(built.cores)
+            base, built.graph, built.functions, properties, tuple(built.cores), design.opens
         )
     return _CLASSES[key]
 

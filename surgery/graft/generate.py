@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -13,6 +14,7 @@ from torch import fx, nn
 
 from surgery.anatomy.interfaces import opened
 from surgery.graft.attention.rerouting import CoreChange
+from surgery.graft.channel import within
 from surgery.graft.container import HidesGrafts
 
 SELF = "surgery_self"
@@ -34,6 +36,7 @@ class Recipe:
     sources: tuple[tuple[str, str, Names], ...]
     properties: tuple[str, ...]
     cores: tuple[CoreChange, ...] = ()
+    opens: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: object) -> Recipe:
         return self
@@ -83,16 +86,18 @@ def adapted_class(
     functions: dict[str, fx.Graph],
     properties: dict[str, fx.Graph],
     cores: tuple[CoreChange, ...] = (),
+    opens: tuple[str, ...] = (),
 ) -> type[nn.Module]:
     """A subclass of ``base`` that runs ``graph``, whose attributes are those of the module.
 
     ``functions`` are what the forward calls by name: computations on parameters alone that it
-    keeps between calls, and changes to ``cores`` that run within. ``properties`` are attributes that are computed where they are read. The subclass has the
+    keeps between calls, and changes to ``cores`` that run within. ``properties`` are attributes that are computed where they are read.
+    While it runs, the slots are open that are its attributes in ``opens``. The subclass has the
     base's name and module, and its instances pickle by their source.
     """
     graphs = {"forward": graph, **functions, **properties}
     sources = tuple(_source(name, g) for name, g in graphs.items())
-    return _from_recipe(base, Recipe(sources, tuple(properties), cores))
+    return _from_recipe(base, Recipe(sources, tuple(properties), cores, opens))
 
 
 def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
@@ -105,7 +110,10 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
         if name != "forward"
     }
     _, source, names = next(s for s in recipe.sources if s[0] == "forward")
-    forward = _function(_dispatching(source), names, f"{base.__name__}.forward")
+    forward = inner = _function(_dispatching(source), names, f"{base.__name__}.forward")
+    own: list[type[nn.Module]] = []
+    if recipe.opens:
+        forward = _opening(inner, recipe.opens, own)
     forward.__signature__ = inspect.signature(base.forward)
     forward.__qualname__ = f"{base.__qualname__}.forward"
     given: Any = base.forward
@@ -126,9 +134,26 @@ def _from_recipe(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
         **{name: property(functions[name]) for name in recipe.properties},
     }
     made = type(base.__name__, bases, body)
-    forward.__globals__[_OWN] = made
+    inner.__globals__[_OWN] = made
+    own.append(made)
     _GENERATED[key] = made
     return made
+
+
+def _opening(
+    forward: Callable[..., Any], names: tuple[str, ...], own: list[type[nn.Module]]
+) -> Any:
+    """``forward``, with the slots in the attributes ``names`` open while it runs.
+
+    ``own`` holds the class that it is made for; see :func:`_dispatching`.
+    """
+
+    def opening(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, own[0]):
+            return type(self).forward(self, *args, **kwargs)
+        return within([getattr(self, name) for name in names], forward, self, args, kwargs)
+
+    return opening
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:

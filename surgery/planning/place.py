@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from surgery.anatomy.site import Port, Site
+from surgery.anatomy.site import Memory, Port, Site, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
@@ -221,7 +222,17 @@ class Place:
         tokens = self.planner.anatomy.tokens_at(self.site.entry)
         if tokens is None or tokens.mask is None:
             return None
+        memory = tokens.memory
+        # A decoder is told of its encoder's tokens, also where that ran in another call.
+        if memory and covers(memory.reader, self.site.entry.path) and self._tells(memory):
+            return Port(memory.reader, "input", memory.mask)
         return Port(tokens.reader, "input", tokens.mask)
+
+    def _tells(self, memory: Memory) -> bool:
+        """Whether a decoder is given a mask that has ones for tokens, by a name of its own."""
+        decoder = self.planner.model.get_submodule(memory.reader)
+        named = memory.mask in inspect.signature(decoder.forward).parameters
+        return named and "key_padding" not in str(memory.mask)
 
     def group(self, sharing: Sharing | None) -> str | None:
         """The sites that share a param with this one."""

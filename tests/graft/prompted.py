@@ -10,11 +10,19 @@ from torch import nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
+from surgery.graft.channel import within
 from surgery.graft.graphs import kernels
 from surgery.graft.tokens import masks
-from surgery.graft.tokens.sequences import TokenTap, extended, filled, restored, token_tap, trimmed
+from surgery.graft.tokens.sequences import (
+    TokenSlots,
+    extended,
+    filled,
+    restored,
+    token_slots,
+    trimmed,
+)
 
-TAP = "_surgery_tap0"
+SLOTS = "_surgery_stack0"
 
 
 def tokens_of(model: nn.Module, stack: int = 0) -> Tokens:
@@ -29,44 +37,52 @@ def random_prompt(model: nn.Module, n: int, stack: int = 0, seed: int = 1) -> to
 
 
 def _reader(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
-    args, kwargs = extended(self.__dict__[TAP], self.prompt, args, kwargs)
-    return restored(self.__dict__[TAP], base(self, *args, **kwargs))
+    args, kwargs = extended(self.__dict__[SLOTS], self.prompt, args, kwargs)
+    return restored(self.__dict__[SLOTS], base(self, *args, **kwargs))
 
 
 def _embedding(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
-    return filled(self.__dict__[TAP], base(self, *args, **kwargs))
+    return filled(self.__dict__[SLOTS], base(self, *args, **kwargs))
 
 
 def _exit(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
-    tap, output = self.__dict__[TAP], base(self, *args, **kwargs)
-    index = tap.tokens.exit.index
+    slots, output = self.__dict__[SLOTS], base(self, *args, **kwargs)
+    index = slots.tokens.exit.index
     if index is None:
-        return trimmed(tap, output)
+        return trimmed(slots, output)
     if isinstance(output, dict):
         index = list(output)[index]
-    return kernels.with_first(output, index, trimmed(tap, output[index]))
+    return kernels.with_first(output, index, trimmed(slots, output[index]))
 
 
 def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> nn.Module:
     """Put ``prompt`` in front of the tokens of a stack; it is the reader's ``prompt`` to train."""
     tokens = tokens_of(model, stack)
-    tap = token_tap(model, tokens)
+    slots = token_slots(model, tokens)
     parts = {tokens.embedding: _embedding, tokens.reader: _reader}
     parts.setdefault(tokens.exit.path, _exit)
     for path, part in parts.items():
-        adapt(model.get_submodule(path), part, tap)
+        adapt(model.get_submodule(path), part, slots, part is _reader)
     model.get_submodule(tokens.reader).prompt = nn.Parameter(prompt.clone())
     masks.keep_plain(model)
     return model
 
 
-def adapt(module: nn.Module, part: Callable[..., Any], tap: TokenTap) -> None:
-    """Give ``module`` a subclass of its class that runs ``part`` around its forward."""
+def adapt(
+    module: nn.Module, part: Callable[..., Any], slots: TokenSlots, reads: bool = False
+) -> None:
+    """Give ``module`` a subclass of its class that runs ``part`` around its forward.
+
+    One that ``reads`` the ids has the slots open meanwhile.
+    """
     before = type(module)
     names = {"__module__": before.__module__, "__qualname__": before.__qualname__}
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         return part(self, args, kwargs, before.forward)
 
-    module.__dict__[TAP] = tap
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return within(self.__dict__[SLOTS].open if reads else (), run, self, args, kwargs)
+
+    module.__dict__[SLOTS] = slots
     module.__class__ = type(before.__name__, (before,), {"forward": forward, **names})

@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 
 from surgery.graft.tokens.ensemble import ensemble, together
-from tests.graft.prompted import TAP, random_prompt, tokens_of, with_prompt
+from tests.graft.prompted import SLOTS, random_prompt, tokens_of, with_prompt
 from tests.graft.test_tokens import N, a_batch, padded
 from tests.models import build
 
@@ -27,12 +27,12 @@ def test_the_majority_of_classes() -> None:
     alone = [with_prompt(copy.deepcopy(model), prompt) for prompt in prompts]
     with torch.no_grad():
         logits = torch.stack([one(ids, attention_mask=mask).logits for one in alone])
-        tap = with_prompt(model, prompts[0]).bert.__dict__[TAP]
-        with together(tap, prompts):
+        slots = with_prompt(model, prompts[0]).bert.__dict__[SLOTS]
+        with together(slots, prompts):
             many = model(ids.repeat(5, 1), attention_mask=mask.repeat(5, 1)).logits
         torch.testing.assert_close(many, logits.flatten(0, 1))
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": torch.arange(5)[None]}
-        got = ensemble(tap, prompts, inputs, lambda x: model(**x).logits.argmax(-1))
+        got = ensemble(slots, prompts, inputs, lambda x: model(**x).logits.argmax(-1))
         answers = logits.argmax(-1)
         assert len({tuple(row) for row in answers.tolist()}) > 1
         assert got.unsqueeze(1).tolist() == elected([one.unsqueeze(1) for one in answers])
@@ -47,17 +47,17 @@ def test_the_majority_of_generated_texts() -> None:
     alone = [with_prompt(copy.deepcopy(model), prompt) for prompt in prompts]
     answers = [one.generate(**inputs, **more) for one in alone]
     with_prompt(model, prompts[0])
-    tap = model.get_submodule(tokens_of(build("llama")).reader).__dict__[TAP]
-    got = ensemble(tap, prompts, inputs, lambda x: model.generate(**x, **more))
+    slots = model.get_submodule(tokens_of(build("llama")).reader).__dict__[SLOTS]
+    got = ensemble(slots, prompts, inputs, lambda x: model.generate(**x, **more))
     assert not torch.equal(answers[0], answers[1])
     assert got.tolist() == elected(answers) == answers[1].tolist()
 
 
 def test_of_equally_many_the_first_is_heard() -> None:
     model = build("llama")
-    tap = with_prompt(model, random_prompt(model, N)).model.__dict__[TAP]
+    slots = with_prompt(model, random_prompt(model, N)).model.__dict__[SLOTS]
     said = torch.tensor([[7, 1], [5, 2], [5, 1], [7, 2], [3, 3], [3, 4]])
     prompts = torch.zeros(6, N, 32)
     inputs = {"input_ids": a_batch()}
-    got = ensemble(tap, prompts, inputs, lambda x: said.flatten()[: len(x["input_ids"])])
+    got = ensemble(slots, prompts, inputs, lambda x: said.flatten()[: len(x["input_ids"])])
     assert got.tolist() == [7, 1]

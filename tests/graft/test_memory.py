@@ -149,14 +149,18 @@ def test_compiled_for_any_length(name: str) -> None:
         assert got.encoder_last_hidden_state.shape[1] == length
 
 
-@torch.no_grad()
-def test_an_encoder_with_a_pooler() -> None:
+def pooled() -> Any:
     small = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
     small |= {"num_attention_heads": 4, "num_hidden_layers": 2}
     stacks = (BertConfig(**small), BertConfig(**small, is_decoder=True, add_cross_attention=True))
     config = EncoderDecoderConfig.from_encoder_decoder_configs(*stacks)
     config.decoder_start_token_id, config.pad_token_id = 1, 0
-    base = randomise(EncoderDecoderModel(config)).eval()
+    return randomise(EncoderDecoderModel(config)).eval()
+
+
+@torch.no_grad()
+def test_an_encoder_with_a_pooler() -> None:
+    base = pooled()
     model = randomise_added(
         surgery.apply(copy.deepcopy(base), "on tokens[0] apply prompt(3)", seed=0)
     )
@@ -168,6 +172,27 @@ def test_an_encoder_with_a_pooler() -> None:
     states = memory.last_hidden_state
     assert torch.equal(states[:, N:], output.encoder_last_hidden_state)
     torch.testing.assert_close(memory.pooler_output, base.encoder.pooler(states[:, N:]))
+
+
+def test_states_that_lose_their_gradients_are_an_error() -> None:
+    """Those of a prompt pass a pooler by, from a layer under reentrant checkpointing."""
+    model = randomise_added(surgery.apply(pooled(), "on tokens[0] apply prompt(3)", seed=0)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    prompt = next(iter(surgery.trainable(model).values()))
+    gradients: list[Tensor] = []
+    for reentrant in (None, False, True):
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            with pytest.raises(surgery.SurgeryError, match=r"S439[\s\S]*use_reentrant=False"):
+                model(**inputs(), use_cache=False)
+            continue
+        model.zero_grad()
+        model(**inputs(), use_cache=False).logits.square().mean().backward()
+        gradients.append(prompt.grad.clone())
+    torch.testing.assert_close(*gradients)
 
 
 def test_all_of_a_prompt_stays_in_its_encoder_or_none() -> None:

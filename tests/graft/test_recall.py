@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import surgery
-from surgery.graft.graphs.recall import KEPT, MaskTap
+from surgery.graft.channel import Slot
 from tests.laws.strategies import randomise_added
 from tests.models import build
 
@@ -120,27 +121,95 @@ def test_what_no_forward_fits_is_an_error() -> None:
     model.activation_checkpointing_enable({"use_reentrant": False})
     given = text(6, 2)
     first = model(**given)[0].square().mean()
-    first.backward(retain_graph=True)
+    expected = gradients(model, lambda: first.backward(retain_graph=True))
     model(**text(6, 1))[0].square().mean().backward()
-    with pytest.raises(surgery.SurgeryError, match=r"S433[\s\S]*none does"):
-        first.backward()
+    again = gradients(model, lambda: first.backward(retain_graph=True))
+    assert all(torch.equal(again[name], gradient) for name, gradient in expected.items())
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1)
+    table = model.get_input_embeddings().weight
+    found = model(**given)[0].square().mean()
+    for layer in model.model.layers:
+        layer.input_layernorm.weight.data.mul_(1.5)
+    with pytest.raises(
+        surgery.SurgeryError, match=r"S433[\s\S]*`attention_mask` of `model`[\s\S]*none"
+    ):
+        found.backward()
+    assert table.grad is None
     one = model(**given)[0].square().mean()
     other = model(given["input_ids"], attention_mask=given["attention_mask"].flip(0))[0]
     with pytest.raises(surgery.SurgeryError, match=r"S433[\s\S]*several fit"):
         (one + other.square().mean()).backward()
 
 
-def test_forwards_that_nobody_runs_again_are_forgotten() -> None:
-    model = adapted("llama")
-    for n in range(KEPT + 3):
-        model(**text(4, 1 + n % 2))
-    taps = [t for m in model.modules() for t in vars(m).values() if isinstance(t, MaskTap)]
-    assert taps
-    assert max(len(tap.forwards) for tap in taps) == KEPT
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        held = [t for m in again.modules() for t in vars(m).values() if isinstance(t, MaskTap)]
-        assert len(held) == len(taps)
-        assert not any(tap.forwards for tap in held)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_what_may_run_again_is_kept_by_its_gradients_alone(name: str, reentrant: bool) -> None:
+    """However many forwards wait for their backward; nothing where none is to come."""
+    model = adapted(name)
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    slots = {s for m in model.modules() for s in vars(m).values() if isinstance(s, Slot)}
+
+    def waiting() -> int:
+        return max(len([r for ref in slot.past if (r := ref()) is not None]) for slot in slots)
+
+    losses = [model(**text(5, 1 + n % 3))[0].square().mean() for n in range(20)]
+    assert waiting() == 20
+    copied = [v for m in copy.deepcopy(model).modules() for v in vars(m).values()]
+    held = {slot for slot in copied if isinstance(slot, Slot)}
+    assert len(held) == len(slots) == len(pickle.loads(pickle.dumps(slots)))
+    assert not any(slot.past for slot in held)
+    sum(losses[5:], losses[4]).backward()
+    del losses[3:]
+    assert waiting() == 3
+    masks: list[weakref.ref[Tensor]] = []
+    for recording in (False, True):
+        model.train(recording)
+        given = text(5, 1)
+        masks.append(weakref.ref(given["attention_mask"]))
+        with torch.set_grad_enabled(recording):
+            loss = model(**given)[0].sum()
+        if recording:
+            loss.backward()
+        del given, loss
+    del losses
+    assert waiting() == 0
+    assert [mask() for mask in masks] == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_prompts_of_forwards_of_several_lengths(name: str, reentrant: bool) -> None:
+    """The last layer drops the prompt of its own forward, and not of the last that came."""
+    model = build(name)
+    model = randomise_added(surgery.apply(model, "on tokens apply prompt(3)", seed=0)).train()
+    for module in model.modules():
+        for attribute in ("p", "dropout", "activation_dropout", "attention_dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+    texts = [text(7, 2), text(4, 1), text(9, 3)]
+
+    def run() -> None:
+        losses = [model(**given, use_cache=False)[0].square().mean() for given in texts]
+        with torch.no_grad():
+            model(**text(5, 1))
+        (losses[0] - losses[1] + 2 * losses[2]).backward()
+
+    def all_gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        run()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = all_gradients()
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    found = all_gradients()
+    assert expected
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_gates_read_masks_that_generation_makes_beforehand() -> None:

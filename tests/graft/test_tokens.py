@@ -28,6 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from surgery.anatomy.read import read
+from surgery.graft.channel import within
 from surgery.graft.tokens import masks
 from surgery.graft.tokens.sequences import (
     can_shift,
@@ -36,10 +37,10 @@ from surgery.graft.tokens.sequences import (
     noticed,
     placed,
     shifted,
-    token_tap,
+    token_slots,
 )
 from surgery.language.diagnostics import SurgeryError
-from tests.graft.prompted import TAP, adapt, random_prompt, tokens_of, with_prompt
+from tests.graft.prompted import SLOTS, adapt, random_prompt, tokens_of, with_prompt
 from tests.models import build, randomise
 
 N = 3
@@ -467,20 +468,20 @@ def test_half_precision(name: str) -> None:
 
 
 @torch.no_grad()
-def test_copies_share_a_tap_of_their_own() -> None:
+def test_copies_share_slots_of_their_own() -> None:
     model, ids = with_prompt(build("bert"), random_prompt(build("bert"), N)), a_batch()
     wanted = model(ids)[0]
     copied = copy.deepcopy(model)
-    tap = copied.__dict__[TAP]
-    assert tap is not model.__dict__[TAP]
-    assert tap is copied.embeddings.word_embeddings.__dict__[TAP]
+    slots = copied.__dict__[SLOTS]
+    assert slots is not model.__dict__[SLOTS]
+    assert slots is copied.embeddings.word_embeddings.__dict__[SLOTS]
     assert torch.equal(copied(ids)[0], wanted)
-    one, other = pickle.loads(pickle.dumps((tap, tap)))
+    one, other = pickle.loads(pickle.dumps((slots, slots)))
     assert one is other
     assert (one.tokens, one.parameters, one.placeholder) == (
-        tap.tokens,
-        tap.parameters,
-        tap.placeholder,
+        slots.tokens,
+        slots.parameters,
+        slots.placeholder,
     )
 
 
@@ -488,7 +489,7 @@ def test_placeholders_mean_nothing() -> None:
     for name in ("llama", "roberta", "clip", "t5"):
         model = build(name)
         config = getattr(model.config, "text_config", model.config)
-        placeholder = token_tap(model, tokens_of(model)).placeholder
+        placeholder = token_slots(model, tokens_of(model)).placeholder
         special = ("pad_token_id", "eos_token_id", "bos_token_id")
         assert placeholder not in [getattr(config, key, None) for key in special]
 
@@ -554,10 +555,10 @@ def with_shift(model: nn.Module, by: int) -> nn.Module:
     tokens = tokens_of(model)
 
     def reader(self: Any, args: Any, kwargs: Any, base: Any) -> Any:
-        args, kwargs = shifted(self.__dict__[TAP], by, args, kwargs)
+        args, kwargs = shifted(self.__dict__[SLOTS], by, args, kwargs)
         return base(self, *args, **kwargs)
 
-    adapt(model.get_submodule(tokens.reader), reader, token_tap(model, tokens))
+    adapt(model.get_submodule(tokens.reader), reader, token_slots(model, tokens), True)
     return model
 
 
@@ -614,16 +615,16 @@ def with_places(model: nn.Module, token: int, prompt: torch.Tensor) -> nn.Module
     tokens = tokens_of(model)
 
     def reader(self: Any, args: Any, kwargs: Any, base: Any) -> Any:
-        args, kwargs = noticed(self.__dict__[TAP], args, kwargs)
+        args, kwargs = noticed(self.__dict__[SLOTS], (prompt,), args, kwargs)
         return base(self, *args, **kwargs)
 
     def embedding(self: Any, args: Any, kwargs: Any, base: Any) -> Any:
         found = base(self, *args, **kwargs)
-        return placed(self.__dict__[TAP], args[0], token, prompt, found)
+        return placed(self.__dict__[SLOTS], args[0], (token,), found)
 
-    tap = token_tap(model, tokens)
-    adapt(model.get_submodule(tokens.reader), reader, tap)
-    adapt(model.get_submodule(tokens.embedding), embedding, tap)
+    slots = token_slots(model, tokens)
+    adapt(model.get_submodule(tokens.reader), reader, slots, True)
+    adapt(model.get_submodule(tokens.embedding), embedding, slots)
     return model
 
 
@@ -655,24 +656,35 @@ def test_vectors_at_the_places_of_a_token() -> None:
         compiled(ids.where(ids != 9, 4))
 
 
-def test_arguments_by_position_and_what_the_tap_forgets() -> None:
+def test_arguments_by_position_and_what_one_call_leaves_to_the_next() -> None:
     model, ids = build("bert"), a_batch()
     tokens = tokens_of(model)
-    tap = token_tap(model, tokens)
-    prompt = random_prompt(model, N)
-    args, kwargs = extended(tap, prompt, (ids, torch.ones_like(ids)), {"use_cache": False})
-    assert [tuple(a.shape) for a in args] == [(2, 8), (2, 8)]
-    assert kwargs == {"use_cache": False}
-    assert args[0][:, N:].equal(ids)
-    assert tap.parameters == tuple(inspect.signature(model.forward).parameters)
-    first = filled(tap, torch.zeros(2, 8, 32))
-    assert torch.equal(first[:, :N], prompt.expand(2, -1, -1))
-    again = torch.zeros(2, 8, 32)
-    assert filled(tap, again) is again
-    # A call that failed before the embedding leaves nothing to the next one.
-    extended(tap, prompt, (ids,), {})
-    noticed(tap, (ids,), {})
-    assert filled(tap, again) is again
+    slots = token_slots(model, tokens)
+    prompt, empty = random_prompt(model, N), torch.zeros(2, 8, 32)
+    assert slots.parameters == tuple(inspect.signature(model.forward).parameters)
+
+    def call(_: nn.Module) -> None:
+        mask = torch.ones_like(ids)
+        args, kwargs = extended(slots, prompt, (ids, mask), {"use_cache": False})
+        assert [tuple(a.shape) for a in args] == [(2, 8), (2, 8)]
+        assert kwargs == {"use_cache": False}
+        assert args[0][:, N:].equal(ids)
+        assert torch.equal(filled(slots, empty)[:, :N], prompt.expand(2, -1, -1))
+        assert filled(slots, empty) is empty
+
+    def failing(_: nn.Module) -> None:
+        extended(slots, prompt, (ids,), {})
+        raise ArithmeticError
+
+    def places(_: nn.Module) -> None:
+        noticed(slots, (), (ids,), {})
+        assert filled(slots, empty) is empty
+
+    within(slots.open, call, model, (), {})
+    with pytest.raises(ArithmeticError):
+        within(slots.open, failing, model, (), {})
+    within(slots.open, places, model, (), {})
+    assert filled(slots, empty) is empty
     assert read(model).places["tokens"][0].tokens == tokens
 
 

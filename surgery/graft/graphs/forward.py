@@ -1,7 +1,7 @@
 """The graph of one adapted module's forward.
 
 Own methods of the module come first, then those of regions that end at it. What a region needs
-from elsewhere arrives by taps, which the modules where it passes write to.
+from elsewhere arrives in slots, which the modules where it passes write to.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
+from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
-from surgery.graft.graphs import kernels, taps
+from surgery.graft.graphs import kernels
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
@@ -20,9 +21,9 @@ from surgery.planning.layers import Layer
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
     """The forward of a module of class ``cls`` with ``design`` grafted on it."""
     frame = Frame(cls, layer, plain=layer is not None and layer.native)
-    for tap, port in design.writes:
+    for slot, port in design.writes:
         if port.side == "input":
-            frame.call(taps.write_tap, frame.attribute(tap), frame.input(port))
+            frame.call(put, frame.attribute(slot), frame.input(port))
     for stack in design.stacks:
         begin(frame, stack)
     value: fx.Node | None = None
@@ -49,14 +50,14 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
     for stack in design.stacks:
         result = end(frame, stack, result)
-    for tap, port in design.writes:
+    for slot, port in design.writes:
         if port.side == "output":
             seen = (
                 result
                 if frame.plain or port.index is None
                 else frame.call(kernels.first, result, port.index)
             )
-            frame.call(taps.write_tap, frame.attribute(tap), seen)
+            frame.call(put, frame.attribute(slot), seen)
     frame.graph.output(result)
     optimise(frame.graph)
     return Built(frame.graph, frame.functions, frame.cores)

@@ -12,12 +12,13 @@ from torch import fx, nn
 from surgery.anatomy.site import Port
 from surgery.graft.attention.cores import write_core
 from surgery.graft.attention.rerouting import CoreChange, call_attending
+from surgery.graft.channel import look, take
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kept, kernels, taps
+from surgery.graft.graphs import kept, kernels
 from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.held import call_held
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
-from surgery.graft.graphs.recall import recall
 from surgery.graft.tokens.sequences import accepted
 from surgery.planning.layers import Layer, named_rank
 from surgery.planning.probe import arguments
@@ -37,7 +38,7 @@ class Frame(GraphHost):
         self.layer = layer
         self.raw: fx.Node | None = None
         self._attributes: dict[str, fx.Node] = {}
-        self._taps: dict[str, fx.Node] = {}
+        self._taken: dict[str, fx.Node] = {}
         self.inputs: dict[str, fx.Node] = {}
         self.parameters = arguments(cls)
         self.plain = plain
@@ -57,13 +58,10 @@ class Frame(GraphHost):
             self._attributes[name] = self.graph.get_attr(name)
         return self._attributes[name]
 
-    def tap(self, name: str) -> fx.Node:
-        if name not in self._taps:
-            self._taps[name] = self.call(taps.read_tap, self.attribute(name))
-        return self._taps[name]
-
-    def recall(self, name: str, states: fx.Node) -> fx.Node:
-        return self.call(recall, self.attribute(name), states)
+    def take(self, slot: str) -> fx.Node:
+        if slot not in self._taken:
+            self._taken[slot] = self.call(take, self.attribute(slot))
+        return self._taken[slot]
 
     def change_core(self, part: Part) -> None:
         """Have the core of ``part`` run changed while the module's own forward does.
@@ -140,10 +138,10 @@ class Frame(GraphHost):
 
     def check_rank(self, part: Part) -> None:
         """Hold what a rule calls the dims of its input against what a call brings."""
-        rank, taps = named_rank(part.program.named_dims, part.layer), dict(part.taps)
-        if rank is None or part.program.signature.kind == "tokens" or "sequences" in taps:
+        rank, slots = named_rank(part.program.named_dims, part.layer), dict(part.slots)
+        if rank is None or part.program.signature.kind == "tokens" or "sequences" in slots:
             return
-        value = self.tap(taps["x"]) if "x" in taps else self.input(part.entry)
+        value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
         self.call(kernels.check_rank, value, rank, f"`{self.cls.__name__}`")
 
     def base_unchanged(self) -> fx.Node:
@@ -181,14 +179,14 @@ class ModuleHost(GraphHost):
         self.frame = frame
         self.part = part
         self.current = current
-        self.taps = dict(part.taps)
+        self.slots = dict(part.slots)
 
     def leaf(self, expression: Expression) -> fx.Node:
         name = expression.name
         if expression.op == "param":
             return self.frame.attribute(name)
-        if name in self.taps:
-            return self.frame.tap(self.taps[name])
+        if name in self.slots:
+            return self.frame.take(self.slots[name])
         if name == "x":
             return self.frame.input(self.part.entry)
         assert self.part.layer is not None
@@ -201,11 +199,13 @@ class ModuleHost(GraphHost):
         return self.frame.attribute("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
-        return self.frame.recall(self.taps["real"], states) if "real" in self.taps else None
+        if "real" not in self.slots:
+            return None
+        return self.call(look, self.frame.attribute(self.slots["real"]), states)
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         assert self.part.held
-        return self.call(taps.call_held, self.frame.attribute(self.part.held), value)
+        return self.call(call_held, self.frame.attribute(self.part.held), value)
 
     def base(self, x: fx.Node) -> fx.Node:
         if not self.part.own:
@@ -250,7 +250,7 @@ class RowsHost(ModuleHost):
         self.first: fx.Node | None = None
 
     def in_sequence(self, value: fx.Node) -> fx.Node:
-        like = self.frame.tap(self.taps["sequences"])
+        like = self.frame.take(self.slots["sequences"])
         result = self.call(kernels.in_sequence, value, like)
         self.given[result] = value
         self.first = self.first or value
@@ -273,5 +273,5 @@ class RowsHost(ModuleHost):
 
 def emitter_for(frame: Frame, part: Part, current: fx.Node | None) -> Emitter:
     kind = TurnedHost if part.turned else ModuleHost
-    host = (RowsHost if "sequences" in dict(part.taps) else kind)(frame, part, current)
+    host = (RowsHost if "sequences" in dict(part.slots) else kind)(frame, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)

@@ -75,6 +75,7 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
         return compute()
     found = kept.get(key)
     if found is None or not found.holds(tensors):
+        # Another thread may write to the tensors from here on: then this is not found again.
         with torch.inference_mode(False), torch.no_grad():
             found = kept[key] = _Folded(tensors, compute)
     return found.value

@@ -15,23 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.adapter_file import read_adapter
+from surgery.graft.channel import begin, put
 from surgery.graft.state import surgery_of
-from surgery.graft.tokens.sequences import TokenTap
+from surgery.graft.tokens.sequences import TokenSlots
 from surgery.language.diagnostics import error
 
 
 @contextmanager
-def together(tap: TokenTap, prompts: Tensor) -> Generator[None]:
-    """Inside, the i-th of N equal parts of a batch runs behind ``prompts[i]`` [N, n, features]."""
-    before, tap.instead = tap.instead, prompts
+def together(slots: TokenSlots, prompts: Tensor) -> Generator[None]:
+    """Inside, the i-th of N equal parts of a batch runs behind ``prompts[i]`` [N, n, features].
+
+    This is so in this thread alone.
+    """
+    outer = begin(slots.instead)
+    put(slots.instead, prompts)
     try:
         yield
     finally:
-        tap.instead = before
+        slots.instead.here.scope = outer
 
 
 def ensemble(
-    tap: TokenTap,
+    slots: TokenSlots,
     prompts: Tensor,
     inputs: Mapping[str, Any],
     answer: Callable[[dict[str, Any]], Tensor],
@@ -39,7 +44,7 @@ def ensemble(
     """What most of the prompts answer to each sequence; the first of them where as many differ.
 
     Args:
-        tap: that of the stack which has a prompt.
+        slots: those of the stack which has a prompt.
         prompts: [N, n, features], to stand there instead.
         inputs: arguments of the model for a batch.
         answer: gives the answers [rows, ...] to the inputs repeated N times, each of one row: as
@@ -50,7 +55,7 @@ def ensemble(
 
     """
     many = prompts.shape[0]
-    with together(tap, prompts):
+    with together(slots, prompts):
         answers = answer(_repeated(inputs, many))
     votes = answers.view(many, answers.shape[0] // many, *answers.shape[1:])
     rows = votes.reshape(*votes.shape[:2], -1)
@@ -71,8 +76,8 @@ def _repeated(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     }
 
 
-def prompt_of(model: nn.Module) -> tuple[TokenTap, str]:
-    """The tap of the one stack of ``model`` that has a prompt, and the name of its vectors.
+def prompt_of(model: nn.Module) -> tuple[TokenSlots, str]:
+    """The slots of the one stack of ``model`` that has a prompt, and the name of its vectors.
 
     Raises:
         SurgeryError: S532 if there is not just one prompt, of vectors that no network makes.
@@ -92,8 +97,8 @@ def prompt_of(model: nn.Module) -> tuple[TokenTap, str]:
             else "fold it: surgery.fold(model)",
         )
     reader = model.get_submodule(edits[0].owner)
-    tap = next(v for v in vars(reader).values() if isinstance(v, TokenTap))
-    return tap, named[0]
+    slots = next(v for v in vars(reader).values() if isinstance(v, TokenSlots))
+    return slots, named[0]
 
 
 def vote(
@@ -109,7 +114,7 @@ def vote(
             cannot be read.
 
     """
-    tap, name = prompt_of(model)
+    slots, name = prompt_of(model)
     own = model.get_parameter(name)
     prompts: list[Tensor] = []
     for path in adapters:
@@ -117,4 +122,4 @@ def vote(
         if name not in tensors or tensors[name].shape != own.shape:
             raise error("S532", f"`{path}` holds no `{name}` of {[*own.shape]}")
         prompts.append(tensors[name].to(own))
-    return ensemble(tap, torch.stack(prompts), inputs, answer)
+    return ensemble(slots, torch.stack(prompts), inputs, answer)

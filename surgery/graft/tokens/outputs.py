@@ -26,6 +26,13 @@ class Trim:
         self.batch = batch
         self.total = total
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trim):
+            return False
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
     def output(self, output: Any) -> Any:
         """A result with its tuples of states, attentions and router scores trimmed."""
         if isinstance(output, dict):

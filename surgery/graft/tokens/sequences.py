@@ -4,7 +4,7 @@ Three modules take part. The *reader* of the ids makes room for the vectors in w
 (:func:`extended`), the *embedding* puts them there (:func:`filled`), and behind the last layer
 they are dropped (:func:`trimmed`), so that final norms, poolers, heads and losses see exactly the
 tokens given; the reader drops them from the states and attentions that it hands out beside
-(:func:`restored`). A :class:`TokenTap`, held by all three, says how many joined this call. The
+(:func:`restored`). How many joined this call, they find in the slots of :class:`TokenSlots`. The
 states of an encoder stay whole for its decoder (``graft/tokens/memory.py``).
 
 A decoding step with a filled cache joins nothing: its mask and its positions are told of the
@@ -14,86 +14,62 @@ vectors in the cache.
 from __future__ import annotations
 
 import inspect
-from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
+from surgery.graft.channel import Slot, fetch, look, peek, put
 from surgery.graft.graphs import kernels
 from surgery.graft.tokens.arguments import Call
 from surgery.graft.tokens.cache import make_room
-from surgery.graft.tokens.memory import MemoryTap, begun, kept, returned
+from surgery.graft.tokens.memory import MemorySlots, kept, returned
 from surgery.graft.tokens.outputs import Trim
 from surgery.language.diagnostics import error
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class TokenTap:
+@dataclass(frozen=True, eq=False)
+class TokenSlots:
     """What the modules of one stack of ``tokens`` share.
 
     ``parameters`` are the names of the reader's ``forward``, in order; ``placeholder`` is the id
-    that stands for a vector until its embedding is filled in. ``prompt`` waits for the embedding;
-    ``trim`` says what to drop and stays until the reader's next call, since checkpointed layers
-    run again after it. ``starts`` tells whether that call began a sequence. ``instead`` takes the
-    place of any prompt while it is there. ``memory`` is there where a decoder sees the prompt.
+    that stands for a vector until its embedding is filled in. While the reader runs, ``prompt``
+    waits for the embedding, ``trim`` says what to drop, and ``places`` are the vectors that take
+    places, in a call that begins a sequence. What is ``instead`` takes the place of any prompt.
+    ``memory`` is there where a decoder sees the prompt.
     """
 
-    __slots__ = (
-        "instead",
-        "memory",
-        "parameters",
-        "placeholder",
-        "prompt",
-        "starts",
-        "tokens",
-        "trim",
-    )
+    tokens: Tokens
+    parameters: tuple[str, ...]
+    placeholder: int
+    memory: MemorySlots | None = None
+    prompt: Slot = field(default_factory=lambda: Slot("a prompt", again=True))
+    trim: Slot = field(default_factory=lambda: Slot("the number of tokens", again=True))
+    places: Slot = field(default_factory=lambda: Slot("the vectors of a prompt", again=True))
+    instead: Slot = field(default_factory=lambda: Slot("a prompt"))
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        parameters: tuple[str, ...],
-        placeholder: int,
-        memory: MemoryTap | None = None,
-    ):
-        self.tokens = tokens
-        self.parameters = parameters
-        self.placeholder = placeholder
-        self.memory = memory
-        self.instead: Tensor | None = None
-        self.prompt: Tensor | None = None
-        self.trim: Trim | None = None
-        self.starts = True
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTap:
-        copy = memo.get(id(self))
-        if copy is None:
-            copy = memo[id(self)] = TokenTap(*self._settings())
-            copy.memory = deepcopy(self.memory, memo)
-        return copy
-
-    def __reduce__(self) -> tuple[type[TokenTap], tuple[Any, ...]]:
-        return TokenTap, self._settings()
-
-    def _settings(self) -> tuple[Any, ...]:
-        return self.tokens, self.parameters, self.placeholder, self.memory
+    @property
+    def open(self) -> tuple[Slot, ...]:
+        """The slots that are open while the reader runs."""
+        within = (self.prompt, self.trim, self.places)
+        return within if self.memory is None else (*within, self.memory.front)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """A call of the reader; what an earlier one left is forgotten."""
-        call = Call(self.tokens, self.parameters, args, kwargs)
-        self.prompt = self.trim = None
-        self.starts = not call.past
-        return call
+        """A call of the reader; nothing has joined it yet."""
+        put(self.prompt, None)
+        put(self.trim, None)
+        return Call(self.tokens, self.parameters, args, kwargs)
 
 
-def token_tap(model: nn.Module, tokens: Tokens, memory: MemoryTap | None = None) -> TokenTap:
-    """A tap for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
+def token_slots(model: nn.Module, tokens: Tokens, memory: MemorySlots | None = None) -> TokenSlots:
+    """The slots for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    return TokenTap(tokens, parameters, _placeholder(model, tokens), memory)
+    return TokenSlots(tokens, parameters, _placeholder(model, tokens), memory)
 
 
 def _placeholder(model: nn.Module, tokens: Tokens) -> int:
@@ -114,12 +90,12 @@ def can_shift(tokens: Tokens) -> bool:
 
 
 def extended(
-    tap: TokenTap, prompt: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    slots: TokenSlots, prompt: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
     """The reader's arguments with room for ``prompt`` in front of the tokens.
 
     Args:
-        tap: that of the stack; it keeps the prompt for :func:`filled`.
+        slots: those of the stack, where :func:`filled` finds the prompt.
         prompt: [n, features], or [rows, n, features] where rows divide the batch: each row serves
             as many neighbours (the beams of one sequence).
         args: of the reader's call, as given.
@@ -130,28 +106,27 @@ def extended(
             positions of another length, a cache that does not hold the prompt.
 
     """
-    call = tap.call(args, kwargs)
-    prompt = prompt if tap.instead is None else tap.instead
+    call = slots.call(args, kwargs)
+    other = peek(slots.instead)
+    prompt = prompt if other is None else other
     n = prompt.shape[-2]
     if call.batch == 0 or n == 0:
         return args, kwargs
-    if tap.starts:
-        cache = call.of(call.tokens.cache)
-        if cache is not None:
-            make_room(cache, n)
-        tap.prompt = call.join(_rows(prompt, call.batch), tap.placeholder)
-        streams = bool(tap.tokens.streams)
-        if tap.memory is not None:
-            begun(tap.memory)
-        tap.trim = Trim(n, n, call.batch, n + call.length, streams)
-    else:
+    if call.past:
         call.follow(n)
-        tap.trim = Trim(0, n, call.batch, call.length)
+        put(slots.trim, Trim(0, n, call.batch, call.length))
+        return call.arguments()
+    cache = call.of(call.tokens.cache)
+    if cache is not None:
+        make_room(cache, n)
+    put(slots.prompt, call.join(_rows(prompt, call.batch), slots.placeholder))
+    streams = bool(slots.tokens.streams)
+    put(slots.trim, Trim(n, n, call.batch, n + call.length, streams))
     return call.arguments()
 
 
 def accepted(
-    tap: TokenTap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    slots: TokenSlots, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """What the reader makes of its arguments.
 
@@ -162,7 +137,7 @@ def accepted(
     try:
         return kernels.call_base(module, args, kwargs)
     except ValueError as problem:
-        trim = tap.trim
+        trim = peek(slots.trim)
         if trim is None or not trim.joined or str(trim.total) not in str(problem):
             raise
         raise error(
@@ -184,52 +159,56 @@ def _rows(prompt: Tensor, batch: int) -> Tensor:
     return prompt.repeat_interleave(batch // rows, 0)
 
 
-def filled(tap: TokenTap, output: Tensor) -> Tensor:
+def filled(slots: TokenSlots, output: Tensor) -> Tensor:
     """The embedding's result [batch, n + length, features] with the prompt in its first places.
 
     ``output`` is [n + length, batch, features] in stacks that have the length first.
 
     Only the first lookup of a call is filled: some models look up token types in the same table.
     """
-    prompt, tap.prompt = tap.prompt, None
+    prompt = fetch(slots.prompt, output)
     if prompt is None:
         return output
     n = prompt.shape[1]
-    if tap.tokens.turned:
+    if slots.tokens.turned:
         return torch.cat((prompt.transpose(0, 1).to(output), output[n:]), 0)
     return torch.cat((prompt.to(output), output[:, n:]), 1)
 
 
-def trimmed(tap: TokenTap, hidden: Tensor) -> Tensor:
+def trimmed(slots: TokenSlots, hidden: Tensor) -> Tensor:
     """Hidden states [batch, n + length, features], as they leave the last layer, without n."""
-    if tap.trim is None:
+    trim: Trim | None = look(slots.trim, hidden)
+    if trim is None:
         return hidden
-    if tap.memory is not None:
-        kept(tap.memory, hidden)
-    return tap.trim.states(hidden)
+    if slots.memory is not None and trim.joined:
+        kept(slots.memory, hidden)
+    return trim.states(hidden)
 
 
-def restored(tap: TokenTap, output: Any) -> Any:
+def restored(slots: TokenSlots, output: Any) -> Any:
     """The reader's result with states and attentions as long as the tokens given.
 
     Where the states leave the stack with this result, they are trimmed here, unless a decoder
     attends to all of them.
     """
-    if tap.trim is None:
+    trim: Trim | None = peek(slots.trim)
+    if trim is None:
         return output
-    exit = tap.tokens.exit
+    exit = slots.tokens.exit
     if exit is None:
-        return tap.trim.attended(output)
-    for index, _ in tap.tokens.streams:
-        output = tap.trim.one(output, index)
-    if tap.memory is not None:
-        return returned(tap.memory, tap.trim.output(output))
-    if exit.path == tap.tokens.reader:
-        output = tap.trim.one(output, exit.index)
-    return tap.trim.output(output)
+        return trim.attended(output)
+    for index, _ in slots.tokens.streams:
+        output = trim.one(output, index)
+    if slots.memory is not None:
+        return returned(slots.memory, trim.output(output))
+    if exit.path == slots.tokens.reader:
+        output = trim.one(output, exit.index)
+    return trim.output(output)
 
 
-def shifted(tap: TokenTap, shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+def shifted(
+    slots: TokenSlots, shift: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
     """The reader's arguments with every position ``shift`` further on, and no token more.
 
     Positions that are not given are counted as the reader would count them.
@@ -238,34 +217,42 @@ def shifted(tap: TokenTap, shift: int, args: tuple[Any, ...], kwargs: dict[str, 
         SurgeryError: S530 if the reader takes no positions; :func:`can_shift` tells.
 
     """
-    call = Call(tap.tokens, tap.parameters, args, kwargs)
+    call = Call(slots.tokens, slots.parameters, args, kwargs)
     if call.batch:
         call.shift(shift)
     return call.arguments()
 
 
-def noticed(tap: TokenTap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The reader's arguments as they are; :func:`placed` learns whether a sequence starts."""
-    tap.call(args, kwargs)
+def noticed(
+    slots: TokenSlots, vectors: tuple[Tensor, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """The reader's arguments as they are; :func:`placed` finds ``vectors`` if a sequence starts."""
+    call = slots.call(args, kwargs)
+    put(slots.places, None if call.past else vectors)
     return args, kwargs
 
 
-def placed(tap: TokenTap, ids: Tensor, token: int, prompt: Tensor, embedded: Tensor) -> Tensor:
-    """``embedded`` with row i of ``prompt`` where ``token`` occurs for the i-th time in its row.
+def placed(slots: TokenSlots, ids: Tensor, marks: tuple[int, ...], embedded: Tensor) -> Tensor:
+    """``embedded`` with the vectors of a prompt where its token is.
 
     Args:
-        tap: that of the stack; a step of decoding holds no places.
+        slots: those of the stack; a step of decoding holds no places.
         ids: [batch, length].
-        token: the id that marks a place.
-        prompt: [n, features].
+        marks: the id that marks the places of each prompt.
         embedded: [batch, length, features], what the embedding found for ``ids``.
 
     Raises:
-        SurgeryError: S531 if a row has another number of places than n.
+        SurgeryError: S531 if a row has another number of places than the prompt has vectors.
 
     """
-    if not tap.starts:
-        return embedded
+    vectors: tuple[Tensor, ...] | None = look(slots.places, embedded)
+    for token, prompt in zip(marks, vectors or (), strict=False):
+        embedded = _placed(ids, token, prompt, embedded)
+    return embedded
+
+
+def _placed(ids: Tensor, token: int, prompt: Tensor, embedded: Tensor) -> Tensor:
+    """``embedded`` with row i of ``prompt`` where ``token`` occurs for the i-th time in its row."""
     n = prompt.shape[0]
     marks = ids == token
     counts = marks.sum(1)

@@ -11,7 +11,7 @@ from torch import fx
 
 from surgery.anatomy.site import Port
 from surgery.graft.design import Stack
-from surgery.graft.graphs import kernels, taps
+from surgery.graft.graphs import kernels
 from surgery.graft.graphs.frame import Frame, emitter_for
 from surgery.graft.tokens import memory, sequences
 from surgery.rules.prompts import token_change
@@ -19,31 +19,29 @@ from surgery.rules.prompts import token_change
 
 def begin(frame: Frame, stack: Stack) -> None:
     """Change what the module is given, as its part in a stack has it."""
-    tap = frame.attribute(stack.tap)
-    if stack.role == "around":
-        frame.call(memory.entered, tap)
-    elif stack.role == "decoder":
-        _replace(frame, memory.attended, tap)
+    if stack.role == "decoder":
+        _replace(frame, memory.attended, frame.attribute(stack.shared))
     elif stack.role == "reader":
         _read(frame, stack)
 
 
 def _read(frame: Frame, stack: Stack) -> None:
     """Change the arguments of a reader as its program says."""
-    part, tap = stack.program, frame.attribute(stack.tap)
+    part, shared = stack.program, frame.attribute(stack.shared)
     assert part is not None
     emitter = emitter_for(frame, part, None)
     change = token_change(part.program.result, emitter.sizes)
-    calls: list[tuple[Any, ...]] = [(sequences.noticed, tap)] if change.places else []
+    calls: list[tuple[Any, ...]] = []
+    if change.places:
+        vectors = tuple(emitter.emit(vectors) for _, vectors in change.places)
+        calls.append((sequences.noticed, shared, vectors))
     if change.shift:
-        calls.append((sequences.shifted, tap, change.shift))
+        calls.append((sequences.shifted, shared, change.shift))
     if change.prompts:
-        frame.reads = tap
+        frame.reads = shared
         prompts = tuple(emitter.emit(e) for e in change.prompts)
         prompt = prompts[0] if len(prompts) == 1 else frame.call(torch.cat, prompts, 0)
-        calls.append((sequences.extended, tap, prompt))
-    for (name, _), (_, vectors) in zip(stack.places, change.places, strict=True):
-        frame.call(taps.write_tap, frame.attribute(name), emitter.emit(vectors))
+        calls.append((sequences.extended, shared, prompt))
     for function, *given in calls:
         _replace(frame, function, *given)
 
@@ -57,24 +55,25 @@ def _replace(frame: Frame, function: Callable[..., Any], *given: Any) -> None:
 
 def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
     """What the module gives, as its part in a stack has it."""
-    tap = frame.attribute(stack.tap)
+    shared = frame.attribute(stack.shared)
     if stack.role == "reader":
-        return frame.call(sequences.restored, tap, result)
+        return frame.call(sequences.restored, shared, result)
     if stack.role == "decoder":
-        return frame.call(memory.told, tap, result)
+        return frame.call(memory.told, shared, result)
     if stack.role == "around":
-        return frame.call(memory.handed, tap, result)
+        return frame.call(memory.handed, shared, result)
     if stack.role == "embedding":
         ids = frame.only if frame.plain else frame.input(Port("", "input"))
 
         def embedded(found: fx.Node) -> fx.Node:
-            for name, token in stack.places:
-                vectors = frame.call(taps.peek_tap, frame.attribute(name))
-                found = frame.call(sequences.placed, tap, ids, token, vectors, found)
-            return frame.call(sequences.filled, tap, found)
+            if stack.places:
+                found = frame.call(sequences.placed, shared, ids, stack.places, found)
+            return frame.call(sequences.filled, shared, found)
 
         return _changed(frame, stack, result, embedded)
-    return _changed(frame, stack, result, lambda hidden: frame.call(sequences.trimmed, tap, hidden))
+    return _changed(
+        frame, stack, result, lambda hidden: frame.call(sequences.trimmed, shared, hidden)
+    )
 
 
 def _changed(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import fx
 
+from surgery.graft.channel import look
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
-from surgery.graft.graphs.recall import recall
 from surgery.graft.weights.change import again, convolved
 from surgery.graft.weights.read import read_weight
 from surgery.planning.layers import Layer, named_rank
@@ -30,7 +30,7 @@ def write_multiplied(
     """
     function = fx.Graph()
     x, y, product = (function.placeholder(name) for name in ("x", "y", "product"))
-    host = _ProductHost(function, layer, dict(part.taps), x, y, product)
+    host = _ProductHost(function, layer, dict(part.slots), x, y, product)
     rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
     if rank is not None:
         host.call(kernels.check_rank, x, rank, "what the weight is multiplied with")
@@ -70,13 +70,13 @@ class _ProductHost(ReadHost):
         self,
         graph: fx.Graph,
         layer: Layer,
-        taps: dict[str, str],
+        slots: dict[str, str],
         x: fx.Node,
         y: fx.Node,
         product: fx.Node,
     ):
         super().__init__(graph, layer)
-        self.taps = taps
+        self.slots = slots
         self.x = x
         self.y = y
         self.product = product
@@ -97,6 +97,6 @@ class _ProductHost(ReadHost):
         return self.graph.get_attr("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
-        if "real" not in self.taps:
+        if "real" not in self.slots:
             return None
-        return self.call(recall, self.graph.get_attr(self.taps["real"]), states)
+        return self.call(look, self.graph.get_attr(self.slots["real"]), states)
