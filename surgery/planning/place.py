@@ -17,6 +17,7 @@ from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_l
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import number, operand
+from surgery.rules.patches import check_patches
 from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
@@ -106,9 +107,11 @@ class Place:
         Raises:
             SurgeryError: S401 for a layer that takes its weight in another way, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
-                of experts, S415 for an attention out of reach.
+                of experts, S415 for an attention out of reach, S412 where a rule takes patches or ids for features.
 
         """
+        if self.layer is not None and self.layer.kind in ("convolution", "embedding"):
+            check_patches(program.result)
         if self.layer is not None and _is_odd(self.module, self.layer):
             self._check_geometry(self.layer)
         flat = program.named_dims == 2 and self.rank != 3

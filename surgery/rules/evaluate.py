@@ -236,6 +236,12 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             shape = reduced(shape, axis)
         elif primitive.name == "cat":
             shape = joined(names.shapes, arguments, axis, e.span)
+    if primitive.name == "linear" and len(arguments) == 3:
+        x, weight, bias = arguments
+        if len(bias.shape) != 1 or names.shapes.resolve(bias.shape[0]) != shape[-1]:
+            # One number for all features, where the function itself needs one for each.
+            product = make("linear", (x, weight), shape, span=e.span)
+            return make("add", (product, bias), shape, span=e.span)
     return make(primitive.name, arguments, shape, tuple(attributes), e.span)
 
 

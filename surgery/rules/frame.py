@@ -207,6 +207,7 @@ def _retyped(value: Expression, leading: int) -> Expression:
 def _spread(state: State, leading: int) -> None:
     """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
     state.result = _retyped(state.result, leading)
+    state.origin = _retyped(state.origin, leading)
     state.operands = {
         k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
         for k, v in state.operands.items()

@@ -7,9 +7,18 @@ from collections.abc import Callable, Mapping
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Attribute, Expression, Shape, is_number, number, rebuild
+from surgery.rules.expression import (
+    Attribute,
+    Expression,
+    Shape,
+    is_number,
+    number,
+    rebuild,
+    with_shape,
+)
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.rows import Rows
+from surgery.rules.shapes import ONE, is_leading
 from surgery.rules.slices import push, put, rows_in, take
 
 _FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
@@ -42,22 +51,38 @@ def make(
             and isinstance(right, Dim)
             and not (op == "divide" and not right.terms)
         ):
-            return number(_FOLD[op](left, right), span)
-    short = _shortcut(op, arguments)
-    if short is not None:
-        return short
-    return Expression(op, arguments, attributes, shape, span)
+            return number(_FOLD[op](left, right), span, shape)
+    short = _shortcut(op, arguments, shape)
+    if short is not None and short.number is not None:
+        return short if short.shape == shape else with_shape(short, shape)
+    if short is None or not _stands_for(short, shape):
+        return Expression(op, arguments, attributes, shape, span)
+    return short
 
 
-def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
+def _stands_for(short: Expression, shape: Shape) -> bool:
+    """Whether ``short`` needs no broadcasting to be of ``shape``; leading dims may have no names."""
+    if not short.varies:
+        shape = tuple(d for d in shape if not is_leading(d))
+    pairs = zip(short.shape, shape, strict=False)
+    return not shape or (
+        len(short.shape) == len(shape) and all(a != ONE or b == ONE for a, b in pairs)
+    )
+
+
+def _shortcut(
+    op: str, arguments: tuple[Expression, ...], shape: Shape
+) -> Expression | None:
     zero = [is_number(a, 0) for a in arguments]
     primitive = PRIMITIVES.get(op)
-    if op == "linear" and len(arguments) == 3 and (zero[0] or zero[1]):
-        return arguments[2]
-    if op == "linear" and len(arguments) == 3 and zero[2]:
-        return make("linear", arguments[:2], arguments[0].shape[:-1] + arguments[1].shape[:1])
+    if op == "linear" and len(arguments) == 3:
+        if not arguments[0].varies and (zero[0] or zero[1]):
+            return arguments[2]
+        return make("linear", arguments[:2], shape) if zero[2] else None
     if primitive and any(zero[i] for i in primitive.zeros if i < len(zero)):
         return number(0)
+    if primitive and primitive.attributes and arguments[0].number is not None:
+        return _of_constant(op, arguments[0])
     match op, arguments:
         case "add", (a, b) if zero[0] or zero[1]:
             return b if zero[0] else a
@@ -77,6 +102,8 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return number(1)
         case "dropout", (x, _) if zero[1]:
             return x
+        case "spread", (x, like) if x.varies and x.shape == like.shape:
+            return x
         case "align", (x, _) if len(x.shape) < 2:
             return x
         case "identity", (x,):
@@ -85,6 +112,11 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return x if op == "detach" else number(-x.number)
         case _:
             return None
+
+
+def _of_constant(op: str, e: Expression) -> Expression | None:
+    """What is taken over a dim of a tensor that is one number everywhere."""
+    return e if op in ("mean", "max", "pool") else None
 
 
 def substitute(expression: Expression, values: Mapping[Expression, Expression]) -> Expression:

@@ -10,7 +10,7 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
-from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, operand
+from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, number, operand
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
 from surgery.rules.slices import take
@@ -159,7 +159,7 @@ def read_operand(state: State, target: str, span: Span) -> Value | None:
     if target in ("W", "b"):
         return effective(state, target, span)
     value = state.operands.get(target)
-    return Dim.of(0) if value is None else value
+    return number(0, span, state.origin.shape) if value is None else value
 
 
 def effective(state: State, target: str, span: Span) -> Expression:

@@ -22,9 +22,9 @@ from surgery.graft.graphs.linears import as_matrix, linear
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, walk
+from surgery.rules.expression import STAR, Expression, Place, walk
 from surgery.rules.primitives import PRIMITIVES, flops
-from surgery.rules.shapes import ONE
+from surgery.rules.shapes import ONE, is_leading
 from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
@@ -61,26 +61,26 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
-        self.copies = 1
-        """How often the features of what is emitted are there: hidden ones, once in each group."""
-        self._done: dict[tuple[Expression, int], Any] = {
-            (e, 1): value for e, value in (known or {}).items()
-        }
+        self._done: dict[Expression, Any] = dict(known or {})
 
     def emit(self, e: Expression) -> Any:
-        """The value of ``e``; equal expressions are computed once."""
-        key = (e, self.copies if e.varies else 1)
-        if key not in self._done:
-            kept = self.folding and not e.varies and self._is_worth_keeping(e)
-            self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
-        return self._done[key]
+        """The value of ``e``; equal expressions are computed once.
 
-    def with_copies(self, copies: int, e: Expression) -> Any:
-        outer, self.copies = self.copies, copies
-        try:
+        What is there once in each group of a convolution has an axis for the groups in front of
+        that of its features.
+        """
+        if e not in self._done:
+            kept = self.folding and not e.varies and self._is_worth_keeping(e)
+            self._done[e] = self.host.fold(e, self) if kept else self.compute(e)
+        return self._done[e]
+
+    def tensor(self, e: Expression, like: Expression) -> Any:
+        """The value of ``e``, also of a number as a tensor; ``like`` is one that is there."""
+        if e.number is None:
             return self.emit(e)
-        finally:
-            self.copies = outer
+        sizes = [int(d.value(self.sizes)) for d in e.shape if not is_leading(d)]
+        value = self._scalar(e.number)
+        return self.host.call(kernels.filled, self.emit(like), tuple(sizes), value)
 
     def compute(self, e: Expression) -> Any:
         """Emit ``e`` itself."""
@@ -104,32 +104,48 @@ class Emitter:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
     def _elementwise(self, e: Expression) -> Any:
-        arguments = [self._aligned(a, e) for a in e.arguments]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
+        tensors = [a for a in e.arguments if a.number is None]
+        run = function(PRIMITIVES[e.op].torch)
+        if not tensors:
+            numbers = [torch.tensor(self.emit(a), dtype=torch.float64) for a in e.arguments]
+            return run(*numbers).item()
+        if _spans(tensors, e):
+            arguments = [self._aligned(a, e) for a in e.arguments]
+        else:
+            arguments = [self._filled(a, tensors[0], e) for a in e.arguments]
+        return self.host.call(run, *arguments)
+
+    def _filled(self, e: Expression, like: Expression, within: Expression) -> Any:
+        """As :meth:`_aligned`, of a number that stands for more than what it meets."""
+        if e.number is None or not e.shape:
+            return self._aligned(e, within)
+        value = self.tensor(e, like)
+        return self._beside(value) if within.varies else value
+
+    def _beside(self, value: Any) -> Any:
+        """A vector of parameters shaped so that it broadcasts against hidden states."""
+        if not self.first or not self.spatial:
+            return value
+        return self.host.call("view", value, -1, *[1] * self.spatial)
 
     def _aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
-        if e.varies and self.groups > 1 and e.shape[-1] == ONE != within.shape[-1]:
-            return self._spread(e, within)
         value = self.emit(e)
-        if not within.varies or e.varies or not e.shape or not self.first:
+        if e.number is not None or not within.varies:
             return value
-        value = self.repeated(value)
-        return self.host.call("view", value, -1, *[1] * self.spatial) if self.spatial else value
+        if e.varies:
+            return self.placed(value, e, within.place)
+        return self._beside(value) if e.shape else value
 
-    def repeated(self, value: Any, *others: int) -> Any:
-        """A tensor over features, along its first axis as often as these are there."""
-        if value is None or self.copies == 1:
+    def placed(self, value: Any, e: Expression, place: Place) -> Any:
+        """The value of ``e`` as it is met in each group, or at the outputs of each group."""
+        if self.groups == 1 or e.place == place:
             return value
-        return self.host.call("repeat", value, self.copies, *others)
-
-    def _spread(self, e: Expression, within: Expression) -> Any:
-        """One feature of each group, for all that the group has in ``within``."""
-        if e.is_output:
-            return self.emit(e)
-        value = self.with_copies(self.groups, e)
-        each = int(within.shape[-1].value(self.sizes)) * self.copies // self.groups
-        return self.host.call("repeat_interleave", value, each, dim=-1 - self.spatial)
+        if place == "groups":
+            return self.host.call("unsqueeze", value, -2 - self.spatial)
+        if e.place == "groups" and self.layer:
+            return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
+        return value
 
     def _add(self, e: Expression) -> Any:
         left, right = e.arguments
@@ -170,7 +186,7 @@ class Emitter:
     def _matmul(self, e: Expression) -> Any:
         left, right = e.arguments
         if not e.varies:
-            return self.host.call(torch.matmul, self.emit(left), self.emit(right))
+            return self._held(e)
         transposed = Expression("transpose", (right,), (), right.shape[::-1])
         return self.emit(Expression("linear", (left, transposed), (), e.shape, e.span))
 
@@ -179,11 +195,13 @@ class Emitter:
         return self.host.call(functional.dropout, x, rate, self.host.training())
 
     def _axis(self, e: Expression) -> int:
+        """The axis that is meant, where features come before the places rules write before them."""
         axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        if e.varies and self.first and axis >= -1 - self.spatial:
-            # Features come before the places that rules write in front of them.
+        if not e.varies or not self.first:
+            return axis
+        if axis >= -1 - self.spatial:
             return -1 - self.spatial if axis == -1 else axis + 1
-        return axis
+        return axis - (self.groups > 1 and e.place == "groups")
 
     def _over(self, e: Expression) -> Any:
         extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
@@ -201,9 +219,42 @@ class Emitter:
         return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
 
     def _along(self, e: Expression) -> Any:
-        arguments = [self.emit(a) for a in e.arguments]
-        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, axis)
+        like = next(a for a in e.arguments if a.number is None)
+        arguments = [
+            self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
+            for a in e.arguments
+        ]
+        if e.varies:
+            arguments = [
+                v if a.varies else self._beside(v)
+                for v, a in zip(arguments, e.arguments, strict=True)
+            ]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, self._axis(e))
+
+    def _held(self, e: Expression) -> Any:
+        """A function of matrices and vectors that the module holds."""
+        like = next((a for a in e.arguments if a.number is None), None)
+        if like is None:
+            return self._elementwise(e)
+        arguments = [self.tensor(a, like) if a.shape else self.emit(a) for a in e.arguments]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
+
+    def _expand(self, e: Expression) -> Any:
+        value, like = e.arguments
+        sizes = tuple(int(d.value(self.sizes)) for d in e.shape)
+        if value.number is not None:
+            return self.host.call(kernels.filled, self.emit(like), sizes, self.emit(value))
+        return self.host.call("expand", self.emit(value), *sizes)
+
+    def _spread(self, e: Expression) -> Any:
+        value, like = e.arguments
+        shape = self.emit(like)
+        if value.number is not None:
+            return self.host.call(torch.full_like, shape, self.emit(value))
+        return self.host.call("expand_as", self._aligned(value, e), shape)
+
+    def _vector(self, e: Expression) -> Any:
+        return self.host.call("reshape", self.emit(e.arguments[0]), -1)
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
@@ -220,13 +271,13 @@ class Emitter:
         )
 
     def _eye(self, e: Expression) -> Any:
-        weight = self.host.leaf(Expression("operand", (), (("name", "W"),)))
-        return self.host.call(kernels.eye, weight, self._scalar(e.attribute("size")))
+        size = self._scalar(e.attribute("size"))
+        return self.host.call(kernels.eye, self.emit(e.arguments[0]), size)
 
     def _rows(self, e: Expression) -> Any:
         """Some rows: of what there is already, else of what it would be made of."""
         inner = e.arguments[0]
-        made = (inner, self.copies if inner.varies else 1) in self._done
+        made = inner in self._done
         inside = None if made or (self.layer and not self.layer.native) else step(e)
         if inside is not None:
             return self.emit(inside)
@@ -269,10 +320,28 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "cat": Emitter._along,
     "detach": Emitter._detach,
     "eye": Emitter._eye,
+    "expand": Emitter._expand,
+    "spread": Emitter._spread,
+    "vector": Emitter._vector,
+    "linear": Emitter._held,
+    "transpose": Emitter._held,
+    "kron": Emitter._held,
+    "row_norm": Emitter._held,
+    "scale_rows": Emitter._held,
+    "bilstm": Emitter._held,
     "identity": Emitter._identity,
     "rows": Emitter._rows,
     "put": Emitter._put,
 }
+
+
+def _spans(tensors: list[Expression], e: Expression) -> bool:
+    """Whether ``tensors`` broadcast to the shape of ``e`` by themselves."""
+    return all(
+        dim == ONE or any(len(a.shape) >= back and a.shape[-back] != ONE for a in tensors)
+        for back, dim in enumerate(reversed(e.shape), 1)
+        if not is_leading(dim)
+    )
 
 
 def _depth(e: Expression) -> int:
