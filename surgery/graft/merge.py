@@ -21,7 +21,7 @@ from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
 from surgery.rules.affine import Merge, NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression
+from surgery.rules.expression import Expression, number
 from surgery.rules.simplify import same_value
 
 
@@ -226,12 +226,23 @@ def _mergeable(site: Site) -> list[Wrapped]:
     alone = [w for w in wraps if isinstance(program_of(edit, [w]).merge, Merge)]
     others = [w for w in wraps if w not in alone]
     reordered = program_of(edit, [*alone, *others])
-    if alone and same_value(reordered.result, whole.result):
+    if alone and same_value(reordered.result, whole.result) and _stays_apart(edit, alone):
         return alone
     for length in range(len(wraps) - 1, 0, -1):
-        if isinstance(program_of(edit, wraps[:length]).merge, Merge):
+        found = program_of(edit, wraps[:length]).merge
+        if isinstance(found, Merge) and _stays_apart(edit, wraps[:length]):
             return wraps[:length]
     return []
+
+
+def _stays_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
+    """Whether what these methods merge to is still a weight and a bias to those that stay.
+
+    An embedding has no bias: what would be one is added to its rows, and so to the weight.
+    """
+    found = program_of(edit, wraps).merge
+    embedding = edit.layer is not None and edit.layer.kind == "embedding"
+    return not isinstance(found, NotAffine) and not (embedding and found.bias != number(0))
 
 
 @torch.no_grad()

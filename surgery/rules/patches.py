@@ -7,7 +7,7 @@ linear(v·x, A) = linear(x, A·v), and linear(x + v, A) = linear(x, A) + A·v.
 from __future__ import annotations
 
 from surgery.language.diagnostics import SurgeryError, error
-from surgery.rules.expression import Expression, expanded, with_shape
+from surgery.rules.expression import Expression, expanded, number, with_shape
 from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
 
@@ -82,6 +82,8 @@ def _is_vector(e: Expression) -> bool:
 def _features(e: Expression, like: Expression) -> Expression:
     """What is known, with a value for each feature of ``like``."""
     size = like.shape[-1:]
+    if e.varies and is_real(e) and e.shape[-1] == ONE != size[-1]:
+        return make("multiply", (e, expanded(number(1), size)), like.shape)
     if e.varies:
         return e
     if e.number is not None:

@@ -21,6 +21,7 @@ from surgery.rules.rows import Rows
 from surgery.rules.shapes import ONE, is_leading
 from surgery.rules.slices import push, put, rows_in, take
 
+Attributes = tuple[tuple[str, Attribute], ...]
 _FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
     "add": Dim.__add__,
     "subtract": Dim.__sub__,
@@ -33,7 +34,7 @@ def make(
     op: str,
     arguments: tuple[Expression, ...],
     shape: Shape = (),
-    attributes: tuple[tuple[str, Attribute], ...] = (),
+    attributes: Attributes = (),
     span: Span | None = None,
 ) -> Expression:
     """Build ``op(arguments)`` in its simplest equal form."""
@@ -52,7 +53,7 @@ def make(
             and not (op == "divide" and not right.terms)
         ):
             return number(_FOLD[op](left, right), span, shape)
-    short = _shortcut(op, arguments, shape)
+    short = _shortcut(op, arguments, shape, attributes)
     if short is not None and short.number is not None:
         return short if short.shape == shape else with_shape(short, shape)
     if short is None or not _stands_for(short, shape):
@@ -71,7 +72,7 @@ def _stands_for(short: Expression, shape: Shape) -> bool:
 
 
 def _shortcut(
-    op: str, arguments: tuple[Expression, ...], shape: Shape
+    op: str, arguments: tuple[Expression, ...], shape: Shape, attributes: Attributes
 ) -> Expression | None:
     zero = [is_number(a, 0) for a in arguments]
     primitive = PRIMITIVES.get(op)
@@ -82,7 +83,7 @@ def _shortcut(
     if primitive and any(zero[i] for i in primitive.zeros if i < len(zero)):
         return number(0)
     if primitive and primitive.attributes and arguments[0].number is not None:
-        return _of_constant(op, arguments[0])
+        return _of_constant(op, arguments[0], attributes)
     match op, arguments:
         case "add", (a, b) if zero[0] or zero[1]:
             return b if zero[0] else a
@@ -114,9 +115,23 @@ def _shortcut(
             return None
 
 
-def _of_constant(op: str, e: Expression) -> Expression | None:
+def _of_constant(op: str, e: Expression, attributes: Attributes) -> Expression | None:
     """What is taken over a dim of a tensor that is one number everywhere."""
-    return e if op in ("mean", "max", "pool") else None
+    axis = dict(attributes).get("axis")
+    if op in ("mean", "max", "pool"):
+        return e
+    if e.number is None or not isinstance(axis, int) or len(e.shape) < -axis:
+        return None
+    if is_leading(e.shape[axis]):
+        return None
+    size = e.shape[axis]
+    match op:
+        case "sum":
+            return number(e.number * size)
+        case "softmax":
+            return number(Dim.of(1) / size)
+        case _:
+            return None
 
 
 def substitute(expression: Expression, values: Mapping[Expression, Expression]) -> Expression:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
+from torch import fx
 
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.factors import low_rank_norm
@@ -22,7 +23,7 @@ from surgery.graft.graphs.linears import as_matrix, linear
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, Place, walk
+from surgery.rules.expression import STAR, Expression, Place, operand, walk
 from surgery.rules.primitives import PRIMITIVES, flops
 from surgery.rules.shapes import ONE, is_leading
 from surgery.rules.slices import rows_in, step
@@ -31,6 +32,8 @@ Call = Callable[..., Any]
 
 CALL = 100_000
 """What calling a kernel costs, in floating-point operations of a product of matrices."""
+MEANING = "rule"
+"""Under which a node's meta has the expression that it computes."""
 COMPARISON = 32
 """What comparing an element with a copy costs, likewise."""
 
@@ -71,15 +74,18 @@ class Emitter:
         """
         if e not in self._done:
             kept = self.folding and not e.varies and self._is_worth_keeping(e)
-            self._done[e] = self.host.fold(e, self) if kept else self.compute(e)
+            value = self.host.fold(e, self) if kept else self.compute(e)
+            if isinstance(value, fx.Node):
+                value.meta.setdefault(MEANING, e)
+            self._done[e] = value
         return self._done[e]
 
     def tensor(self, e: Expression, like: Expression) -> Any:
         """The value of ``e``, also of a number as a tensor; ``like`` is one that is there."""
-        if e.number is None:
-            return self.emit(e)
+        value = self.emit(e)
+        if not isinstance(value, int | float):
+            return value
         sizes = [int(d.value(self.sizes)) for d in e.shape if not is_leading(d)]
-        value = self._scalar(e.number)
         return self.host.call(kernels.filled, self.emit(like), tuple(sizes), value)
 
     def compute(self, e: Expression) -> Any:
@@ -104,7 +110,7 @@ class Emitter:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
     def _elementwise(self, e: Expression) -> Any:
-        tensors = [a for a in e.arguments if a.number is None]
+        tensors = [a for a in e.arguments if not self._is_number(a)]
         run = function(PRIMITIVES[e.op].torch)
         if not tensors:
             numbers = [torch.tensor(self.emit(a), dtype=torch.float64) for a in e.arguments]
@@ -115,9 +121,12 @@ class Emitter:
             arguments = [self._filled(a, tensors[0], e) for a in e.arguments]
         return self.host.call(run, *arguments)
 
+    def _is_number(self, e: Expression) -> bool:
+        return e.number is not None or isinstance(self.emit(e), int | float)
+
     def _filled(self, e: Expression, like: Expression, within: Expression) -> Any:
         """As :meth:`_aligned`, of a number that stands for more than what it meets."""
-        if e.number is None or not e.shape:
+        if not self._is_number(e) or not e.shape:
             return self._aligned(e, within)
         value = self.tensor(e, like)
         return self._beside(value) if within.varies else value
@@ -131,7 +140,7 @@ class Emitter:
     def _aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
         value = self.emit(e)
-        if e.number is not None or not within.varies:
+        if isinstance(value, int | float) or not within.varies:
             return value
         if e.varies:
             return self.placed(value, e, within.place)
@@ -163,6 +172,8 @@ class Emitter:
         if STAR in e.shape or _depth(e) <= 1:
             return False
         steps = [step for step in walk(e) if step.arguments]
+        if any(step.op == "dropout" for step in steps):
+            return False
         params = [leaf for leaf in e.leaves if leaf.op == "param"]
         made = CALL * len(steps) + sum(map(self._work, steps))
         compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
@@ -219,7 +230,7 @@ class Emitter:
         return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
 
     def _along(self, e: Expression) -> Any:
-        like = next(a for a in e.arguments if a.number is None)
+        like = next(a for a in e.arguments if not self._is_number(a))
         arguments = [
             self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
             for a in e.arguments
@@ -233,28 +244,28 @@ class Emitter:
 
     def _held(self, e: Expression) -> Any:
         """A function of matrices and vectors that the module holds."""
-        like = next((a for a in e.arguments if a.number is None), None)
-        if like is None:
-            return self._elementwise(e)
+        like = next((a for a in e.arguments if not self._is_number(a)), operand("W", ()))
         arguments = [self.tensor(a, like) if a.shape else self.emit(a) for a in e.arguments]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
+        held = kernels.held_linear if e.op == "linear" else function(PRIMITIVES[e.op].torch)
+        return self.host.call(held, *arguments)
 
     def _expand(self, e: Expression) -> Any:
         value, like = e.arguments
         sizes = tuple(int(d.value(self.sizes)) for d in e.shape)
-        if value.number is not None:
+        if self._is_number(value):
             return self.host.call(kernels.filled, self.emit(like), sizes, self.emit(value))
         return self.host.call("expand", self.emit(value), *sizes)
 
     def _spread(self, e: Expression) -> Any:
         value, like = e.arguments
         shape = self.emit(like)
-        if value.number is not None:
+        if self._is_number(value):
             return self.host.call(torch.full_like, shape, self.emit(value))
         return self.host.call("expand_as", self._aligned(value, e), shape)
 
     def _vector(self, e: Expression) -> Any:
-        return self.host.call("reshape", self.emit(e.arguments[0]), -1)
+        value = self.emit(e.arguments[0])
+        return value if self._is_number(e.arguments[0]) else self.host.call("reshape", value, -1)
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]

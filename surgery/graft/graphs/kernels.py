@@ -88,6 +88,11 @@ def filled(like: Tensor, sizes: tuple[int, ...], value: float) -> Tensor:
     return torch.full(sizes, value, dtype=dtype, device=like.device)
 
 
+def held_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` of what a module holds; by another name, as no pass is for it."""
+    return functional.linear(x, weight, bias)
+
+
 def own_group(value: Tensor, out: int, spatial: int) -> Tensor:
     """What each output has of its own group: [groups, features, …] → [out, …].
 
