@@ -21,7 +21,7 @@ from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
 from surgery.rules.affine import Merge, NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression, number
+from surgery.rules.expression import Expression, is_number
 from surgery.rules.simplify import same_value
 
 
@@ -242,7 +242,9 @@ def _stays_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
     """
     found = program_of(edit, wraps).merge
     embedding = edit.layer is not None and edit.layer.kind == "embedding"
-    return not isinstance(found, NotAffine) and not (embedding and found.bias != number(0))
+    return not isinstance(found, NotAffine) and not (
+        embedding and not is_number(found.bias, 0)
+    )
 
 
 @torch.no_grad()
@@ -280,7 +282,9 @@ def _work(
             None,
         )
     shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape).contiguous()
+    merged = shaped.to(weight.dtype).reshape(weight.shape)
+    if merged.stride() != weight.stride():
+        merged = torch.empty_like(weight).copy_(merged)
     if offset is None:
         return _Work(edits, merged, None)
     full = torch.as_tensor(offset, dtype=wide, device=weight.device).expand(layer.out)

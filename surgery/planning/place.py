@@ -16,7 +16,7 @@ from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number, operand
+from surgery.rules.expression import is_number, operand
 from surgery.rules.patches import check_patches
 from surgery.rules.program import Program, Signature
 
@@ -172,7 +172,7 @@ class Place:
                 "would never act",
                 help="leave `dropout` out here",
             )
-        if not isinstance(found, NotAffine) and found.bias != number(0):
+        if not isinstance(found, NotAffine) and not is_number(found.bias, 0):
             raise error(
                 "S413",
                 "the experts' weights are in one parameter, and only they can be changed: this would "
@@ -284,7 +284,7 @@ def _needs_bias(program: Program, layer: Layer) -> bool:
     found = program.merge
     if isinstance(found, NotAffine) or layer.bias or not layer.held:
         return False
-    return found.bias != number(0)
+    return not is_number(found.bias, 0)
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:
@@ -293,7 +293,8 @@ def _changed(program: Program, layer: Layer) -> list[str]:
     if isinstance(found, NotAffine):
         return ["W", "b"]
     changed = ["W"] if found.weight != operand("W", ()) else []
-    if found.bias != (operand("b", ()) if layer.bias else number(0)):
+    own = found.bias == operand("b", ()) if layer.bias else is_number(found.bias, 0)
+    if not own:
         changed.append("W" if layer.kind == "embedding" else "b")
     return changed
 

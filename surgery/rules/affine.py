@@ -19,12 +19,13 @@ from surgery.rules.expression import (
     Shape,
     expanded,
     eye,
+    is_leading,
     number,
     operand,
     with_shape,
 )
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import ONE, is_leading
+from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
 from surgery.rules.transposing import transposed
 
@@ -91,7 +92,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
     if weight.number is not None:
         weight = expanded(weight, (out, into))
     bias = value.offset
-    if bias.number is not None and bias.number.terms or bias.shape == (ONE,) != (out,):
+    if (bias.number is not None and bias.number.terms) or bias.shape == (ONE,) != (out,):
         bias = expanded(bias, (out,))
     return Merge(weight, bias)
 

@@ -19,6 +19,13 @@ STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
 Shape = tuple[Dim, ...]
+
+
+def is_leading(dim: Dim) -> bool:
+    """Whether a dim is one that every forward has its own of: `*`, a batch or a length."""
+    return any(name.startswith("*") for name in dim.names())
+
+
 Attribute = Dim | Rows | str | bool | int
 Place = Literal["groups", "outputs", "everywhere"]
 _MIXING = frozenset(("linear", "matmul", "mean", "sum", "max", "pool", "cat"))
@@ -130,16 +137,21 @@ def param(name: str, shape: Shape, span: Span | None = None) -> Expression:
     return Expression("param", (), (("name", name),), shape, span)
 
 
-def number(
-    value: Dim | int | float, span: Span | None = None, shape: Shape = ()
-) -> Expression:
+def number(value: Dim | int | float, span: Span | None = None, shape: Shape = ()) -> Expression:
     """A number, or a tensor of ``shape`` that is this number everywhere."""
-    return Expression("number", (), (("value", Dim.of(value)),), shape, span)
+    attributes = (("value", Dim.of(value)), *_sizes(shape))
+    return Expression("number", (), attributes, shape, span)
 
 
 def with_shape(e: Expression, shape: Shape) -> Expression:
     """A number as a tensor of another shape."""
-    return Expression(e.op, e.arguments, e.attributes, shape, e.span)
+    assert e.number is not None
+    return number(e.number, e.span, shape)
+
+
+def _sizes(shape: Shape) -> tuple[tuple[str, Attribute], ...]:
+    """A shape as attributes, of those operations that nothing else tells it of."""
+    return tuple((f"size{i}", dim) for i, dim in enumerate(shape))
 
 
 def eye(size: Dim) -> Expression:
@@ -149,8 +161,7 @@ def eye(size: Dim) -> Expression:
 
 def expanded(e: Expression, shape: Shape) -> Expression:
     """A tensor of parameters, or a number, as one of ``shape``; a number in the weight's dtype."""
-    sizes = tuple((f"size{i}", dim) for i, dim in enumerate(shape))
-    return Expression("expand", (e, operand("W", ())), sizes, shape, e.span)
+    return Expression("expand", (e, operand("W", ())), _sizes(shape), shape, e.span)
 
 
 def is_number(expression: Expression, value: float) -> bool:

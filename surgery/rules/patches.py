@@ -125,7 +125,7 @@ def check_patches(result: Expression) -> None:
         if is_input(e):
             raise _meaningless(e, e)
         product = e.op in ("linear", "matmul")
-        if product and e.arguments[1].varies or e.op in _MATRICES:
+        if (product and e.arguments[1].varies) or e.op in _MATRICES:
             raise _meaningless(e, e)
         x = e.arguments[0] if e.arguments else e
         if e.op == "linear" and not is_real(x) and not is_input(x):

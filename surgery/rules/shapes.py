@@ -7,14 +7,9 @@ from dataclasses import dataclass, field
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import STAR, Expression, Shape
+from surgery.rules.expression import STAR, Expression, Shape, is_leading
 
 ONE = Dim.of(1)
-
-
-def is_leading(dim: Dim) -> bool:
-    """Whether a dim is one that every forward has its own of: `*`, a batch or a length."""
-    return any(name.startswith("*") for name in dim.names())
 
 
 def show_shape(shape: Shape) -> str:

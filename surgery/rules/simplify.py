@@ -11,6 +11,7 @@ from surgery.rules.expression import (
     Attribute,
     Expression,
     Shape,
+    is_leading,
     is_number,
     number,
     rebuild,
@@ -18,7 +19,7 @@ from surgery.rules.expression import (
 )
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.rows import Rows
-from surgery.rules.shapes import ONE, is_leading
+from surgery.rules.shapes import ONE
 from surgery.rules.slices import push, put, rows_in, take
 
 Attributes = tuple[tuple[str, Attribute], ...]

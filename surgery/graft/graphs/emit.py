@@ -23,9 +23,9 @@ from surgery.graft.graphs.linears import as_matrix, linear
 from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, Place, operand, walk
+from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
 from surgery.rules.primitives import PRIMITIVES, flops
-from surgery.rules.shapes import ONE, is_leading
+from surgery.rules.shapes import ONE
 from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]

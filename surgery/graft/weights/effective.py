@@ -9,7 +9,7 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number
+from surgery.rules.expression import is_number
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -21,7 +21,7 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     merged = part.program.merge
     assert part.layer is not None
     offset = part.layer.bias or not part.layer.held
-    lost = not isinstance(merged, NotAffine) and not offset and merged.bias != number(0)
+    lost = not isinstance(merged, NotAffine) and not offset and not is_number(merged.bias, 0)
     if isinstance(merged, NotAffine) or lost or part.program.uses("dropout"):
         return write_multiplied(part, part.layer)
     if part.layer.experts:
