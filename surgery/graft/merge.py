@@ -16,12 +16,13 @@ from surgery.graft.initialise import by_expert, compute
 from surgery.graft.rebase import rebase
 from surgery.graft.sites import Site, program_of, sites_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
-from surgery.language.diagnostics import error
+from surgery.language.diagnostics import SurgeryError, error
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
 from surgery.rules.affine import Merge, NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression, is_number
+from surgery.rules.program import Program
 from surgery.rules.simplify import same_value
 
 
@@ -223,28 +224,34 @@ def _mergeable(site: Site) -> list[Wrapped]:
     whole = site.program
     if isinstance(whole.merge, Merge):
         return wraps
-    alone = [w for w in wraps if isinstance(program_of(edit, [w]).merge, Merge)]
+    alone = [w for w in wraps if _merges_apart(edit, [w])]
     others = [w for w in wraps if w not in alone]
-    reordered = program_of(edit, [*alone, *others])
-    if alone and same_value(reordered.result, whole.result) and _stays_apart(edit, alone):
+    reordered = _program(edit, [*alone, *others]) if _merges_apart(edit, alone) else None
+    if reordered and same_value(reordered.result, whole.result):
         return alone
     for length in range(len(wraps) - 1, 0, -1):
-        found = program_of(edit, wraps[:length]).merge
-        if isinstance(found, Merge) and _stays_apart(edit, wraps[:length]):
+        if _merges_apart(edit, wraps[:length]):
             return wraps[:length]
     return []
 
 
-def _stays_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
-    """Whether what these methods merge to is still a weight and a bias to those that stay.
+def _program(edit: Edit, wraps: list[Wrapped]) -> Program | None:
+    """The program of some of a site's methods, which may need the others before them."""
+    try:
+        return program_of(edit, wraps)
+    except SurgeryError:
+        return None
+
+
+def _merges_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
+    """Whether these methods merge to what is still a weight and a bias to those that stay.
 
     An embedding has no bias: what would be one is added to its rows, and so to the weight.
     """
-    found = program_of(edit, wraps).merge
+    program = _program(edit, wraps) if wraps else None
+    found = program and program.merge
     embedding = edit.layer is not None and edit.layer.kind == "embedding"
-    return not isinstance(found, NotAffine) and not (
-        embedding and not is_number(found.bias, 0)
-    )
+    return isinstance(found, Merge) and not (embedding and not is_number(found.bias, 0))
 
 
 @torch.no_grad()
@@ -287,8 +294,8 @@ def _work(
         merged = torch.empty_like(weight).copy_(merged)
     if offset is None:
         return _Work(edits, merged, None)
-    full = torch.as_tensor(offset, dtype=wide, device=weight.device).expand(layer.out)
-    return _Work(edits, merged, full.to(weight.dtype).clone())
+    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
+    return _Work(edits, merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
 
 
 def _each(

@@ -195,7 +195,7 @@ def _check(item: syntax.Item, constants: Constants) -> None:
             check_method(closure.definition)
             name = item.name or child_name(item.application)
             try:
-                build(fitting(closure), (Wrapped(name, closure),))
+                build(fitting(closure), (Wrapped(name, closure),)).check_acting()
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

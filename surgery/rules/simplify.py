@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
@@ -55,11 +58,106 @@ def make(
         ):
             return number(_FOLD[op](left, right), span, shape)
     short = _shortcut(op, arguments, shape, attributes)
+    _record(op, arguments, short, span)
     if short is not None and short.number is not None:
         return short if short.shape == shape else with_shape(short, shape)
     if short is None or not _stands_for(short, shape):
         return Expression(op, arguments, attributes, shape, span)
     return short
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What a shorter form does not read any more, and why it is equal."""
+
+    lost: frozenset[Expression]
+    reason: str
+    span: Span | None
+
+
+_RECORD: ContextVar[list[Dropped] | None] = ContextVar("dropped", default=None)
+
+
+@contextmanager
+def recording() -> Generator[list[Dropped]]:
+    """Collect what is dropped inside."""
+    found: list[Dropped] = []
+    token = _RECORD.set(found)
+    try:
+        yield found
+    finally:
+        _RECORD.reset(token)
+
+
+def _record(
+    op: str, arguments: tuple[Expression, ...], short: Expression | None, span: Span | None
+) -> None:
+    record = _RECORD.get()
+    if record is None or short is None:
+        return
+    lost = frozenset[Expression]().union(*(a.leaves for a in arguments)) - short.leaves
+    if not lost:
+        return
+    match op:
+        case "divide" if is_number(short, 1):
+            reason = "a value divided by itself is 1"
+        case "add" | "subtract" | "negate":
+            reason = "a value minus itself is 0"
+        case _:
+            zeros = [a for a in arguments if is_number(a, 0)]
+            reason = "a product with 0 is 0" if zeros else f"`{op}` takes nothing of it"
+    record.append(Dropped(lost, reason, span))
+
+
+def combined(e: Expression) -> Expression:
+    """A sum with equal terms put together, where some of them cancel."""
+    if e.op not in ("add", "subtract", "negate"):
+        return e
+    terms = _terms(e)
+    if all(c.terms for c in terms.values()):
+        return e
+    left = [
+        t if c == Dim.of(1) else make("multiply", (number(c), t), t.shape)
+        for t, c in terms.items()
+        if c.terms
+    ]
+    total = number(0, e.span, e.shape)
+    for term in left:
+        total = make("add", (total, term), e.shape, span=e.span)
+    _record("add", (e,), total, e.span)
+    return total
+
+
+def _terms(e: Expression) -> dict[Expression, Dim]:
+    """A sum as its terms, each with a number that it is multiplied by."""
+    found: dict[Expression, Dim] = {}
+    if e.op in ("add", "subtract"):
+        for sign, a in zip((1, -1 if e.op == "subtract" else 1), e.arguments, strict=True):
+            for term, c in _terms(a).items():
+                found[term] = found.get(term, Dim.of(0)) + c * sign
+        return found
+    core, factor = _scaled(e)
+    if core.op in ("add", "subtract"):
+        return {term: c * factor for term, c in _terms(core).items()}
+    return {core: factor}
+
+
+def _scaled(e: Expression) -> tuple[Expression, Dim]:
+    """``e`` as something times a number; products in one order."""
+    if e.op == "negate":
+        core, factor = _scaled(e.arguments[0])
+        return core, factor * -1
+    if e.op == "multiply":
+        (a, s), (b, t) = map(_scaled, e.arguments)
+        for one, other in ((a, b), (b, a)):
+            if one.number is not None:
+                return other, s * t * one.number
+        ordered = tuple(sorted((a, b), key=str))
+        return Expression(e.op, ordered, (), e.shape, e.span), s * t
+    if e.op in ("linear", "matmul") and len(e.arguments) == 2:
+        (a, s), (b, t) = map(_scaled, e.arguments)
+        return Expression(e.op, (a, b), (), e.shape, e.span), s * t
+    return e, Dim.of(1)
 
 
 def _stands_for(short: Expression, shape: Shape) -> bool:

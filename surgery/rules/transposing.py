@@ -28,7 +28,7 @@ def transposed(e: Expression) -> Expression:
             return e
         case "linear" if len(e.arguments) == 2:
             return _product(e.arguments[1], e.arguments[0])
-        case "add" | "subtract" | "negate" if all(_is_matrix(a) for a in e.arguments):
+        case "add" | "subtract" | "negate" | "detach" if all(_is_matrix(a) for a in e.arguments):
             return make(e.op, tuple(map(transposed, e.arguments)), turned, span=e.span)
         case "multiply" | "divide" if _is_matrix(e.arguments[0]):
             return _scaled(e)

@@ -14,7 +14,7 @@ import surgery
 from surgery.language import syntax
 from surgery.language.parse import parse
 from surgery.language.source import Source
-from tests.fuzz.plain_rules import Layer, Meaningless, NoWeight, Rule, Site, layer_of, run
+from tests.fuzz.plain_rules import Layer, MeaninglessError, NoWeightError, Rule, Site, layer_of, run
 from tests.fuzz.rule_texts import Text, verb
 from tests.laws.strategies import Holder
 
@@ -142,7 +142,7 @@ def _plainly(plain: Layer, x: Tensor, spec: str) -> str:
     try:
         rules = rules_of(spec)
         run(plain, rules, _random_params(plain, rules), plain.positions(x))
-    except (Meaningless, surgery.SurgeryError, RuntimeError, ValueError, IndexError):
+    except (MeaninglessError, surgery.SurgeryError, RuntimeError, ValueError, IndexError):
         return ""
     except Exception as problem:
         return f"({type(problem).__name__})"
@@ -172,7 +172,7 @@ def check(
     adapted = model(inputs[0])
     try:
         value = run(plain, rules, iter(theirs), plain.positions(inputs[1]))
-    except NoWeight:
+    except NoWeightError:
         raise AssertionError("a weight was read where there is none") from None
     expected = plain.shaped(value.tensor[..., 0, :], adapted)
     assert adapted.shape == base.shape, f"gives {[*adapted.shape]} for {[*base.shape]}"
@@ -228,7 +228,7 @@ def merging(
     with torch.no_grad(), surgery.merged(model):
         merged = model(x)
     if merges:
-        left = [c for c in model.layer.children()]
+        left = list(model.layer.children())
         _near(merged, adapted, "a merge to something else")
         return "merges" if left else "nothing"
     _near(merged, adapted, "a part that merged to something else")
@@ -240,7 +240,7 @@ def merging(
 
     try:
         Site(plain, None).effective(whole)
-    except (Meaningless, RuntimeError):
+    except (MeaninglessError, RuntimeError):
         return "does not merge"
     return f"does not merge though affine: {plan.edits[-1].reason.partition(' (')[0][:60]}"
 

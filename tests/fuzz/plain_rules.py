@@ -22,11 +22,11 @@ Label = str | int
 Number = int | float
 
 
-class Meaningless(Exception):
+class MeaninglessError(Exception):
     """The rule has no meaning here; the compiler should refuse it, too."""
 
 
-class NoWeight(Meaningless):
+class NoWeightError(MeaninglessError):
     """The rule reads a weight where what stands has none."""
 
 
@@ -140,9 +140,9 @@ class Site:
 
     def linear(self, x: Value, weight: Value) -> Value:
         if len(weight.labels) != 2 or weight.flows:
-            raise Meaningless("a weight is a matrix")
+            raise MeaninglessError("a weight is a matrix")
         if x.tensor.shape[-1] != weight.tensor.shape[1]:
-            raise Meaningless("dims differ")
+            raise MeaninglessError("dims differ")
         tensor = x.tensor @ weight.tensor.t()
         if not x.flows:
             return Value(tensor, (*x.labels[:-1], weight.labels[0]))
@@ -154,7 +154,7 @@ class Site:
         """The weight and bias of what stands, from what it makes of the basis.
 
         Raises:
-            NoWeight: if it is not affine.
+            NoWeightError: if it is not affine.
 
         """
         groups, into = self.layer.groups, self.layer.weight.shape[1]
@@ -167,7 +167,7 @@ class Site:
         matrix = (y[:into, 0] - offset).t()
         made = self.layer.own(tried @ matrix.t() + offset)
         if not torch.allclose(made, y[into + 1 :], rtol=1e-6, atol=1e-6 * float(y.abs().max())):
-            raise NoWeight("what stands is not affine")
+            raise NoWeightError("what stands is not affine")
         return Value(matrix, ("n", "m")), Value(offset, ("n",))
 
 
@@ -239,7 +239,7 @@ class Running:
                     names[step.name] = self.declare(step, names, targets)
                 case syntax.Require():
                     if not self.value(step.condition, names, targets):
-                        raise Meaningless("a requirement")
+                        raise MeaninglessError("a requirement")
                 case syntax.Assign():
                     self.assign(step, names, targets)
                 case syntax.Apply():
@@ -262,7 +262,7 @@ class Running:
             assert list(tensor.shape) == shape
             return Value(tensor, labels)
         if step.random:
-            raise Meaningless("drawn")
+            raise MeaninglessError("drawn")
         start = self.known(self.value(step.init, names, targets))
         return Value(start.tensor.expand(shape), labels)
 
@@ -277,7 +277,7 @@ class Running:
                 self.y = replace(self.y, tensor=layer.own(self.y.tensor))
             return
         if self.rebound:
-            raise Meaningless("an operand after the result")
+            raise MeaninglessError("an operand after the result")
         if step.target == "x":
             x = self.as_large(value, self.x, layer.weight.shape[1])
             self.x = replace(x, outputs=False)
@@ -304,7 +304,7 @@ class Running:
         try:
             return Value(tensor.expand(shape), like.labels, True, like.outputs)
         except RuntimeError:
-            raise Meaningless("shapes differ") from None
+            raise MeaninglessError("shapes differ") from None
 
     def read(self, target: str) -> Value:
         match target:
@@ -322,12 +322,12 @@ class Running:
             return value
         if isinstance(value, int | float):
             return Value(torch.tensor(float(value), dtype=torch.float64), ())
-        raise Meaningless("no tensor")
+        raise MeaninglessError("no tensor")
 
     def known(self, value: object) -> Value:
         found = self.tensor(value)
         if found.flows:
-            raise Meaningless("depends on the input")
+            raise MeaninglessError("depends on the input")
         return found
 
     # expressions
@@ -357,7 +357,7 @@ class Running:
             case syntax.Call():
                 return self.call(e, names, targets)
             case _:
-                raise Meaningless("an expression")
+                raise MeaninglessError("an expression")
 
     def combine(self, operator: str, left: Value, right: Value) -> Value:
         if operator == "@":
@@ -369,7 +369,7 @@ class Running:
         try:
             tensor = _TENSORS[operator](a.tensor, b.tensor)
         except RuntimeError:
-            raise Meaningless("shapes differ") from None
+            raise MeaninglessError("shapes differ") from None
         outputs = a.outputs or b.outputs
         if outputs and tensor.shape[-1] == self.site.layer.out:
             tensor = self.site.layer.own(tensor)
@@ -380,17 +380,17 @@ class Running:
         if value.tensor.dim() < 2:
             return value
         if value.tensor.numel() != value.tensor.shape[-1]:
-            raise Meaningless("another for each position")
+            raise MeaninglessError("another for each position")
         return Value(value.tensor.reshape(-1), value.labels[-1:])
 
     def matmul(self, left: Value, right: Value) -> Value:
         if right.flows or right.tensor.dim() != 2 or (not left.flows and left.tensor.dim() < 2):
-            raise Meaningless("matrices")
+            raise MeaninglessError("matrices")
         turned = Value(right.tensor.t(), right.labels[::-1])
         if left.flows:
             return self.site.linear(left, turned)
         if left.tensor.shape[-1] != right.tensor.shape[0]:
-            raise Meaningless("dims differ")
+            raise MeaninglessError("dims differ")
         return Value(left.tensor @ right.tensor, (left.labels[0], right.labels[1]))
 
     def call(self, e: syntax.Call, names: Mapping, targets: Mapping) -> object:
@@ -427,7 +427,7 @@ class Running:
                 labels = tuple(_times(a, b) for a, b in pairs)
                 return Value(torch.kron(first.tensor, values[1].tensor), labels)
             case _:
-                raise Meaningless(name)
+                raise MeaninglessError(name)
 
     def over(
         self, name: str, dim: syntax.Expression, values: list[Value], names: Mapping, targets: Mapping
@@ -436,7 +436,7 @@ class Running:
         label = _label(dim, self.value(dim, names, targets))
         places = [i - len(first.labels) for i, known in enumerate(first.labels) if known == label]
         if len(places) != 1:
-            raise Meaningless("which dim")
+            raise MeaninglessError("which dim")
         (axis,) = places
         if name == "softmax":
             return replace(first, tensor=torch.softmax(first.tensor, axis))

@@ -27,7 +27,7 @@ class Text:
     name: str
     sizes: dict[str, int]
     bias: bool
-    wild: float = 0.02
+    wild: float = 0.003
     numbers: tuple[str, ...] = ("alpha", "r", "gate")
     params: list[str] = field(default_factory=list)
     held: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
