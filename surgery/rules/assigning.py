@@ -6,7 +6,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
-from surgery.rules.expression import Expression, Shape, expanded, is_number, operand
+from surgery.rules.expression import Expression, Shape, expanded, is_number, operand, with_shape
 from surgery.rules.frame import Frame
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
 from surgery.rules.shapes import ONE, show_shape
@@ -61,8 +61,10 @@ def _as_large(value: Expression, target: str, expected: Shape, state: State) -> 
         absent = target == "b" and is_number(value, 0)
         fits = absent or (fits and value.number is None)
         return value if fits else expanded(value, expected)
-    if fits and value.varies:
+    if fits and (value.varies or value.number is not None):
         return value
+    if value.number is not None:
+        return with_shape(value, expected)
     like = operand("x", expected) if target == "x" else state.origin
     return make("spread", (value, like), expected, span=value.span)
 

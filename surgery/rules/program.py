@@ -15,7 +15,7 @@ from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
 from surgery.rules.primitives import flops
 from surgery.rules.shapes import Equation, show_shape
-from surgery.rules.simplify import recording, same_value, substitute, value_of
+from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import Kind, Requirement, State, operator
 from surgery.rules.values import Declaration
 
@@ -218,13 +218,13 @@ def _idle(declaration: Declaration, lost: Iterable[Lost]) -> SurgeryError:
     labels = [Label(x.span, x.reason) for x in places[:1] if x.span]
     what = "does nothing" if declaration.frozen else "could never train"
     reason = places[0].reason if places else "nothing that it is part of is in the result"
-    zero = any("0" in x.reason for x in places)
+    zero = any("its product" in x.reason for x in places)
     return error(
         "S225",
         f"`{name}` {what} here: {reason}",
         declaration.span,
         *labels,
-        help="what is multiplied by 0 is switched off for good: leave it out instead" if zero else None,
+        help="what is multiplied by 0 is off for good: leave it out instead" if zero else None,
     )
 
 
@@ -244,6 +244,9 @@ def fold_methods(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
     state = signature.operator()
     base, core = state.result, state.core and state.core.result
     groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)
+    if state.kind in ("linear", "module") and not state.result.varies:
+        # The same for every input, and as often as there are inputs.
+        state.result = make("spread", (state.result, base), base.shape)
     return replace(assemble(signature, base, core, state, groups), applied=applied)
 
 

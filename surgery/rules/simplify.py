@@ -105,7 +105,8 @@ def _record(
             reason = "a value minus itself is 0"
         case _:
             zeros = [a for a in arguments if is_number(a, 0)]
-            reason = "a product with 0 is 0" if zeros else f"`{op}` takes nothing of it"
+            text = zeros[0].span.text if zeros and zeros[0].span else "0"
+            reason = f"`{text}` is 0 here, and so is its product" if zeros else f"`{op}` drops it"
     record.append(Dropped(lost, reason, span))
 
 

@@ -157,7 +157,8 @@ def read_operand(state: State, target: str, span: Span) -> Value | None:
     if target == "norm":
         return HostModule("norm", state.has_norm)
     if target in ("W", "b"):
-        return effective(state, target, span)
+        found = effective(state, target, span)
+        return found if found.number is None else number(found.number, span, found.shape)
     value = state.operands.get(target)
     return number(0, span, state.origin.shape) if value is None else value
 

@@ -9,8 +9,8 @@ stands on the basis.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as functional
@@ -127,9 +127,6 @@ class Site:
     """A layer while rules are run on it, one after the other."""
 
     layer: Layer
-    params: Iterator[Tensor] | None
-    declared: list[Tensor] = field(default_factory=list)
-    rebound: bool = False
 
     def base(self, x: Value) -> Value:
         weight = Value(self.layer.weight, ("n", "m"))
@@ -171,44 +168,60 @@ class Site:
         return Value(matrix, ("n", "m")), Value(offset, ("n",))
 
 
-def run(layer: Layer, rules: list[Rule], params: Iterator[Tensor] | None, x: Tensor) -> Value:
-    """What ``rules`` make of the layer's input ``x`` as positions; params in order of declaration."""
-    held = None if params is None else list(params)
-    site = Site(layer, None)
+Store = Callable[[int, int, list[int]], Tensor]
+"""The params of rules: by the rule's number, and by the order of declaration in it."""
+
+
+def run(layer: Layer, rules: list[Rule], store: Store, x: Tensor) -> Value:
+    """What ``rules`` make of the layer's input ``x`` as positions."""
+    site = Site(layer)
 
     def after(count: int) -> Function:
         if count == 0:
             return site.base
 
         def function(value: Value) -> Value:
-            return Running(site, after(count - 1), value, taken(count - 1)).whole(rules[count - 1])
+            number = count - 1
+            params = _Params(lambda order, shape: store(number, order, shape))
+            return Running(site, after(number), value, params).whole(rules[number])
 
         return function
 
-    counts: list[int] = []
-
-    def taken(number: int) -> Iterator[Tensor] | None:
-        if held is None:
-            return None
-        return iter(held[sum(counts[:number]) :])
-
-    for rule in rules:
-        counts.append(sum(isinstance(s, syntax.Param) for s in _steps(rule)))
     return after(len(rules))(Value(x, ("m",), True))
 
 
-def _steps(rule: Rule) -> Iterator[syntax.Step]:
-    """Steps of a rule, and of the one that it is a verb to."""
-    yield from rule.syntax.body
-    for value in rule.arguments.values():
-        if isinstance(value, Rule):
-            yield from _steps(value)
+@dataclass
+class _Params:
+    """The params of one rule while it runs, in the order in which it declares them."""
+
+    get: Callable[[int, list[int]], Tensor]
+    order: int = 0
+
+    def next(self, shape: list[int]) -> Tensor:
+        tensor = self.get(self.order, shape)
+        self.order += 1
+        assert list(tensor.shape) == shape, f"{[*tensor.shape]} is not {shape}"
+        return tensor
+
+
+def drawn() -> tuple[Store, dict[tuple[int, int], Tensor]]:
+    """Random params, drawn as they are declared and kept."""
+    generator = torch.Generator().manual_seed(5)
+    made: dict[tuple[int, int], Tensor] = {}
+
+    def store(number: int, order: int, shape: list[int]) -> Tensor:
+        if (number, order) not in made:
+            tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+            made[number, order] = tensor.requires_grad_()
+        return made[number, order]
+
+    return store, made
 
 
 class Running:
     """One rule while it runs: its operands, and the result so far."""
 
-    def __init__(self, site: Site, origin: Function, x: Value, params: Iterator[Tensor] | None):
+    def __init__(self, site: Site, origin: Function, x: Value, params: _Params):
         self.site = site
         self.origin = origin
         self.x = x
@@ -257,14 +270,7 @@ class Running:
     def declare(self, step: syntax.Param, names: dict[str, object], targets: Mapping) -> Value:
         labels = tuple(_label(d, self.value(d, names, targets)) for d in step.dims)
         shape = [int(self.value(d, names, targets)) for d in step.dims]
-        if self.params is not None:
-            tensor = next(self.params)
-            assert list(tensor.shape) == shape
-            return Value(tensor, labels)
-        if step.random:
-            raise MeaninglessError("drawn")
-        start = self.known(self.value(step.init, names, targets))
-        return Value(start.tensor.expand(shape), labels)
+        return Value(self.params.next(shape), labels)
 
     def assign(self, step: syntax.Assign, names: dict[str, object], targets: Mapping) -> None:
         value = self.tensor(self.value(step.value, names, targets))

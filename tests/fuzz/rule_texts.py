@@ -64,7 +64,9 @@ class Text:
         return name
 
     def number(self) -> str:
-        return self.pick("2", "0.5", "-1", "alpha", "(alpha / r)", "gate", "1", "3", "sqrt(r)", "0")
+        if self.chance(0.03):
+            return "0"
+        return self.pick("2", "0.5", "-1", "alpha", "(alpha / r)", "gate", "1", "3", "sqrt(r)")
 
     def matrix(self, rows: str, columns: str, depth: int = 2) -> str:
         if self.chance(self.wild):
@@ -96,7 +98,8 @@ class Text:
                 rate = self.pick("0.1", "0", "0.5")
                 return f"dropout({self.matrix(rows, columns, inner)}, {rate})"
             case 10:
-                return f"detach({self.matrix(rows, columns, inner)})"
+                inside = self.matrix(rows, columns, inner)
+                return f"({inside} + detach({inside}))" if self.chance(0.5) else f"detach({inside})"
             case 11:
                 return f"{self.pick(*ACTIVATIONS)}({self.matrix(rows, columns, inner)})"
             case 12 if {rows, columns} == {"n", "m"}:
@@ -224,10 +227,13 @@ class Text:
         if self.chance(0.04):
             return f"y = {self.pick(self.vector('n'), self.number(), self.product('1', 1))}"
         sign = self.pick("+=", "+=", "+=", "-=", "=")
-        return f"y {sign} {self.flow('n', self.random.choice((1, 2, 3)))}"
+        value = self.flow("n", self.random.choice((1, 2, 3)))
+        if sign == "=" and not re.search(r"\by\b", value) and self.chance(0.8):
+            sign = "+="
+        return "y += y * y" if (sign, value) == ("-=", "y") else f"y {sign} {value}"
 
     def written(self) -> str:
-        optional = "?" if self.chance(0.9) else ""
+        optional = "" if self.bias and self.chance(0.1) or self.chance(0.01) else "?"
         steps = self.steps()
         if not used(self.params, steps) and self.chance(0.95):
             steps.append(f"y += {self.param('n')}")
@@ -254,7 +260,7 @@ def verb(random: Random, name: str, sizes: dict[str, int]) -> str:
             f"tanh({text.param('1')})",
         )
     )
-    before = [text.result()] if random.random() < 0.2 else []
+    before = [text.result()] if random.random() < 0.05 else []
     after = [text.result()] if random.random() < 0.2 and not before else []
     steps = [*before, f"apply inner(gate = {gate})", *after]
     body = "\n  ".join((*used(text.params, steps), *steps))
