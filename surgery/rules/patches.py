@@ -52,9 +52,7 @@ def push_input(e: Expression) -> Expression:
         case "detach" | "dropout" if x.arguments[0].op in _THROUGH[x.op]:
             inner = x.arguments[0]
             parts = tuple(
-                make(x.op, (a, *x.arguments[1:]), a.shape)
-                if a.varies or x.op == "detach"
-                else a
+                make(x.op, (a, *x.arguments[1:]), a.shape) if a.varies or x.op == "detach" else a
                 for a in inner.arguments
             )
             moved = make(inner.op, parts, inner.shape, inner.attributes, inner.span)

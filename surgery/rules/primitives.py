@@ -241,7 +241,26 @@ _TABLE = (
     Primitive("place", (3, 3), _place, ""),
 )
 _ELEMENTWISE = frozenset(
-    ["add", "subtract", "multiply", "divide", "negate", "dropout", "detach", "relu", "gelu", "silu", "tanh", "sigmoid", "softplus", "exp", "log", "sqrt", "abs", "identity"]
+    [
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "negate",
+        "dropout",
+        "detach",
+        "relu",
+        "gelu",
+        "silu",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "exp",
+        "log",
+        "sqrt",
+        "abs",
+        "identity",
+    ]
 )
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in _TABLE}

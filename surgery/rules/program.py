@@ -184,7 +184,6 @@ class Program:
                     Label(declaration.span, f"declared {show_shape(declaration.shape)}"),
                 )
 
-
     def check_acting(self, sizes: Mapping[str, Scalar] | None = None) -> None:
         """Refuse params that could never act; ``sizes`` are those of a site.
 

@@ -50,9 +50,7 @@ def _product(matrix: Expression, images: Expression) -> Expression:
     if images.op in ("add", "subtract") and any(_is_plain(a) for a in images.arguments):
         parts = tuple(_product(matrix, a) for a in images.arguments)
         return make(images.op, parts, (matrix.shape[0], images.shape[0]))
-    return make(
-        "matmul", (matrix, transposed(images)), (matrix.shape[0], images.shape[0])
-    )
+    return make("matmul", (matrix, transposed(images)), (matrix.shape[0], images.shape[0]))
 
 
 def _is_plain(images: Expression) -> bool:

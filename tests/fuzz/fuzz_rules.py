@@ -33,7 +33,9 @@ _MADE: dict[str, tuple[nn.Module, Tensor]] = {}
 
 def layers(random: Random) -> tuple[nn.Module, Tensor, str]:
     """A small layer in float64, and an input for it."""
-    kind = random.choice(("linear", "linear", "linear", "transposed", "grouped", "conv", "embedding"))
+    kind = random.choice(
+        ("linear", "linear", "linear", "transposed", "grouped", "conv", "embedding")
+    )
     key = f"{kind} {random.randrange(12)}"
     if key not in _MADE:
         _MADE[key] = _made(kind, Random(key))
@@ -88,7 +90,11 @@ def texts(random: Random, layer: Layer) -> tuple[str, list[str]]:
         written.append(Text(random, name, sizes, layer.bias is not None).written())
         arguments = [
             f"{n} = {random.choice(values)}"
-            for n, values in (("r", "1234"), ("alpha", "125"), ("gate", "113" if random.random() < 0.9 else "0"))
+            for n, values in (
+                ("r", "1234"),
+                ("alpha", "125"),
+                ("gate", "113" if random.random() < 0.9 else "0"),
+            )
             if random.random() < 0.25
         ]
         application = f"{name}({', '.join(arguments)})"
@@ -225,7 +231,9 @@ def gradients(
         wanted = [p for p, own in zip(params, ours, strict=True) if own.requires_grad]
         wanted += [x] if x.requires_grad else []
         if output.requires_grad and wanted:
-            found.append([*torch.autograd.grad((output * weights).sum(), wanted, allow_unused=True)])
+            found.append(
+                [*torch.autograd.grad((output * weights).sum(), wanted, allow_unused=True)]
+            )
         else:
             found.append([None] * len(wanted))
     dead = False
@@ -241,7 +249,12 @@ def gradients(
 
 
 def merging(
-    model: nn.Module, plain: Layer, plan: surgery.Plan, rules: list[Rule], x: Tensor, adapted: Tensor
+    model: nn.Module,
+    plain: Layer,
+    plan: surgery.Plan,
+    rules: list[Rule],
+    x: Tensor,
+    adapted: Tensor,
 ) -> str:
     merges = plan.edits[-1].merges
     with torch.no_grad(), surgery.merged(model):

@@ -436,7 +436,12 @@ class Running:
                 raise MeaninglessError(name)
 
     def over(
-        self, name: str, dim: syntax.Expression, values: list[Value], names: Mapping, targets: Mapping
+        self,
+        name: str,
+        dim: syntax.Expression,
+        values: list[Value],
+        names: Mapping,
+        targets: Mapping,
     ) -> Value:
         first = values[0]
         label = _label(dim, self.value(dim, names, targets))

@@ -179,7 +179,9 @@ class Text:
                 return f"(-{self.flow(dim, inner)})"
             case 21:
                 other = self.pick("n", "m", "r")
-                gate = f"{self.pick('mean', 'sum', 'max')}({self.flow(other, inner)}, over = {other})"
+                gate = (
+                    f"{self.pick('mean', 'sum', 'max')}({self.flow(other, inner)}, over = {other})"
+                )
                 return f"({gate} * {self.flow(dim, inner - 1)})" if dim != "1" else gate
             case 22:
                 gate = self.product("1", inner)
@@ -206,7 +208,9 @@ class Text:
         if self.chance(0.2):
             found.append(f"W {self.pick('=', '+=', '-=')} {self.matrix('n', 'm')}")
         elif self.chance(0.06):
-            found.append(f"W *= {self.pick(self.vector('m'), self.number(), self.matrix('n', 'm'))}")
+            found.append(
+                f"W *= {self.pick(self.vector('m'), self.number(), self.matrix('n', 'm'))}"
+            )
         if self.chance(0.1):
             found.append(f"b {self.pick('=', '+=', '-=', '*=')} {self.vector('n')}")
         if not found or self.chance(0.75):
@@ -233,7 +237,7 @@ class Text:
         return "y += y * y" if (sign, value) == ("-=", "y") else f"y {sign} {value}"
 
     def written(self) -> str:
-        optional = "" if self.bias and self.chance(0.1) or self.chance(0.01) else "?"
+        optional = "" if (self.bias and self.chance(0.1)) or self.chance(0.01) else "?"
         steps = self.steps()
         if not used(self.params, steps) and self.chance(0.95):
             steps.append(f"y += {self.param('n')}")
