@@ -153,7 +153,7 @@ class _Walk:
                 _wide(a, (ONE, e.shape[-1])) if isinstance(a, Map) else _vector(e, a)
                 for a in arguments
             ]
-        made = OUT in e.shape[-1:] if e.op == "linear" else any(outputs)
+        made = OUT in e.shape[-1:] or (any(outputs) and not _mixes(e))
         images, offsets = [
             [
                 (a.images if part == 0 else a.offset)

@@ -117,7 +117,7 @@ class Expression:
         if self.op == "spread":
             return self.arguments[1].place
         places = [a.place for a in self.arguments if a.varies]
-        if self.op in ("linear", "matmul") and self.shape and self.shape[-1] == OUT:
+        if self.shape and self.shape[-1] == OUT:
             return "outputs"
         across = dict(self.attributes).get("axis", -1) == -1
         apart = self.op in _MIXING and across and "outputs" in places

@@ -49,13 +49,7 @@ def push_input(e: Expression) -> Expression:
             return make("spread", (made, make("linear", (like, weight), e.shape)), e.shape)
         case "identity":
             return make("linear", (x.arguments[0], weight, *rest), e.shape, span=e.span)
-        case "detach" | "dropout" if x.arguments[0].op in _THROUGH[x.op]:
-            inner = x.arguments[0]
-            parts = tuple(
-                make(x.op, (a, *x.arguments[1:]), a.shape) if a.varies or x.op == "detach" else a
-                for a in inner.arguments
-            )
-            moved = make(inner.op, parts, inner.shape, inner.attributes, inner.span)
+        case "detach" | "dropout" if (moved := _inward(x)) is not None:
             return make("linear", (moved, weight, *rest), e.shape, span=e.span)
         case _:
             pass
@@ -63,9 +57,24 @@ def push_input(e: Expression) -> Expression:
 
 
 _THROUGH = {
-    "detach": frozenset(("multiply", "divide", "negate", "add", "subtract", "identity", "dropout")),
+    "detach": frozenset(("multiply", "divide", "negate", "add", "subtract", "identity")),
     "dropout": frozenset(("multiply", "divide", "negate", "identity")),
 }
+
+
+def _inward(x: Expression) -> Expression | None:
+    """`detach(v * x)` as `detach(v) * detach(x)`, and the like; None if nothing is equal."""
+    inner, *rate = x.arguments
+    if inner.op in _THROUGH and not is_input(inner):
+        moved = _inward(inner)
+        return moved and make(x.op, (moved, *rate), x.shape)
+    if inner.op not in _THROUGH[x.op]:
+        return None
+    parts = tuple(
+        make(x.op, (a, *rate), a.shape) if a.varies or x.op == "detach" else a
+        for a in inner.arguments
+    )
+    return make(inner.op, parts, inner.shape, inner.attributes, inner.span)
 
 
 def _plus(value: Expression, bias: list[Expression], e: Expression) -> Expression:
@@ -88,7 +97,7 @@ def _features(e: Expression, like: Expression) -> Expression:
         return with_shape(e, size)
     if len(e.shape) > 1:
         e = Expression("vector", (e,), (), e.shape[-1:])
-    return expanded(e, size) if e.shape[-1] == ONE != size[-1] else e
+    return expanded(e, size) if e.shape[-1:] == (ONE,) != size else e
 
 
 def is_real(x: Expression) -> bool:

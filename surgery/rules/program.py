@@ -9,11 +9,11 @@ from functools import cached_property, lru_cache
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
+from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
-from surgery.rules.primitives import flops
 from surgery.rules.shapes import Equation, show_shape
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import Kind, Requirement, State, operator

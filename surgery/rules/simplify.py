@@ -209,6 +209,8 @@ def _shortcut(
             return x
         case "identity", (x,):
             return x
+        case "detach", (x,) if x.op == "detach":
+            return x
         case (("detach" | "negate"), (x,)) if x.number is not None:
             return x if op == "detach" else number(-x.number)
         case _:

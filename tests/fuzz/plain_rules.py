@@ -376,10 +376,10 @@ class Running:
             tensor = _TENSORS[operator](a.tensor, b.tensor)
         except RuntimeError:
             raise MeaninglessError("shapes differ") from None
-        outputs = a.outputs or b.outputs
+        labels = _joint(a.labels, b.labels)
+        outputs = flows and (a.outputs or b.outputs or labels[-1:] == ("n",))
         if outputs and tensor.shape[-1] == self.site.layer.out:
             tensor = self.site.layer.own(tensor)
-        labels = _joint(a.labels, b.labels)
         return Value(tensor, labels, flows, outputs)
 
     def vector(self, value: Value) -> Value:

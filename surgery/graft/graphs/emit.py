@@ -16,17 +16,16 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import kernels, shaping
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
+from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
-from surgery.rules.primitives import PRIMITIVES, flops
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
-from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
 
@@ -64,7 +63,7 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
-        self._done: dict[Expression, Any] = dict(known or {})
+        self.done: dict[Expression, Any] = dict(known or {})
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once.
@@ -72,13 +71,13 @@ class Emitter:
         What is there once in each group of a convolution has an axis for the groups in front of
         that of its features.
         """
-        if e not in self._done:
+        if e not in self.done:
             kept = self.folding and not e.varies and self._is_worth_keeping(e)
             value = self.host.fold(e, self) if kept else self.compute(e)
             if isinstance(value, fx.Node):
                 value.meta.setdefault(MEANING, e)
-            self._done[e] = value
-        return self._done[e]
+            self.done[e] = value
+        return self.done[e]
 
     def tensor(self, e: Expression, like: Expression) -> Any:
         """The value of ``e``, also of a number as a tensor; ``like`` is one that is there."""
@@ -91,7 +90,7 @@ class Emitter:
     def compute(self, e: Expression) -> Any:
         """Emit ``e`` itself."""
         if e.op == "number":
-            return self._scalar(e.attribute("value"))
+            return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
             return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
@@ -106,28 +105,28 @@ class Emitter:
         special = _SPECIAL.get(e.op)
         return special(self, e) if special else self._elementwise(e)
 
-    def _scalar(self, value: Any) -> Any:
+    def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
     def _elementwise(self, e: Expression) -> Any:
-        tensors = [a for a in e.arguments if not self._is_number(a)]
+        tensors = [a for a in e.arguments if not self.is_number(a)]
         run = function(PRIMITIVES[e.op].torch)
         if not tensors:
             numbers = [torch.tensor(self.emit(a), dtype=torch.float64) for a in e.arguments]
             return run(*numbers).item()
         if _spans(tensors, e):
-            arguments = [self._aligned(a, e) for a in e.arguments]
+            arguments = [self.aligned(a, e) for a in e.arguments]
         else:
             arguments = [self._filled(a, tensors[0], e) for a in e.arguments]
         return self.host.call(run, *arguments)
 
-    def _is_number(self, e: Expression) -> bool:
+    def is_number(self, e: Expression) -> bool:
         return e.number is not None or isinstance(self.emit(e), int | float)
 
     def _filled(self, e: Expression, like: Expression, within: Expression) -> Any:
-        """As :meth:`_aligned`, of a number that stands for more than what it meets."""
-        if not self._is_number(e) or not e.shape:
-            return self._aligned(e, within)
+        """As :meth:`aligned`, of a number that stands for more than what it meets."""
+        if not self.is_number(e) or not e.shape:
+            return self.aligned(e, within)
         value = self.tensor(e, like)
         return self._beside(value) if within.varies else value
 
@@ -137,7 +136,7 @@ class Emitter:
             return value
         return self.host.call("view", value, -1, *[1] * self.spatial)
 
-    def _aligned(self, e: Expression, within: Expression) -> Any:
+    def aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
         value = self.emit(e)
         if isinstance(value, int | float) or not within.varies:
@@ -162,8 +161,8 @@ class Emitter:
             if other.op == "multiply" and e.varies and one.varies and other.varies:
                 for factor, value in (other.arguments, other.arguments[::-1]):
                     if factor.number is not None:
-                        scale = self._scalar(factor.number)
-                        terms = self._aligned(one, e), self._aligned(value, e)
+                        scale = self.scalar(factor.number)
+                        terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
 
@@ -230,7 +229,7 @@ class Emitter:
         return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
 
     def _along(self, e: Expression) -> Any:
-        like = next(a for a in e.arguments if not self._is_number(a))
+        like = next(a for a in e.arguments if not self.is_number(a))
         arguments = [
             self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
             for a in e.arguments
@@ -244,28 +243,10 @@ class Emitter:
 
     def _held(self, e: Expression) -> Any:
         """A function of matrices and vectors that the module holds."""
-        like = next((a for a in e.arguments if not self._is_number(a)), operand("W", ()))
+        like = next((a for a in e.arguments if not self.is_number(a)), operand("W", ()))
         arguments = [self.tensor(a, like) if a.shape else self.emit(a) for a in e.arguments]
         held = kernels.held_linear if e.op == "linear" else function(PRIMITIVES[e.op].torch)
         return self.host.call(held, *arguments)
-
-    def _expand(self, e: Expression) -> Any:
-        value, like = e.arguments
-        sizes = tuple(int(d.value(self.sizes)) for d in e.shape)
-        if self._is_number(value):
-            return self.host.call(kernels.filled, self.emit(like), sizes, self.emit(value))
-        return self.host.call("expand", self.emit(value), *sizes)
-
-    def _spread(self, e: Expression) -> Any:
-        value, like = e.arguments
-        shape = self.emit(like)
-        if self._is_number(value):
-            return self.host.call(torch.full_like, shape, self.emit(value))
-        return self.host.call("expand_as", self._aligned(value, e), shape)
-
-    def _vector(self, e: Expression) -> Any:
-        value = self.emit(e.arguments[0])
-        return value if self._is_number(e.arguments[0]) else self.host.call("reshape", value, -1)
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
@@ -278,46 +259,8 @@ class Emitter:
             self.emit(weight),
             self.emit(up),
             self.emit(down),
-            self._scalar(scale),
+            self.scalar(scale),
         )
-
-    def _eye(self, e: Expression) -> Any:
-        size = self._scalar(e.attribute("size"))
-        return self.host.call(kernels.eye, self.emit(e.arguments[0]), size)
-
-    def _rows(self, e: Expression) -> Any:
-        """Some rows: of what there is already, else of what it would be made of."""
-        inner = e.arguments[0]
-        made = inner in self._done
-        inside = None if made or (self.layer and not self.layer.native) else step(e)
-        if inside is not None:
-            return self.emit(inside)
-        axis = self._features if e.varies else 0
-        return self.host.call(slices.take_rows, self.emit(inner), rows_in(e).layout, axis)
-
-    def _put(self, e: Expression) -> Any:
-        whole, part = e.arguments
-        rows = rows_in(e)
-        axis = self._features if e.varies else 0
-        if whole.number is not None:
-            value = self._scalar(whole.number)
-            vector = self.emit(part)
-            return self.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
-        onto = self.emit(whole)
-        if part.number is not None:
-            old = self.host.call(slices.take_rows, onto, rows.layout, axis)
-            new = self.host.call(torch.full_like, old, self._scalar(part.number))
-        else:
-            new = self.emit(part)
-        return self.host.call(slices.put_rows, onto, new, rows.layout, axis)
-
-    @property
-    def _features(self) -> int:
-        """The axis of the features of what flows."""
-        return -1 - self.spatial if self.first else -1
-
-    def _identity(self, e: Expression) -> Any:
-        return self.emit(e.arguments[0])
 
 
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
@@ -330,19 +273,19 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "pool": Emitter._pool,
     "cat": Emitter._along,
     "detach": Emitter._detach,
-    "eye": Emitter._eye,
-    "expand": Emitter._expand,
-    "spread": Emitter._spread,
-    "vector": Emitter._vector,
+    "eye": shaping.eye,
+    "expand": shaping.expand,
+    "spread": shaping.spread,
+    "vector": shaping.vector,
     "linear": Emitter._held,
     "transpose": Emitter._held,
     "kron": Emitter._held,
     "row_norm": Emitter._held,
     "scale_rows": Emitter._held,
     "bilstm": Emitter._held,
-    "identity": Emitter._identity,
-    "rows": Emitter._rows,
-    "put": Emitter._put,
+    "identity": shaping.identity,
+    "rows": shaping.rows,
+    "put": shaping.put,
 }
 
 

@@ -101,8 +101,8 @@ def own_group(value: Tensor, out: int, spatial: int) -> Tensor:
     groups, features = value.shape[-2 - spatial], value.shape[-1 - spatial]
     if features == 1:
         return value.squeeze(-1 - spatial).repeat_interleave(out // groups, -1 - spatial)
-    parts = value.unflatten(-1 - spatial, (groups, -1))
-    own = parts.diagonal(dim1=-3 - spatial, dim2=-2 - spatial)
+    parts: Tensor = torch.unflatten(value, -1 - spatial, (groups, -1))
+    own: Tensor = parts.diagonal(dim1=-3 - spatial, dim2=-2 - spatial)
     return own.movedim(-1, -2 - spatial).flatten(-2 - spatial, -1 - spatial)
 
 
