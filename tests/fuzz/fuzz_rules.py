@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -31,11 +32,33 @@ LIMIT = 20.0
 _MADE: dict[str, tuple[nn.Module, Tensor]] = {}
 
 
+class Fused(nn.Module):
+    """An attention whose one layer makes queries, keys and values.
+
+    Read as a model it is an attention; what is compared is what the layer gives.
+    """
+
+    PARTS = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.o = nn.Linear(4, 4).to(layer.weight.dtype)
+        self.layer_alone = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.layer(x)
+        if self.layer_alone:
+            return made
+        q, k, v = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in made.split(4, -1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(mixed.transpose(1, 2).flatten(-2))
+
+
 def layers(random: Random) -> tuple[nn.Module, Tensor, str]:
     """A small layer in float64, and an input for it."""
-    kind = random.choice(
-        ("linear", "linear", "linear", "transposed", "grouped", "conv", "embedding")
-    )
+    kinds = ("linear", "linear", "linear", "transposed", "grouped", "conv", "embedding")
+    kind = "fused" if random.random() < 0.05 else random.choice(kinds)
     key = f"{kind} {random.randrange(12)}"
     if key not in _MADE:
         _MADE[key] = _made(kind, Random(key))
@@ -47,7 +70,9 @@ def _made(kind: str, random: Random) -> tuple[nn.Module, Tensor]:
     generator = torch.Generator().manual_seed(random.randrange(1000))
     into, out = random.choice((1, 2, 4, 4, 6)), random.choice((1, 2, 4, 4, 6))
     bias = random.random() < 0.6
-    if kind == "linear":
+    if kind == "fused":
+        layer, x = nn.Linear(4, 12, bias=bias), torch.randn(2, 3, 4, generator=generator)
+    elif kind == "linear":
         layer, x = nn.Linear(into, out, bias=bias), torch.randn(3, into, generator=generator)
     elif kind == "transposed":
         from transformers.pytorch_utils import Conv1D
@@ -80,9 +105,9 @@ def _made(kind: str, random: Random) -> tuple[nn.Module, Tensor]:
     return layer.double(), x.double() if x.is_floating_point() else x
 
 
-def texts(random: Random, layer: Layer) -> tuple[str, list[str]]:
-    """A spec, and the names of its methods in the order in which they are applied."""
-    sizes = {"n": layer.out, "m": layer.weight.shape[1]}
+def texts(random: Random, layer: Layer, kind: str) -> str:
+    """A spec of one to three random methods, some behind random verbs."""
+    sizes = {"n": 4 if kind == "fused" else layer.out, "m": layer.weight.shape[1]}
     written: list[str] = []
     statements: list[str] = []
     for number in range(random.choice((1, 1, 1, 2, 2, 3))):
@@ -103,8 +128,9 @@ def texts(random: Random, layer: Layer) -> tuple[str, list[str]]:
             application = f"verb{number} {application}"
         else:
             application = f"apply {application}"
-        statements.append(f"on `layer` {application} as m{number}")
-    return "\n".join(written + statements), statements
+        where = random.choice(("q", "v", "q|v", "k")) if kind == "fused" else "`layer`"
+        statements.append(f"on {where} {application} as m{number}")
+    return "\n".join(written + statements)
 
 
 def rules_of(spec: str) -> list[Rule]:
@@ -121,29 +147,38 @@ def rules_of(spec: str) -> list[Rule]:
             given["inner"] = rule(application.operand)
         return Rule(methods[application.name], given)
 
-    return [rule(i.application) for i in file.items if isinstance(i, syntax.On)]
+    found: list[Rule] = []
+    for item in file.items:
+        if isinstance(item, syntax.On):
+            parts = [p.name for p in item.selector.union.parts if isinstance(p, syntax.Role)]
+            places = [rows for name, rows in Fused.PARTS.items() if name in parts]
+            found += [replace(rule(item.application), rows=rows) for rows in places or [None]]
+    return found
 
 
 def case(random: Random) -> str:
     layer, x, kind = layers(random)
     plain = layer_of(layer)
-    spec, _ = texts(random, plain)
+    spec = texts(random, plain, kind)
+    model = Fused(layer) if kind == "fused" else Holder(layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return attempt(Holder(layer).eval(), plain, x, spec, kind)
+        return attempt(model.eval(), plain, x, spec, kind)
 
 
 def attempt(model: nn.Module, plain: Layer, x: Tensor, spec: str, kind: str) -> str:
-    with torch.no_grad():
-        base = model(x)
+    inputs = x if kind == "fused" else None
     state = {name: t.clone() for name, t in model.state_dict().items()}
     try:
-        plan = surgery.plan(model, spec)
-        surgery.apply(model, spec, seed=0)
+        plan = surgery.plan(model, spec, example_inputs=inputs)
+        surgery.apply(model, spec, seed=0, example_inputs=inputs)
     except surgery.SurgeryError as refused:
         assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
         code = refused.diagnostics[0].code
         return f"refused: {code} {_plainly(plain, x, spec, code)}"
+    model.layer_alone = True
+    with torch.no_grad(), surgery.disabled(model):
+        base = model(x)
     try:
         return f"applied to {kind}: {check(model, plain, x, spec, plan, base)}"
     except AssertionError as problem:
@@ -157,15 +192,19 @@ def _plainly(plain: Layer, x: Tensor, spec: str, code: str) -> str:
     store, made = drawn()
     try:
         value = run(plain, rules_of(spec), store, plain.positions(x))
-    except (MeaninglessError, surgery.SurgeryError):
+    except (MeaninglessError, surgery.SurgeryError, RuntimeError):
         return ""
     if code != "S225":
         return "though it has a meaning"
     output = value.tensor[..., 0, :]
     if not output.requires_grad:
         return "rightly"
-    found = torch.autograd.grad(output.exp().sum(), [*made.values()], allow_unused=True)
-    if all(g is not None and bool((g.abs() > 1e-9).any()) for g in found):
+    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).exp()
+    found = torch.autograd.grad(
+        (output.flatten() * weights).sum(), [*made.values()], allow_unused=True
+    )
+    sizes = [0.0 if g is None else float(g.abs().max()) for g in found]
+    if min(sizes) > 1e-9 * max(sizes):
         raise AssertionError(f"every param acts, and one is said not to\n{spec}")
     return "rightly"
 

@@ -46,6 +46,8 @@ class Rule:
 
     syntax: syntax.Method | syntax.Block
     arguments: Mapping[str, object]
+    rows: slice | None = None
+    """The outputs that it is applied to, if not all."""
 
 
 @dataclass(frozen=True)
@@ -174,16 +176,30 @@ Store = Callable[[int, int, list[int]], Tensor]
 
 def run(layer: Layer, rules: list[Rule], store: Store, x: Tensor) -> Value:
     """What ``rules`` make of the layer's input ``x`` as positions."""
-    site = Site(layer)
 
     def after(count: int) -> Function:
         if count == 0:
-            return site.base
+            return Site(layer).base
+        number = count - 1
+        rule, before = rules[number], after(number)
 
         def function(value: Value) -> Value:
-            number = count - 1
             params = _Params(lambda order, shape: store(number, order, shape))
-            return Running(site, after(number), value, params).whole(rules[number])
+            rows = rule.rows
+            if rows is None:
+                return Running(Site(layer), before, value, params).whole(rule)
+
+            def part(x: Value) -> Value:
+                whole = before(x)
+                return replace(whole, tensor=whole.tensor[..., rows])
+
+            bias = None if layer.bias is None else layer.bias[rows]
+            site = Site(replace(layer, weight=layer.weight[rows], bias=bias))
+            changed = Running(site, part, value, params).whole(rule)
+            whole = before(value)
+            tensor = whole.tensor.clone()
+            tensor[..., rows] = changed.tensor
+            return replace(whole, tensor=tensor)
 
         return function
 

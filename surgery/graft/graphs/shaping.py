@@ -8,7 +8,7 @@ import torch
 
 from surgery.graft.graphs import kernels
 from surgery.graft.weights import slices
-from surgery.rules.expression import Expression
+from surgery.rules.expression import Expression, operand
 from surgery.rules.slices import rows_in, step
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def put(emitter: Emitter, e: Expression) -> Any:
     axis = _features(emitter) if e.varies else 0
     if whole.number is not None:
         value = emitter.scalar(whole.number)
-        vector = emitter.emit(part)
+        vector = emitter.tensor(part, operand("W", ()))
         return emitter.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
     onto = emitter.emit(whole)
     if part.number is not None:
