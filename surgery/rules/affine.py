@@ -212,7 +212,8 @@ def _wide(value: Map, shape: Shape) -> Map:
     into, features = value.images.shape[0], shape[-1]
     if value.images.shape[-1] != ONE or features == ONE:
         return value
-    offset = value.offset if value.offset.number is None else with_shape(value.offset, (features,))
+    wide = with_shape if value.offset.number is not None else expanded
+    offset = wide(value.offset, (features,))
     return replace(value, images=expanded(value.images, (into, features)), offset=offset)
 
 

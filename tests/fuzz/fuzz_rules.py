@@ -170,8 +170,9 @@ def attempt(model: nn.Module, plain: Layer, x: Tensor, spec: str, kind: str) -> 
     inputs = x if kind == "fused" else None
     state = {name: t.clone() for name, t in model.state_dict().items()}
     try:
-        plan = surgery.plan(model, spec, example_inputs=inputs)
-        surgery.apply(model, spec, seed=0, example_inputs=inputs)
+        read = surgery.read_spec(spec)
+        surgery.apply(model, read, seed=0, example_inputs=inputs)
+        plan = model._surgery.applied[-1].plan
     except surgery.SurgeryError as refused:
         assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
         code = refused.diagnostics[0].code

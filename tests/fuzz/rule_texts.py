@@ -99,7 +99,7 @@ class Text:
                 return f"dropout({self.matrix(rows, columns, inner)}, {rate})"
             case 10:
                 inside = self.matrix(rows, columns, inner)
-                return f"({inside} + detach({inside}))" if self.chance(0.5) else f"detach({inside})"
+                return f"({inside} + detach({inside}))" if self.chance(0.8) else f"detach({inside})"
             case 11:
                 return f"{self.pick(*ACTIVATIONS)}({self.matrix(rows, columns, inner)})"
             case 12 if {rows, columns} == {"n", "m"}:
@@ -135,10 +135,11 @@ class Text:
                 other = self.dim()
                 return f"linear({self.vector(other, inner)}, {self.matrix(dim, other, inner)})"
             case 5:
-                return f"detach({self.vector(dim, inner)})"
+                inside = self.vector(dim, inner)
+                return f"({inside} * detach({inside}))" if self.chance(0.7) else f"detach({inside})"
             case 6:
                 return f"dropout({self.vector(dim, inner)}, 0.2)"
-            case 7:
+            case 7 if dim != "1":
                 return f"softmax({self.vector(dim, inner)}, over = {dim})"
             case _:
                 sign = self.pick("+", "-", "*")
@@ -206,17 +207,21 @@ class Text:
         if self.chance(0.25):
             found.append(f"x {self.pick('=', '=', '+=', '-=', '*=')} {self.operand('m')}")
         if self.chance(0.2):
-            found.append(f"W {self.pick('=', '+=', '-=')} {self.matrix('n', 'm')}")
+            found.append(self.rebound("W", self.matrix("n", "m")))
         elif self.chance(0.06):
-            found.append(
-                f"W *= {self.pick(self.vector('m'), self.number(), self.matrix('n', 'm'))}"
-            )
+            factor = self.pick(self.vector("m"), self.number(), self.matrix("n", "m"))
+            found.append(f"W *= {factor}")
         if self.chance(0.1):
-            found.append(f"b {self.pick('=', '+=', '-=', '*=')} {self.vector('n')}")
+            found.append(self.rebound("b", self.vector("n")))
         if not found or self.chance(0.75):
             for _ in range(self.random.choice((1, 1, 1, 2))):
                 found.append(self.result())
         return found
+
+    def rebound(self, name: str, value: str) -> str:
+        """An assignment that seldom takes away what earlier methods did."""
+        whole = re.search(rf"\b{name}\b", value) or self.chance(0.15)
+        return f"{name} {self.pick('=', '+=') if whole else self.pick('+=', '-=')} {value}"
 
     def operand(self, dim: str) -> str:
         if self.chance(0.6):
@@ -228,11 +233,11 @@ class Text:
     def result(self) -> str:
         if self.chance(0.06):
             return f"y *= {self.pick(self.vector('n'), self.number(), self.vector('1'))}"
-        if self.chance(0.04):
+        if self.chance(0.015):
             return f"y = {self.pick(self.vector('n'), self.number(), self.product('1', 1))}"
         sign = self.pick("+=", "+=", "+=", "-=", "=")
         value = self.flow("n", self.random.choice((1, 2, 3)))
-        if sign == "=" and not re.search(r"\by\b", value) and self.chance(0.8):
+        if sign == "=" and not re.search(r"\by\b", value) and self.chance(0.92):
             sign = "+="
         return "y += y * y" if (sign, value) == ("-=", "y") else f"y {sign} {value}"
 
