@@ -184,14 +184,18 @@ class Program:
                     Label(declaration.span, f"declared {show_shape(declaration.shape)}"),
                 )
 
-    def check_acting(self, sizes: Mapping[str, Scalar] | None = None) -> None:
+    def check_acting(
+        self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()
+    ) -> None:
         """Refuse params that could never act; ``sizes`` are those of a site.
+
+        What is ``given`` to methods that are not known yet may act there.
 
         Raises:
             SurgeryError: S225 for the first.
 
         """
-        results = [self.result, *([self.core] if self.core is not None else [])]
+        results = [self.result, *([self.core] if self.core is not None else []), *given]
         found = acting(results, sizes)
         for declaration in self.params:
             if declaration.name in (found.read if declaration.frozen else found.trained):

@@ -163,7 +163,30 @@ def case(random: Random) -> str:
     model = Fused(layer) if kind == "fused" else Holder(layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if kind != "fused" and random.random() < 0.04:
+            return narrow(model.eval(), x, spec, random.choice((torch.bfloat16, torch.float16)))
         return attempt(model.eval(), plain, x, spec, kind)
+
+
+def narrow(model: nn.Module, x: Tensor, spec: str, dtype: torch.dtype) -> str:
+    """In half precision nothing is compared, but all runs, in its dtype."""
+    model.to(dtype)
+    x = x.to(dtype) if x.is_floating_point() else x
+    try:
+        surgery.apply(model, spec, seed=0)
+    except surgery.SurgeryError as refused:
+        return f"refused: {refused.diagnostics[0].code}"
+    try:
+        for training in (True, False):
+            output = model.train(training)(x)
+            assert output.dtype == dtype, f"gives {output.dtype}"
+            if output.requires_grad:
+                output.sum().backward()
+        with torch.no_grad(), surgery.merged(model.eval()):
+            assert model(x).dtype == dtype, "merges to another dtype"
+    except Exception as problem:
+        raise type(problem)(f"{problem}\n{spec}\n{model.layer}") from problem
+    return f"runs in {dtype}".replace("torch.", "")
 
 
 def attempt(model: nn.Module, plain: Layer, x: Tensor, spec: str, kind: str) -> str:
