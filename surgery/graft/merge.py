@@ -13,17 +13,16 @@ from surgery.graft.apply import drop_edits
 from surgery.graft.container import drop_graft, tables
 from surgery.graft.hosts import host_of
 from surgery.graft.initialise import by_expert, compute
+from surgery.graft.mergeable import mergeable
 from surgery.graft.rebase import rebase
-from surgery.graft.sites import Site, program_of, sites_of
+from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import ATTRIBUTE, Applied, Surgery, surgery_of
-from surgery.language.diagnostics import SurgeryError, error
+from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
-from surgery.rules.affine import Merge, NotAffine
+from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression, is_number
-from surgery.rules.program import Program
-from surgery.rules.simplify import same_value
+from surgery.rules.expression import Expression
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
                 reason = obstacle or edit.reason or "it is not in one layer"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
             continue
-        inside = _mergeable(site)
+        inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
@@ -212,46 +211,6 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
             edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
             draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
     return draft
-
-
-def _mergeable(site: Site) -> list[Wrapped]:
-    """The methods of a site that can go into its weight, the others staying as they are.
-
-    Those that merge by themselves may go first if the site then still computes the same; else
-    those in front of the first that does not merge.
-    """
-    edit, wraps = site.edits[0], site.wraps
-    whole = site.program
-    if isinstance(whole.merge, Merge):
-        return wraps
-    alone = [w for w in wraps if _merges_apart(edit, [w])]
-    others = [w for w in wraps if w not in alone]
-    reordered = _program(edit, [*alone, *others]) if _merges_apart(edit, alone) else None
-    if reordered and same_value(reordered.result, whole.result):
-        return alone
-    for length in range(len(wraps) - 1, 0, -1):
-        if _merges_apart(edit, wraps[:length]):
-            return wraps[:length]
-    return []
-
-
-def _program(edit: Edit, wraps: list[Wrapped]) -> Program | None:
-    """The program of some of a site's methods, which may need the others before them."""
-    try:
-        return program_of(edit, wraps)
-    except SurgeryError:
-        return None
-
-
-def _merges_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
-    """Whether these methods merge to what is still a weight and a bias to those that stay.
-
-    An embedding has no bias: what would be one is added to its rows, and so to the weight.
-    """
-    program = _program(edit, wraps) if wraps else None
-    found = program and program.merge
-    embedding = edit.layer is not None and edit.layer.kind == "embedding"
-    return isinstance(found, Merge) and not (embedding and not is_number(found.bias, 0))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.dims import FUNCTIONS, Dim
-from surgery.rules.expression import STAR, Attribute, Expression, number
+from surgery.rules.expression import STAR, Attribute, Expression, is_leading, number
 from surgery.rules.library import Scope
 from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, joined, reduced
 from surgery.rules.shapes import Shapes, show_shape
@@ -86,6 +86,8 @@ def tensor(value: Value, span: Span) -> Expression:
     if isinstance(value, Expression):
         return value
     if isinstance(value, Dim):
+        if is_leading(value):
+            raise error("S208", "each forward has its own of this dim, so it is no number", span)
         return number(value, span)
     raise error("S208", f"expected a tensor or a number, and this is {describe(value)}", span)
 

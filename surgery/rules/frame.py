@@ -8,7 +8,7 @@ from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
-from surgery.rules.expression import STAR, Expression, number, param
+from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.primitives import DISTRIBUTIONS
 from surgery.rules.shapes import show_shape
@@ -82,8 +82,12 @@ class Frame:
 
     def _declare(self, step: syntax.Param) -> None:
         shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
-        if STAR in shape:
-            raise error("S212", "a param has a fixed shape, without `*`", step.span)
+        if any(map(is_leading, shape)):
+            raise error(
+                "S212",
+                "a param has a fixed shape, without `*` or dims that each forward has its own of",
+                step.span,
+            )
         init = self._init(step, shape)
         name = self.path + step.name
         earlier = next((d for d in self.state.notes.declarations if d.name == name), None)

@@ -6,6 +6,7 @@ import copy
 import warnings
 from dataclasses import replace
 from random import Random
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Fused(nn.Module):
     Read as a model it is an attention; what is compared is what the layer gives.
     """
 
-    PARTS = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
+    PARTS: ClassVar = {"q": slice(0, 4), "k": slice(4, 8), "v": slice(8, 12)}
 
     def __init__(self, layer: nn.Module):
         super().__init__()

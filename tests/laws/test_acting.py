@@ -62,7 +62,7 @@ def test_what_can_never_act_is_an_error_of_the_plan(name: str) -> None:
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_where_no_model_is_needed_to_know_the_check_knows(name: str) -> None:
-    with pytest.raises(surgery.SurgeryError, match="S22[45]"):
+    with pytest.raises(surgery.SurgeryError, match=r"S22[45]"):
         read_spec(KNOWN[name])
 
 
@@ -71,7 +71,8 @@ NARROW = rule("param v[n] = 1 y += (n - 4) * v") + "on Linear apply rule"
 
 
 def test_what_acts_at_some_sites_is_an_error_at_the_others() -> None:
-    read_spec(BIASED), read_spec(NARROW)
+    read_spec(BIASED)
+    read_spec(NARROW)
     surgery.plan(nn.Sequential(nn.Linear(4, 5)), BIASED)
     surgery.plan(nn.Sequential(nn.Linear(4, 5)), NARROW)
     with pytest.raises(surgery.SurgeryError, match=r"S225[\s\S]*`b` is 0 here"):
