@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import surgery
 from tests.fuzz.fuzz_rules import attempt
@@ -90,6 +90,61 @@ def test_a_rule_computes_what_it_says(kind: str, rule: str) -> None:
         assert label == "refused: S225 rightly"
     else:
         assert label.startswith("applied"), label
+
+
+class Attention(nn.Module):
+    """Torch's own attention, which reads the weights of its projections itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+HOSTS = {
+    "packed": (Attention, (2, 3, 4), "q|v"),
+    "read": (Attention, (2, 3, 4), "`out_proj`"),
+    "traced": (
+        lambda: fx.symbolic_trace(nn.Sequential(nn.Conv1d(4, 4, 2, groups=2), nn.Tanh())),
+        (2, 4, 5),
+        "`0`",
+    ),
+    "three dims": (lambda: Holder(nn.Conv3d(4, 4, (2, 1, 2), groups=2)), (4, 3, 3, 4), "`layer`"),
+    "experts": (lambda: build("mixtral"), None, "experts"),
+}
+TOGETHER = (
+    "a product before the weight",
+    "hidden features as many as outputs",
+    "one feature for all outputs",
+    "a weight of one row",
+    "one scale",
+)
+
+
+@pytest.mark.parametrize("rule", TOGETHER)
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_rule_merges_to_what_it_computes_on_every_host(host: str, rule: str) -> None:
+    make, shape, place = HOSTS[host]
+    model = make().eval() if shape is None else randomise(make()).double().eval()
+    x = torch.arange(6).unsqueeze(0) if shape is None else torch.randn(shape).double()
+    spec = (
+        "method rule() { match y[*, n] = linear(x[*, m], W[n, m], b?) "
+        f"{RULES[rule].removesuffix(' + b')} }} on {place} apply rule"
+    )
+    surgery.apply(model, spec, example_inputs=x, seed=0)
+    randomise_added(model)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            result = model(x)
+        return result if isinstance(result, torch.Tensor) else result.logits
+
+    adapted = run()
+    with surgery.merged(model):
+        torch.testing.assert_close(run(), adapted, rtol=1e-4, atol=1e-4)
+    model(x)
 
 
 SCALED = "method scaled() { match y[*, n] = linear(x, W, b?) param s[1] = 1 y = s * y }"

@@ -20,7 +20,8 @@ def expand(emitter: Emitter, e: Expression) -> Any:
     sizes = tuple(int(d.value(emitter.sizes)) for d in e.shape)
     if emitter.is_number(value):
         return emitter.host.call(kernels.filled, emitter.emit(like), sizes, emitter.emit(value))
-    return emitter.host.call("expand", emitter.emit(value), *sizes)
+    repeated = emitter.host.call("expand", emitter.emit(value), *sizes)
+    return emitter.host.call("contiguous", repeated)
 
 
 def spread(emitter: Emitter, e: Expression) -> Any:
