@@ -65,7 +65,7 @@ def _as_large(value: Expression, target: str, expected: Shape, state: State) -> 
         return value
     if value.number is not None:
         return with_shape(value, expected)
-    like = operand("x", expected) if target == "x" else state.origin
+    like = operand("x", expected) if target == "x" else state.pattern
     return make("spread", (value, like), expected, span=value.span)
 
 

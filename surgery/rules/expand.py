@@ -99,7 +99,7 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if wrapped.rows is None:
         return _wrap(state, wrapped)
     if not state.result.varies:
-        state.result = make("spread", (state.result, state.origin), state.origin.shape)
+        state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)

@@ -70,6 +70,8 @@ class State:
     rebound: bool = False
     core: State | None = None
     """The softmax core within, where the operator is an attention."""
+    base: Expression | None = None
+    """The operator before any method; None if no other is meant than what was found."""
 
     @property
     def shapes(self) -> Shapes:
@@ -85,7 +87,15 @@ class State:
             "b": bias and take(bias, rows),
             "residual": None,
         }
-        return State(self.kind, result, result, operands, self.notes, named_dims=self.named_dims)
+        base = self.base and take(self.base, rows)
+        return State(
+            self.kind, result, result, operands, self.notes, named_dims=self.named_dims, base=base
+        )
+
+    @property
+    def pattern(self) -> Expression:
+        """Something of the shape of the result, whatever methods made of this."""
+        return self.origin if self.origin.varies or self.base is None else self.base
 
     def enter(self) -> tuple[State, ...]:
         """Begin the next method, which finds what stands as its operator."""
@@ -135,7 +145,7 @@ def operator(
     else:
         result = Expression("base", (x,), (), (STAR, out))
     operands["residual"] = operand("residual", (STAR, out)) if residual else None
-    state = State(kind, result, result, operands, notes, norm, grouped=grouped)
+    state = State(kind, result, result, operands, notes, norm, grouped=grouped, base=result)
     if core:
         state.core = _attention(notes, names or {})
     return state

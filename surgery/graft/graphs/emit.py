@@ -171,7 +171,7 @@ class Emitter:
         if STAR in e.shape or _depth(e) <= 1:
             return False
         steps = [step for step in walk(e) if step.arguments]
-        if any(step.op == "dropout" for step in steps):
+        if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
             return False
         params = [leaf for leaf in e.leaves if leaf.op == "param"]
         made = CALL * len(steps) + sum(map(self._work, steps))

@@ -9,7 +9,7 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import is_number
+from surgery.rules.expression import expanded, is_number
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -29,6 +29,9 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
         return {part.layer.weight: graph}, functions
     graphs: dict[str, fx.Graph] = {}
     tensors = {"W": merged.weight, "b": merged.bias}
+    if part.layer.bias and is_number(merged.bias, 0):
+        # Where there was a bias, one is read: PyTorch's fused attention takes none for an error.
+        tensors["b"] = expanded(merged.bias, merged.weight.shape[:1])
     for name in "Wb" if offset else "W":
         graph = fx.Graph()
         host = ReadHost(graph, part.layer)
