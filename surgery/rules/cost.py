@@ -38,7 +38,7 @@ def flops(expression: Expression) -> Dim:
         rows, columns = expression.arguments[1].shape
         return rows * columns * 2
     if expression.op == "matmul":
-        rows, inner = expression.arguments[0].shape[-2:]
+        rows, inner = (Dim.of(1), *expression.arguments[0].shape)[-2:]
         columns = expression.arguments[1].shape[1]
         leading = rows if rows != STAR else Dim.of(1)
         return leading * inner * columns * 2

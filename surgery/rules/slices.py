@@ -93,9 +93,10 @@ def _by_row(e: Expression) -> tuple[bool, ...] | None:
 
 def _lines_up(argument: Expression, e: Expression) -> bool:
     """Whether an argument of something elementwise has a row for each of the result's."""
-    if not argument.shape or (not e.varies and len(argument.shape) < len(e.shape)):
+    last = e.varies or any(map(is_leading, e.shape))
+    if not argument.shape or (not last and len(argument.shape) < len(e.shape)):
         return False
-    axis = -1 if e.varies else 0
+    axis = -1 if last else 0
     return argument.shape[axis] == e.shape[axis]
 
 
