@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from surgery.graft.apply import drop, enforce, keep
 from surgery.graft.contexts import Context, changing
 from surgery.graft.initialise import by_expert, compute
+from surgery.graft.mergeable import mergeable
 from surgery.graft.rebase import rebase
-from surgery.graft.sites import Site, program_of, sites_of
+from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
-from surgery.rules.affine import Merge, NotAffine
+from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
-from surgery.rules.simplify import same_value
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
                 reason = obstacle or edit.reason or "it is not in one layer"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
             continue
-        inside = _mergeable(site)
+        inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
@@ -164,27 +164,6 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
             edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
             draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
     return draft
-
-
-def _mergeable(site: Site) -> list[Wrapped]:
-    """The methods of a site that can go into its weight, the others staying as they are.
-
-    Those that merge by themselves may go first if the site then still computes the same; else
-    those in front of the first that does not merge.
-    """
-    edit, wraps = site.edits[0], site.wraps
-    whole = site.program
-    if isinstance(whole.merge, Merge):
-        return wraps
-    alone = [w for w in wraps if isinstance(program_of(edit, [w]).merge, Merge)]
-    others = [w for w in wraps if w not in alone]
-    reordered = program_of(edit, [*alone, *others])
-    if alone and same_value(reordered.result, whole.result):
-        return alone
-    for length in range(len(wraps) - 1, 0, -1):
-        if isinstance(program_of(edit, wraps[:length]).merge, Merge):
-            return wraps[:length]
-    return []
 
 
 @torch.no_grad()
@@ -224,11 +203,13 @@ def _work(
             None,
         )
     shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape).contiguous()
+    merged = shaped.to(weight.dtype).reshape(weight.shape)
+    if merged.stride() != weight.stride():
+        merged = torch.empty_like(weight).copy_(merged)
     if offset is None:
         return _Work(edits, merged, None)
-    full = torch.as_tensor(offset, dtype=wide, device=weight.device).expand(layer.out)
-    return _Work(edits, merged, full.to(weight.dtype).clone())
+    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
+    return _Work(edits, merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
 
 
 def _each(

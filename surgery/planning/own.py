@@ -11,7 +11,7 @@ from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, LayerKind
 from surgery.planning.probe import uses_of_weight
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import Expression, number
+from surgery.rules.expression import Expression, is_number
 from surgery.rules.program import Program
 
 _TURNED = frozenset(("t", "T", "mT"))
@@ -34,7 +34,7 @@ def by_weight(program: Program, layer: Layer) -> bool:
     if isinstance(found, NotAffine) or program.uses("dropout"):
         return False
     adds = layer.bias or layer.kind == "embedding" or (layer.native and not layer.held)
-    return adds or found.bias == number(0)
+    return adds or is_number(found.bias, 0)
 
 
 def check_own(module: nn.Module, layer: Layer, program: Program) -> None:

@@ -18,7 +18,8 @@ from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_l
 from surgery.planning.own import check_own
 from surgery.planning.plan import Tensor
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number, operand
+from surgery.rules.expression import is_number, operand
+from surgery.rules.patches import check_patches
 from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
@@ -110,10 +111,12 @@ class Place:
             SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
                 does more than multiply with it and would not see the change, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
-                of experts, S415 for an attention out of reach.
+                of experts, S415 for an attention out of reach, S412 where a rule takes patches or ids for features.
 
         """
         if self.layer is not None:
+            if self.layer.kind in ("convolution", "embedding"):
+                check_patches(program.result)
             if self.layer.is_closed and self.layer.kind in ("linear", "transposed"):
                 self._check_geometry(self.layer)
             check_own(self.module, self.layer, program)
@@ -175,7 +178,7 @@ class Place:
                 "would never act",
                 help="leave `dropout` out here",
             )
-        if not isinstance(found, NotAffine) and found.bias != number(0):
+        if not isinstance(found, NotAffine) and not is_number(found.bias, 0):
             raise error(
                 "S413",
                 "the experts' weights are in one parameter, and only they can be changed: this would "
@@ -296,7 +299,7 @@ def _needs_bias(program: Program, layer: Layer) -> bool:
     found = program.merge
     if isinstance(found, NotAffine) or layer.bias or layer.kind == "embedding":
         return False
-    return found.bias != number(0)
+    return not is_number(found.bias, 0)
 
 
 def _changed(program: Program, layer: Layer) -> list[str]:
@@ -305,7 +308,8 @@ def _changed(program: Program, layer: Layer) -> list[str]:
     if isinstance(found, NotAffine):
         return ["W", "b"]
     changed = ["W"] if found.weight != operand("W", ()) else []
-    if found.bias != (operand("b", ()) if layer.bias else number(0)):
+    own = found.bias == operand("b", ()) if layer.bias else is_number(found.bias, 0)
+    if not own:
         changed.append("W" if layer.kind == "embedding" else "b")
     return changed
 
