@@ -64,7 +64,11 @@ class Record:
     Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
     indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
     ``counts`` are the values that were one whole number each, where these could be read;
-    ``strides`` tell how values lay in memory.
+    ``strides`` and ``storages`` tell how and in which memory values lay. ``kept`` are those that
+    leave the forward: returned, left somewhere for later, or read by Python on the way.
+    ``accesses`` are the parameters that were taken from their modules by name, each with the number
+    of the call that did. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
+    known where they come from.
     """
 
     ops: list[Op]
@@ -77,6 +81,11 @@ class Record:
     how: str
     counts: dict[int, int] = field(default_factory=dict[int, int])
     strides: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    storages: list[int] = field(default_factory=list[int])
+    kept: set[int] = field(default_factory=set[int])
+    accesses: frozenset[tuple[str, str, int]] = frozenset()
+    followed: bool = True
+    strangers: set[int] = field(default_factory=set[int])
 
     @cached_property
     def consumers(self) -> list[list[int]]:

@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.interfaces import outlined
+from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
-from surgery.anatomy.trace import Recorder, listening
+from surgery.anatomy.trace import Recorder
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
 
@@ -58,14 +59,18 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training
         stack.enter_context(untouched(model, copy=fake is None, training=training))
         convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
         args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
+        recorder.given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(_uncompiled())
         stack.enter_context(outlined())
         stack.enter_context(listening(recorder))
         stack.enter_context(recorder)
-        model(*args, **kwargs)
-    return recorder.finished(how)
+        result = model(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            made = recorder.finished(how)
+        del result
+    return made
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

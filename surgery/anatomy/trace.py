@@ -1,20 +1,30 @@
-"""Listening to one forward: every torch function, and every module as it is called."""
+"""Listening to one forward: every torch function, and what it reads, makes and writes."""
 
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Key, Op, Record, Value
+
+
+DESCRIPTIONS = frozenset(
+    """
+    size dim ndimension numel nelement __len__ __hash__ stride storage_offset is_contiguous
+    element_size is_floating_point is_complex is_signed is_conj is_neg is_inference is_same_size
+    is_set_to is_pinned is_shared is_tensor get_device dim_order has_names type result_type
+    can_cast promote_types is_distributed
+    """.split()
+)
+"""Functions that give no tensor and say nothing of the numbers in those they are given."""
 
 
 class Recorder(TorchFunctionMode):
@@ -23,6 +33,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, paths: Paths, fake: FakeTensorMode | None = None):
         super().__init__()
         self.fake = fake
+        self.modules = list(paths.modules.values())
         self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
         self.ops: list[Op] = []
         self.calls: list[Call] = []
@@ -39,6 +50,12 @@ class Recorder(TorchFunctionMode):
         self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
         self.owners = _owners(paths)
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
+        self.storages: list[int] = []
+        self.seen: set[int] = set()
+        self.accesses: set[tuple[str, str, int]] = set()
+        self.followed = True
+        self.given: set[int] = set()
+        self.strangers: dict[int, torch.Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -95,8 +112,11 @@ class Recorder(TorchFunctionMode):
         written: tuple[torch.Tensor, ...],
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
-        results = [t for t in tensors_in(result) if id(t) not in self.known or _among(t, written)]
+        made = tensors_in(result)
+        results = [t for t in made if id(t) not in self.known or _among(t, written)]
         if not results and not written:
+            if not made and name not in DESCRIPTIONS:
+                self.see((args, kwargs))
             return
         inputs = [self.number(tensor) for tensor in tensors_in((args, kwargs))]
         noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
@@ -111,6 +131,10 @@ class Recorder(TorchFunctionMode):
         op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
         self.ops.append(op)
 
+    def see(self, thing: Any) -> None:
+        """Note that Python, or code that is not followed, gets the numbers in these tensors."""
+        self.seen.update(self.number(tensor) for tensor in tensors_in(thing))
+
     def fresh(self, tensor: torch.Tensor, producer: int) -> int:
         """A new value for ``tensor``: it was just made, or just written to."""
         number = len(self.shapes)
@@ -120,7 +144,9 @@ class Recorder(TorchFunctionMode):
         self.shapes.append(tuple(tensor.shape))
         self.dtypes.append(tensor.dtype)
         self.producer.append(producer)
-        self.strides.append(tensor.stride() if tensor.layout is torch.strided else ())
+        plain = tensor.layout is torch.strided
+        self.strides.append(tensor.stride() if plain else ())
+        self.storages.append(_storage(tensor) if plain else -1)
         count = _count(tensor)
         if count is not None:
             self.counts[number] = count
@@ -151,6 +177,8 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self.owners:
             kind, path = self.owners[id(tensor)]
             self.named[kind][number] = path
+        elif id(tensor) not in self.given:
+            self.strangers[number] = tensor
         return number
 
     def noted(self, thing: Any) -> Any:
@@ -214,6 +242,35 @@ class Recorder(TorchFunctionMode):
             return []
         return [(key, self.number(item)) for key, item in items if isinstance(item, torch.Tensor)]
 
+    def kept(self) -> set[int]:
+        """The values that something still holds when the forward is over.
+
+        They are what it returned, and what it left in attributes, caches or anywhere else for a
+        forward to come. Told by counts of references: of what nothing holds, only the recorder's
+        own are left.
+        """
+        shown: dict[int, int] = {}
+        for views in self.views.values():
+            for tensor in views:
+                shown[id(tensor)] = shown.get(id(tensor), 0) + 1
+        nobody = -1, object()
+        found: set[int] = set()
+        for number, tensor in (nobody, *self.known.values()):
+            count = sys.getrefcount(tensor) - shown.get(id(tensor), 0)
+            if number < 0:
+                own = count
+            elif count > own:
+                found.add(number)
+        return found
+
+    def attributes(self) -> set[int]:
+        """The values that modules hold as attributes of any kind."""
+        if not self.strangers:
+            return set()
+        held = {id(t) for m in self.modules for v in vars(m).values() for t in tensors_in(v)}
+        held |= {id(twin) for real, twin in self.twins.values() if id(real) in held}
+        return {number for number, tensor in self.strangers.items() if id(tensor) in held}
+
     def finished(self, how: str) -> Record:
         return Record(
             self.ops,
@@ -226,6 +283,11 @@ class Recorder(TorchFunctionMode):
             how,
             self.counts,
             self.strides,
+            self.storages,
+            self.seen | self.kept(),
+            frozenset(self.accesses),
+            self.followed,
+            set(self.strangers) - self.attributes(),
         )
 
 
@@ -238,39 +300,6 @@ def _count(tensor: torch.Tensor) -> int | None:
         return int(tensor)
     except RuntimeError:  # inside `vmap`
         return None
-
-
-@contextmanager
-def listening(recorder: Recorder) -> Generator[None]:
-    """Tell ``recorder`` of every module called in this thread."""
-    # nn.Module.__call__ is the one door all calls pass: no module's own hooks are touched.
-    from surgery.anatomy.interpret import interpret
-
-    original = nn.Module.__call__
-    thread = threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = recorder.path_of.get(id(module))
-        if path is None or threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        current = recorder.current
-        frame = recorder.enter(path, recorder.bound(module, args, kwargs), virtual=False)
-        try:
-            if isinstance(module, fx.GraphModule):
-                result = interpret(recorder, module, path, args, kwargs)
-            else:
-                result = original(module, *args, **kwargs)
-        except BaseException:
-            recorder.current = current
-            raise
-        recorder.leave(frame, recorder.keyed(result))
-        return result
-
-    nn.Module.__call__ = call
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original
 
 
 def _owners(paths: Paths) -> dict[int, tuple[str, str]]:
@@ -301,6 +330,14 @@ def tensors_in(thing: Any) -> list[torch.Tensor]:
         elif isinstance(item, tuple | list | dict):
             found += tensors_in(item)
     return found
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What tells the memory of ``tensor`` from others; -1 where it cannot be told."""
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except (RuntimeError, NotImplementedError):  # inside `vmap`
+        return -1
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -1,0 +1,186 @@
+"""Who uses which parameter in a recorded forward, and what of it reaches what the model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.record import Call, Op, Record, Value
+from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.linears import operands_of
+from surgery.anatomy.roles.operators import BLANKS
+from surgery.anatomy.roles.weights import contracted
+
+_EMPTY = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+_PRODUCTS = frozenset(("linear", "matmul", "mm", "einsum"))
+_PROJECTIONS = {18: "q_proj_weight", 19: "k_proj_weight", 20: "v_proj_weight"}
+_OUTPUT = {11: "out_proj_weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An operator that takes a parameter, and the path of the module that ran it.
+
+    Where it is the weight of a product, [out, into] or ``transposed``, ``states`` are the dims of
+    what it is multiplied with; these are ``turned`` where the operator has the length first.
+    """
+
+    op: int
+    reader: str
+    states: int | None = None
+    transposed: bool = False
+    turned: bool = False
+
+
+class Uses:
+    """All that one record tells of who takes part in the result."""
+
+    def __init__(self, record: Record, paths: Paths):
+        self.record = record
+        self.paths = paths
+        self.flow = Flow(record, paths)
+
+    @cached_property
+    def certain(self) -> bool:
+        """Whether all that leads to the result was seen."""
+        return self.record.followed and not any(map(self._unknown, self._reaching[0]))
+
+    @cached_property
+    def _reaching(self) -> tuple[set[int], set[int]]:
+        """The values and the operators that something the model returns, or keeps, depends on.
+
+        What is written to memory is taken to reach all that show this memory, at any time: rather
+        too much than too little.
+        """
+        record, kinds = self.record, self.flow.kinds
+        writers: dict[int, list[int]] = {}
+        for op in record.ops:
+            for value in op.outputs:
+                if record.storages[value] >= 0:
+                    writers.setdefault(record.storages[value], []).append(op.index)
+        returned = {value for _, value in record.calls[0].outputs} if record.calls else set[int]()
+        # The model holds what is its own, whoever uses it.
+        values = returned | {value for value in record.kept if record.producer[value] >= 0}
+        ops: set[int] = set()
+        waiting = list(values)
+        for value in waiting:
+            for index in (record.producer[value], *writers.get(record.storages[value], ())):
+                if index < 0 or index in ops:
+                    continue
+                ops.add(index)
+                if kinds[index] not in BLANKS:
+                    fresh = [v for v in record.ops[index].inputs if v not in values]
+                    values.update(fresh)
+                    waiting += fresh
+        return values, ops
+
+    def _unknown(self, value: int) -> bool:
+        """Whether ``value`` was made, or filled, where nothing was seen of it."""
+        record = self.record
+        producer = record.producer[value]
+        if producer < 0:
+            return value in record.strangers
+        if self.flow.kinds[producer] in _EMPTY:
+            return len(self._writes.get(record.storages[value], ())) < 2
+        return False
+
+    @cached_property
+    def _writes(self) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = {}
+        for op in self.record.ops:
+            for value in op.outputs:
+                found.setdefault(self.record.storages[value], set()).add(op.index)
+        return found
+
+    def calls(self, path: str) -> list[Call]:
+        """The runs of the module at ``path``."""
+        return self.record.calls_of.get(self.paths.canonical(path), [])
+
+    def reaches(self, path: str) -> bool:
+        """Whether anything that a run of the module at ``path`` gave, or did, reaches the result.
+
+        A module whose result is no tensor may do its work in what it holds.
+        """
+        values, ops = self._reaching
+        for call in self.calls(path):
+            if any(value in values for _, value in call.outputs):
+                return True
+            inside = range(call.first, call.last + 1)
+            if not call.outputs and any(index in ops for index in inside):
+                return True
+        return False
+
+    def acts(self, name: str) -> bool:
+        """Whether the parameter ``name`` reaches the result."""
+        values, ops = self._reaching
+        if any(v in values and self._is(v, name) for v in self.record.parameters):
+            return True
+        return any(use.op in ops for use in self.of(name))
+
+    def of(self, name: str) -> tuple[Use, ...]:
+        """The uses of the parameter ``name``, by whatever name it was taken."""
+        return tuple(self._uses.get(self.paths.canonical(name), ()))
+
+    def outside(self, name: str) -> tuple[Use, ...]:
+        """Those by others than the modules that have it, and what these call."""
+        owners = self._owners(name)
+        return tuple(u for u in self.of(name) if not self._within(u.op, owners))
+
+    def taken(self, name: str) -> bool:
+        """Whether others take the parameter ``name`` from its module by that very name."""
+        owner, _, leaf = name.rpartition(".")
+        owner = self.paths.canonical(owner)
+        return any(
+            path == owner and taken == leaf and not self._below(call, {owner})
+            for path, taken, call in self.record.accesses
+        )
+
+    def _owners(self, name: str) -> set[str]:
+        names = self.paths.of(self.paths.parameters[name]) if name in self.paths.parameters else ()
+        return {self.paths.canonical(n.rpartition(".")[0]) for n in names}
+
+    def _within(self, index: int, owners: Iterable[str]) -> bool:
+        return self._below(self.record.ops[index].call, set(owners))
+
+    def _below(self, call: int, owners: set[str]) -> bool:
+        return any(around.path in owners for around in self.record.stack(call))
+
+    def _is(self, value: int, name: str) -> bool:
+        return self.record.parameters[value] == self.paths.canonical(name)
+
+    @cached_property
+    def _uses(self) -> dict[str, list[Use]]:
+        found: dict[str, list[Use]] = {}
+        for op in self.record.ops:
+            if self.flow.kinds[op.index] in BLANKS:
+                continue
+            for value in dict.fromkeys(op.inputs):
+                name = self.record.parameters.get(value)
+                if name is not None:
+                    found.setdefault(name, []).append(self._use(op, value))
+        return found
+
+    def _use(self, op: Op, value: int) -> Use:
+        kind, reader = self.flow.kinds[op.index], self.record.calls[op.call].path
+        if kind == "multi_head_attention_forward":
+            for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2)):
+                if any(_given(op, at, keyword) == value for at, keyword in places.items()):
+                    return Use(op.index, reader, states, turned=states == 3)
+        operands = operands_of(op, kind) if kind in _PRODUCTS else []
+        if len(operands) == 2 and operands.count(value) == 1:
+            at, shapes = operands.index(value), [self.record.shapes[v] for v in operands]
+            if kind == "einsum" and len(op.inputs) == 2:
+                ranks = (len(shapes[0]), len(shapes[1]))
+                matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
+                if matrix is not None:
+                    return Use(op.index, reader, matrix.states, matrix.transposed)
+            elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
+                return Use(op.index, reader, len(shapes[0]), kind != "linear")
+        return Use(op.index, reader)
+
+
+def _given(op: Op, at: int, keyword: str) -> int | None:
+    found = op.args[at] if at < len(op.args) else op.kwargs.get(keyword)
+    return found.number if isinstance(found, Value) else None
