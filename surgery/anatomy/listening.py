@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ def listening(recorder: Recorder) -> Generator[None]:
 def _called(recorder: Recorder, original: Any) -> Any:
     thread = threading.get_ident()
 
-    def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         path = recorder.path_of.get(id(module))
         if path is None:
             return original(module, *args, **kwargs)
@@ -53,19 +55,32 @@ def _called(recorder: Recorder, original: Any) -> Any:
             recorder.leave(frame, recorder.keyed(result))
         return result
 
-    return __call__
+    return call
 
 
 def _taken(recorder: Recorder, original: Any) -> Any:
-    def __getattr__(module: nn.Module, name: str) -> Any:
+    def take(module: nn.Module, name: str) -> Any:
         found = original(module, name)
-        if name in module._parameters:
-            path = recorder.path_of.get(id(module))
-            if path is not None:
-                recorder.accesses.add((path, name, recorder.current))
+        path = recorder.path_of.get(id(module))
+        if path is None or recorder.current < 0 or recorder.running == path:
+            return found
+        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+        while frame is not None and frame.f_code.co_name == "__getattr__":
+            frame = frame.f_back
+        if frame is not None and _is_forward_of(module, frame):
+            recorder.direct.add(path)
+        elif name in module._parameters:
+            recorder.accesses.add((path, name, recorder.current))
         return found
 
-    return __getattr__
+    return take
+
+
+def _is_forward_of(module: nn.Module, frame: FrameType) -> bool:
+    """Whether a forward of ``module`` runs in ``frame``: some are called by name, not as modules."""
+    code = frame.f_code
+    first = code.co_varnames[:1]
+    return code.co_name == "forward" and bool(first) and frame.f_locals.get(first[0]) is module
 
 
 def _quiet() -> Any:

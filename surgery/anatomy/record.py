@@ -67,7 +67,8 @@ class Record:
     ``strides`` and ``storages`` tell how and in which memory values lay. ``kept`` are those that
     leave the forward: returned, left somewhere for later, or read by Python on the way.
     ``accesses`` are the parameters that were taken from their modules by name, each with the number
-    of the call that did. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
+    of the call that did; ``direct`` are the modules whose forward was called by its name, which is no call
+    here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
     known where they come from.
     """
 
@@ -84,6 +85,7 @@ class Record:
     storages: list[int] = field(default_factory=list[int])
     kept: set[int] = field(default_factory=set[int])
     accesses: frozenset[tuple[str, str, int]] = frozenset()
+    direct: frozenset[str] = frozenset()
     followed: bool = True
     strangers: set[int] = field(default_factory=set[int])
 

@@ -14,17 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Key, Op, Record, Value
-
-
-DESCRIPTIONS = frozenset(
-    """
-    size dim ndimension numel nelement __len__ __hash__ stride storage_offset is_contiguous
-    element_size is_floating_point is_complex is_signed is_conj is_neg is_inference is_same_size
-    is_set_to is_pinned is_shared is_tensor get_device dim_order has_names type result_type
-    can_cast promote_types is_distributed
-    """.split()
+from surgery.anatomy.tensors import (
+    DESCRIPTIONS,
+    among,
+    count_of,
+    owners_of,
+    property_name,
+    storage_of,
+    tensors_in,
+    version_of,
 )
-"""Functions that give no tensor and say nothing of the numbers in those they are given."""
 
 
 class Recorder(TorchFunctionMode):
@@ -48,11 +47,12 @@ class Recorder(TorchFunctionMode):
         self.views: dict[int, list[torch.Tensor]] = {}
         self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
-        self.owners = _owners(paths)
+        self.owners = owners_of(paths)
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
         self.storages: list[int] = []
         self.seen: set[int] = set()
         self.accesses: set[tuple[str, str, int]] = set()
+        self.direct: set[str] = set()
         self.followed = True
         self.given: set[int] = set()
         self.strangers: dict[int, torch.Tensor] = {}
@@ -67,13 +67,13 @@ class Recorder(TorchFunctionMode):
             if isinstance(result, torch.Tensor):
                 args = self.faked(args)
                 result = func(*args, **kwargs)
-                self.record(_property(func), func, args, kwargs, result, ())
+                self.record(property_name(func), func, args, kwargs, result, ())
             return result
         if self.fake is not None:
             args, kwargs = self.faked(args), self.faked(kwargs)
-        before = [(t, _version(t)) for t in tensors_in((args, kwargs))]
+        before = [(t, version_of(t)) for t in tensors_in((args, kwargs))]
         result = func(*args, **kwargs)
-        written = tuple(tensor for tensor, version in before if _version(tensor) != version)
+        written = tuple(tensor for tensor, version in before if version_of(tensor) != version)
         self.record(name, func, args, kwargs, result, written)
         return result
 
@@ -113,23 +113,28 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
         made = tensors_in(result)
-        results = [t for t in made if id(t) not in self.known or _among(t, written)]
+        results = [t for t in made if id(t) not in self.known or among(t, written)]
         if not results and not written:
             if not made and name not in DESCRIPTIONS:
                 self.see((args, kwargs))
             return
         inputs = [self.number(tensor) for tensor in tensors_in((args, kwargs))]
         noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
-        outputs = [*results, *(t for t in written if not _among(t, results))]
+        outputs = [*results, *(t for t in written if not among(t, results))]
         for tensor in written:
             for alias in self.aliases(tensor):
-                if not _among(alias, outputs):
+                if not among(alias, outputs):
                     outputs.append(alias)
                     inputs.append(self.number(alias))
         index = len(self.ops)
         numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
         op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
         self.ops.append(op)
+
+    @property
+    def running(self) -> str:
+        """The module that runs, the innermost."""
+        return self.calls[self.current].path
 
     def see(self, thing: Any) -> None:
         """Note that Python, or code that is not followed, gets the numbers in these tensors."""
@@ -146,8 +151,8 @@ class Recorder(TorchFunctionMode):
         self.producer.append(producer)
         plain = tensor.layout is torch.strided
         self.strides.append(tensor.stride() if plain else ())
-        self.storages.append(_storage(tensor) if plain else -1)
-        count = _count(tensor)
+        self.storages.append(storage_of(tensor) if plain else -1)
+        count = count_of(tensor)
         if count is not None:
             self.counts[number] = count
         return number
@@ -286,67 +291,7 @@ class Recorder(TorchFunctionMode):
             self.storages,
             self.seen | self.kept(),
             frozenset(self.accesses),
+            frozenset(self.direct),
             self.followed,
             set(self.strangers) - self.attributes(),
         )
-
-
-def _count(tensor: torch.Tensor) -> int | None:
-    """The one whole number that ``tensor`` is, if it can be read at once."""
-    whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
-    if not whole or isinstance(tensor, FakeTensor) or tensor.device.type != "cpu":
-        return None
-    try:
-        return int(tensor)
-    except RuntimeError:  # inside `vmap`
-        return None
-
-
-def _owners(paths: Paths) -> dict[int, tuple[str, str]]:
-    found: dict[int, tuple[str, str]] = {}
-    for path, module in paths.modules.items():
-        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
-            if buffer is not None:
-                found.setdefault(id(buffer), ("buffer", f"{path}.{name}" if path else name))
-    for path, parameter in paths.parameters.items():
-        found.setdefault(id(parameter), ("parameter", path))
-    return found
-
-
-def tensors_in(thing: Any) -> list[torch.Tensor]:
-    """The tensors in an argument or a result, however nested."""
-    if isinstance(thing, torch.Tensor):
-        return [thing]
-    if isinstance(thing, tuple | list):
-        items = cast("tuple[Any, ...]", thing)
-    elif isinstance(thing, dict):
-        items = tuple(cast("dict[Any, Any]", thing).values())
-    else:
-        return []
-    found: list[torch.Tensor] = []
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif isinstance(item, tuple | list | dict):
-            found += tensors_in(item)
-    return found
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """What tells the memory of ``tensor`` from others; -1 where it cannot be told."""
-    try:
-        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
-    except (RuntimeError, NotImplementedError):  # inside `vmap`
-        return -1
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return tensor._version  # pyright: ignore[reportPrivateUsage]
-
-
-def _among(tensor: torch.Tensor, tensors: Any) -> bool:
-    return any(other is tensor for other in tensors)
-
-
-def _property(func: Any) -> str:
-    return str(getattr(getattr(func, "__self__", None), "__name__", "property"))

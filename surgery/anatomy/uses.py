@@ -98,12 +98,18 @@ class Uses:
         """The runs of the module at ``path``."""
         return self.record.calls_of.get(self.paths.canonical(path), [])
 
+    def runs(self, path: str) -> bool:
+        """Whether the module at ``path`` ran."""
+        return bool(self.calls(path)) or self.paths.canonical(path) in self.record.direct
+
     def reaches(self, path: str) -> bool:
         """Whether anything that a run of the module at ``path`` gave, or did, reaches the result.
 
         A module whose result is no tensor may do its work in what it holds.
         """
         values, ops = self._reaching
+        if self.paths.canonical(path) in self.record.direct:
+            return True
         for call in self.calls(path):
             if any(value in values for _, value in call.outputs):
                 return True
@@ -126,6 +132,8 @@ class Uses:
     def outside(self, name: str) -> tuple[Use, ...]:
         """Those by others than the modules that have it, and what these call."""
         owners = self._owners(name)
+        if not owners.isdisjoint(self.record.direct) and not self.taken(name):
+            return ()
         return tuple(u for u in self.of(name) if not self._within(u.op, owners))
 
     def taken(self, name: str) -> bool:

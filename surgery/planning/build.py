@@ -11,18 +11,19 @@ from torch import nn
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
-from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.idle import Idle
 from surgery.planning.layers import read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
+from surgery.planning.usage import Usage
 from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import build
@@ -34,24 +35,21 @@ Standing = Mapping[str, Sequence[Wrapped]]
 
 @dataclass
 class Planner:
-    """Plans specs for one model; the anatomy is read once, and only if something needs it."""
+    """Plans specs for one model, whose forward is recorded once."""
 
     model: nn.Module
     example_inputs: Any = None
     standing: Standing = field(default_factory=dict[str, Sequence[Wrapped]])
 
     @cached_property
+    def usage(self) -> Usage:
+        """Who takes part in a forward of the model."""
+        return Usage(self.model, self.example_inputs)
+
+    @property
     def anatomy(self) -> Anatomy:
-        from surgery.anatomy.read import read
-
-        return read(self.model, self.example_inputs)
-
-    @cached_property
-    def read_in_training(self) -> frozenset[str]:
-        """The modules whose weight another multiplies with in training."""
-        from surgery.anatomy.modes import read_in_training
-
-        return read_in_training(self.model, self.example_inputs, Paths(self.model))
+        """What that forward tells of roles."""
+        return self.usage.anatomy
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
@@ -79,9 +77,10 @@ class Planner:
                 draft.on(number, statement)
         draft.finish()
         adds = any(t.trained for e in draft.edits for t in e.tensors)
-        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
+        training = decide(self, spec, draft.found, draft.warnings, adds)
         if draft.found:
             raise SurgeryError(draft.found)
+        acts = any(not isinstance(s, syntax.Freeze) for s in spec.statements)
         known = base or self.own_digests
         return Plan(
             spec,
@@ -93,6 +92,7 @@ class Planner:
             training.elements,
             training.trained_elements,
             tuple(draft.warnings),
+            self.usage.unchecked if acts else None,
         )
 
 
@@ -118,20 +118,27 @@ class Draft:
         self.warnings += selection.warnings
         lenient = any(isinstance(p, syntax.All) for p in statement.selector.union.parts)
         problems: dict[str, tuple[SurgeryError, list[str]]] = {}
-        before = len(self.edits)
-        sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
-        for site in sites:
+        idle = Idle()
+        for site in [s for found in selection.sites for s in self.sites(found, wrapped)]:
+            place: Place | None = None
             try:
-                self.edits.append(self.edit(number, statement, site, wrapped))
+                place = self.place(site)
+                self.edits.append(self.edit(number, statement, place, wrapped))
             except SurgeryError as problem:
                 first = problem.diagnostics[0]
                 if lenient and first.code == "S401":
                     continue
-                key = f"{first.code} {first.message}"
-                problems.setdefault(key, (problem, []))[1].append(site.path)
+                if place is None or first.code != "S408" or not place.idle:
+                    key = f"{first.code} {first.message}"
+                    problems.setdefault(key, (problem, []))[1].append(site.path)
+                    continue
+                idle.left += 1
+            idle.note(site.path, place.idle)
         for problem, paths in problems.values():
             self.found += [_located(d, statement, paths) for d in problem.diagnostics]
-        if not problems and len(self.edits) == before:
+        if problems:
+            return
+        if not idle.sites:
             self.found.append(
                 Diagnostic(
                     "S410",
@@ -139,6 +146,7 @@ class Draft:
                     (Label(statement.span),),
                 )
             )
+        idle.tell(statement.selector, self.found, self.warnings)
 
     def finish(self) -> None:
         """Hold what all statements make of tokens against what can be done."""
@@ -173,8 +181,8 @@ class Draft:
         matrix = anatomy.matrix_at(site) if held and not experts else None
         return experts or (matrix or site,)
 
-    def edit(self, number: int, statement: syntax.On, site: Site, wrapped: Wrapped) -> Edit:
-        """Plan one method at one site, or raise why it does not fit there."""
+    def place(self, site: Site) -> Place:
+        """``site`` with what must be known of it, if it is one that a method may be applied to."""
         if site.kind == "parameter":
             raise error(
                 "S401",
@@ -182,13 +190,18 @@ class Draft:
                 help="a parameter is a place for one only where its module multiplies with it itself, "
                 "or where it holds the weights of all experts",
             )
-        place = Place(self.planner, site)
+        return Place(self.planner, site)
+
+    def edit(self, number: int, statement: syntax.On, place: Place, wrapped: Wrapped) -> Edit:
+        """Plan one method at one place, or raise why it does not fit there."""
+        site = place.site
         standing = self.applied.setdefault(place.whole, [])
         child = wrapped.child
         graft = graft_name(child, site.rows, place.layer)
         wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
+        place.check_reader(program)
         if program.changes_core and site.kind == "region":
             graft = graft_name(child, site.rows, place.layer, place.site.core)
             wrapped = replace(wrapped, child=graft)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,9 @@ from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.plan import Tensor
+from surgery.planning.reading import changed, is_effective, named, needs_bias
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number, operand
+from surgery.rules.expression import number
 from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
@@ -52,10 +52,12 @@ class Place:
             return None
         parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
         layer = read_layer(self.module, parent)
-        if layer is None or not layer.native or layer.kind != "linear" or layer.read:
-            return layer
-        elsewhere = self.planner.read_in_training.intersection(site.paths)
-        return replace(layer, read=True) if elsewhere else layer
+        return layer and self.planner.usage.read(layer, site.path)
+
+    @cached_property
+    def idle(self) -> str | None:
+        """Why a change here would change nothing of what the model returns, if so."""
+        return self.planner.usage.idle(self.site, self.layer)
 
     @property
     def key(self) -> str:
@@ -83,12 +85,36 @@ class Place:
             core=site.core is not None,
         )
 
+    def check_reader(self, program: Program) -> None:
+        """Hold a program against what another module does with the weight it reads.
+
+        Raises:
+            SurgeryError: S423 where a weight is what it takes, and ``program`` is none.
+
+        """
+        layer = self.layer
+        if layer is None or layer.straight or is_effective(program, layer):
+            return
+        reader = self.planner.usage.reader(f"{self.owner}.{layer.weight}".lstrip("."))
+        raise error(
+            "S423",
+            f"{named(reader)} reads this weight, and not just to multiply with it as the layer would, so "
+            "a method can only put another weight in its place",
+            help="use a method that merges into the weight alone, without dropout: lora, dora, ia3",
+        )
+
     def locate(self) -> None:
         """Look up where hidden states pass, and their layout."""
         self.site = self.planner.anatomy.place_of(self.site)
         if self.layer and self.layer.states is not None:
             self.rank = self.layer.states
             return
+        if self.layer and self.layer.read:
+            raise error(
+                "S411",
+                "the rule names dims of the hidden states, and where this weight is read they have "
+                "now these, now those, or cannot be told",
+            )
         call = self.planner.anatomy.call(self.site.exit.path)
         if call is None:
             raise error(
@@ -235,9 +261,9 @@ class Place:
             return None
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
-        if _needs_bias(program, self.layer):
+        if needs_bias(program, self.layer):
             return "its module adds nothing to the product, so it has no bias"
-        for name in _changed(program, self.layer):
+        for name in changed(program, self.layer):
             name = self.layer.names[name]
             known = {f"{path}.{name}" if path else name for path in self.owners}
             tensor = self.module._parameters.get(name)
@@ -245,6 +271,9 @@ class Place:
             if others:
                 other = others[0].removesuffix(f".{name}")
                 return f"the {name} is tied with `{other}`, which would change too"
+            reader = self.planner.usage.reader(next(iter(known))) if not self.layer.read else None
+            if tensor is not None and reader is not None:
+                return f"{named(reader)} reads the {name} too, and would change with it"
         return None
 
     @property
@@ -274,25 +303,6 @@ def _is_odd(module: nn.Module, layer: Layer) -> bool:
     weight = module._parameters.get("weight")
     usual = layer.native or layer.plain or layer.read
     return layer.kind == "linear" and not usual and weight is not None and weight.dim() == 2
-
-
-def _needs_bias(program: Program, layer: Layer) -> bool:
-    """Whether a merge of ``program`` would add to a product that nothing is added to."""
-    found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or not layer.held:
-        return False
-    return found.bias != number(0)
-
-
-def _changed(program: Program, layer: Layer) -> list[str]:
-    """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
-    found = program.merge
-    if isinstance(found, NotAffine):
-        return ["W", "b"]
-    changed = ["W"] if found.weight != operand("W", ()) else []
-    if found.bias != (operand("b", ()) if layer.bias else number(0)):
-        changed.append("W" if layer.kind == "embedding" else "b")
-    return changed
 
 
 def _dtype(module: nn.Module) -> str:

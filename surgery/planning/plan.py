@@ -143,6 +143,8 @@ class Plan:
     trained_elements: int
     """Elements that train in the base model after the spec is applied."""
     warnings: tuple[Diagnostic, ...] = ()
+    unchecked: str | None = None
+    """Why it is not known whether all that changes has a part in what the model returns."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -182,6 +184,7 @@ class Plan:
             "frozen": list(self.frozen),
             "edits": edits,
             "warnings": [d.message for d in self.warnings],
+            "unchecked": self.unchecked,
         }
 
     @cached_property

@@ -11,10 +11,12 @@ from torch import nn
 from surgery.anatomy.select import select
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
+from surgery.planning.idle import Idle
 from surgery.planning.spec import Spec
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
+    from surgery.planning.build import Planner
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class Training:
 
 
 def decide(
-    model: nn.Module,
+    planner: Planner,
     spec: Spec,
-    anatomy: Callable[[], Anatomy],
     found: list[Diagnostic],
     warnings: list[Diagnostic],
     adds: bool = False,
@@ -41,6 +42,7 @@ def decide(
     within A, and `train A except B` freezes it. Errors go to ``found``; one is that nothing
     trains, unless the spec ``adds`` what does.
     """
+    model = planner.model
     parameters = dict(model.named_parameters())
     statements = spec.statements
     starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
@@ -49,12 +51,17 @@ def decide(
         if isinstance(statement, syntax.On):
             continue
         try:
-            chosen, spared = _split(model, statement, anatomy, warnings)
+            chosen, spared = _split(model, statement, lambda: planner.anatomy, warnings)
         except SurgeryError as problem:
             found += problem.diagnostics
             continue
         freeze = isinstance(statement, syntax.Freeze)
         trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
+        if not freeze:
+            idle = Idle()
+            for name in chosen:
+                idle.note(name, planner.usage.unused(name))
+            idle.tell(statement.selector, found, warnings, "parameters")
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}

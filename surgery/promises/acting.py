@@ -131,7 +131,7 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
     """
     if not names:
         return set()
-    paths = {t.name: e.owner for e in trial.plan.edits for t in e.tensors}
+    paths = {t.name: _runs_at(e) for e in trial.plan.edits for t in e.tensors}
     called: set[str] = set()
     handles = [
         trial.model.get_submodule(path).register_forward_pre_hook(
@@ -151,3 +151,9 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
         for member in family.members
     }
     return {n for n in names if paths[n] not in called and paths[n] in run_families}
+
+
+def _runs_at(edit: Edit) -> str:
+    """The module that runs where ``edit`` acts: of a layer that is read, the one around it."""
+    read = edit.layer is not None and edit.layer.read and edit.whole == edit.owner
+    return edit.owner.rpartition(".")[0] if read else edit.owner

@@ -8,8 +8,10 @@ from surgery.graft.design import Part
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
+from surgery.planning.layers import Layer
+from surgery.planning.reading import is_effective, takes_offset
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number
+from surgery.rules.expression import Expression
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -20,10 +22,10 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     """
     merged = part.program.merge
     assert part.layer is not None
-    offset = part.layer.bias or not part.layer.held
-    lost = not isinstance(merged, NotAffine) and not offset and merged.bias != number(0)
-    if isinstance(merged, NotAffine) or lost or part.program.uses("dropout"):
+    if not is_effective(part.program, part.layer):
         return write_multiplied(part, part.layer)
+    assert not isinstance(merged, NotAffine)
+    offset = takes_offset(part.layer)
     if part.layer.experts:
         graph, functions = write_experts(merged.weight, part.layer, dict(part.sizes))
         return {part.layer.weight: graph}, functions
@@ -33,9 +35,18 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
         graph = fx.Graph()
         host = ReadHost(graph, part.layer)
         value = Emitter(host, part.layer, dict(part.sizes)).emit(tensors[name])
-        if name == "W" and part.layer.held:
-            value = host.call("t", value) if part.layer.kind == "transposed" else value
-            value = host.call("reshape", value, *part.layer.held)
+        if name == "W":
+            value = _laid(host, value, part.layer)
         graph.output(value if isinstance(value, fx.Node) else None)
         graphs[part.layer.names[name]] = graph
     return graphs, {}
+
+
+def _laid(host: ReadHost, value: fx.Node, layer: Layer) -> fx.Node:
+    """A matrix [out, into] as the layer holds its weight."""
+    if layer.kind in ("transposed", "embedding"):
+        value = host.call("t", value)
+    if layer.held:
+        return host.call("reshape", value, *layer.held)
+    own = host.leaf(Expression("operand", (), (("name", "W"),)))
+    return host.call("view_as", value, own) if layer.kind == "convolution" else value

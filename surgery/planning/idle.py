@@ -1,0 +1,56 @@
+"""What a statement selects that has no part in the result: an error if that is all, else a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from surgery.language import syntax
+from surgery.language.diagnostics import Diagnostic, Label
+
+_SHOWN = 3
+
+
+@dataclass
+class Idle:
+    """The sites of one statement, each with why it has no part in the result, if so.
+
+    ``left`` counts those that stay as they are, since nothing is known of their sizes.
+    """
+
+    sites: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])
+    left: int = 0
+
+    def note(self, path: str, reason: str | None) -> None:
+        self.sites.append((path, reason))
+
+    def tell(
+        self,
+        selector: syntax.Selector,
+        found: list[Diagnostic],
+        warnings: list[Diagnostic],
+        things: str = "places",
+    ) -> None:
+        """An error or a warning for each reason, to ``found`` or to ``warnings``."""
+        reasons: dict[str, list[str]] = {}
+        for path, reason in self.sites:
+            if reason is not None:
+                reasons.setdefault(reason, []).append(path)
+        label = (Label(selector.span),)
+        if reasons and all(reason for _, reason in self.sites):
+            what = "; ".join(f"{_listed(paths)} {reason}" for reason, paths in reasons.items())
+            help = "pass example_inputs that reach it, or leave it out"
+            message = f"nothing selected here has a part in what the model returns: {what}"
+            found.append(Diagnostic("S306", message, label, help))
+            return
+        for reason, paths in reasons.items():
+            share = f"{len(paths):,} of the {len(self.sites):,} {things} selected here {reason}"
+            kept = ", so they are left as they are" if self.left == len(paths) else ""
+            help = "inputs that reach them settle it (example_inputs); or except them"
+            message = f"{share}{kept}: {_listed(paths)}"
+            warnings.append(Diagnostic("S307", message, label, help, "warning"))
+
+
+def _listed(paths: Sequence[str]) -> str:
+    shown = ", ".join(f"`{path}`" if path else "the model" for path in paths[:_SHOWN])
+    return shown + (f" and {len(paths) - _SHOWN:,} more" if len(paths) > _SHOWN else "")

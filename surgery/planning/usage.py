@@ -1,0 +1,200 @@
+"""What the recorded forward says of a site: who reads its weight, and whether it has a part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import fx, nn
+
+from surgery.anatomy.modes import may_read_in_training
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.read import Anatomy, read
+from surgery.anatomy.record import Record
+from surgery.anatomy.run import record
+from surgery.anatomy.site import Site, covers
+from surgery.anatomy.uses import Use, Uses
+from surgery.language.diagnostics import SurgeryError
+from surgery.planning.layers import Layer
+
+NEVER = "never run"
+LOST = "run, but nothing of what they give reaches the result"
+
+
+class Usage:
+    """One model's forward, recorded when something asks for it; in training only where it matters."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any = None):
+        self.model = model
+        self.example_inputs = example_inputs
+
+    @cached_property
+    def paths(self) -> Paths:
+        """The names of the model's modules and parameters."""
+        return Paths(self.model)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """What roles are read from.
+
+        Raises:
+            SurgeryError: S501 or S502 if the model cannot be run.
+
+        """
+        found = self._recorded
+        if isinstance(found, SurgeryError):
+            return read(self.model, self.example_inputs)
+        return Anatomy(found, self.paths)
+
+    @cached_property
+    def _recorded(self) -> Record | SurgeryError:
+        return self._try(training=False)
+
+    def _try(self, training: bool) -> Record | SurgeryError:
+        try:
+            return record(self.model, self.example_inputs, self.paths, training, cheap=True)
+        except SurgeryError as problem:
+            return problem
+
+    @cached_property
+    def uses(self) -> Uses | None:
+        """Who takes part in a forward in evaluation; None if none could be recorded."""
+        found = self._recorded
+        return None if isinstance(found, SurgeryError) else Uses(found, self.paths)
+
+    @cached_property
+    def uses_in_training(self) -> Uses | None:
+        """The same in training; None if none could be recorded."""
+        found = self._try(training=True)
+        return None if isinstance(found, SurgeryError) else Uses(found, self.paths)
+
+    @cached_property
+    def unchecked(self) -> str | None:
+        """Why it is not known what has a part in the result, or None if it is."""
+        found = self._recorded
+        if isinstance(found, SurgeryError):
+            return found.diagnostics[0].message
+        if self.uses is not None and not self.uses.certain:
+            return "some of what its forward computes is out of sight"
+        return None
+
+    # who reads a weight
+
+    def read(self, layer: Layer, path: str) -> Layer:
+        """``layer`` of the module at ``path`` as others read it, if they do.
+
+        A table that is looked up in, and is a head's weight by use alone, is changed as a table
+        only, as one is that is tied by name.
+        """
+        weight = f"{path}.{layer.weight}" if path else layer.weight
+        outside, inside, bias = self._reads(weight, path, layer)
+        if not outside or layer.read or isinstance(self.model, fx.GraphModule):
+            return layer
+        called = self.uses is not None and self.uses.runs(path)
+        if (called and layer.kind == "embedding") or not (layer.plain or layer.native):
+            return layer
+        straight = all(_is_straight(use, layer) for use in (*outside, *inside))
+        states = {(use.states, use.turned) for use in outside}
+        same, turned = states.pop() if straight and len(states) == 1 else (None, False)
+        adds = called or bias
+        return replace(
+            layer,
+            read=True,
+            straight=straight,
+            bias=layer.bias and adds,
+            adds=adds,
+            states=same,
+            turned=turned,
+        )
+
+    def _reads(self, weight: str, path: str, layer: Layer) -> tuple[list[Use], list[Use], bool]:
+        """The uses of a weight by others than its module, those by it, and if they take its bias."""
+        outside: list[Use] = []
+        inside: list[Use] = []
+        bias = False
+        offset = f"{path}.{layer.offset}" if path else layer.offset
+        for uses in self._told(weight):
+            if uses.taken(weight):
+                others = uses.outside(weight)
+                outside += others
+                inside += [use for use in uses.of(weight) if use not in others]
+                bias = bias or uses.taken(offset)
+        return outside, inside, bias
+
+    def _told(self, weight: str) -> list[Uses]:
+        modes = [self.uses] if self.uses is not None else []
+        if may_read_in_training(self.paths):
+            modes += [self.uses_in_training] if self.uses_in_training is not None else []
+        return modes if weight in self.paths.parameters else []
+
+    def reader(self, name: str) -> str | None:
+        """A module that reads the parameter ``name`` though it is not its own, if there is one."""
+        for uses in self._told(name):
+            for use in uses.outside(name):
+                return use.reader
+        return None
+
+    # what has a part in the result
+
+    def idle(self, site: Site, layer: Layer | None) -> str | None:
+        """Why a change at ``site`` would change nothing of the result, or None if it might."""
+        if site.tokens is not None:
+            return None
+        if site.packed is not None or (layer is not None and layer.read):
+            name = site.packed or (layer.weight if layer else "")
+            return self.unused(f"{site.exit.path}.{name}".lstrip("."))
+        path = site.exit.path
+        found = self._idle(lambda u: u.runs(path), lambda u: u.reaches(path), path)
+        if found == NEVER and layer is not None:
+            weight = f"{path}.{layer.weight}" if path else layer.weight
+            reader = self.reader(weight)
+            if reader is not None:
+                who = f"`{reader}`" if reader else "the model"
+                return f"never run: {who} reads their weight where no method can change it"
+        return found
+
+    def unused(self, name: str) -> str | None:
+        """Why the parameter ``name`` has no part in the result, or None if it might have one."""
+        return self._idle(lambda u: bool(u.of(name)), lambda u: u.acts(name), name)
+
+    def _idle(
+        self, runs: Callable[[Uses], bool], reaches: Callable[[Uses], bool], path: str
+    ) -> str | None:
+        uses = self.uses
+        if uses is None or not uses.record.followed:
+            return None
+        ran = runs(uses)
+        if reaches(uses) or (ran and not uses.certain):
+            return None
+        other = self.uses_in_training
+        if other is not None and runs(other) and (reaches(other) or not other.certain):
+            return None
+        if not ran and self._is_of_an_expert(path):
+            return None
+        return LOST if ran else NEVER
+
+    def _is_of_an_expert(self, path: str) -> bool:
+        """Whether ``path`` lies in an expert to which a router might send other inputs."""
+        try:
+            return any(path == e or covers(e, path) for e in self._experts)
+        except SurgeryError:
+            return False
+
+    @cached_property
+    def _experts(self) -> tuple[str, ...]:
+        assert self.uses is not None
+        mixtures = self.anatomy.reading.mixtures
+        return tuple(
+            expert
+            for mixture in mixtures
+            if any(map(self.uses.reaches, mixture.expert))
+            for expert in mixture.expert
+        )
+
+
+def _is_straight(use: Use, layer: Layer) -> bool:
+    """Whether a weight is multiplied with as its layer does it."""
+    matrix = layer.kind in ("linear", "transposed")
+    return matrix and use.states is not None and use.transposed == (layer.kind == "transposed")
