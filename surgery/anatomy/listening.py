@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,24 +20,29 @@ from surgery.anatomy.trace import Recorder
 def listening(recorder: Recorder) -> Generator[None]:
     """Tell ``recorder`` of every module called in this thread, and of parameters taken by name."""
     # nn.Module's own doors, which all calls and names pass: no module's own hooks are touched.
-    untyped: Any = nn.Module
-    doors = untyped.__call__, untyped.__getattr__
-    untyped.__call__ = _called(recorder, doors[0])
-    untyped.__getattr__ = _taken(recorder, doors[1])
+    doors: tuple[tuple[Any, str, Callable[[Recorder, Any], Any]], ...] = (
+        (nn.Module, "__call__", _called),
+        (nn.Module, "__getattr__", _taken),
+        (torch.no_grad, "__enter__", _blinded),
+        (torch.no_grad, "__exit__", _sighted),
+        (torch.autograd.Function, "apply", _customised),
+    )
+    originals = [vars(cls)[name] for cls, name, _ in doors]
     try:
+        for (cls, name, through), original in zip(doors, originals, strict=True):
+            setattr(cls, name, through(recorder, original))
         yield
     finally:
-        untyped.__call__, untyped.__getattr__ = doors
+        for (cls, name, _), original in zip(doors, originals, strict=True):
+            setattr(cls, name, original)
 
 
 def _called(recorder: Recorder, original: Any) -> Any:
-    thread = threading.get_ident()
-
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         path = recorder.path_of.get(id(module))
         if path is None:
             return original(module, *args, **kwargs)
-        if threading.get_ident() != thread:
+        if threading.get_ident() != recorder.thread:
             recorder.followed = False
             return original(module, *args, **kwargs)
         current = recorder.current
@@ -81,6 +86,30 @@ def _is_forward_of(module: nn.Module, frame: FrameType) -> bool:
     code = frame.f_code
     first = code.co_varnames[:1]
     return code.co_name == "forward" and bool(first) and frame.f_locals.get(first[0]) is module
+
+
+def _blinded(recorder: Recorder, original: Any) -> Any:
+    def enter(context: Any) -> None:
+        original(context)
+        recorder.blind += threading.get_ident() == recorder.thread
+
+    return enter
+
+
+def _sighted(recorder: Recorder, original: Any) -> Any:
+    def leave(context: Any, *args: Any) -> None:
+        original(context, *args)
+        recorder.blind -= threading.get_ident() == recorder.thread
+
+    return leave
+
+
+def _customised(recorder: Recorder, original: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder.custom = True
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    return classmethod(apply)
 
 
 def _quiet() -> Any:

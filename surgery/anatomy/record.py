@@ -69,7 +69,8 @@ class Record:
     ``accesses`` are the parameters that were taken from their modules by name, each with the number
     of the call that did; ``direct`` are the modules whose forward was called by its name, which is no call
     here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
-    known where they come from.
+    known where they come from. ``blind`` are the operators that the model ran without gradients;
+    None where some have gradients of their own.
     """
 
     ops: list[Op]
@@ -88,6 +89,7 @@ class Record:
     direct: frozenset[str] = frozenset()
     followed: bool = True
     strangers: set[int] = field(default_factory=set[int])
+    blind: set[int] | None = None
 
     @cached_property
     def consumers(self) -> list[list[int]]:

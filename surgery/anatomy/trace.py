@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -53,6 +54,10 @@ class Recorder(TorchFunctionMode):
         self.seen: set[int] = set()
         self.accesses: set[tuple[str, str, int]] = set()
         self.direct: set[str] = set()
+        self.thread = threading.get_ident()
+        self.blind = 0
+        self.blind_ops: set[int] = set()
+        self.custom = False
         self.followed = True
         self.given: set[int] = set()
         self.strangers: dict[int, torch.Tensor] = {}
@@ -130,6 +135,8 @@ class Recorder(TorchFunctionMode):
         numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
         op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
         self.ops.append(op)
+        if self.blind:
+            self.blind_ops.add(index)
 
     @property
     def running(self) -> str:
@@ -294,4 +301,5 @@ class Recorder(TorchFunctionMode):
             frozenset(self.direct),
             self.followed,
             set(self.strangers) - self.attributes(),
+            None if self.custom else self.blind_ops,
         )

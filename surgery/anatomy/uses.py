@@ -14,6 +14,7 @@ from surgery.anatomy.roles.operators import BLANKS
 from surgery.anatomy.roles.weights import contracted
 
 _EMPTY = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+_CUTS = frozenset(("detach", "data"))
 _PRODUCTS = frozenset(("linear", "matmul", "mm", "einsum"))
 _PROJECTIONS = {18: "q_proj_weight", 19: "k_proj_weight", 20: "v_proj_weight"}
 _OUTPUT = {11: "out_proj_weight"}
@@ -49,25 +50,33 @@ class Uses:
 
     @cached_property
     def _reaching(self) -> tuple[set[int], set[int]]:
-        """The values and the operators that something the model returns, or keeps, depends on.
+        """The values and the operators that something the model returns, or keeps, depends on."""
+        return self._back(set())
+
+    @cached_property
+    def _training(self) -> tuple[set[int], set[int]]:
+        """The same by degrees: those to which gradients lead, as far as can be told."""
+        if self.record.blind is None:
+            return self._reaching
+        kinds = self.flow.kinds
+        cut = {op.index for op in self.record.ops if kinds[op.index] in _CUTS}
+        return self._back(self.record.blind | cut)
+
+    def _back(self, closed: set[int]) -> tuple[set[int], set[int]]:
+        """The values and operators behind what leaves the forward, but for those ``closed``.
 
         What is written to memory is taken to reach all that show this memory, at any time: rather
         too much than too little.
         """
         record, kinds = self.record, self.flow.kinds
-        writers: dict[int, list[int]] = {}
-        for op in record.ops:
-            for value in op.outputs:
-                if record.storages[value] >= 0:
-                    writers.setdefault(record.storages[value], []).append(op.index)
         returned = {value for _, value in record.calls[0].outputs} if record.calls else set[int]()
         # The model holds what is its own, whoever uses it.
         values = returned | {value for value in record.kept if record.producer[value] >= 0}
         ops: set[int] = set()
         waiting = list(values)
         for value in waiting:
-            for index in (record.producer[value], *writers.get(record.storages[value], ())):
-                if index < 0 or index in ops:
+            for index in (record.producer[value], *self._writes.get(record.storages[value], ())):
+                if index < 0 or index in ops or index in closed:
                     continue
                 ops.add(index)
                 if kinds[index] not in BLANKS:
@@ -91,7 +100,8 @@ class Uses:
         found: dict[int, set[int]] = {}
         for op in self.record.ops:
             for value in op.outputs:
-                found.setdefault(self.record.storages[value], set()).add(op.index)
+                if self.record.storages[value] >= 0:
+                    found.setdefault(self.record.storages[value], set()).add(op.index)
         return found
 
     def calls(self, path: str) -> list[Call]:
@@ -102,12 +112,13 @@ class Uses:
         """Whether the module at ``path`` ran."""
         return bool(self.calls(path)) or self.paths.canonical(path) in self.record.direct
 
-    def reaches(self, path: str) -> bool:
+    def reaches(self, path: str, training: bool = False) -> bool:
         """Whether anything that a run of the module at ``path`` gave, or did, reaches the result.
 
-        A module whose result is no tensor may do its work in what it holds.
+        A module whose result is no tensor may do its work in what it holds. For ``training`` it is
+        to reach it in a way that gradients come back.
         """
-        values, ops = self._reaching
+        values, ops = self._training if training else self._reaching
         if self.paths.canonical(path) in self.record.direct:
             return True
         for call in self.calls(path):
@@ -118,9 +129,9 @@ class Uses:
                 return True
         return False
 
-    def acts(self, name: str) -> bool:
-        """Whether the parameter ``name`` reaches the result."""
-        values, ops = self._reaching
+    def acts(self, name: str, training: bool = False) -> bool:
+        """The same of the parameter ``name``."""
+        values, ops = self._training if training else self._reaching
         if any(v in values and self._is(v, name) for v in self.record.parameters):
             return True
         return any(use.op in ops for use in self.of(name))

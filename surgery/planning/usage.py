@@ -21,6 +21,7 @@ from surgery.planning.layers import Layer
 
 NEVER = "never run"
 LOST = "run, but nothing of what they give reaches the result"
+BLIND = "reach the result only where the model takes no gradients, so nothing would train"
 
 
 class Usage:
@@ -146,7 +147,7 @@ class Usage:
             name = site.packed or (layer.weight if layer else "")
             return self.unused(f"{site.exit.path}.{name}".lstrip("."))
         path = site.exit.path
-        found = self._idle(lambda u: u.runs(path), lambda u: u.reaches(path), path)
+        found = self._idle(lambda u: u.runs(path), lambda u, t: u.reaches(path, t), path)
         if found == NEVER and layer is not None:
             weight = f"{path}.{layer.weight}" if path else layer.weight
             reader = self.reader(weight)
@@ -157,23 +158,26 @@ class Usage:
 
     def unused(self, name: str) -> str | None:
         """Why the parameter ``name`` has no part in the result, or None if it might have one."""
-        return self._idle(lambda u: bool(u.of(name)), lambda u: u.acts(name), name)
+        return self._idle(lambda u: bool(u.of(name)), lambda u, t: u.acts(name, t), name)
 
     def _idle(
-        self, runs: Callable[[Uses], bool], reaches: Callable[[Uses], bool], path: str
+        self, runs: Callable[[Uses], bool], reaches: Callable[[Uses, bool], bool], path: str
     ) -> str | None:
         uses = self.uses
         if uses is None or not uses.record.followed:
             return None
         ran = runs(uses)
-        if reaches(uses) or (ran and not uses.certain):
+        if reaches(uses, True) or (ran and not uses.certain):
             return None
+        acts = reaches(uses, False)
         other = self.uses_in_training
-        if other is not None and runs(other) and (reaches(other) or not other.certain):
+        if other is not None and runs(other):
+            if reaches(other, True) or not other.certain:
+                return None
+            acts = acts or reaches(other, False)
+        if not ran and not acts and self._is_of_an_expert(path):
             return None
-        if not ran and self._is_of_an_expert(path):
-            return None
-        return LOST if ran else NEVER
+        return BLIND if acts else LOST if ran else NEVER
 
     def _is_of_an_expert(self, path: str) -> bool:
         """Whether ``path`` lies in an expert to which a router might send other inputs."""
