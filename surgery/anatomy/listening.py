@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from surgery.anatomy.interpret import interpret
+from surgery.anatomy.record import Access
 from surgery.anatomy.trace import Recorder
 
 
@@ -67,15 +68,18 @@ def _taken(recorder: Recorder, original: Any) -> Any:
     def take(module: nn.Module, name: str) -> Any:
         found = original(module, name)
         path = recorder.path_of.get(id(module))
-        if path is None or recorder.current < 0 or recorder.running == path:
+        if path is None or recorder.current < 0:
             return found
-        frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        while frame is not None and frame.f_code.co_name == "__getattr__":
-            frame = frame.f_back
-        if frame is not None and _is_forward_of(module, frame):
-            recorder.direct.add(path)
-        elif name in module._parameters:
-            recorder.accesses.add((path, name, recorder.current))
+        own = recorder.running == path
+        if not own:
+            frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+            while frame is not None and frame.f_code.co_name == "__getattr__":
+                frame = frame.f_back
+            if frame is not None and _is_forward_of(module, frame):
+                own = True
+                recorder.direct.add(path)
+        if name in module._parameters:
+            recorder.accesses.append(Access(path, name, recorder.current, len(recorder.ops), own))
         return found
 
     return take

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -57,6 +57,19 @@ class Call:
     virtual: bool = False
 
 
+class Access(NamedTuple):
+    """A parameter taken by its name from the module at ``path``, before the operator ``before``.
+
+    It was taken in ``call``, and it was its ``own`` if code of the module's forward took it.
+    """
+
+    path: str
+    name: str
+    call: int
+    before: int
+    own: bool
+
+
 @dataclass
 class Record:
     """Operators and module calls in the order they ran.
@@ -66,8 +79,7 @@ class Record:
     ``counts`` are the values that were one whole number each, where these could be read;
     ``strides`` and ``storages`` tell how and in which memory values lay. ``kept`` are those that
     leave the forward: returned, left somewhere for later, or read by Python on the way.
-    ``accesses`` are the parameters that were taken from their modules by name, each with the number
-    of the call that did; ``direct`` are the modules whose forward was called by its name, which is no call
+    ``accesses`` are the parameters that were taken from their modules by name; ``direct`` are the modules whose forward was called by its name, which is no call
     here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
     known where they come from. ``blind`` are the operators that the model ran without gradients;
     None where some have gradients of their own.
@@ -85,7 +97,7 @@ class Record:
     strides: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     storages: list[int] = field(default_factory=list[int])
     kept: set[int] = field(default_factory=set[int])
-    accesses: frozenset[tuple[str, str, int]] = frozenset()
+    accesses: list[Access] = field(default_factory=list[Access])
     direct: frozenset[str] = frozenset()
     followed: bool = True
     strangers: set[int] = field(default_factory=set[int])

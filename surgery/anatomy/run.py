@@ -74,7 +74,7 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training
         stack.enter_context(recorder)
         result = model(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
-            made = recorder.finished(how)
+            made = recorder.finished(how, result)
         del result
     return made
 

@@ -96,6 +96,26 @@ def storage_of(tensor: torch.Tensor) -> int:
         return -1
 
 
+def tensors_inside(thing: Any) -> list[torch.Tensor]:
+    """The same in any object, as far as its attributes show them."""
+    found: list[torch.Tensor] = []
+    waiting: list[Any] = [thing]
+    known: set[int] = set()
+    for one in waiting:
+        if id(one) in known or isinstance(one, str | bytes | int | float | type(None)):
+            continue
+        known.add(id(one))
+        if isinstance(one, torch.Tensor):
+            found.append(one)
+        elif isinstance(one, dict):
+            waiting += cast("dict[Any, Any]", one).values()
+        elif isinstance(one, tuple | list | set | frozenset):
+            waiting += cast("tuple[Any, ...]", one)
+        else:
+            waiting += getattr(one, "__dict__", {}).values()
+    return found
+
+
 def version_of(tensor: torch.Tensor) -> int:
     return tensor._version  # pyright: ignore[reportPrivateUsage]
 

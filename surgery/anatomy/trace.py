@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Key, Op, Record, Value
+from surgery.anatomy.record import Access, Call, Key, Op, Record, Value
 from surgery.anatomy.tensors import (
     DESCRIPTIONS,
     among,
@@ -23,6 +23,7 @@ from surgery.anatomy.tensors import (
     property_name,
     storage_of,
     tensors_in,
+    tensors_inside,
     version_of,
 )
 
@@ -33,7 +34,6 @@ class Recorder(TorchFunctionMode):
     def __init__(self, paths: Paths, fake: FakeTensorMode | None = None):
         super().__init__()
         self.fake = fake
-        self.modules = list(paths.modules.values())
         self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
         self.ops: list[Op] = []
         self.calls: list[Call] = []
@@ -52,7 +52,7 @@ class Recorder(TorchFunctionMode):
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
         self.storages: list[int] = []
         self.seen: set[int] = set()
-        self.accesses: set[tuple[str, str, int]] = set()
+        self.accesses: list[Access] = []
         self.direct: set[str] = set()
         self.thread = threading.get_ident()
         self.blind = 0
@@ -275,15 +275,13 @@ class Recorder(TorchFunctionMode):
                 found.add(number)
         return found
 
-    def attributes(self) -> set[int]:
-        """The values that modules hold as attributes of any kind."""
-        if not self.strangers:
-            return set()
-        held = {id(t) for m in self.modules for v in vars(m).values() for t in tensors_in(v)}
-        held |= {id(twin) for real, twin in self.twins.values() if id(real) in held}
-        return {number for number, tensor in self.strangers.items() if id(tensor) in held}
-
-    def finished(self, how: str) -> Record:
+    def finished(self, how: str, result: Any) -> Record:
+        """The record of a forward that returned ``result``, of which all else is gone."""
+        kept = self.kept()
+        # Something holds constants before and after; what was made out of sight is not held, but
+        # for what is returned.
+        returned = {id(t) for t in tensors_inside(result)}
+        unknown = {n for n, t in self.strangers.items() if n not in kept or id(t) in returned}
         return Record(
             self.ops,
             self.calls,
@@ -296,10 +294,10 @@ class Recorder(TorchFunctionMode):
             self.counts,
             self.strides,
             self.storages,
-            self.seen | self.kept(),
-            frozenset(self.accesses),
+            self.seen | kept,
+            self.accesses,
             frozenset(self.direct),
             self.followed,
-            set(self.strangers) - self.attributes(),
+            unknown,
             None if self.custom else self.blind_ops,
         )

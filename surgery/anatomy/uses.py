@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Op, Record, Value
+from surgery.anatomy.record import Access, Call, Op, Record, Value
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import BLANKS
@@ -92,7 +92,8 @@ class Uses:
         if producer < 0:
             return value in record.strangers
         if self.flow.kinds[producer] in _EMPTY:
-            return len(self._writes.get(record.storages[value], ())) < 2
+            written = len(self._writes.get(record.storages[value], ())) > 1
+            return not written and 0 not in record.shapes[value]
         return False
 
     @cached_property
@@ -122,19 +123,23 @@ class Uses:
         if self.paths.canonical(path) in self.record.direct:
             return True
         for call in self.calls(path):
-            if any(value in values for _, value in call.outputs):
+            made = {value: self.record.producer[value] for _, value in call.outputs}
+            if any(
+                v in values and (producer in ops or producer < 0) for v, producer in made.items()
+            ):
                 return True
             inside = range(call.first, call.last + 1)
             if not call.outputs and any(index in ops for index in inside):
                 return True
         return False
 
-    def acts(self, name: str, training: bool = False) -> bool:
-        """The same of the parameter ``name``."""
+    def acts(self, name: str, training: bool = False, alone: bool = False) -> bool:
+        """The same of the parameter ``name``; ``alone`` of it as it is taken by that name."""
         values, ops = self._training if training else self._reaching
-        if any(v in values and self._is(v, name) for v in self.record.parameters):
+        if not alone and any(v in values and self._is(v, name) for v in self.record.parameters):
             return True
-        return any(use.op in ops for use in self.of(name))
+        live = [use for use in self.of(name) if use.op in ops]
+        return any(self._takes(use, name) for use in live) if alone else bool(live)
 
     def of(self, name: str) -> tuple[Use, ...]:
         """The uses of the parameter ``name``, by whatever name it was taken."""
@@ -149,16 +154,33 @@ class Uses:
 
     def taken(self, name: str) -> bool:
         """Whether others take the parameter ``name`` from its module by that very name."""
-        owner, _, leaf = name.rpartition(".")
-        owner = self.paths.canonical(owner)
-        return any(
-            path == owner and taken == leaf and not self._below(call, {owner})
-            for path, taken, call in self.record.accesses
-        )
+        owner = {self._owner(name)}
+        taken = self._accesses.get(name, ())
+        return any(not one.own and not self._below(one.call, owner) for one in taken)
+
+    @cached_property
+    def _accesses(self) -> dict[str, list[Access]]:
+        found: dict[str, list[Access]] = {}
+        for one in self.record.accesses:
+            found.setdefault(f"{one.path}.{one.name}".lstrip("."), []).append(one)
+        return found
+
+    def _takes(self, use: Use, name: str) -> bool:
+        """Whether a use of a parameter with several names was by this one: the last one taken."""
+        last = {
+            other: max(
+                (a.before for a in self._accesses.get(other, ()) if a.before <= use.op), default=-1
+            )
+            for other in self.paths.of(self.paths.parameters[name])
+        }
+        return last[name] == max(last.values())
+
+    def _owner(self, name: str) -> str:
+        return self.paths.canonical(name.rpartition(".")[0])
 
     def _owners(self, name: str) -> set[str]:
         names = self.paths.of(self.paths.parameters[name]) if name in self.paths.parameters else ()
-        return {self.paths.canonical(n.rpartition(".")[0]) for n in names}
+        return {self._owner(n) for n in names}
 
     def _within(self, index: int, owners: Iterable[str]) -> bool:
         return self._below(self.record.ops[index].call, set(owners))
@@ -178,15 +200,18 @@ class Uses:
             for value in dict.fromkeys(op.inputs):
                 name = self.record.parameters.get(value)
                 if name is not None:
-                    found.setdefault(name, []).append(self._use(op, value))
+                    found.setdefault(name, []).extend(self._used(op, value))
         return found
 
-    def _use(self, op: Op, value: int) -> Use:
+    def _used(self, op: Op, value: int) -> list[Use]:
+        """How an operator uses a parameter that it is given, in each place where it is."""
         kind, reader = self.flow.kinds[op.index], self.record.calls[op.call].path
         if kind == "multi_head_attention_forward":
-            for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2)):
-                if any(_given(op, at, keyword) == value for at, keyword in places.items()):
-                    return Use(op.index, reader, states, turned=states == 3)
+            return [
+                Use(op.index, reader, states, turned=states == 3)
+                for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2))
+                if any(_given(op, at, keyword) == value for at, keyword in places.items())
+            ] or [Use(op.index, reader)]
         operands = operands_of(op, kind) if kind in _PRODUCTS else []
         if len(operands) == 2 and operands.count(value) == 1:
             at, shapes = operands.index(value), [self.record.shapes[v] for v in operands]
@@ -194,10 +219,10 @@ class Uses:
                 ranks = (len(shapes[0]), len(shapes[1]))
                 matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
                 if matrix is not None:
-                    return Use(op.index, reader, matrix.states, matrix.transposed)
+                    return [Use(op.index, reader, matrix.states, matrix.transposed)]
             elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
-                return Use(op.index, reader, len(shapes[0]), kind != "linear")
-        return Use(op.index, reader)
+                return [Use(op.index, reader, len(shapes[0]), kind != "linear")]
+        return [Use(op.index, reader)]
 
 
 def _given(op: Op, at: int, keyword: str) -> int | None:

@@ -92,6 +92,7 @@ class Planner:
             training.elements,
             training.trained_elements,
             tuple(draft.warnings),
+            (*draft.idle, *training.idle),
             self.usage.unchecked if acts else None,
         )
 
@@ -105,6 +106,7 @@ class Draft:
         self.edits: list[Edit] = []
         self.found: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
+        self.idle: list[str] = []
         self.applied = {path: list(wraps) for path, wraps in planner.standing.items()}
 
     def on(self, number: int, statement: syntax.On) -> None:
@@ -147,6 +149,7 @@ class Draft:
                 )
             )
         idle.tell(statement.selector, self.found, self.warnings)
+        self.idle += idle.paths
 
     def finish(self) -> None:
         """Hold what all statements make of tokens against what can be done."""

@@ -24,6 +24,11 @@ class Idle:
     def note(self, path: str, reason: str | None) -> None:
         self.sites.append((path, reason))
 
+    @property
+    def paths(self) -> list[str]:
+        """Those without a part in the result."""
+        return [path for path, reason in self.sites if reason is not None]
+
     def tell(
         self,
         selector: syntax.Selector,

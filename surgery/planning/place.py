@@ -35,6 +35,7 @@ class Place:
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
+        self.program: Program | None = None
         self.turned = False
 
     def _layer(self) -> Layer | None:
@@ -57,7 +58,10 @@ class Place:
     @cached_property
     def idle(self) -> str | None:
         """Why a change here would change nothing of what the model returns, if so."""
-        return self.planner.usage.idle(self.site, self.layer)
+        tensors = ["W"]
+        if self.layer and self.program and is_effective(self.program, self.layer):
+            tensors = changed(self.program, self.layer)
+        return self.planner.usage.idle(self.site, self.layer, tensors)
 
     @property
     def key(self) -> str:
@@ -92,7 +96,7 @@ class Place:
             SurgeryError: S423 where a weight is what it takes, and ``program`` is none.
 
         """
-        layer = self.layer
+        layer, self.program = self.layer, program
         if layer is None or layer.straight or is_effective(program, layer):
             return
         reader = self.planner.usage.reader(f"{self.owner}.{layer.weight}".lstrip("."))

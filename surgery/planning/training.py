@@ -27,6 +27,7 @@ class Training:
     frozen: tuple[str, ...]
     elements: int
     trained_elements: int
+    idle: tuple[str, ...] = ()
 
 
 def decide(
@@ -47,6 +48,7 @@ def decide(
     statements = spec.statements
     starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
     trains: dict[str, bool] = dict.fromkeys(parameters, False) if starts_frozen else {}
+    nothing: list[str] = []
     for statement in statements:
         if isinstance(statement, syntax.On):
             continue
@@ -62,6 +64,7 @@ def decide(
             for name in chosen:
                 idle.note(name, planner.usage.unused(name))
             idle.tell(statement.selector, found, warnings, "parameters")
+            nothing += idle.paths
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
@@ -79,6 +82,7 @@ def decide(
         frozen,
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for n, p in parameters.items() if now[n]),
+        tuple(dict.fromkeys(n for n in nothing if trains.get(n))),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -139,13 +139,17 @@ class Usage:
 
     # what has a part in the result
 
-    def idle(self, site: Site, layer: Layer | None) -> str | None:
-        """Why a change at ``site`` would change nothing of the result, or None if it might."""
+    def idle(self, site: Site, layer: Layer | None, tensors: Sequence[str] = "W") -> str | None:
+        """Why a change at ``site`` would change nothing of the result, or None if it might.
+
+        Where others read what ``layer`` holds, the change is one of these ``tensors``.
+        """
         if site.tokens is not None:
             return None
-        if site.packed is not None or (layer is not None and layer.read):
-            name = site.packed or (layer.weight if layer else "")
-            return self.unused(f"{site.exit.path}.{name}".lstrip("."))
+        if layer is not None and layer.read:
+            names = [f"{site.exit.path}.{layer.names[t]}".lstrip(".") for t in tensors or "W"]
+            reasons = [self.unused(name, alone=True) for name in names]
+            return reasons[0] if all(reasons) else None
         path = site.exit.path
         found = self._idle(lambda u: u.runs(path), lambda u, t: u.reaches(path, t), path)
         if found == NEVER and layer is not None:
@@ -156,9 +160,12 @@ class Usage:
                 return f"never run: {who} reads their weight where no method can change it"
         return found
 
-    def unused(self, name: str) -> str | None:
-        """Why the parameter ``name`` has no part in the result, or None if it might have one."""
-        return self._idle(lambda u: bool(u.of(name)), lambda u, t: u.acts(name, t), name)
+    def unused(self, name: str, alone: bool = False) -> str | None:
+        """Why the parameter ``name`` has no part in the result, or None if it might have one.
+
+        Of a tied one only what is taken by that name counts ``alone``.
+        """
+        return self._idle(lambda u: bool(u.of(name)), lambda u, t: u.acts(name, t, alone), name)
 
     def _idle(
         self, runs: Callable[[Uses], bool], reaches: Callable[[Uses, bool], bool], path: str
