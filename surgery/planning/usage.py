@@ -124,11 +124,14 @@ class Usage:
                 bias = bias or uses.taken(offset)
         return outside, inside, bias
 
-    def _told(self, weight: str) -> list[Uses]:
-        modes = [self.uses] if self.uses is not None else []
-        if may_read_in_training(self.paths):
-            modes += [self.uses_in_training] if self.uses_in_training is not None else []
-        return modes if weight in self.paths.parameters else []
+    def _told(self, weight: str) -> Sequence[Uses]:
+        return self._modes if weight in self.paths.parameters else ()
+
+    @cached_property
+    def _modes(self) -> tuple[Uses, ...]:
+        """The uses in evaluation, and those in training where they may be others."""
+        other = self.uses_in_training if may_read_in_training(self.paths) else None
+        return tuple(uses for uses in (self.uses, other) if uses is not None)
 
     def reader(self, name: str) -> str | None:
         """A module that reads the parameter ``name`` though it is not its own, if there is one."""
