@@ -83,7 +83,7 @@ def tensors_in(thing: Any) -> list[torch.Tensor]:
     for item in items:
         if isinstance(item, torch.Tensor):
             found.append(item)
-        elif isinstance(item, tuple | list | dict):
+        elif isinstance(item, (tuple, list, dict)):
             found += tensors_in(item)
     return found
 

@@ -76,10 +76,13 @@ class Recorder(TorchFunctionMode):
             return result
         if self.fake is not None:
             args, kwargs = self.faked(args), self.faked(kwargs)
-        before = [(t, version_of(t)) for t in tensors_in((args, kwargs))]
+        given = tensors_in((args, kwargs)) if kwargs else tensors_in(args)
+        before = [version_of(tensor) for tensor in given]
         result = func(*args, **kwargs)
-        written = tuple(tensor for tensor, version in before if version_of(tensor) != version)
-        self.record(name, func, args, kwargs, result, written)
+        written = tuple(
+            t for t, version in zip(given, before, strict=True) if version_of(t) != version
+        )
+        self.record(name, func, args, kwargs, result, written, given)
         return result
 
     def faked(self, thing: Any) -> Any:
@@ -115,6 +118,7 @@ class Recorder(TorchFunctionMode):
         kwargs: Any,
         result: Any,
         written: tuple[torch.Tensor, ...],
+        given: list[torch.Tensor] | None = None,
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
         made = tensors_in(result)
@@ -123,7 +127,8 @@ class Recorder(TorchFunctionMode):
             if not made and name not in DESCRIPTIONS:
                 self.see((args, kwargs))
             return
-        inputs = [self.number(tensor) for tensor in tensors_in((args, kwargs))]
+        given = tensors_in((args, kwargs)) if given is None else given
+        inputs = [self.number(tensor) for tensor in given]
         noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
         outputs = [*results, *(t for t in written if not among(t, results))]
         for tensor in written:

@@ -51,16 +51,21 @@ class Uses:
     @cached_property
     def _reaching(self) -> tuple[set[int], set[int]]:
         """The values and the operators that something the model returns, or keeps, depends on."""
-        return self._back(set())
+        return self._back(set()) if self._closed else self._training
 
     @cached_property
     def _training(self) -> tuple[set[int], set[int]]:
         """The same by degrees: those to which gradients lead, as far as can be told."""
-        if self.record.blind is None:
-            return self._reaching
-        kinds = self.flow.kinds
-        cut = {op.index for op in self.record.ops if kinds[op.index] in _CUTS}
-        return self._back(self.record.blind | cut)
+        return self._back(self._closed)
+
+    @cached_property
+    def _closed(self) -> set[int]:
+        """The operators through which no gradient comes back."""
+        blind = self.record.blind
+        if blind is None:
+            return set()
+        cuts = (i for i, kind in enumerate(self.flow.kinds) if kind in _CUTS)
+        return blind.union(cuts)
 
     def _back(self, closed: set[int]) -> tuple[set[int], set[int]]:
         """The values and operators behind what leaves the forward, but for those ``closed``.
@@ -74,8 +79,11 @@ class Uses:
         values = returned | {value for value in record.kept if record.producer[value] >= 0}
         ops: set[int] = set()
         waiting = list(values)
+        writers, storages, producer = self._writes, record.storages, record.producer
         for value in waiting:
-            for index in (record.producer[value], *self._writes.get(record.storages[value], ())):
+            if producer[value] < 0 and storages[value] not in writers:
+                continue
+            for index in (producer[value], *writers.get(storages[value], ())):
                 if index < 0 or index in ops or index in closed:
                     continue
                 ops.add(index)
@@ -92,18 +100,38 @@ class Uses:
         if producer < 0:
             return value in record.strangers
         if self.flow.kinds[producer] in _EMPTY:
-            written = len(self._writes.get(record.storages[value], ())) > 1
-            return not written and 0 not in record.shapes[value]
+            return record.storages[value] not in self._writes and 0 not in record.shapes[value]
         return False
 
     @cached_property
     def _writes(self) -> dict[int, set[int]]:
+        """The operators that made what lies in a memory, where these were several."""
         found: dict[int, set[int]] = {}
-        for op in self.record.ops:
-            for value in op.outputs:
-                if self.record.storages[value] >= 0:
-                    found.setdefault(self.record.storages[value], set()).add(op.index)
+        first: dict[int, int] = {}
+        storages = self.record.storages
+        for value, producer in enumerate(self.record.producer):
+            place = storages[value]
+            if producer >= 0 and place >= 0:
+                one = first.setdefault(place, producer)
+                if one != producer:
+                    found.setdefault(place, {one}).add(producer)
         return found
+
+    @cached_property
+    def live(self) -> frozenset[str]:
+        """The modules that were called, and gave what gradients come back from."""
+        values, ops = self._training
+        producer = self.record.producer
+        return frozenset(
+            call.path
+            for call in self.record.calls
+            if any(v in values and (producer[v] in ops or producer[v] < 0) for _, v in call.outputs)
+        )
+
+    @cached_property
+    def read_outside(self) -> frozenset[str]:
+        """The parameters, by their first name, that others use than the modules that have them."""
+        return frozenset(name for name in self._uses if self.outside(name))
 
     def calls(self, path: str) -> list[Call]:
         """The runs of the module at ``path``."""

@@ -55,7 +55,7 @@ class Planner:
     def names(self) -> dict[int, list[str]]:
         """Every name of each parameter, by its identity: tied ones have several."""
         found: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.usage.paths.parameters.items():
             found.setdefault(id(parameter), []).append(name)
         return found
 
@@ -112,7 +112,12 @@ class Draft:
     def on(self, number: int, statement: syntax.On) -> None:
         model = self.planner.model
         try:
-            selection = select(model, statement.selector, lambda: self.planner.anatomy)
+            selection = select(
+                model,
+                statement.selector,
+                lambda: self.planner.anatomy,
+                paths=self.planner.usage.paths,
+            )
             wrapped = self.spec.wrapped(number)
         except SurgeryError as problem:
             self.found += problem.diagnostics
@@ -175,7 +180,7 @@ class Draft:
         whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
         if not whole and site.kind != "parameter":
             return (site,)
-        module = self.planner.model.get_submodule(site.path if whole else site.exit.path)
+        module = self.planner.usage.paths.modules[site.path if whole else site.exit.path]
         if read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]

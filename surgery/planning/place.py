@@ -30,7 +30,7 @@ class Place:
         self.planner = planner
         self.site = site
         self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
-        self.module = planner.model.get_submodule(self.owner)
+        self.module = planner.usage.paths.modules[self.owner]
         self.layer = self._layer()
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
@@ -51,7 +51,7 @@ class Place:
             return read_layer(self.module)
         if site.kind != "module" or site.tokens:
             return None
-        parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
+        parent = self.planner.usage.paths.modules[site.path.rpartition(".")[0]]
         layer = read_layer(self.module, parent)
         return layer and self.planner.usage.read(layer, site.path)
 
@@ -59,7 +59,8 @@ class Place:
     def idle(self) -> str | None:
         """Why a change here would change nothing of what the model returns, if so."""
         tensors = ["W"]
-        if self.layer and self.program and is_effective(self.program, self.layer):
+        read = self.layer is not None and self.layer.read
+        if self.layer and self.program and read and is_effective(self.program, self.layer):
             tensors = changed(self.program, self.layer)
         return self.planner.usage.idle(self.site, self.layer, tensors)
 

@@ -125,7 +125,11 @@ class Usage:
         return outside, inside, bias
 
     def _told(self, weight: str) -> Sequence[Uses]:
-        return self._modes if weight in self.paths.parameters else ()
+        """The uses in the modes in which others than its module use a parameter."""
+        if weight not in self.paths.parameters:
+            return ()
+        first = self.paths.canonical(weight)
+        return [uses for uses in self._modes if first in uses.read_outside]
 
     @cached_property
     def _modes(self) -> tuple[Uses, ...]:
@@ -147,13 +151,15 @@ class Usage:
 
         Where others read what ``layer`` holds, the change is one of these ``tensors``.
         """
-        if site.tokens is not None:
+        uses, path = self.uses, site.exit.path
+        if uses is None or site.tokens is not None:
             return None
         if layer is not None and layer.read:
             names = [f"{site.exit.path}.{layer.names[t]}".lstrip(".") for t in tensors or "W"]
             reasons = [self.unused(name, alone=True) for name in names]
             return reasons[0] if all(reasons) else None
-        path = site.exit.path
+        if path in uses.live:
+            return None
         found = self._idle(lambda u: u.runs(path), lambda u, t: u.reaches(path, t), path)
         if found == NEVER and layer is not None:
             weight = f"{path}.{layer.weight}" if path else layer.weight
