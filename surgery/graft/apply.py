@@ -20,13 +20,18 @@ from surgery.planning.plan import Edit, Plan, SavedPlan
 from surgery.planning.spec import Spec
 
 
-def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
-    """Plan ``spec`` for ``model``, which may be adapted already."""
+def make_plan(
+    model: nn.Module, spec: Spec, example_inputs: Any = None, settled: bool = False
+) -> Plan:
+    """Plan ``spec`` for ``model``, which may be adapted already.
+
+    It is ``settled`` what a spec changes that was applied before, and is loaded.
+    """
     surgery = surgery_of(model)
     if surgery is None:
-        return Planner(model, example_inputs).plan(spec)
+        return Planner(model, example_inputs, settled=settled).plan(spec)
     with host_of(model).detached(model):
-        planner = Planner(model, example_inputs, surgery.standing())
+        planner = Planner(model, example_inputs, surgery.standing(), settled)
         return planner.plan(spec, surgery.digests)
 
 
@@ -58,7 +63,7 @@ def apply_spec(
                 help="plan the spec anew and review the difference",
             )
     else:
-        plan = make_plan(model, spec, example_inputs)
+        plan = make_plan(model, spec, example_inputs, settled=values is not None)
     _check_instances(model, plan)
     if seed is None:
         seed = int(torch.randint(2**62, ()).item())

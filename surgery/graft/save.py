@@ -142,7 +142,7 @@ def load_adapter(
     before = {id(a) for a in surgery.applied} if surgery else set[int]()
     try:
         for spec, saved in zip(specs, content["applied"], strict=True):
-            plan = make_plan(model, spec, example_inputs)
+            plan = make_plan(model, spec, example_inputs, settled=True)
             if saved["kept"] is not None:
                 plan = kept(plan, map(tuple, saved["kept"]))
             if plan.fingerprint != saved["fingerprint"] and not before:

@@ -17,7 +17,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
-from surgery.planning.idle import Idle
+from surgery.planning.idle import UNSIZED, Idle
 from surgery.planning.layers import read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
@@ -40,6 +40,8 @@ class Planner:
     model: nn.Module
     example_inputs: Any = None
     standing: Standing = field(default_factory=dict[str, Sequence[Wrapped]])
+    settled: bool = False
+    """Whether the spec was applied before: perhaps with inputs that reached what these do not."""
 
     @cached_property
     def usage(self) -> Usage:
@@ -135,11 +137,12 @@ class Draft:
                 first = problem.diagnostics[0]
                 if lenient and first.code == "S401":
                     continue
-                if place is None or first.code != "S408" or not place.idle:
+                if place is None or first.code != "S408":
                     key = f"{first.code} {first.message}"
                     problems.setdefault(key, (problem, []))[1].append(site.path)
                     continue
-                idle.left += 1
+                idle.note(site.path, place.idle or UNSIZED, left=True)
+                continue
             idle.note(site.path, place.idle)
         for problem, paths in problems.values():
             self.found += [_located(d, statement, paths) for d in problem.diagnostics]
@@ -153,7 +156,8 @@ class Draft:
                     (Label(statement.span),),
                 )
             )
-        idle.tell(statement.selector, self.found, self.warnings)
+        settled = self.planner.settled
+        idle.tell(statement.selector, self.found, self.warnings, settled=settled)
         self.idle += idle.paths
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label
 
+UNSIZED = "run in training alone, so nothing is known of their sizes"
 _SHOWN = 3
 
 
@@ -21,8 +22,10 @@ class Idle:
     sites: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])
     left: int = 0
 
-    def note(self, path: str, reason: str | None) -> None:
+    def note(self, path: str, reason: str | None, left: bool = False) -> None:
+        """Note one place, and whether it is left as it is."""
         self.sites.append((path, reason))
+        self.left += left
 
     @property
     def paths(self) -> list[str]:
@@ -35,14 +38,18 @@ class Idle:
         found: list[Diagnostic],
         warnings: list[Diagnostic],
         things: str = "places",
+        settled: bool = False,
     ) -> None:
-        """An error or a warning for each reason, to ``found`` or to ``warnings``."""
+        """An error or a warning for each reason, to ``found`` or to ``warnings``.
+
+        What was ``settled`` before, by inputs that are not at hand, is no error now.
+        """
         reasons: dict[str, list[str]] = {}
         for path, reason in self.sites:
             if reason is not None:
                 reasons.setdefault(reason, []).append(path)
         label = (Label(selector.span),)
-        if reasons and all(reason for _, reason in self.sites):
+        if reasons and not settled and all(reason for _, reason in self.sites):
             what = "; ".join(f"{_listed(paths)} {reason}" for reason, paths in reasons.items())
             help = "pass example_inputs that reach it, or leave it out"
             message = f"nothing selected here has a part in what the model returns: {what}"

@@ -244,7 +244,8 @@ class Place:
     def real(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
         self.site = self.planner.anatomy.place_of(self.site)
-        tokens = self.planner.anatomy.tokens_at(self.site.entry)
+        entry = self.planner.usage.entry(self.site, self.layer) or self.site.entry
+        tokens = self.planner.anatomy.tokens_at(entry)
         if tokens is None or tokens.mask is None:
             return None
         return Port(tokens.reader, "input", tokens.mask)

@@ -63,7 +63,7 @@ def decide(
             idle = Idle()
             for name in chosen:
                 idle.note(name, planner.usage.unused(name))
-            idle.tell(statement.selector, found, warnings, "parameters")
+            idle.tell(statement.selector, found, warnings, "parameters", planner.settled)
             nothing += idle.paths
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)

@@ -14,7 +14,7 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, read
 from surgery.anatomy.record import Record
 from surgery.anatomy.run import record
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
 from surgery.language.diagnostics import SurgeryError
 from surgery.planning.layers import Layer
@@ -143,6 +143,16 @@ class Usage:
             for use in uses.outside(name):
                 return use.reader
         return None
+
+    def entry(self, site: Site, layer: Layer | None) -> Port | None:
+        """Where the states enter that another module multiplies with the weight at ``site``."""
+        if layer is None or not layer.read or self.uses is None:
+            return None
+        outside = self.uses.outside(f"{site.exit.path}.{layer.weight}".lstrip("."))
+        if not outside:
+            return None
+        call = self.uses.record.ops[outside[0].op].call
+        return self.anatomy.reading.ports.main_input(self.uses.record.calls[call])
 
     # what has a part in the result
 
