@@ -136,6 +136,8 @@ class Recorder(TorchFunctionMode):
                 if not among(alias, outputs):
                     outputs.append(alias)
                     inputs.append(self.number(alias))
+                    # Memory of what a function here made is no stranger, seen or not.
+                    self.strangers.pop(inputs[-1], None)
         index = len(self.ops)
         numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
         op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)

@@ -14,6 +14,7 @@ from surgery.anatomy.roles.operators import BLANKS
 from surgery.anatomy.roles.weights import contracted
 
 _EMPTY = frozenset(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"))
+_CASTS = frozenset(("to", "type", "float", "half", "bfloat16", "double"))
 _CUTS = frozenset(("detach", "data"))
 _PRODUCTS = frozenset(("linear", "matmul", "mm", "einsum"))
 _PROJECTIONS = {18: "q_proj_weight", 19: "k_proj_weight", 20: "v_proj_weight"}
@@ -65,7 +66,13 @@ class Uses:
         if blind is None:
             return set()
         cuts = (i for i, kind in enumerate(self.flow.kinds) if kind in _CUTS)
-        return blind.union(cuts)
+        return {i for i in blind if not self._casts(i)}.union(cuts)
+
+    def _casts(self, index: int) -> bool:
+        """Whether an operator gives a parameter another type, as `module.to(dtype)` does."""
+        inputs = self.record.ops[index].inputs
+        cast = self.flow.kinds[index] in _CASTS
+        return cast and any(value in self.record.parameters for value in inputs)
 
     def _back(self, closed: set[int]) -> tuple[set[int], set[int]]:
         """The values and operators behind what leaves the forward, but for those ``closed``.

@@ -16,16 +16,16 @@ _SHOWN = 3
 class Idle:
     """The sites of one statement, each with why it has no part in the result, if so.
 
-    ``left`` counts those that stay as they are, since nothing is known of their sizes.
+    ``left`` are those that stay as they are, since nothing is known of their sizes.
     """
 
     sites: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])
-    left: int = 0
+    left: set[str] = field(default_factory=set[str])
 
     def note(self, path: str, reason: str | None, left: bool = False) -> None:
         """Note one place, and whether it is left as it is."""
         self.sites.append((path, reason))
-        self.left += left
+        self.left.update([path] if left else ())
 
     @property
     def paths(self) -> list[str]:
@@ -57,7 +57,9 @@ class Idle:
             return
         for reason, paths in reasons.items():
             share = f"{len(paths):,} of the {len(self.sites):,} {things} selected here {reason}"
-            kept = ", so they are left as they are" if self.left == len(paths) else ""
+            left = len(self.left.intersection(paths))
+            which = "they" if left == len(paths) else f"{left:,} of them"
+            kept = f", so {which} are left as they are" if left else ""
             help = "inputs that reach them settle it (example_inputs); or except them"
             message = f"{share}{kept}: {_listed(paths)}"
             warnings.append(Diagnostic("S307", message, label, help, "warning"))

@@ -97,7 +97,7 @@ def test_some_without_a_part_are_a_warning_with_their_paths() -> None:
 def test_a_block_is_left_out_where_nothing_is_known_of_its_sizes() -> None:
     plan = surgery.plan(Parts(), "on `*` sequential adapter(2)", example_inputs=X)
     assert "unused" not in {edit.site for edit in plan.edits}
-    assert any("so they are left as they are" in w.message for w in plan.warnings)
+    assert any("are left as they are" in w.message for w in plan.warnings)
 
 
 def test_where_no_forward_can_be_recorded_the_difference_says_so() -> None:

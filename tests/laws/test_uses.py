@@ -241,7 +241,7 @@ def holds(case: Case) -> str:
     return "applied, some idle" if idle else "applied"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases)
 def test_what_is_adapted_acts_or_is_warned_about(case: Case) -> None:
     holds(case)
