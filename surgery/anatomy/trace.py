@@ -28,6 +28,9 @@ from surgery.anatomy.tensors import (
 )
 
 
+_PLAIN = frozenset((int, float, bool, str, type(None), slice, torch.dtype, torch.device))
+
+
 class Recorder(TorchFunctionMode):
     """Turns what runs while it is active into a :class:`Record`."""
 
@@ -129,7 +132,7 @@ class Recorder(TorchFunctionMode):
             return
         given = tensors_in((args, kwargs)) if given is None else given
         inputs = [self.number(tensor) for tensor in given]
-        noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
+        noted_args, noted_kwargs = self.noted(args), self.noted(kwargs) if kwargs else {}
         outputs = [*results, *(t for t in written if not among(t, results))]
         for tensor in written:
             for alias in self.aliases(tensor):
@@ -160,13 +163,14 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self.known and tensor._base is not None:  # pyright: ignore[reportPrivateUsage]
             self.views.setdefault(id(tensor._base), []).append(tensor)  # pyright: ignore[reportPrivateUsage]
         self.known[id(tensor)] = number, tensor
-        self.shapes.append(tuple(tensor.shape))
+        shape = tuple(tensor.shape)
+        self.shapes.append(shape)
         self.dtypes.append(tensor.dtype)
         self.producer.append(producer)
         plain = tensor.layout is torch.strided
         self.strides.append(tensor.stride() if plain else ())
         self.storages.append(storage_of(tensor) if plain else -1)
-        count = count_of(tensor)
+        count = None if shape else count_of(tensor)
         if count is not None:
             self.counts[number] = count
         return number
@@ -202,10 +206,13 @@ class Recorder(TorchFunctionMode):
 
     def noted(self, thing: Any) -> Any:
         """Arguments with their tensors replaced by values."""
+        kind: type = type(thing)
+        if kind in _PLAIN:
+            return thing
         if isinstance(thing, torch.Tensor):
             return Value(self.number(thing))
         if isinstance(thing, tuple | list):
-            return tuple(self.noted(item) for item in cast("tuple[Any, ...]", thing))
+            return tuple([self.noted(item) for item in cast("tuple[Any, ...]", thing)])
         if isinstance(thing, dict):
             return {key: self.noted(item) for key, item in cast("dict[Any, Any]", thing).items()}
         return thing
@@ -272,13 +279,11 @@ class Recorder(TorchFunctionMode):
         for views in self.views.values():
             for tensor in views:
                 shown[id(tensor)] = shown.get(id(tensor), 0) + 1
-        nobody = -1, object()
+        # What nothing else holds has as many references as an object that is held just so.
+        own = [sys.getrefcount(thing) for _, thing in ((-1, object()),)][0]
         found: set[int] = set()
-        for number, tensor in (nobody, *self.known.values()):
-            count = sys.getrefcount(tensor) - shown.get(id(tensor), 0)
-            if number < 0:
-                own = count
-            elif count > own:
+        for number, tensor in self.known.values():
+            if sys.getrefcount(tensor) - shown.get(id(tensor), 0) > own:
                 found.add(number)
         return found
 
