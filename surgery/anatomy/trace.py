@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,6 @@ from surgery.anatomy.tensors import (
     tensors_inside,
     version_of,
 )
-
 
 _PLAIN = frozenset((int, float, bool, str, type(None), slice, torch.dtype, torch.device))
 
@@ -132,7 +132,8 @@ class Recorder(TorchFunctionMode):
             return
         given = tensors_in((args, kwargs)) if given is None else given
         inputs = [self.number(tensor) for tensor in given]
-        noted_args, noted_kwargs = self.noted(args), self.noted(kwargs) if kwargs else {}
+        noted_args: tuple[Any, ...] = self.noted(args)
+        noted_kwargs: dict[str, Any] = self.noted(kwargs) if kwargs else {}
         outputs = [*results, *(t for t in written if not among(t, results))]
         for tensor in written:
             for alias in self.aliases(tensor):
@@ -206,8 +207,7 @@ class Recorder(TorchFunctionMode):
 
     def noted(self, thing: Any) -> Any:
         """Arguments with their tensors replaced by values."""
-        kind: type = type(thing)
-        if kind in _PLAIN:
+        if type(thing) in _PLAIN:
             return thing
         if isinstance(thing, torch.Tensor):
             return Value(self.number(thing))
@@ -275,17 +275,16 @@ class Recorder(TorchFunctionMode):
         forward to come. Told by counts of references: of what nothing holds, only the recorder's
         own are left.
         """
-        shown: dict[int, int] = {}
-        for views in self.views.values():
-            for tensor in views:
-                shown[id(tensor)] = shown.get(id(tensor), 0) + 1
+        # No name here may hold a tensor while references are counted.
+        shown = Counter([id(view) for views in self.views.values() for view in views])
         # What nothing else holds has as many references as an object that is held just so.
-        own = [sys.getrefcount(thing) for _, thing in ((-1, object()),)][0]
-        found: set[int] = set()
-        for number, tensor in self.known.values():
-            if sys.getrefcount(tensor) - shown.get(id(tensor), 0) > own:
-                found.add(number)
-        return found
+        (own,) = _references([(-1, object())])
+        counts = _references(self.known.values())
+        return {
+            number
+            for (number, tensor), count in zip(self.known.values(), counts, strict=True)
+            if count - shown[id(tensor)] > own
+        }
 
     def finished(self, how: str, result: Any) -> Record:
         """The record of a forward that returned ``result``, of which all else is gone."""
@@ -313,3 +312,7 @@ class Recorder(TorchFunctionMode):
             unknown,
             None if self.custom else self.blind_ops,
         )
+
+
+def _references(things: Iterable[tuple[int, Any]]) -> list[int]:
+    return [sys.getrefcount(thing) for _, thing in things]
