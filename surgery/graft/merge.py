@@ -194,7 +194,7 @@ def _work(
         return _Work(edits, _each(found.weight, layer, edits[0], value, weight), None)
     matrix = compute(found.weight, layer, edits[0].sizes, value)
     offset = compute(found.bias, layer, edits[0].sizes, value)
-    if not isinstance(offset, Tensor) and offset == 0 and bias is None:
+    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
         offset = None
     if layer.kind == "embedding" and offset is not None:
         # A one-hot input sums to one, so the bias is the same row added to each.
