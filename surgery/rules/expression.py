@@ -162,12 +162,12 @@ def _sizes(shape: Shape) -> tuple[tuple[str, Attribute], ...]:
 
 def eye(size: Dim) -> Expression:
     """The identity matrix of the features that flow in; in the weight's dtype."""
-    return Expression("eye", (operand("W", ()),), (("size", size),), (size, size))
+    return Expression("eye", (operand("W", (OUT, IN)),), (("size", size),), (size, size))
 
 
 def expanded(e: Expression, shape: Shape) -> Expression:
     """A tensor of parameters, or a number, as one of ``shape``; a number in the weight's dtype."""
-    return Expression("expand", (e, operand("W", ())), _sizes(shape), shape, e.span)
+    return Expression("expand", (e, operand("W", (OUT, IN))), _sizes(shape), shape, e.span)
 
 
 def is_number(expression: Expression, value: float) -> bool:
