@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test quick format lint types grammar fuzz benchmark clean
+.PHONY: help environment demo test environments quick format lint types grammar fuzz benchmark clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,8 +30,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## Adapt, train, save and merge a real language model (SmolLM2), start to end
 	$(BIN)/python -m examples.smollm2
 
-test: lint types grammar ## All that CI runs: lint, types, layers, every test, the wheel
+test: lint types grammar ## Lint, types, layers, every test, the wheel: what CI runs
 	$(BIN)/python -m pytest
+
+environments: $(INSTALLED) ## The wheel alone on each Python, and with the lowest versions named (downloads gigabytes)
+	.ci/environments
 
 quick: $(INSTALLED) ## The tests that take no more than seconds
 	$(BIN)/python -m pytest -m 'not slow'
