@@ -62,9 +62,9 @@ def test_a_gradient_that_is_cut():
       match y[*, n] = linear(x[*, m], W, b?)
       param A[r, m] ~ normal(std = 1)
       param B[n, r] = 0
-      y += linear(linear(x, detach(A)), B)
+      y += linear(relu(-abs(linear(x, A)) - 1), B)
     }"""
-    assert broken(model(), spec) == ["gradients reach"]
+    assert "gradients reach" in broken(model(), spec)
 
 
 def replaced(
@@ -109,7 +109,7 @@ def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(merging, "_mergeable", lambda site: [])
+    monkeypatch.setattr(merging, "mergeable", lambda site: [])
     assert broken(model()) == ["merged = adapted"]
 
 

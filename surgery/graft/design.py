@@ -65,7 +65,8 @@ class Design:
 
     ``parts`` are what the forward runs, ``read`` those of which other code reads the weight.
     ``writes`` name slots, with the ports whose values go there, and ``opens`` those that are open
-    while the module runs.
+    while the module runs. Where it ``empties`` places of padding, that says whether the padding
+    is looked at first (see graft/fastpath.py).
     """
 
     parts: tuple[Part, ...] = ()
@@ -73,6 +74,7 @@ class Design:
     stacks: tuple[Stack, ...] = ()
     read: tuple[Part, ...] = ()
     opens: tuple[str, ...] = ()
+    empties: bool | None = None
 
 
 @dataclass

@@ -41,6 +41,7 @@ class _Wiring:
         self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
         self.opens: dict[str, list[str]] = {}
+        self.empties: dict[str, bool] = {}
         self.masks: dict[tuple[Port, str], Slot] = {}
         self.stacks: dict[str, list[Stack]] = {}
         self.attributes: dict[str, dict[str, object]] = {}
@@ -153,6 +154,7 @@ class _Wiring:
             tuple(self.stacks.get(path, ())),
             tuple(self.read.get(path, ())),
             tuple(self.opens.get(path, ())),
+            self.empties.get(path),
         )
 
     def put(self, path: str, part: Part) -> None:
@@ -207,11 +209,20 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.add(site)
     for path, given in wiring.attributes.items():
         model.get_submodule(path).__dict__.update(given)
-    changed = (wiring.parts, wiring.writes, wiring.read, wiring.stacks, wiring.opens)
+    adapted = [*wiring.parts, *wiring.read, *wiring.stacks]
+    wiring.empties = fastpath.emptying(model, adapted)
+    changed = (
+        wiring.parts,
+        wiring.writes,
+        wiring.read,
+        wiring.stacks,
+        wiring.opens,
+        wiring.empties,
+    )
     for path in dict.fromkeys(path for paths in changed for path in paths):
         module = model.get_submodule(path)
         module.__class__ = _class_for(module, wiring.design(path))
-    fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
+    fastpath.close(model, adapted)
     # A gate that averages over tokens reads the plain mask as well.
     if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
         masks.keep_plain(model)

@@ -11,13 +11,12 @@ last norm. So does an adapted one where the base would: what its last layer give
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _KEPT = "_surgery_shortcut"
-_PADDING = "_surgery_padding"
 _SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
     (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
     (nn.TransformerEncoder, "use_nested_tensor", False),
@@ -26,11 +25,8 @@ _SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
 
 def close(model: nn.Module, adapted: Iterable[str]) -> None:
     """Make the modules around ``adapted`` paths call their parts."""
-    above = {path[:i] for path in adapted for i in _cuts(path)}
-    for path in sorted(above):
+    for path in _above(adapted):
         module = model.get_submodule(path)
-        if isinstance(module, nn.TransformerEncoder) and _KEPT not in module.__dict__:
-            _empty_padding(module)
         for cls, name, value in _SWITCHES:
             if isinstance(module, cls) and hasattr(module, name) and _KEPT not in module.__dict__:
                 module.__dict__[_KEPT] = (name, getattr(module, name))
@@ -43,32 +39,40 @@ def reopen(model: nn.Module) -> None:
         kept = module.__dict__.pop(_KEPT, None)
         if kept is not None:
             setattr(module, *kept)
-        if module.__dict__.pop(_PADDING, None) is not None:
-            hooks = cast("dict[int, Any]", module._forward_hooks)  # pyright: ignore[reportUnknownMemberType]
-            for key in [key for key, hook in hooks.items() if hook is _without_padding]:
-                del hooks[key]
-                module._forward_hooks_with_kwargs.pop(key, None)
 
 
-def _empty_padding(encoder: nn.TransformerEncoder) -> None:
-    if getattr(encoder, "use_nested_tensor", False) and len(encoder.layers):
-        last = encoder.layers[-1]
-        last.__dict__[_PADDING] = bool(getattr(encoder, "mask_check", True))
-        last.register_forward_hook(_without_padding, prepend=True, with_kwargs=True)
+def emptying(model: nn.Module, adapted: Iterable[str]) -> dict[str, bool]:
+    """The layers whose results get zeros for padding once parts at ``adapted`` paths are called.
+
+    With each, whether the shortcut is taken only where the padding is at the end.
+    """
+    found: dict[str, bool] = {}
+    for path in _above(adapted):
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.TransformerEncoder) or not module.use_nested_tensor:
+            continue
+        if len(module.layers):
+            last = f"layers.{len(module.layers) - 1}"
+            found[f"{path}.{last}" if path else last] = bool(module.mask_check)
+    return found
 
 
-def _without_padding(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-    """What an encoder's last layer gives, with zeros where its shortcut would leave them."""
+def emptied(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, checked: bool
+) -> Tensor:
+    """What an encoder's last layer gives, with zeros where the encoder's shortcut leaves them."""
     padding = kwargs.get("src_key_padding_mask")
-    states: Tensor = args[0]
-    if padding is None or not _cut_short(layer, states, padding, kwargs.get("src_mask")):
+    if padding is None or not args:
+        return output
+    if not _cut_short(layer, args[0], padding, kwargs.get("src_mask"), checked):
         return output
     return output.masked_fill((padding != 0).unsqueeze(-1), 0)
 
 
-def _cut_short(layer: nn.Module, states: Tensor, padding: Tensor, mask: Tensor | None) -> bool:
+def _cut_short(
+    layer: nn.Module, states: Tensor, padding: Tensor, mask: Tensor | None, checked: bool
+) -> bool:
     """Whether `nn.TransformerEncoder` would take its shortcut, were its layers not adapted."""
-    checked = layer.__dict__[_PADDING]
     refused = (
         not torch.backends.mha.get_fastpath_enabled()
         or layer.training
@@ -85,6 +89,11 @@ def _cut_short(layer: nn.Module, states: Tensor, padding: Tensor, mask: Tensor |
     return not checked or bool(
         functions._nested_tensor_from_mask_left_aligned(states, padding == 0)
     )
+
+
+def _above(paths: Iterable[str]) -> list[str]:
+    """These modules and all around them."""
+    return sorted({path[:i] for path in paths for i in _cuts(path)})
 
 
 def _cuts(path: str) -> list[int]:

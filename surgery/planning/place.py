@@ -117,7 +117,7 @@ class Place:
         if self.layer and self.layer.states is not None:
             self.rank = self.layer.states
             return
-        if self.layer and self.layer.read and not self.layer.is_own:
+        if self.layer and self.layer.read and not (self.layer.is_own or self.layer.experts):
             raise error(
                 "S411",
                 "the rule names dims of the hidden states, and where this weight is read they have "

@@ -134,7 +134,7 @@ def brings_bias(program: Program) -> bool:
     if not isinstance(found, Merge):
         return False
     without = substitute(found.bias, {operand("b", found.bias.shape): number(0)})
-    return not same_value(without, number(0))
+    return not is_number(without, 0)
 
 
 @dataclass(frozen=True)

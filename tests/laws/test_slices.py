@@ -288,7 +288,7 @@ def test_products_of_low_rank_keep_one_result() -> None:
     model = build("gpt2")
     surgery.apply(model, "on q|v apply lora(2) on k apply lora(3)", seed=0)
     forward = type(model.transformer.h[0].attn.c_attn).forward
-    called = [name for name in forward.__code__.co_names if name.startswith("surgery_")]
+    called = [name for name in forward.__code__.co_names if name.startswith("surgery_graft")]
     assert called == ["surgery_graft_weights_fused_rows_low_rank_rows"]
 
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 from surgery.anatomy.site import Port
 from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
+from surgery.graft.fastpath import emptied
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
@@ -58,6 +59,9 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
                 else frame.call(kernels.first, result, port.index)
             )
             frame.call(put, frame.attribute(slot), seen)
+    if design.empties is not None:
+        given = (frame.self_node, frame.args, frame.kwargs)
+        result = frame.call(emptied, *given, result, design.empties)
     frame.graph.output(result)
     optimise(frame.graph)
     return Built(frame.graph, frame.functions, frame.cores)
