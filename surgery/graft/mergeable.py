@@ -25,10 +25,11 @@ def mergeable(site: Site) -> list[Wrapped]:
     alone = [w for w in wraps if _merges_apart(edit, [w])]
     others = [w for w in wraps if w not in alone]
     reordered = _program(edit, [*alone, *others]) if _merges_apart(edit, alone) else None
-    if reordered and same_value(reordered.result, whole.result):
+    if reordered and same_value(reordered.result, whole.result) and _program(edit, others):
         return alone
     for length in range(len(wraps) - 1, 0, -1):
-        if _merges_apart(edit, wraps[:length]):
+        # What stays has a weight and a bias before it then, and no longer what these were made of.
+        if _merges_apart(edit, wraps[:length]) and _program(edit, wraps[length:]):
             return wraps[:length]
     return []
 

@@ -62,9 +62,12 @@ def put(emitter: Emitter, e: Expression) -> Any:
         vector = emitter.tensor(part, operand("W", ()))
         return emitter.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
     onto = emitter.emit(whole)
-    if part.number is not None:
+    if emitter.is_number(part):
         old = emitter.host.call(slices.take_rows, onto, rows.layout, axis)
-        new = emitter.host.call(torch.full_like, old, emitter.scalar(part.number))
+        new = emitter.host.call(torch.full_like, old, emitter.emit(part))
+    elif e.varies and not part.varies:
+        old = emitter.host.call(slices.take_rows, onto, rows.layout, axis)
+        new = emitter.host.call("expand_as", emitter.aligned(part, e), old)
     else:
         new = emitter.emit(part)
     return emitter.host.call(slices.put_rows, onto, new, rows.layout, axis)
