@@ -161,8 +161,8 @@ class Exchange:
             slots += _slots(one)
             hidden += _hidden(before.model, one)
             for p in one.module._parameters.values():
-                if p is not None:
-                    parameters.setdefault(id(p), (p, p.data, p.requires_grad))
+                if p is not None and id(p) not in parameters:
+                    parameters[id(p)] = (p, p.data, p.requires_grad)
         moved = [(p, data) for p, data, _ in parameters.values() if not same_memory(p, data)]
         slots += [_Content(parameter, data) for parameter, data in moved]
         slots.append(_Flags([(p, flag) for p, _, flag in parameters.values()]))

@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
+
 _KEPT = "_surgery_shortcut"
 _PADDING = "_surgery_padding"
 _SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
@@ -28,7 +30,7 @@ def close(model: nn.Module, adapted: Iterable[str]) -> None:
     """Make the modules around ``adapted`` paths call their parts."""
     above = {path[:i] for path in adapted for i in _cuts(path)}
     for path in sorted(above):
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         if isinstance(module, nn.TransformerEncoder) and _KEPT not in module.__dict__:
             _empty_padding(module)
         for cls, name, value in _SWITCHES:
@@ -37,9 +39,9 @@ def close(model: nn.Module, adapted: Iterable[str]) -> None:
                 setattr(module, name, value)
 
 
-def reopen(model: nn.Module) -> None:
-    """Undo :func:`close`."""
-    for module in model.modules():
+def reopen(modules: Iterable[nn.Module]) -> None:
+    """Undo :func:`close` where it was done to any of ``modules``."""
+    for module in modules:
         kept = module.__dict__.pop(_KEPT, None)
         if kept is not None:
             setattr(module, *kept)

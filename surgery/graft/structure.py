@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from surgery.anatomy.modules import all_modules
+
 Table = dict[str, Any]
 
 
@@ -40,7 +42,7 @@ class Structure:
         self.model = model
         self.modules = [
             Before(m, type(m), dict(m.__dict__), dict(m._modules), dict(m._parameters))
-            for m in model.modules()
+            for m in all_modules(model)
         ]
         self.parameters: dict[int, tuple[nn.Parameter, Tensor, bool]] = {}
         for before in () if tables else self.modules:
@@ -55,6 +57,17 @@ class Structure:
 
     def restore(self) -> None:
         """Put everything back."""
+        self.restore_tables()
+        for parameter, data, flag in self.parameters.values():
+            if not same_memory(parameter, data):
+                parameter.data = data
+            set_flag(parameter, flag)
+        with torch.no_grad():
+            for parameter, content in self.contents:
+                parameter.copy_(content)
+
+    def restore_tables(self) -> None:
+        """Put classes, attributes, children and parameters back where they stood."""
         graphs = [b.module for b in self.modules if graph_changed(b)]
         for before in self.modules:
             module = before.module
@@ -68,13 +81,6 @@ class Structure:
                 if not same(table, content):
                     table.clear()
                     table.update(content)
-        for parameter, data, flag in self.parameters.values():
-            if not same_memory(parameter, data):
-                parameter.data = data
-            set_flag(parameter, flag)
-        with torch.no_grad():
-            for parameter, content in self.contents:
-                parameter.copy_(content)
         recompile(graphs)
 
 
@@ -90,13 +96,16 @@ def all_or_nothing(model: nn.Module) -> Generator[Structure]:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Generator[None]:
-    """However it is left, the classes, attributes and tables of ``model`` are as they were."""
-    structure = Structure(model, tables=True)
+def restored(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
+    """However it is left, the classes, attributes and tables of ``model`` are as they were.
+
+    They are still as in ``structure``, if it is given.
+    """
+    structure = structure or Structure(model, tables=True)
     try:
         yield
     finally:
-        structure.restore()
+        structure.restore_tables()
 
 
 def same(table: Table, content: Table) -> bool:
@@ -125,7 +134,10 @@ def set_flag(parameter: nn.Parameter, flag: bool) -> None:
     """Have ``parameter`` train or not."""
     if parameter.requires_grad is flag:
         return
-    with torch.inference_mode(parameter.is_inference()):
+    if parameter.is_inference():
+        with torch.inference_mode():
+            parameter.requires_grad_(flag)
+    else:
         parameter.requires_grad_(flag)
 
 

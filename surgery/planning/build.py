@@ -11,6 +11,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
+from surgery.anatomy.modules import module_at
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
@@ -18,7 +19,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
-from surgery.planning.layers import check_sizes, read_layer
+from surgery.planning.layers import check_sizes, is_known, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
@@ -123,7 +124,8 @@ class Draft:
         lenient = any(isinstance(p, syntax.All) for p in statement.selector.union.parts)
         problems: dict[str, tuple[SurgeryError, list[str]]] = {}
         before = len(self.edits)
-        sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
+        linear = fitting(wrapped.closure).kind == "linear"
+        sites = [s for site in selection.sites for s in self.sites(site, linear)]
         for site in sites:
             try:
                 with followed(statement.span):
@@ -162,15 +164,15 @@ class Draft:
                 assert isinstance(statement, syntax.On)
                 self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
 
-    def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
-        """``site``; or the weights in it that a method of linear layers is for: those of all experts,
-        or one that it multiplies with itself.
+    def sites(self, site: Site, linear: bool) -> tuple[Site, ...]:
+        """``site``; or the weights in it that a method of ``linear`` layers is for: those of all
+        experts, or one that it multiplies with itself.
         """
-        whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
+        whole = site.kind == "module" and linear
         if not whole and site.kind != "parameter":
             return (site,)
-        module = self.planner.model.get_submodule(site.path if whole else site.exit.path)
-        if read_layer(module) is not None:
+        module = module_at(self.planner.model, site.path if whole else site.exit.path)
+        if is_known(module) or read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
         anatomy = self.planner.anatomy

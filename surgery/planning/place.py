@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
@@ -32,7 +33,7 @@ class Place:
         self.planner = planner
         self.site = site
         self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
-        self.module = planner.model.get_submodule(self.owner)
+        self.module = module_at(planner.model, self.owner)
         self.layer = self._layer()
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
@@ -52,7 +53,7 @@ class Place:
             return read_layer(self.module)
         if site.kind != "module" or site.tokens:
             return None
-        parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
+        parent = module_at(self.planner.model, site.path.rpartition(".")[0])
         layer = read_layer(self.module, parent)
         known = layer is not None and (layer.native or layer.plain) and not layer.read
         if layer is None or not known or layer.kind != "linear":
@@ -192,7 +193,7 @@ class Place:
                 help="select a module for the method that changes the result",
             )
         self.owner = path
-        self.module = self.planner.model.get_submodule(path)
+        self.module = module_at(self.planner.model, path)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -230,7 +231,7 @@ class Place:
 
     def _tells(self, memory: Memory) -> bool:
         """Whether a decoder is given a mask that has ones for tokens, by a name of its own."""
-        decoder = self.planner.model.get_submodule(memory.reader)
+        decoder = module_at(self.planner.model, memory.reader)
         named = memory.mask in inspect.signature(decoder.forward).parameters
         return named and "key_padding" not in str(memory.mask)
 
