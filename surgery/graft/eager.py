@@ -20,7 +20,7 @@ from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.structure import Structure, restored
+from surgery.graft.structure import Structure, restored, set_class
 from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import MemorySlots, memory_slots
 from surgery.graft.tokens.sequences import token_slots
@@ -211,7 +211,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     changed = (wiring.parts, wiring.writes, wiring.read, wiring.stacks, wiring.opens)
     for path in dict.fromkeys(path for paths in changed for path in paths):
         module = module_at(model, path)
-        module.__class__ = _class_for(module, wiring.design(path))
+        set_class(module, _class_for(module, wiring.design(path)))
     fastpath.close(model, [*wiring.parts, *wiring.read, *wiring.stacks])
     # A gate that averages over tokens reads the plain mask as well.
     if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
@@ -252,7 +252,7 @@ def uninstall(model: nn.Module) -> None:
     masks.undo(modules)
     for module in modules:
         if is_adapted(module):
-            module.__class__ = base_class(module)
+            set_class(module, base_class(module))
         elif hasattr(type(module), "surgery_base"):
             raise error(
                 "S526",

@@ -24,6 +24,7 @@ from surgery.graft.structure import (
     recompile,
     same,
     same_memory,
+    set_class,
     set_flag,
 )
 
@@ -59,7 +60,8 @@ class _Class(_Slot):
 
     def swap(self) -> None:
         now = type(self.module)
-        self.module.__class__, self.other = self.other, now
+        set_class(self.module, self.other)
+        self.other = now
 
 
 class _Entry(_Slot):

@@ -72,7 +72,7 @@ class Structure:
         for before in self.modules:
             module = before.module
             if type(module) is not before.cls:
-                module.__class__ = before.cls
+                set_class(module, before.cls)
             for table, content in (
                 (module.__dict__, before.attributes),
                 (module._modules, before.children),
@@ -110,6 +110,8 @@ def restored(model: nn.Module, structure: Structure | None = None) -> Generator[
 
 def same(table: Table, content: Table) -> bool:
     """Whether a table holds these very objects in this order."""
+    if not table or not content:
+        return not table and not content
     return [*table] == [*content] and all(map(is_, table.values(), content.values()))
 
 
@@ -117,6 +119,11 @@ def same_memory(parameter: Tensor, data: Tensor) -> bool:
     """Whether ``parameter`` is still in the memory, and of the form, that ``data`` has."""
     if parameter.dtype != data.dtype or parameter.shape != data.shape:
         return False
+    try:
+        if not parameter.is_meta and parameter.is_set_to(data):
+            return True
+    except RuntimeError:
+        pass  # not all kinds of tensors can tell
     return address(parameter) == address(data) and (
         parameter.device == data.device and parameter.stride() == data.stride()
     )
@@ -128,6 +135,11 @@ def address(tensor: Tensor) -> int:
         return tensor.data_ptr()
     except RuntimeError:
         return 0
+
+
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Make ``module`` one of ``cls``; what modules do when an attribute is set is not for this."""
+    object.__setattr__(module, "__class__", cls)
 
 
 def set_flag(parameter: nn.Parameter, flag: bool) -> None:

@@ -57,9 +57,9 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     averages of weights do, changes no version. Nothing is kept where a compiler, a transform or a
     mode sees to what is computed.
     """
-    cls: Any = type(module)
 
     def compute() -> Tensor:
+        cls: Any = type(module)
         with without_autocast(tensors[0]):
             return cls.surgery_functions[key](module, *_alike(tensors))
 
