@@ -170,8 +170,8 @@ class _LowRank(torch.autograd.Function):
         if factor is not None:
             outer = outer * (factor if factor.dtype == outer.dtype else factor.to(outer.dtype))
         if needs_up:
-            to_up = (small.t() @ outer).t().mul_(ctx.scale)
-        turned = (up.t() @ outer.t()).mul_(ctx.scale * (_gain(ctx.rate) if ctx.rate else 1))
+            to_up = (small.t() @ outer).t().mul(ctx.scale)
+        turned = (up.t() @ outer.t()).mul(ctx.scale * (_gain(ctx.rate) if ctx.rate else 1))
         masked = None if kept is None else kept.flatten(0, -2)
         if needs_down:
             to_down = turned @ (rows if masked is None else rows * masked)
