@@ -127,7 +127,7 @@ class Context(ContextDecorator, AbstractContextManager[nn.Module]):
             machine.open.remove(self._entered.pop())
             try:
                 machine.settle(self.model)
-            except KeyboardInterrupt:
+            except BaseException:
                 machine.settle(self.model)
                 raise
 

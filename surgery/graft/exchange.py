@@ -119,11 +119,13 @@ class _Content(_Slot):
 
     def swap(self) -> None:
         parameter, now, version = self.parameter, self.parameter.data, _version(self.parameter)
-        parameter.data = _follow(self.form, parameter)(self.other)
-        self.other, self.form = now, _form(parameter)
+        shown, form = _follow(self.form, parameter)(self.other), _form(parameter)
+        # What is interrupted is done again, so nothing that can be stands behind the change.
         if version is not None and self.version is not None:
             _set_version(parameter, self.version)
             self.version = version
+        parameter.data = shown
+        self.other, self.form = now, form
 
 
 class _Flags(_Slot):
@@ -134,8 +136,13 @@ class _Flags(_Slot):
 
     def swap(self) -> None:
         now = [(p, p.requires_grad) for p, _ in self.other]
-        for parameter, flag in self.other:
-            set_flag(parameter, flag)
+        try:
+            for parameter, flag in self.other:
+                set_flag(parameter, flag)
+        except BaseException:
+            for parameter, flag in now:
+                set_flag(parameter, flag)
+            raise
         self.other = now
 
 

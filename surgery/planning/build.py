@@ -124,8 +124,7 @@ class Draft:
         lenient = any(isinstance(p, syntax.All) for p in statement.selector.union.parts)
         problems: dict[str, tuple[SurgeryError, list[str]]] = {}
         before = len(self.edits)
-        linear = fitting(wrapped.closure).kind == "linear"
-        sites = [s for site in selection.sites for s in self.sites(site, linear)]
+        sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
         for site in sites:
             try:
                 with followed(statement.span):
@@ -164,11 +163,11 @@ class Draft:
                 assert isinstance(statement, syntax.On)
                 self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
 
-    def sites(self, site: Site, linear: bool) -> tuple[Site, ...]:
-        """``site``; or the weights in it that a method of ``linear`` layers is for: those of all
-        experts, or one that it multiplies with itself.
+    def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
+        """``site``; or the weights in it that a method of linear layers is for: those of all experts,
+        or one that it multiplies with itself.
         """
-        whole = site.kind == "module" and linear
+        whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
         if not whole and site.kind != "parameter":
             return (site,)
         module = module_at(self.planner.model, site.path if whole else site.exit.path)
