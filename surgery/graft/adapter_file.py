@@ -142,7 +142,7 @@ def _content(metadata: Mapping[str, str]) -> Mapping[str, Any]:
         raise MalformedError("it was not saved by surgery: it carries no spec")
     text = metadata[KEY]
     content = read_json(text, Each(ANY))
-    check(content.get("version"), int, "version")
+    check(content.get("version"), int, ("version",))
     version: int = content["version"]
     if version < VERSION:
         raise MalformedError(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
 from surgery.anatomy.state import uncollected
 from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_grafts
 from surgery.graft.contexts import Context, changing
@@ -33,14 +34,16 @@ from surgery.planning.plan import Edit, Plan, SavedPlan
 from surgery.planning.spec import Spec
 
 
-def make_plan(model: nn.Module, spec: Spec, example_inputs: Any = None) -> Plan:
-    """Plan ``spec`` for ``model``, which may be adapted already."""
+def make_plan(
+    model: nn.Module, spec: Spec, example_inputs: Any = None, structure: Structure | None = None
+) -> Plan:
+    """Plan ``spec`` for ``model``, which may be adapted already, and is made of ``structure``."""
     surgery = surgery_of(model)
     if surgery is None:
         check_alone(model)
         return Planner(model, example_inputs).plan(spec)
     check_standing(model, surgery)
-    with host_of(model).detached(model):
+    with host_of(model).detached(model, structure):
         planner = Planner(model, example_inputs, surgery.standing())
         return planner.plan(spec, surgery.digests)
 
@@ -63,8 +66,8 @@ def apply_spec(
             a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
 
     """
-    with changing(model, "apply"):
-        plan = _planned(model, spec, example_inputs)
+    with changing(model, "apply") as structure:
+        plan = _planned(model, spec, example_inputs, structure)
         _check_instances(model, plan)
         if seed is None:
             seed = int(torch.randint(2**62, ()).item())
@@ -81,12 +84,14 @@ def apply_spec(
     return plan
 
 
-def _planned(model: nn.Module, spec: Spec | SavedPlan | Plan, example_inputs: Any) -> Plan:
+def _planned(
+    model: nn.Module, spec: Spec | SavedPlan | Plan, example_inputs: Any, structure: Structure
+) -> Plan:
     if isinstance(spec, Plan):
         return spec
     if not isinstance(spec, SavedPlan):
-        return make_plan(model, spec, example_inputs)
-    plan = make_plan(model, spec.spec, example_inputs)
+        return make_plan(model, spec, example_inputs, structure)
+    plan = make_plan(model, spec.spec, example_inputs, structure)
     if plan.fingerprint != spec.fingerprint:
         cause = "the model is another" if plan.base != spec.base else "it plans differently now"
         raise error(
@@ -111,7 +116,7 @@ def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:
     for path in dict.fromkeys(p for e in plan.edits for p in (e.exit.path, e.owner)):
-        if "forward" in model.get_submodule(path).__dict__:
+        if "forward" in module_at(model, path).__dict__:
             raise error(
                 "S414",
                 f"`{path}` has a forward of its own set on the instance, which would pass the graft by",
@@ -122,7 +127,7 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
 def _register(
     model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter], holders: Holders
 ) -> None:
-    module = model.get_submodule(edit.owner)
+    module = module_at(model, edit.owner)
     for name, parameter in tensors.items():
         child, _, rest = name.partition(".")
         if child not in module._modules:
@@ -191,7 +196,7 @@ def drop(model: nn.Module, edits: Iterable[Edit]) -> None:
     host_of(model).uninstall(model)
     for edit in edits:
         try:
-            module = model.get_submodule(edit.owner)
+            module = module_at(model, edit.owner)
         except AttributeError:
             continue
         drop_graft(module, edit.graft)

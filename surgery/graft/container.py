@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from surgery.anatomy.modules import all_modules, module_at
+
 
 class Graft(nn.Module):
     """Parameters of one method at one module, reached as `q_proj.lora.A`.
@@ -58,7 +60,7 @@ Holders = dict[nn.Parameter, Graft]
 
 def rehome(model: nn.Module) -> None:
     """Register what is shared at those that are left, where its holder has gone from ``model``."""
-    grafts = [m for m in model.modules() if isinstance(m, Graft)]
+    grafts = [m for m in all_modules(model) if isinstance(m, Graft)]
     left = set(grafts)
     heirs: Holders = {}
     for graft in grafts:
@@ -76,6 +78,14 @@ def find_graft(module: nn.Module, path: str) -> Graft | None:
     return find_graft(child, rest) if rest else child
 
 
+def graft_at(model: nn.Module, owner: str, path: str) -> Graft | None:
+    """The graft at ``path`` on the module of ``model`` at ``owner``, if both are there."""
+    try:
+        return find_graft(module_at(model, owner), path)
+    except AttributeError:
+        return None
+
+
 def drop_graft(module: nn.Module, path: str) -> None:
     """Take the graft at ``path`` off ``module``, and those around it that are left empty."""
     above, _, name = path.rpartition(".")
@@ -89,9 +99,10 @@ def drop_graft(module: nn.Module, path: str) -> None:
 
 def take_grafts(model: nn.Module) -> None:
     """Take every graft off the modules of ``model``."""
-    for module in list(model.modules()):
-        for name in [n for n, child in module._modules.items() if isinstance(child, Graft)]:
-            del module._modules[name]
+    for module in all_modules(model):
+        children = module._modules
+        for name in [n for n, m in children.items() if isinstance(m, Graft)] if children else ():
+            del children[name]
 
 
 class HidesGrafts:

@@ -49,6 +49,7 @@ class _Machine:
     open: list[_Open] = field(default_factory=list[_Open])
     made: dict[Kind, Exchange] = field(default_factory=dict[Kind, Exchange])
     shown: Kind | None = None
+    changing: Structure | None = None
 
     def wanted(self) -> _Open | None:
         """A context of the kind that is to show."""
@@ -126,7 +127,7 @@ class Context(ContextDecorator, AbstractContextManager[nn.Module]):
             machine.open.remove(self._entered.pop())
             try:
                 machine.settle(self.model)
-            except KeyboardInterrupt:
+            except BaseException:
                 machine.settle(self.model)
                 raise
 
@@ -139,6 +140,8 @@ class Context(ContextDecorator, AbstractContextManager[nn.Module]):
 def changing(model: nn.Module, verb: str) -> Generator[Structure]:
     """What is applied to ``model`` may change inside, as a whole: an exception undoes all of it.
 
+    A verb within a verb is a part of that one, which undoes both.
+
     Raises:
         SurgeryError: S520 if a context is open.
 
@@ -147,8 +150,15 @@ def changing(model: nn.Module, verb: str) -> Generator[Structure]:
     with machine.lock:
         if machine.open:
             raise _refusal(machine.open[-1].kind, verb)
+        if machine.changing is not None:
+            yield machine.changing
+            return
         with torch.inference_mode(False), uncollected(), all_or_nothing(model) as structure:
-            yield structure
+            machine.changing = structure
+            try:
+                yield structure
+            finally:
+                machine.changing = None
 
 
 def _refusal(kind: Kind, verb: str) -> SurgeryError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
 from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
@@ -42,7 +43,7 @@ def create(
         wraps.append(edit.wrapped(plan.spec))
         declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
         owner = edit.owner
-        like = _like(model.get_submodule(owner), edit)
+        like = _like(module_at(model, owner), edit)
         made: dict[str, nn.Parameter] = {}
 
         def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
@@ -51,7 +52,7 @@ def create(
             held = e.op != "operand" or layer is None or layer.plain
             found = fresh.get(full, parameters.get(full) if held else None)
             # A weight that is not held is what the module makes of others, as parametrizations do.
-            return (getattr(model.get_submodule(owner), name) if found is None else found).detach()
+            return (getattr(module_at(model, owner), name) if found is None else found).detach()
 
         for declaration, tensor in zip(declarations, edit.tensors, strict=True):
             key = edit.shared_key(tensor)
@@ -95,6 +96,7 @@ def _words(
 
 def _like(module: nn.Module, edit: Edit) -> Tensor:
     """An empty tensor with the dtype and device that the new parameters take."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    own = next((p.device for p in module._parameters.values() if p is not None), None)
+    device = own or next((p.device for p in module.parameters()), torch.device("cpu"))
     dtype = getattr(torch, edit.tensors[0].dtype) if edit.tensors else torch.get_default_dtype()
     return torch.empty(0, dtype=dtype, device=device)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import fx, nn
 
+from surgery.anatomy.modules import all_modules, module_at
 from surgery.anatomy.site import Memory, Port, Tokens, covers
 from surgery.graft import fastpath
 from surgery.graft.channel import Slot
@@ -19,7 +20,7 @@ from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.structure import restored
+from surgery.graft.structure import Structure, restored, set_class
 from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import MemorySlots, memory_slots
 from surgery.graft.tokens.sequences import token_slots
@@ -194,12 +195,12 @@ class _Wiring:
     def around(self, one: str, other: str) -> str:
         """The lowest module with a forward that is, or has in it, both."""
         path = one
-        while path and not (covers(path, other) and _runs(self.model.get_submodule(path))):
+        while path and not (covers(path, other) and _runs(module_at(self.model, path))):
             path = path.rpartition(".")[0]
         return path
 
     def hold(self, norm: str, reader: str) -> str:
-        return self.give(reader, "norm", Held(self.model.get_submodule(norm)))
+        return self.give(reader, "norm", Held(module_at(self.model, norm)))
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -208,7 +209,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     for site in sites_of(surgery).values():
         wiring.add(site)
     for path, given in wiring.attributes.items():
-        model.get_submodule(path).__dict__.update(given)
+        module_at(model, path).__dict__.update(given)
     adapted = [*wiring.parts, *wiring.read, *wiring.stacks]
     wiring.empties = fastpath.emptying(model, adapted)
     changed = (
@@ -220,8 +221,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.empties,
     )
     for path in dict.fromkeys(path for paths in changed for path in paths):
-        module = model.get_submodule(path)
-        module.__class__ = _class_for(module, wiring.design(path))
+        module = module_at(model, path)
+        set_class(module, _class_for(module, wiring.design(path)))
     fastpath.close(model, adapted)
     # A gate that averages over tokens reads the plain mask as well.
     if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
@@ -257,11 +258,12 @@ def uninstall(model: nn.Module) -> None:
         SurgeryError: S526 if one has got a class on top of the adapted one, which stays then.
 
     """
-    fastpath.reopen(model)
-    masks.undo(model)
-    for module in model.modules():
+    modules = all_modules(model)
+    fastpath.reopen(modules)
+    masks.undo(modules)
+    for module in modules:
         if is_adapted(module):
-            module.__class__ = base_class(module)
+            set_class(module, base_class(module))
         elif hasattr(type(module), "surgery_base"):
             raise error(
                 "S526",
@@ -273,9 +275,12 @@ def uninstall(model: nn.Module) -> None:
 
 
 @contextmanager
-def detached(model: nn.Module) -> Generator[None]:
-    """The base model inside: without adapted classes and without the added parameters."""
-    with alone(model), restored(model):
+def detached(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
+    """The base model inside: without adapted classes and without the added parameters.
+
+    ``structure``, if given, is what the model is made of when this is entered.
+    """
+    with alone(model), restored(model, structure):
         uninstall(model)
         take_grafts(model)
         yield

@@ -24,6 +24,7 @@ from surgery.graft.structure import (
     recompile,
     same,
     same_memory,
+    set_class,
     set_flag,
 )
 
@@ -59,7 +60,8 @@ class _Class(_Slot):
 
     def swap(self) -> None:
         now = type(self.module)
-        self.module.__class__, self.other = self.other, now
+        set_class(self.module, self.other)
+        self.other = now
 
 
 class _Entry(_Slot):
@@ -117,11 +119,13 @@ class _Content(_Slot):
 
     def swap(self) -> None:
         parameter, now, version = self.parameter, self.parameter.data, _version(self.parameter)
-        parameter.data = _follow(self.form, parameter)(self.other)
-        self.other, self.form = now, _form(parameter)
+        shown, form = _follow(self.form, parameter)(self.other), _form(parameter)
+        # What is interrupted is done again, so nothing that can be stands behind the change.
         if version is not None and self.version is not None:
             _set_version(parameter, self.version)
             self.version = version
+        parameter.data = shown
+        self.other, self.form = now, form
 
 
 class _Flags(_Slot):
@@ -132,8 +136,13 @@ class _Flags(_Slot):
 
     def swap(self) -> None:
         now = [(p, p.requires_grad) for p, _ in self.other]
-        for parameter, flag in self.other:
-            set_flag(parameter, flag)
+        try:
+            for parameter, flag in self.other:
+                set_flag(parameter, flag)
+        except BaseException:
+            for parameter, flag in now:
+                set_flag(parameter, flag)
+            raise
         self.other = now
 
 
@@ -161,8 +170,8 @@ class Exchange:
             slots += _slots(one)
             hidden += _hidden(before.model, one)
             for p in one.module._parameters.values():
-                if p is not None:
-                    parameters.setdefault(id(p), (p, p.data, p.requires_grad))
+                if p is not None and id(p) not in parameters:
+                    parameters[id(p)] = (p, p.data, p.requires_grad)
         moved = [(p, data) for p, data, _ in parameters.values() if not same_memory(p, data)]
         slots += [_Content(parameter, data) for parameter, data in moved]
         slots.append(_Flags([(p, flag) for p, _, flag in parameters.values()]))

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
+
 _KEPT = "_surgery_shortcut"
 _SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
     (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
@@ -26,16 +28,16 @@ _SWITCHES: tuple[tuple[type[nn.Module], str, object], ...] = (
 def close(model: nn.Module, adapted: Iterable[str]) -> None:
     """Make the modules around ``adapted`` paths call their parts."""
     for path in _above(adapted):
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         for cls, name, value in _SWITCHES:
             if isinstance(module, cls) and hasattr(module, name) and _KEPT not in module.__dict__:
                 module.__dict__[_KEPT] = (name, getattr(module, name))
                 setattr(module, name, value)
 
 
-def reopen(model: nn.Module) -> None:
-    """Undo :func:`close`."""
-    for module in model.modules():
+def reopen(modules: Iterable[nn.Module]) -> None:
+    """Undo :func:`close` where it was done to any of ``modules``."""
+    for module in modules:
         kept = module.__dict__.pop(_KEPT, None)
         if kept is not None:
             setattr(module, *kept)

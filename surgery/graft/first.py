@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import all_modules
 from surgery.graft.owner import Owner
 from surgery.graft.structure import Structure, address, set_flag
 from surgery.language.diagnostics import error
@@ -66,7 +67,7 @@ class FirstValues:
 
 def first_values(model: nn.Module) -> Iterator[tuple[nn.Module, FirstValues]]:
     """All that ``model`` has, each with its module."""
-    for module in model.modules():
+    for module in all_modules(model):
         held = module.__dict__.get(STANDS_IN)
         if isinstance(held, FirstValues):
             yield module, held
@@ -84,7 +85,7 @@ def remember(model: nn.Module, trained: Iterable[str]) -> None:
     for name, parameter in model.named_parameters():
         if name in wanted:
             spans.setdefault(_memory(parameter), []).append(_Span(*_range(parameter), name))
-    for module in model.modules():
+    for module in all_modules(model):
         fresh: dict[str, First] = {}
         for name, parameter in module._parameters.items():
             if parameter is None or not (near := spans.get(_memory(parameter))):

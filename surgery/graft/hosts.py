@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import fx, nn
 
 from surgery.graft.state import Surgery
+from surgery.graft.structure import Structure
 
 
 class ModelHost(Protocol):
@@ -15,7 +16,9 @@ class ModelHost(Protocol):
 
     def install(self, model: nn.Module, surgery: Surgery) -> None: ...
     def uninstall(self, model: nn.Module) -> None: ...
-    def detached(self, model: nn.Module) -> AbstractContextManager[None]: ...
+    def detached(
+        self, model: nn.Module, structure: Structure | None = None
+    ) -> AbstractContextManager[None]: ...
 
 
 def host_of(model: nn.Module) -> ModelHost:

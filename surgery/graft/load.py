@@ -67,7 +67,7 @@ def load_adapter(
     with changing(model, "load") as structure:
         uncompared = check_base(model, file.content["base"], held, base)
         with _explained(file):
-            drafts = _drafts(model, file, example_inputs)
+            drafts = _drafts(model, file, example_inputs, structure)
             _check_tensors(file, drafts)
             _carry_out(model, drafts, _values(file, drafts, base), structure)
     return uncompared
@@ -104,13 +104,15 @@ def _unfit(how: str) -> SurgeryError:
     return error("S516", f"what the file holds does not fit this model: {how}")
 
 
-def _drafts(model: nn.Module, file: AdapterFile, example_inputs: Any) -> list[_Draft]:
+def _drafts(
+    model: nn.Module, file: AdapterFile, example_inputs: Any, structure: Structure
+) -> list[_Draft]:
     """The plans of all specs of a file, each made as if those before it were applied."""
     specs = [spec_from_texts(a["spec"]) for a in file.content["applied"]]
     surgery = surgery_of(model)
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
-    with host_of(model).detached(model), _same_flags(model):
+    with host_of(model).detached(model, structure), _same_flags(model):
         planner = Planner(model, example_inputs, standing, settled=True)
         for spec, saved in zip(specs, file.content["applied"], strict=True):
             draft = _draft(planner, spec, saved)

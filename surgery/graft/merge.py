@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
 from surgery.graft.apply import drop, enforce, keep
 from surgery.graft.contexts import Context, changing
 from surgery.graft.initialise import by_expert, compute
@@ -133,7 +134,7 @@ def _write(model: nn.Module, draft: _Draft) -> None:
     for work in draft.work.values():
         first = work.edits[0]
         assert first.layer is not None
-        module, names = model.get_submodule(first.owner), first.layer.names
+        module, names = module_at(model, first.owner), first.layer.names
         table = module._parameters
         weight, bias = table[names["W"]], table.get(names["b"])
         assert weight is not None
@@ -170,7 +171,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
 def _work(
     model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
 ) -> _Work:
-    module = model.get_submodule(path)
+    module = module_at(model, path)
     found = program_of(edits[0], wraps).merge
     assert not isinstance(found, NotAffine)
     weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
@@ -185,7 +186,8 @@ def _work(
             if e.op == "operand":
                 tensor = module._parameters[layer.names[e.name]]
             else:
-                tensor = module.get_parameter(e.name)
+                holder, _, name = e.name.rpartition(".")
+                tensor = getattr(module_at(module, holder), name)
             assert tensor is not None
             cache[e] = tensor.detach().to(wide)
         return cache[e]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import module_at
 from surgery.graft.adapter_file import adapter_path, write_adapter
 from surgery.graft.base import base_facts
 from surgery.graft.contexts import adapted
@@ -113,7 +114,9 @@ def _held(model: nn.Module, name: str) -> Tensor:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor | None:
+    path, _, last = name.rpartition(".")
     try:
-        return model.get_parameter(name)
+        found = getattr(module_at(model, path), last)
     except AttributeError:
         return None
+    return found if isinstance(found, nn.Parameter) else None

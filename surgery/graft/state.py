@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from torch import fx, nn
 
-from surgery.graft.container import Graft
+from surgery.anatomy.modules import all_modules
+from surgery.graft.container import Graft, graft_at
 from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
 from surgery.planning.plan import Edit, Plan
@@ -158,17 +159,18 @@ def required(model: nn.Module, otherwise: str = "") -> Surgery:
 
 def elsewhere(model: nn.Module) -> str | None:
     """Where the record is that tells of ``model`` or of a part of it, in words."""
-    for path, module in _named(model):
-        if path and ATTRIBUTE in module.__dict__:
-            return f"something was applied to its `{path}`: call this with that module"
+    modules = all_modules(model)
+    recorded = next((m for m in modules[1:] if ATTRIBUTE in m.__dict__), None)
+    if recorded is not None:
+        path = _path(model, recorded)
+        return f"something was applied to its `{path}`: call this with that module"
     for root in list(_ROOTS):
         if root is model or ATTRIBUTE not in root.__dict__:
             continue
-        path = next((path for path, module in _named(root) if module is model), None)
-        if path:
-            kind = type(root).__name__
+        if any(module is model for module in all_modules(root)):
+            path, kind = _path(root, model), type(root).__name__
             return f"it is `{path}` of an adapted {kind}: call this with that {kind}"
-    if any(isinstance(child, Graft) for child in model.modules()):
+    if any(isinstance(module, Graft) for module in modules):
         return "it has grafts of a model that it was a part of: call this with that model"
     return None
 
@@ -192,12 +194,11 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
 
     """
-    named = dict(_named(model, every=True))
     for _, edit in surgery.edits():
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
-        graft = named.get(path)
+        graft = graft_at(model, edit.owner, edit.graft)
         for tensor in edit.tensors:
-            held: Any = graft if isinstance(graft, Graft) else None
+            held: Any = graft
             for name in tensor.name[len(path) + 1 :].split("."):
                 held = getattr(held, name, None)
             if not isinstance(held, nn.Parameter) or held.shape != tensor.shape:
@@ -208,7 +209,7 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
                 )
 
 
-def _named(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
-    untyped: Any = model
-    named = untyped.named_modules(remove_duplicate=not every)
-    return cast("list[tuple[str, nn.Module]]", list(named))
+def _path(model: nn.Module, wanted: nn.Module) -> str:
+    """The name of a module in ``model``, which has it."""
+    named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    return next(path for path, module in named if module is wanted)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from surgery.anatomy.modules import all_modules
+
 Table = dict[str, Any]
 
 
@@ -40,7 +42,7 @@ class Structure:
         self.model = model
         self.modules = [
             Before(m, type(m), dict(m.__dict__), dict(m._modules), dict(m._parameters))
-            for m in model.modules()
+            for m in all_modules(model)
         ]
         self.parameters: dict[int, tuple[nn.Parameter, Tensor, bool]] = {}
         for before in () if tables else self.modules:
@@ -55,11 +57,22 @@ class Structure:
 
     def restore(self) -> None:
         """Put everything back."""
+        self.restore_tables()
+        for parameter, data, flag in self.parameters.values():
+            if not same_memory(parameter, data):
+                parameter.data = data
+            set_flag(parameter, flag)
+        with torch.no_grad():
+            for parameter, content in self.contents:
+                parameter.copy_(content)
+
+    def restore_tables(self) -> None:
+        """Put classes, attributes, children and parameters back where they stood."""
         graphs = [b.module for b in self.modules if graph_changed(b)]
         for before in self.modules:
             module = before.module
             if type(module) is not before.cls:
-                module.__class__ = before.cls
+                set_class(module, before.cls)
             for table, content in (
                 (module.__dict__, before.attributes),
                 (module._modules, before.children),
@@ -68,13 +81,6 @@ class Structure:
                 if not same(table, content):
                     table.clear()
                     table.update(content)
-        for parameter, data, flag in self.parameters.values():
-            if not same_memory(parameter, data):
-                parameter.data = data
-            set_flag(parameter, flag)
-        with torch.no_grad():
-            for parameter, content in self.contents:
-                parameter.copy_(content)
         recompile(graphs)
 
 
@@ -90,17 +96,22 @@ def all_or_nothing(model: nn.Module) -> Generator[Structure]:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Generator[None]:
-    """However it is left, the classes, attributes and tables of ``model`` are as they were."""
-    structure = Structure(model, tables=True)
+def restored(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
+    """However it is left, the classes, attributes and tables of ``model`` are as they were.
+
+    They are still as in ``structure``, if it is given.
+    """
+    structure = structure or Structure(model, tables=True)
     try:
         yield
     finally:
-        structure.restore()
+        structure.restore_tables()
 
 
 def same(table: Table, content: Table) -> bool:
     """Whether a table holds these very objects in this order."""
+    if not table or not content:
+        return not table and not content
     return [*table] == [*content] and all(map(is_, table.values(), content.values()))
 
 
@@ -108,6 +119,11 @@ def same_memory(parameter: Tensor, data: Tensor) -> bool:
     """Whether ``parameter`` is still in the memory, and of the form, that ``data`` has."""
     if parameter.dtype != data.dtype or parameter.shape != data.shape:
         return False
+    try:
+        if not parameter.is_meta and parameter.is_set_to(data):
+            return True
+    except RuntimeError:
+        pass  # not all kinds of tensors can tell
     return address(parameter) == address(data) and (
         parameter.device == data.device and parameter.stride() == data.stride()
     )
@@ -121,11 +137,19 @@ def address(tensor: Tensor) -> int:
         return 0
 
 
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Make ``module`` one of ``cls``; what modules do when an attribute is set is not for this."""
+    object.__setattr__(module, "__class__", cls)
+
+
 def set_flag(parameter: nn.Parameter, flag: bool) -> None:
     """Have ``parameter`` train or not."""
     if parameter.requires_grad is flag:
         return
-    with torch.inference_mode(parameter.is_inference()):
+    if parameter.is_inference():
+        with torch.inference_mode():
+            parameter.requires_grad_(flag)
+    else:
         parameter.requires_grad_(flag)
 
 

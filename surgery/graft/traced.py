@@ -25,7 +25,7 @@ from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.structure import restored
+from surgery.graft.structure import Structure, restored
 from surgery.language.diagnostics import error
 from surgery.planning.layers import named_rank
 from surgery.planning.plan import Edit
@@ -69,9 +69,12 @@ def uninstall(model: nn.Module) -> None:
 
 
 @contextmanager
-def detached(model: nn.Module) -> Generator[None]:
-    """The base model inside: its own graph, without the added parameters."""
-    with alone(model), restored(model):
+def detached(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
+    """The base model inside: its own graph, without the added parameters.
+
+    ``structure``, if given, is what the model is made of when this is entered.
+    """
+    with alone(model), restored(model, structure):
         uninstall(model)
         take_grafts(model)
         yield

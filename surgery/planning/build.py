@@ -18,7 +18,7 @@ from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error,
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
 from surgery.planning.idle import UNSIZED, Idle
-from surgery.planning.layers import check_sizes, read_layer
+from surgery.planning.layers import check_sizes, is_known, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
@@ -190,7 +190,7 @@ class Draft:
         if not whole and site.kind != "parameter":
             return (site,)
         module = self.planner.usage.paths.modules[site.path if whole else site.exit.path]
-        if read_layer(module) is not None:
+        if is_known(module) or read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
         anatomy = self.planner.anatomy

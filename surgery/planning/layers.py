@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from surgery.anatomy.modules import all_modules
 from surgery.anatomy.site import Experts, Matrix
 from surgery.language.diagnostics import error
 from surgery.planning.probe import product_of
@@ -140,6 +141,11 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
     return replace(found, read=True)
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether the class of ``module`` makes it a layer, so that nothing need be tried."""
+    return _kind_of(type(module)) is not None
+
+
 def native_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | None:
     """How a module of a known class reads as a linear layer, without trying a forward of its own."""
     cls = type(module)
@@ -147,26 +153,24 @@ def native_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | 
     if kind is None:
         return None
     check_sizes(module)
-    layer = _sized(module, kind)
     unchanged = all(getattr(cls, name) is getattr(kind.cls, name) for name in kind.methods)
     # With `max_norm`, an embedding rescales what it looks up.
-    usual = unchanged and getattr(module, "max_norm", None) is None
-    native = usual and (kind.kind != "linear" or _is_plain(module, (layer.out, layer.into)))
-    read = kind.kind == "linear" and isinstance(parent, nn.MultiheadAttention)
-    layer = replace(layer, native=native, plain=_holds(module), read=read)
-    return replace(layer, states=2) if read else layer
-
-
-def _sized(module: nn.Module, kind: _Kind) -> Layer:
-    bias, made = _has_bias(module), cast("Any", module)
+    native = unchanged and getattr(module, "max_norm", None) is None
+    bias, plain, made = _has_bias(module), _holds(module), cast("Any", module)
     if kind.kind == "linear":
-        return Layer("linear", made.out_features, made.in_features, bias)
+        sizes = made.out_features, made.in_features
+        read = isinstance(parent, nn.MultiheadAttention)
+        native = native and _is_plain(module, sizes)
+        states = 2 if read else None
+        return Layer("linear", *sizes, bias, 0, 1, native, read, plain, states=states)
     if kind.kind == "embedding":
-        return Layer("embedding", made.embedding_dim, made.num_embeddings, False)
+        sizes = made.embedding_dim, made.num_embeddings
+        return Layer("embedding", *sizes, False, native=native, plain=plain)
     out, *into = made.weight.shape
     if kind.kind == "transposed":
-        return Layer("transposed", into[0], out, bias)
-    return Layer("convolution", out, prod(into), bias, kind.spatial, int(made.groups))
+        return Layer("transposed", into[0], out, bias, native=native, plain=plain)
+    sizes, groups = (out, prod(into)), int(made.groups)
+    return Layer("convolution", *sizes, bias, kind.spatial, groups, native, plain=plain)
 
 
 def check_sizes(module: nn.Module) -> None:
@@ -176,15 +180,21 @@ def check_sizes(module: nn.Module) -> None:
         SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
 
     """
+    if not any(_is_unsized(part) for part in all_modules(module)):
+        return
     named = cast("list[tuple[str, nn.Module]]", list(module.named_modules()))  # pyright: ignore[reportUnknownArgumentType]
     for path, part in named:
-        if any(p is not None and is_lazy(p) for p in part._parameters.values()):
+        if _is_unsized(part):
             name = f"`{path}` (`{type(part).__name__}`)" if path else f"`{type(part).__name__}`"
             raise error(
                 "S420",
                 f"{name} gets its sizes when it runs for the first time",
                 help="run the model once before",
             )
+
+
+def _is_unsized(module: nn.Module) -> bool:
+    return any(p is not None and is_lazy(p) for p in module._parameters.values())
 
 
 def _holds(module: nn.Module) -> bool:

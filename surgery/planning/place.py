@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
@@ -225,7 +226,7 @@ class Place:
                 help="select a module for the method that changes the result",
             )
         self.owner = path
-        self.module = self.planner.model.get_submodule(path)
+        self.module = module_at(self.planner.model, path)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -264,7 +265,7 @@ class Place:
 
     def _tells(self, memory: Memory) -> bool:
         """Whether a decoder is given a mask that has ones for tokens, by a name of its own."""
-        decoder = self.planner.model.get_submodule(memory.reader)
+        decoder = module_at(self.planner.model, memory.reader)
         named = memory.mask in inspect.signature(decoder.forward).parameters
         return named and "key_padding" not in str(memory.mask)
 

@@ -53,63 +53,75 @@ def read_json(text: str, schema: Any) -> Any:
     return data
 
 
-def check(value: Any, schema: Any, where: str = "") -> None:
-    """Hold ``value`` against ``schema``; as :func:`read_json`."""
+Where = tuple[str | int, ...]
+"""The keys and numbers that lead to a value."""
+
+
+def check(value: Any, schema: Any, where: Where = ()) -> None:
+    """Hold ``value``, found at ``where``, against ``schema``; as :func:`read_json`."""
     if isinstance(schema, Maybe):
         if value is not None:
             check(value, schema.of, where)
     elif isinstance(schema, Each):
         for key, item in _mapping(value, where).items():
             _utf8(key, where)
-            check(item, schema.of, _join(where, key))
+            check(item, schema.of, (*where, key))
     elif isinstance(schema, list):
         _is(value, list, where)
         for number, item in enumerate(value):
-            check(item, schema[0], f"{where}[{number}]")
+            check(item, schema[0], (*where, number))
     elif isinstance(schema, dict):
         known: dict[str, Any] = schema  # pyright: ignore[reportUnknownVariableType]
         given = _mapping(value, where)
         for key in known.keys() - given.keys():
-            raise MalformedError(f"`{_join(where, key)}` is missing")
+            raise MalformedError(f"`{_written((*where, key))}` is missing")
         for key in given.keys() - known.keys():
-            raise MalformedError(f"`{_join(where, key)}` is unknown")
+            raise MalformedError(f"`{_written((*where, key))}` is unknown")
         for key, inner in known.items():
-            check(given[key], inner, _join(where, key))
+            check(given[key], inner, (*where, key))
     elif schema is not ANY:
         _is(value, schema, where)
 
 
-def _is(value: Any, kind: type, where: str) -> None:
+def _is(value: Any, kind: type, where: Where) -> None:
     if type(value) is not kind:
-        raise MalformedError(f"`{where}` is not {_WORDS[kind]}")
+        raise MalformedError(f"`{_written(where)}` is not {_WORDS[kind]}")
     if kind is str:
         _utf8(value, where)
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def _mapping(value: Any, where: Where) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise MalformedError(f"`{where}` is no mapping" if where else "it is no mapping")
+        raise MalformedError(f"`{_written(where)}` is no mapping" if where else "it is no mapping")
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
-def _join(where: str, key: str) -> str:
-    shown = key if len(key) <= 80 else f"{key[:77]}…"
-    shown = shown.encode(errors="replace").decode()
-    return f"{where}.{shown}" if where else shown
+def _written(where: Where) -> str:
+    """A place in words, made only where something is wrong there."""
+    text = ""
+    for key in where:
+        if isinstance(key, int):
+            text += f"[{key}]"
+        else:
+            shown = key if len(key) <= 80 else f"{key[:77]}…"
+            text += f".{shown}" if text else shown
+    return text.encode(errors="replace").decode()
 
 
-def _utf8(text: str, where: str) -> None:
+def _utf8(text: str, where: Where) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise MalformedError(f"`{where}` holds half a character") from None
+        raise MalformedError(f"`{_written(where)}` holds half a character") from None
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise MalformedError(f"`{_join('', key)}` is there twice")
+            raise MalformedError(f"`{_written((key,))}` is there twice")
         found[key] = value
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import lru_cache
 
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, error
@@ -159,6 +160,7 @@ def fitting(closure: Closure) -> Signature:
     return _complete(_kind(matched), core=True)
 
 
+@lru_cache
 def _complete(kind: Kind, core: bool) -> Signature:
     """A site that lacks nothing."""
     return Signature(

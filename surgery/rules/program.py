@@ -151,7 +151,11 @@ class Program:
 
     def uses(self, op: str) -> bool:
         """Whether ``op`` occurs in what the methods made."""
-        return any(e.op == op for changed in self.changed for e in walk(changed))
+        return op in self._operations
+
+    @cached_property
+    def _operations(self) -> frozenset[str]:
+        return frozenset(e.op for changed in self.changed for e in walk(changed))
 
     def check(self, sizes: Mapping[str, Scalar]) -> None:
         """Hold the rules' requirements against a site's sizes.

@@ -547,7 +547,7 @@ def test_masks_stay_plain_only_while_a_prompt_is_there() -> None:
     given = torch.ones(2, 5)
     assert model.create_masks_for_generate(config=None, attention_mask=given) is given
     pickle.loads(pickle.dumps(model))
-    masks.undo(model)
+    masks.undo(model.modules())
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == before
 
 

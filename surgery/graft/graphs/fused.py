@@ -168,7 +168,7 @@ class _LowRank(torch.autograd.Function):
             product = functional.linear(rows, weight).addmm_(small, up.t(), alpha=ctx.scale)
             to_factor = product.mul_(outer).sum(0)
         if factor is not None:
-            outer = outer * factor.to(outer.dtype)
+            outer = outer * (factor if factor.dtype == outer.dtype else factor.to(outer.dtype))
         if needs_up:
             to_up = (small.t() @ outer).t().mul(ctx.scale)
         turned = (up.t() @ outer.t()).mul(ctx.scale * (_gain(ctx.rate) if ctx.rate else 1))

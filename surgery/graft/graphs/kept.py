@@ -32,9 +32,13 @@ class _Folded:
         self.value = compute().detach()
 
     def holds(self, tensors: tuple[Tensor, ...]) -> bool:
+        try:
+            marks = _marks(tensors)
+        except RuntimeError:  # tensors of inference mode have no versions
+            return False
         trained = [t for t in tensors if t.requires_grad]
         return (
-            self.marks == _marks(tensors)
+            self.marks == marks
             and len(trained) == len(self.copies)
             and all(torch.equal(t, c) for t, c in zip(trained, self.copies, strict=True))
         )
@@ -57,9 +61,9 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     averages of weights do, changes no version. Nothing is kept where a compiler, a transform or a
     mode sees to what is computed.
     """
-    cls: Any = type(module)
 
     def compute() -> Tensor:
+        cls: Any = type(module)
         with without_autocast(tensors[0]):
             return cls.surgery_functions[key](module, *_alike(tensors))
 
@@ -69,15 +73,18 @@ def fold(module: nn.Module, key: str, tensors: tuple[Tensor, ...]) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         kept.clear()
         return compute()
-    if not runs_unseen(*tensors) or any(t.is_inference() or t.is_meta for t in tensors):
+    if not runs_unseen(*tensors):
         return compute()
     if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
         return compute()
     found = kept.get(key)
-    if found is None or not found.holds(tensors):
-        # Another thread may write to the tensors from here on: then this is not found again.
-        with torch.inference_mode(False), torch.no_grad():
-            found = kept[key] = _Folded(tensors, compute)
+    if found is not None and found.holds(tensors):
+        return found.value
+    if any(t.is_inference() or t.is_meta for t in tensors):
+        return compute()
+    # Another thread may write to the tensors from here on: then this is not found again.
+    with torch.inference_mode(False), torch.no_grad():
+        found = kept[key] = _Folded(tensors, compute)
     return found.value
 
 

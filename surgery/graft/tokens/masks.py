@@ -7,6 +7,7 @@ the plain one, so they are given that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -26,9 +27,9 @@ def keep_plain(model: nn.Module) -> None:
             module.__dict__[_MAKER] = plain_mask
 
 
-def undo(model: nn.Module) -> bool:
-    """Undo :func:`keep_plain`; whether there was anything to undo."""
-    found = [m for m in model.modules() if m.__dict__.get(_MAKER) is plain_mask]
+def undo(modules: Iterable[nn.Module]) -> bool:
+    """Undo :func:`keep_plain` of a model of these ``modules``; whether there was anything to undo."""
+    found = [m for m in modules if m.__dict__.get(_MAKER) is plain_mask]
     for module in found:
         del module.__dict__[_MAKER]
     return bool(found)
