@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 import surgery
@@ -220,7 +221,7 @@ def test_texts_that_are_generated_at_once(name: str, spec: str) -> None:
 @pytest.mark.parametrize(("name", "spec"), [CASES[i] for i in (0, 2, 3, 5, 6, 9, 10)])
 @torch.no_grad()
 def test_calls_within_calls(name: str, spec: str) -> None:
-    """A model, or a part of it, run by its own hook at any place; also one that fails there."""
+    """A model run by its own hook at any place, as within its attentions; also one that fails there."""
     model = adapted(name, spec)
     outer, inner = inputs(name, spec, 1), inputs(name, spec, 2)
     expected, wanted = model(**outer)[0], model(**inner)[0]
@@ -239,16 +240,62 @@ def test_calls_within_calls(name: str, spec: str) -> None:
             busy = False
 
     places = [m for m in model.modules() if not isinstance(m, nn.ModuleList | nn.Dropout)]
-    if "prefix" in spec:
-        # Within an attention that new keys join, whatever its hooks run is taken for a part of it.
-        inside = {m for n, a in model.named_modules() if n.endswith("attn") for m in a.children()}
-        places = [module for module in places if module not in inside]
-    for module in places[:: max(1, len(places) // 12)]:
+    attentions = [m for n, m in model.named_modules() if n.endswith(("attn", "self"))]
+    inside = [part for attention in attentions for part in attention.children()]
+    for module in {*places[:: max(1, len(places) // 12)], *inside[:5]}:
         for register in (module.register_forward_pre_hook, module.register_forward_hook):
             handle = register(within)
             assert torch.equal(model(**outer)[0], expected)
             handle.remove()
     assert not tensors_left(model)
+
+
+@pytest.mark.parametrize(
+    "spec", ["on attention apply prefix(3)", "on attention in layer[0] apply prefix(2)"]
+)
+@pytest.mark.parametrize("name", ["bert", "bart", "gpt2"])
+@torch.no_grad()
+def test_attentions_within_attentions(name: str, spec: str) -> None:
+    """Whatever a hook runs within an adapted attention is none of its own."""
+    model = adapted(name, spec)
+    given = inputs(name, spec, 1)
+    x = torch.randn(2, 5, 32)
+    whole = nn.MultiheadAttention(32, 4, batch_first=True)
+    others: list[Callable[[], Tensor]] = [
+        lambda: model(**given)[0],
+        lambda: base(**given)[0],
+        lambda: whole(x, x, x)[0],
+        lambda: functional.scaled_dot_product_attention(x, x, x),
+        lambda: (x @ x.mT).softmax(-1) @ x,
+    ]
+    with surgery.disabled(copy.deepcopy(model)) as base:
+        expected = [other() for other in others]
+        found: list[Tensor] = []
+        busy = False
+
+        def within(*_: Any) -> None:
+            nonlocal busy
+            if not busy:
+                busy = True
+                found[:] = [other() for other in others]
+                busy = False
+
+        attentions = [m for m in model.modules() if hasattr(type(m), "surgery_attending")]
+        assert attentions
+        parts = [
+            p for a in attentions for p in a.modules() if p is not a and not list(p.children())
+        ]
+        ran = 0
+        for part in parts[:: max(1, len(parts) // 4)]:
+            for register in (part.register_forward_pre_hook, part.register_forward_hook):
+                found.clear()
+                handle = register(within)
+                assert torch.equal(model(**given)[0], expected[0])
+                handle.remove()
+                for pair in zip(found, expected, strict=False):
+                    torch.testing.assert_close(*pair)
+                ran += bool(found)
+        assert ran
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES)
