@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
-from surgery.graft import channel
+from surgery.graft import channel, hooks
 from surgery.graft.attention import rerouting
 
 _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
 attending = _compiler.disable(rerouting.attending)
 
-for _function in list(vars(channel).values()):
-    if isinstance(_function, FunctionType) and _function.__module__ == channel.__name__:
+for _function in [*vars(channel).values(), *vars(hooks).values()]:
+    if isinstance(_function, FunctionType) and _function.__module__.startswith("surgery.graft."):
         skip_code(_function.__code__)

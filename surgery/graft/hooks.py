@@ -21,7 +21,7 @@ def in_hook(beginning: int) -> bool:
     """Whether a hook runs that some module called since the call at ``beginning``."""
     frame: Any = sys._getframe(1)
     while frame is not None and id(frame) != beginning:
-        lines = _FORWARD.get(frame.f_code)
+        lines = _FORWARD.get(id(frame.f_code))
         if lines is not None and frame.f_lineno not in lines:
             return True
         frame = frame.f_back
@@ -45,14 +45,17 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(inner)
 
 
-def _forward_lines() -> dict[CodeType, set[int]]:
-    """The code by which modules run hooks, and the lines on which it runs something else."""
-    found: dict[CodeType, set[int]] = {}
+def _forward_lines() -> dict[int, set[int]]:
+    """The code by which modules run hooks, and the lines on which it runs something else.
+
+    Code is told by its id, as to hash it takes long; that of `nn.Module` stays.
+    """
+    found: dict[int, set[int]] = {}
     for code in _codes(nn.Module._call_impl.__code__):  # pyright: ignore[reportPrivateUsage]
         for instruction in dis.get_instructions(code):
             line = instruction.positions and instruction.positions.lineno
             if line and instruction.argval in ("forward_call", "inner"):
-                found.setdefault(code, set()).add(line)
+                found.setdefault(id(code), set()).add(line)
     return found
 
 
