@@ -266,8 +266,7 @@ def _hold(slot: Slot, output: Any) -> None:
 def _attach(record: _Remembered, tensor: Tensor) -> None:
     node: Any = tensor.grad_fn
     # A node that held itself would never go.
-    # What ends the call holds it as well, where the compiler shows no node here.
-    if hasattr(node, "metadata") and node is not getattr(record.value, "grad_fn", None):
+    if node is not None and node is not getattr(record.value, "grad_fn", None):
         node.metadata.setdefault(_KEY, set()).add(record)
 
 

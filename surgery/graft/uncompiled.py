@@ -1,24 +1,49 @@
-"""How the compiler is to take the channel. Importing this imports the compiler: a second.
+"""How the compiler is to take the channel, and modes. Importing this imports the compiler: a second.
 
-Within a graph it follows the channel's functions. Where it gives up around them, it would compile
-each by itself, in which they can't see where they run.
+Within a graph it follows the channel's functions and those of modes. Where it gives up around them,
+it would compile each by itself. The channel can't see there where it runs, and of modes it does not
+guard which function they are told of: one that asked for `grad_fn` got the tensor of another.
 """
 
 from __future__ import annotations
 
-from types import FunctionType
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch._dynamo.eval_frame import skip_code
 
 from surgery.graft import channel, hooks
-from surgery.graft.attention import rerouting
+from surgery.graft.attention import (
+    axes,
+    calls,
+    fused,
+    interfaces,
+    masks,
+    products,
+    reroute,
+    rerouting,
+    steps,
+    windows,
+)
 
 _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
 attending = _compiler.disable(rerouting.attending)
 
-for _function in [*vars(channel).values(), *vars(hooks).values()]:
-    if isinstance(_function, FunctionType) and _function.__module__.startswith("surgery.graft."):
-        skip_code(_function.__code__)
+_MODULES = (channel, hooks, axes, calls, fused, interfaces, masks, products, reroute, steps, windows)
+
+
+def _codes(space: Any, home: str) -> Iterator[CodeType]:
+    """The code of the functions of a module, and of its classes, that are written in it."""
+    for value in list(vars(space).values()):
+        if isinstance(value, FunctionType) and value.__module__ == home:
+            yield value.__code__
+        elif isinstance(value, type) and value.__module__ == home:
+            yield from _codes(value, home)
+
+
+for _module in _MODULES:
+    for _code in _codes(_module, _module.__name__):
+        skip_code(_code)
