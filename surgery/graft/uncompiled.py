@@ -32,7 +32,19 @@ _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
 attending = _compiler.disable(rerouting.attending)
 
-_MODULES = (channel, hooks, axes, calls, fused, interfaces, masks, products, reroute, steps, windows)
+_MODULES = (
+    channel,
+    hooks,
+    axes,
+    calls,
+    fused,
+    interfaces,
+    masks,
+    products,
+    reroute,
+    steps,
+    windows,
+)
 
 
 def _codes(space: Any, home: str) -> Iterator[CodeType]:

@@ -63,7 +63,7 @@ def test_transforms(name: str, spec: str) -> None:
     close(both[0], run(parameters))
     close(both[1], run(moved))
 
-    table, key = model.get_input_embeddings(), "turnedembeds"
+    table, key = model.get_input_embeddings(), "inputs_embeds"
     others = {k: v for k, v in given.items() if k != "input_ids"}
     states = table(given["input_ids"]).detach()
     found = vmap(lambda x: run(parameters, {**others, key: x}))(torch.stack([states, 2 * states]))
@@ -76,8 +76,8 @@ def test_transforms(name: str, spec: str) -> None:
     each = vmap(lambda row: grad(loss)(parameters, {**row, **settings}))(rows)
     for row in (0, 1):
         alone = gradients(model, {k: v[row] for k, v in rows.items()} | settings)
-        for name, found in each.items():
-            close(found[row], alone[name])
+        for part, found in each.items():
+            close(found[row], alone[part])
     gc.collect()
     assert not tensors_left(model)
 
@@ -100,4 +100,4 @@ def test_traced_models(name: str, spec: str) -> None:
     traced: Any = torch.jit.trace(Around(), tuple(given.values()), check_trace=False)
     for factor in (1, -1):
         turned = {k: v if factor > 0 else v.flip(0) for k, v in given.items()}
-        close(traced(*turned.values()), model(**turned)[0])
+        close(traced(*turned.values()), model(**turned, **settings)[0])
