@@ -30,11 +30,9 @@ def in_hook(beginning: int) -> bool:
 
 def are_inside(module: nn.Module) -> bool:
     """Whether a part of ``module`` has hooks that run in its forward."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks
-        for part in module.modules()
-        if part is not module
-    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    parts = [part for part in module.modules() if part is not module]
+    return any(getattr(part, kind) for part in parts for kind in hooks)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -51,7 +49,8 @@ def _forward_lines() -> dict[int, set[int]]:
     Code is told by its id, as to hash it takes long; that of `nn.Module` stays.
     """
     found: dict[int, set[int]] = {}
-    for code in _codes(nn.Module._call_impl.__code__):  # pyright: ignore[reportPrivateUsage]
+    runs: Any = nn.Module._call_impl  # pyright: ignore
+    for code in _codes(runs.__code__):
         for instruction in dis.get_instructions(code):
             line = instruction.positions and instruction.positions.lineno
             if line and instruction.argval in ("forward_call", "inner"):

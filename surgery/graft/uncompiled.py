@@ -7,6 +7,7 @@ guard which function they are told of: one that asked for `grad_fn` got the tens
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -49,10 +50,11 @@ _MODULES = (
 
 def _codes(space: Any, home: str) -> Iterator[CodeType]:
     """The code of the functions of a module, and of its classes, that are written in it."""
-    for value in list(vars(space).values()):
+    for name in dir(space):
+        value = getattr(space, name)
         if isinstance(value, FunctionType) and value.__module__ == home:
             yield value.__code__
-        elif isinstance(value, type) and value.__module__ == home:
+        elif inspect.isclass(value) and value.__module__ == home and value is not space:
             yield from _codes(value, home)
 
 

@@ -18,11 +18,11 @@ from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
-from surgery.graft.hooks import around, in_hook
 from surgery.graft.attention.products import Trail, product
 from surgery.graft.attention.steps import FIRST, KINDS, Step, among, step, tensors
 from surgery.graft.attention.whole import opened
 from surgery.graft.attention.windows import WindowedCore
+from surgery.graft.hooks import around, in_hook
 from surgery.language.diagnostics import SurgeryError, error
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from surgery.anatomy.site import Core
 from surgery.graft.attention.change import Change
-from surgery.graft.hooks import are_inside
 from surgery.graft.attention.reroute import rerouted
+from surgery.graft.hooks import are_inside
 
 
 @dataclass(frozen=True)
