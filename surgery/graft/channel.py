@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.hooks import around, in_hook
 from surgery.language.diagnostics import SurgeryError, error
 
 Where = tuple[int, bool, Any]
@@ -56,12 +57,13 @@ class Slot:
 
 
 class _Scope:
-    """One call in which a slot is open, begun at ``where``."""
+    """One call in which a slot is open, begun at ``where``; ``beginning`` tells it on the stack."""
 
-    __slots__ = ("remembered", "value", "where", "written")
+    __slots__ = ("beginning", "remembered", "value", "where", "written")
 
-    def __init__(self, where: Where | None):
+    def __init__(self, where: Where | None, beginning: int):
         self.where = where
+        self.beginning = beginning
         self.written = False
         self.value: Any = None
         self.remembered: list[_Remembered] = []
@@ -88,7 +90,8 @@ def within(
     if torch.compiler.is_compiling():
         # From here on what the compiler does not follow runs as it is.
         from surgery.graft import uncompiled  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    around = [begin(slot) for slot in slots]
+    beginning = around(0)
+    outer = [begin(slot, beginning) for slot in slots]
     try:
         output = run(module, *args, **kwargs)
         if not torch.compiler.is_compiling():
@@ -96,18 +99,21 @@ def within(
                 _hold(slot, output)
         return output
     finally:
-        for slot, outer in zip(slots, around, strict=True):
-            slot.here.scope = outer
+        for slot, scope in zip(slots, outer, strict=True):
+            slot.here.scope = scope
 
 
-def begin(slot: Slot) -> _Scope | None:
-    """Open ``slot`` in this thread; what was open, to be put back as ``slot.here.scope``."""
+def begin(slot: Slot, beginning: int = 0) -> _Scope | None:
+    """Open ``slot`` in this thread; what was open, to be put back as ``slot.here.scope``.
+
+    ``beginning`` tells the call that opens it, as :func:`around` does.
+    """
     outer = getattr(slot.here, "scope", None)
     where = None
     if not torch.compiler.is_compiling():
         slot.was_open = True
         where = _where() if slot.again else None
-    slot.here.scope = _Scope(where)
+    slot.here.scope = _Scope(where, beginning)
     return outer
 
 
@@ -117,12 +123,20 @@ def is_open(slot: Slot) -> bool:
 
 
 def put(slot: Slot, value: Any) -> None:
-    """Give ``value`` to what reads ``slot`` in the running call."""
+    """Give ``value`` to what reads ``slot`` in the running call; a hook's module gives none."""
     scope = getattr(slot.here, "scope", None)
+    if scope is not None and _is_of_hook(scope):
+        return
     if scope is not None:
         scope.value, scope.written = value, True
     elif not slot.again:
         _put_alone(slot, value)
+
+
+def _is_of_hook(scope: _Scope) -> bool:
+    """Whether what runs is no part of the call, but of a hook in it."""
+    compiles = torch.compiler.is_compiling()
+    return not compiles and bool(scope.beginning) and in_hook(scope.beginning)
 
 
 def _put_alone(slot: Slot, value: Tensor | None) -> None:
@@ -205,9 +219,11 @@ def look(slot: Slot, states: Tensor) -> Any:
 
 
 def fetch(slot: Slot, states: Tensor) -> Any:
-    """As :func:`look`, for the first that asks; others find None."""
-    value = look(slot, states)
+    """As :func:`look`, for the first that asks; others, and what a hook runs, find None."""
     scope = getattr(slot.here, "scope", None)
+    if scope is not None and scope.value is not None and _is_of_hook(scope):
+        return None
+    value = look(slot, states)
     if value is not None and scope is not None:
         scope.value = None
     return value
@@ -250,8 +266,7 @@ def _hold(slot: Slot, output: Any) -> None:
 def _attach(record: _Remembered, tensor: Tensor) -> None:
     node: Any = tensor.grad_fn
     # A node that held itself would never go.
-    # What ends the call holds it as well, where the compiler shows no node here.
-    if hasattr(node, "metadata") and node is not getattr(record.value, "grad_fn", None):
+    if node is not None and node is not getattr(record.value, "grad_fn", None):
         node.metadata.setdefault(_KEY, set()).add(record)
 
 

@@ -1,22 +1,63 @@
-"""How the compiler is to take the channel. Importing this imports the compiler: a second.
+"""How the compiler is to take the channel, and modes. Importing this imports the compiler: a second.
 
-Within a graph it follows the channel's functions. Where it gives up around them, it would compile
-each by itself, in which they can't see where they run.
+Within a graph it follows the channel's functions and those of modes. Where it gives up around them,
+it would compile each by itself. The channel can't see there where it runs, and of modes it does not
+guard which function they are told of: one that asked for `grad_fn` got the tensor of another.
 """
 
 from __future__ import annotations
 
-from types import FunctionType
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch._dynamo.eval_frame import skip_code
 
-from surgery.graft import channel
+from surgery.graft import channel, hooks
+from surgery.graft.attention import (
+    axes,
+    calls,
+    fused,
+    interfaces,
+    masks,
+    products,
+    reroute,
+    rerouting,
+    steps,
+    windows,
+)
 
 _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
+attending = _compiler.disable(rerouting.attending)
 
-for _function in list(vars(channel).values()):
-    if isinstance(_function, FunctionType) and _function.__module__ == channel.__name__:
-        skip_code(_function.__code__)
+_MODULES = (
+    channel,
+    hooks,
+    axes,
+    calls,
+    fused,
+    interfaces,
+    masks,
+    products,
+    reroute,
+    steps,
+    windows,
+)
+
+
+def _codes(space: Any, home: str) -> Iterator[CodeType]:
+    """The code of the functions of a module, and of its classes, that are written in it."""
+    for name in dir(space):
+        value = getattr(space, name)
+        if isinstance(value, FunctionType) and value.__module__ == home:
+            yield value.__code__
+        elif inspect.isclass(value) and value.__module__ == home and value is not space:
+            yield from _codes(value, home)
+
+
+for _module in _MODULES:
+    for _code in _codes(_module, _module.__name__):
+        skip_code(_code)

@@ -21,6 +21,7 @@ from surgery.planning.reading import changed, is_effective, named, needs_bias, t
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import is_number
 from surgery.rules.patches import check_patches
+from surgery.rules.primitives import OF_REAL_NUMBERS
 from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
@@ -142,9 +143,12 @@ class Place:
             SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
                 does more than multiply with it and would not see the change, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
-                of experts, S415 for an attention out of reach, S412 where a rule takes patches or ids for features.
+                of experts, S415 for an attention out of reach, S412 where a rule takes patches or
+                ids for features, S440 for what complex numbers have not.
 
         """
+        if _dtype(self.module).is_complex:
+            self._check_complex(program)
         if self.layer is not None:
             if self.layer.kind in ("convolution", "embedding"):
                 check_patches(program.result)
@@ -182,6 +186,16 @@ class Place:
                 )
             if self.site.kind == "region":
                 self._move(program, self.site.core.path)
+
+    @staticmethod
+    def _check_complex(program: Program) -> None:
+        found = next((op for op in OF_REAL_NUMBERS if program.uses(op)), None)
+        if found is not None:
+            raise error(
+                "S440",
+                f"the parameters here are complex numbers, of which there is no `{found}`",
+                help="take a method, or an activation, that complex numbers have: as `tanh`",
+            )
 
     def _check_geometry(self, layer: Layer) -> None:
         site = self.planner.anatomy.place_of(self.site)
@@ -318,7 +332,7 @@ class Place:
 
     def tensors(self, derived: Derived) -> tuple[Tensor, ...]:
         """The parameters that a method adds here."""
-        dtype = _dtype(self.module)
+        dtype = str(_dtype(self.module)).removeprefix("torch.")
         prefix = f"{self.owner}." if self.owner else ""
         many = (self.layer.experts,) if self.layer and self.layer.experts else ()
         return tuple(
@@ -329,8 +343,10 @@ class Place:
         )
 
 
-def _dtype(module: nn.Module) -> str:
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            return str(parameter.dtype).removeprefix("torch.")
-    return str(torch.get_default_dtype()).removeprefix("torch.")
+def _dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that new parameters of ``module`` take: that of its own, complex if these all are."""
+    own = [parameter.dtype for parameter in module.parameters()]
+    floating = [dtype for dtype in own if dtype.is_floating_point]
+    return next(iter(floating or [dtype for dtype in own if dtype.is_complex]), None) or (
+        torch.get_default_dtype()
+    )

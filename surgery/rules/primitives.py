@@ -271,6 +271,19 @@ OPERATORS = {
     "/": "divide",
     "@": "matmul",
 }
+OF_REAL_NUMBERS = (
+    "relu",
+    "gelu",
+    "softplus",
+    "softmax",
+    "max",
+    "abs",
+    "bilstm",
+    "attend",
+    "dropout",
+)
+"""What torch computes of no complex numbers, or makes real ones of them."""
+
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "kaiming_uniform": ("a",),
     "xavier_uniform": ("gain",),

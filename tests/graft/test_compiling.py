@@ -110,3 +110,33 @@ def test_exports(spec: str, strict: bool) -> None:
     program = torch.export.export(model, (), given, dynamic_shapes=shapes, strict=strict)
     for inputs in (given, other):
         torch.testing.assert_close(program.module()(**inputs)[0], model(**inputs)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("part", ["q_proj", "mlp", "self_attn"])
+def test_compiled_parts_within_checkpoints(part: str, reentrant: bool) -> None:
+    """Of two forwards, each part that runs again is given the mask of its own."""
+    model = randomise_added(surgery.apply(build("llama"), "unipelt", seed=0)).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    texts = text(8), text(6)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        one, other = (model(**given)[0].square().mean() for given in texts)
+        (one - 0.5 * other).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients()
+    for name, module in model.named_modules():
+        if name.endswith(part):
+            module.compile(backend="eager")
+    found = gradients()
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)

@@ -5,6 +5,7 @@ Threads take turns at every border of a module, so that their forwards overlap a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import gc
@@ -12,14 +13,17 @@ import random
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 import surgery
-from surgery.graft.channel import Slot
+from surgery.graft.channel import Slot, look, put, within
 from tests.laws.strategies import randomise_added
 from tests.models import build
 
@@ -220,13 +224,13 @@ def test_texts_that_are_generated_at_once(name: str, spec: str) -> None:
 @pytest.mark.parametrize(("name", "spec"), [CASES[i] for i in (0, 2, 3, 5, 6, 9, 10)])
 @torch.no_grad()
 def test_calls_within_calls(name: str, spec: str) -> None:
-    """A model, or a part of it, run by its own hook at any place; also one that fails there."""
+    """A model run by its own hook at any place, as within its attentions; also one that fails there."""
     model = adapted(name, spec)
     outer, inner = inputs(name, spec, 1), inputs(name, spec, 2)
     expected, wanted = model(**outer)[0], model(**inner)[0]
     busy = False
 
-    def within(module: nn.Module, *_: Any) -> None:
+    def run_again(module: nn.Module, *_: Any) -> None:
         nonlocal busy
         if busy:
             return
@@ -239,16 +243,160 @@ def test_calls_within_calls(name: str, spec: str) -> None:
             busy = False
 
     places = [m for m in model.modules() if not isinstance(m, nn.ModuleList | nn.Dropout)]
-    if "prefix" in spec:
-        # Within an attention that new keys join, whatever its hooks run is taken for a part of it.
-        inside = {m for n, a in model.named_modules() if n.endswith("attn") for m in a.children()}
-        places = [module for module in places if module not in inside]
-    for module in places[:: max(1, len(places) // 12)]:
+    attentions = [m for n, m in model.named_modules() if n.endswith(("attn", "self"))]
+    inside = [part for attention in attentions for part in attention.children()]
+    for module in {*places[:: max(1, len(places) // 12)], *inside[:5]}:
         for register in (module.register_forward_pre_hook, module.register_forward_hook):
-            handle = register(within)
+            handle = register(run_again)
             assert torch.equal(model(**outer)[0], expected)
             handle.remove()
     assert not tensors_left(model)
+
+
+@pytest.mark.parametrize(
+    "spec", ["on attention apply prefix(3)", "on attention in layer[0] apply prefix(2)"]
+)
+@pytest.mark.parametrize("name", ["bert", "bart", "gpt2"])
+@torch.no_grad()
+def test_attentions_within_attentions(name: str, spec: str) -> None:
+    """Whatever a hook runs within an adapted attention is none of its own."""
+    model = adapted(name, spec)
+    given = inputs(name, spec, 1)
+    x = torch.randn(2, 5, 32)
+    whole = nn.MultiheadAttention(32, 4, batch_first=True)
+    others: list[Callable[[], Tensor]] = [
+        lambda: model(**given)[0],
+        lambda: base(**given)[0],
+        lambda: whole(x, x, x)[0],
+        lambda: functional.scaled_dot_product_attention(x, x, x),
+        lambda: (x @ x.mT).softmax(-1) @ x,
+    ]
+    with surgery.disabled(copy.deepcopy(model)) as base:
+        expected = [other() for other in others]
+        found: list[Tensor] = []
+        busy = False
+
+        def run_others(*_: Any) -> None:
+            nonlocal busy
+            if not busy:
+                busy = True
+                found[:] = [other() for other in others]
+                busy = False
+
+        attentions = [m for m in model.modules() if hasattr(type(m), "surgery_attending")]
+        assert attentions
+        parts = [
+            p for a in attentions for p in a.modules() if p is not a and not list(p.children())
+        ]
+        ran = 0
+        for part in parts[:: max(1, len(parts) // 4)]:
+            for register in (part.register_forward_pre_hook, part.register_forward_hook):
+                found.clear()
+                handle = register(run_others)
+                assert torch.equal(model(**given)[0], expected[0])
+                handle.remove()
+                for pair in zip(found, expected, strict=False):
+                    torch.testing.assert_close(*pair)
+                ran += bool(found)
+        assert ran
+
+
+@pytest.mark.parametrize(("name", "spec"), [CASES[i] for i in (0, 1, 2, 5, 6, 7, 10)])
+@torch.no_grad()
+def test_parts_that_hooks_run_again(name: str, spec: str) -> None:
+    """On other states, beside the forward: its result stays, or what is missing is an error."""
+    model = adapted(name, spec)
+    given = inputs(name, spec, 1)
+    given |= {} if name == "bert" else {"use_cache": False}
+    expected = model(**given)[0]
+    busy = False
+
+    def doubled(value: Any) -> Any:
+        return 2 * value if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def again(module: nn.Module, args: Any, kwargs: Inputs, *_: Any) -> None:
+        nonlocal busy
+        if not busy:
+            busy = True
+            try:
+                module(*map(doubled, args), **{k: doubled(v) for k, v in kwargs.items()})
+            finally:
+                busy = False
+
+    codes: set[str] = set()
+    own = [m for m in model.modules() if hasattr(type(m), "surgery_base") and m is not model]
+    for module in own:
+        for register in (module.register_forward_pre_hook, module.register_forward_hook):
+            handle = register(again, with_kwargs=True)
+            found = expected
+            try:
+                found = model(**given)[0]
+            except surgery.SurgeryError as problem:
+                codes |= {each.code for each in problem.diagnostics}
+            assert torch.equal(found, expected)
+            handle.remove()
+    assert codes <= {"S434"}
+    assert torch.equal(model(**given)[0], expected)
+
+
+@pytest.mark.parametrize(("name", "spec"), [CASES[i] for i in (0, 3, 5)])
+def test_coroutines_of_one_thread(name: str, spec: str) -> None:
+    """Whole forwards, in turns."""
+    model = adapted(name, spec)
+    texts = [[inputs(name, spec, 31 * t + f) for f in range(FORWARDS)] for t in range(THREADS)]
+
+    async def forwards(given: list[Inputs]) -> list[Tensor]:
+        found: list[Tensor] = []
+        for one in given:
+            found.append(model(**one)[0])
+            await asyncio.sleep(0)
+        return found
+
+    async def together() -> list[list[Tensor]]:
+        return await asyncio.gather(*map(forwards, texts))
+
+    with torch.no_grad():
+        for given, found in zip(texts, asyncio.run(together()), strict=True):
+            assert all(torch.equal(model(**a)[0], b) for a, b in zip(given, found, strict=True))
+
+
+def test_what_was_not_given_in_this_call_is_an_error() -> None:
+    slot, module, x = Slot("the mask", again=True), nn.Identity(), torch.ones(2, 3)
+
+    def run(_: nn.Module, states: Tensor) -> Any:
+        return look(slot, states)
+
+    with pytest.raises(surgery.SurgeryError, match=r"S438[\s\S]*reads the mask, which did not run"):
+        within([slot], run, module, (x,), {})
+    assert slot.here.scope is None
+
+    def both(_: nn.Module, states: Tensor) -> Any:
+        put(slot, "given")
+        with pytest.raises(surgery.SurgeryError, match="S438"):
+            within([slot], run, module, (x,), {})
+        return look(slot, states)
+
+    assert within([slot], both, module, (x,), {}) == "given"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "spec"), [CASES[i] for i in (0, 3, 5)])
+def test_compiled_models_that_threads_share(name: str, spec: str) -> None:
+    torch._dynamo.reset()
+    model = adapted(name, spec)
+    texts = [[inputs(name, spec, 31 * t + f) for f in range(2)] for t in range(THREADS)]
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+
+    def forwards(run: Any, given: list[Inputs]) -> list[Tensor]:
+        with torch.no_grad():
+            return [run(**one, use_cache=False)[0] for one in given]
+
+    expected = [forwards(model, given) for given in texts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(2):
+            for pair in zip(pool.map(partial(forwards, compiled), texts), expected, strict=True):
+                torch.testing.assert_close(*pair)
 
 
 @pytest.mark.parametrize(("name", "spec"), CASES)

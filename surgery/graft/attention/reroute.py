@@ -19,9 +19,10 @@ from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.fused import attend
 from surgery.graft.attention.products import Trail, product
-from surgery.graft.attention.steps import KINDS, Step, among, step, tensors
+from surgery.graft.attention.steps import FIRST, KINDS, Step, among, step, tensors
 from surgery.graft.attention.whole import opened
 from surgery.graft.attention.windows import WindowedCore
+from surgery.graft.hooks import around, in_hook
 from surgery.language.diagnostics import SurgeryError, error
 
 
@@ -29,20 +30,22 @@ def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[A
     """Inside, the cores that run in one call of a module have their ``changes``.
 
     To be entered for one call of the module at the cores' ``path``: they are told apart by the
-    order in which they come. Cores of modules inside may be rerouted by these themselves.
+    order in which they come. Cores of modules inside may be rerouted by these themselves. What hooks
+    run inside is left as it is.
 
     Raises:
         SurgeryError: S430 if a core that is to be changed never came, or more came than are known.
 
     """
-    return _Rerouting(changes)
+    return _Rerouting(changes, around(1))
 
 
 class _Rerouting(TorchFunctionMode):
     """Sees every torch function; which core is next is counted."""
 
-    def __init__(self, changes: Sequence[tuple[Core, Change]]):
+    def __init__(self, changes: Sequence[tuple[Core, Change]], beginning: int):
         super().__init__()
+        self.beginning = beginning
         self.changes = [pair for pair in changes if not pair[0].windows]
         self.windowed = [WindowedCore(*pair) for pair in changes if pair[0].windows]
         self.path = changes[0][0].path if changes else ""
@@ -65,10 +68,12 @@ class _Rerouting(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Most functions are not of a core: they are the price of all others.
-        if getattr(func, "__name__", "") not in KINDS and not (self.trails or self.windowed):
+        if getattr(func, "__name__", "") not in FIRST and not (self.trails or self.windowed):
             return called(func, args, kwargs)
         # What is compiled by itself, in a module that is not, is left as it is.
         if torch.compiler.is_compiling() != self.compiled:
+            return called(func, args, kwargs)
+        if self.beginning and in_hook(self.beginning):
             return called(func, args, kwargs)
         if self.windowed:
             return self.window(func, args, kwargs)
@@ -146,7 +151,7 @@ class _Rerouting(TorchFunctionMode):
         if found is None:
             return called(func, args, kwargs)
         core, change = found
-        with _Rerouting([(replace(core, order=0, among=1), change)]):
+        with _Rerouting([(replace(core, order=0, among=1), change)], around(0)):
             result = opened(*args, **kwargs)
         self.changed()
         return result

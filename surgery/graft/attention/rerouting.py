@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from surgery.anatomy.site import Core
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.reroute import rerouted
+from surgery.graft.hooks import are_inside
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,28 @@ def call_attending(
         for change, values in zip(cls.surgery_cores, captured, strict=True)
     ]
     changes = [(core, change) for cores, change in bound for core in cores]
-    run = _attending
+    run = attending
     # Where the compiler gave up on this call it would go on inside, and does not guard well against
     # what modes hold: it would take the parameters of one layer for those of the next.
-    if not torch.compiler.is_compiling() and "torch._dynamo.eval_frame" in sys.modules:
-        run = _uncompiled()
+    # What hooks run inside is told from the forward by what is on Python's stack, where it has one.
+    gave_up = not torch.compiler.is_compiling() and "torch._dynamo.eval_frame" in sys.modules
+    if gave_up or (torch.compiler.is_dynamo_compiling() and are_inside(module)):
+        from surgery.graft import uncompiled
+
+        run = uncompiled.attending
     return run(changes, cls.surgery_attending, module, args, kwargs)
 
 
-def _attending(
+def attending(
     changes: list[tuple[Core, Change]],
     forward: Callable[..., Any],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
+    """Run ``forward`` with ``changes``."""
     with rerouted(changes):
         return forward(module, *args, **kwargs)
-
-
-@cache
-def _uncompiled() -> Callable[..., Any]:
-    compiler: Any = torch.compiler
-    return compiler.disable(_attending)
 
 
 def _bound(

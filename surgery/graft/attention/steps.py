@@ -34,6 +34,9 @@ KINDS = {
 }
 """The kind of each torch function by its name, of those that matter to a core."""
 
+FIRST = {name for name, of in KINDS.items() if of in SCORED | ATTENTIONS | WHOLE_ATTENTIONS}
+"""The names of functions that a core can begin with."""
+
 _HOLE = object()
 
 
