@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from surgery.graft.rebase import rebase
 from surgery.graft.sites import Site, program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
+from surgery.planning.fingerprint import dtype_name
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
 from surgery.rules.affine import Merge, NotAffine
@@ -150,6 +152,8 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
         obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
+        if first.operator == "linear" and first.layer is not None and obstacle is None:
+            obstacle = _replaced(model, first)
         if first.operator != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.reason or "it is not in one layer"
@@ -160,10 +164,48 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
-        if inside:
-            edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-            draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
+        if not inside:
+            continue
+        edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
+        work = _work(model, first.owner, first.layer, edits, inside)
+        tied = _tied(model, first, work)
+        if tied is None:
+            draft.work[path] = work
+        else:
+            draft.stayed += [Stayed(e.site, e.child, tied) for e in edits]
     return draft
+
+
+def _replaced(model: nn.Module, edit: Edit) -> str | None:
+    """Why what the layer of ``edit`` held when it was planned cannot be written to any more, if so."""
+    layer = edit.layer
+    assert layer is not None
+    table = model.get_submodule(edit.owner)._parameters
+    shape = prod(layer.held) if layer.held else layer.out * layer.into * max(1, layer.experts)
+    for key, size in (("W", shape), ("b", layer.out))[: 1 + layer.bias]:
+        name = layer.names[key]
+        held = table.get(name)
+        if held is None:
+            return f"the {name} is made of others since, as pruning and parametrizations do"
+        if not held.is_floating_point() or held.numel() != size:
+            return f"the {name} was replaced since, by {dtype_name(held)} {[*held.shape]}"
+    return None
+
+
+def _tied(model: nn.Module, edit: Edit, work: _Work) -> str | None:
+    """What reads a tensor that ``work`` changes and was tied since ``edit`` was planned, in words."""
+    assert edit.layer is not None
+    module = model.get_submodule(edit.owner)
+    for key, now in (("W", work.weight), ("b", work.bias)):
+        name = edit.layer.names[key]
+        held = module._parameters.get(name)
+        if held is None or now is None or torch.equal(held, now):
+            continue
+        for path, other in model.named_modules(remove_duplicate=False):
+            for its, parameter in other._parameters.items():
+                if parameter is held and (other is not module or its != name):
+                    return f"the {name} is tied with `{path}` since, which would change too"
+    return None
 
 
 def _mergeable(site: Site) -> list[Wrapped]:
