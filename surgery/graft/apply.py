@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -53,21 +53,25 @@ def apply_spec(
     seed: int | None = None,
     tokenizer: Any = None,
     values: Mapping[str, Tensor] | None = None,
+    tell: Callable[[Plan], object] = lambda _: None,
 ) -> Plan:
     """Plan ``spec`` and carry it out; either all of it happens or nothing. A plan is not made again.
 
-    New parameters that ``values`` names start as these.
+    New parameters that ``values`` names start as these. ``tell`` is called before anything changes.
 
     Raises:
-        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if
+        SurgeryError: as the planner; S548 if ``seed`` is no whole number; S511 if a saved plan no longer comes out the same, S418 if
             a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
 
     """
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise error("S548", f"a seed is a whole number, and this is {seed!r}")
     with changing(model, "apply"):
         plan = _planned(model, spec, example_inputs)
         _check_instances(model, plan)
+        tell(plan)
         if seed is None:
-            seed = int(torch.randint(2**62, ()).item())
+            seed = int(torch.randint(2**62, (), device="cpu").item())
         surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
         created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
         host = host_of(model)
@@ -145,6 +149,8 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
     """
     with changing(model, "remove") as structure:
         surgery = required(model)
+        if not isinstance(name, str | None):
+            raise error("S512", f"a name is a text, and this is {name!r}")
         names = {n for applied in surgery.applied for n in _names(applied)}
         if name is not None and name not in names:
             raise error(
