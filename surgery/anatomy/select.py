@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from surgery.anatomy.site import Site
 from surgery.anatomy.state import uncollected
 from surgery.anatomy.where import test
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, first_of
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
@@ -54,7 +54,7 @@ def select(
     answered from names alone. With ``of="parameters"`` (as `freeze` and `train` need) every part
     stands for the parameters in it, so that `all except bias` leaves the biases out.
     """
-    if isinstance(selector, str):
+    if not isinstance(selector, syntax.Selector):
         selector = _parsed(selector)
     with uncollected():
         evaluation = _Evaluation(Paths(model), anatomy, of)
@@ -65,9 +65,11 @@ def select(
     return Selection(sites, tuple(evaluation.warnings))
 
 
-def _parsed(text: str) -> syntax.Selector:
+def _parsed(text: Any) -> syntax.Selector:
     from surgery.language.parse import parse_selector
 
+    if not isinstance(text, str):
+        raise error("S120", f"a selector is a text, and this is a {type(text).__name__}")
     return parse_selector(text)
 
 
