@@ -60,16 +60,17 @@ def test_an_error_becomes_the_cell() -> None:
 
 
 class Split(nn.Module):
-    """Reads the weight of one layer beside calling it, and never uses what the other returns."""
+    """Keeps the weight of one layer where no graft comes, and never uses what two return."""
 
     def __init__(self) -> None:
         super().__init__()
         self.called, self.read, self.unused = (nn.Linear(4, 4) for _ in range(3))
+        self.held = [self.read.weight]
 
     def forward(self, x: torch.Tensor) -> object:
         self.read(x)
         self.unused(x)
-        logits = self.called(x) + nn.functional.linear(x, self.read.weight)
+        logits = self.called(x) + nn.functional.linear(x, self.held[0])
         return type("Output", (), {"logits": logits})()
 
 

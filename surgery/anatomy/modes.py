@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import FunctionType
-from typing import Any
 
 from torch import nn
 
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import linears
-from surgery.anatomy.run import record
-from surgery.language.diagnostics import SurgeryError
 
 
-def read_in_training(model: nn.Module, example_inputs: Any, paths: Paths) -> frozenset[str]:
-    """The paths of modules whose weight another multiplies with in training.
+def may_read_in_training(paths: Paths) -> bool:
+    """Whether the code of a module has the mode and the weight of a part in one function.
 
-    A forward tells, where the code of a module has the mode and the weight of a part in one
-    function. What a model that does not run in training would read is not known.
+    Such a module may multiply with the weight in training alone.
     """
-    if not any(map(_may_read, paths.modules.values())):
-        return frozenset()
-    try:
-        flow = Flow(record(model, example_inputs, paths, training=True), paths)
-    except SurgeryError:
-        return frozenset()
-    read = (one.weight.rpartition(".")[0] for one in linears(flow).values() if one.call is None)
-    return frozenset(read)
+    return any(map(_may_read, paths.modules.values()))
 
 
 def _may_read(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -57,6 +57,19 @@ class Call:
     virtual: bool = False
 
 
+class Access(NamedTuple):
+    """A parameter taken by its name from the module at ``path``, before the operator ``before``.
+
+    It was taken in ``call``, and it was its ``own`` if code of the module's forward took it.
+    """
+
+    path: str
+    name: str
+    call: int
+    before: int
+    own: bool
+
+
 @dataclass
 class Record:
     """Operators and module calls in the order they ran.
@@ -64,7 +77,12 @@ class Record:
     Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
     indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
     ``counts`` are the values that were one whole number each, where these could be read;
-    ``strides`` tell how values lay in memory.
+    ``strides`` and ``storages`` tell how and in which memory values lay. ``kept`` are those that
+    leave the forward: returned, left somewhere for later, or read by Python on the way.
+    ``accesses`` are the parameters that were taken from their modules by name; ``direct`` are the modules whose forward was called by its name, which is no call
+    here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
+    known where they come from. ``blind`` are the operators that the model ran without gradients;
+    None where some have gradients of their own.
     """
 
     ops: list[Op]
@@ -77,6 +95,13 @@ class Record:
     how: str
     counts: dict[int, int] = field(default_factory=dict[int, int])
     strides: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    storages: list[int] = field(default_factory=list[int])
+    kept: set[int] = field(default_factory=set[int])
+    accesses: list[Access] = field(default_factory=list[Access])
+    direct: frozenset[str] = frozenset()
+    followed: bool = True
+    strangers: set[int] = field(default_factory=set[int])
+    blind: set[int] | None = None
 
     @cached_property
     def consumers(self) -> list[list[int]]:

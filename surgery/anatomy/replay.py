@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.record import Op, Record, Value
-from surgery.anatomy.trace import tensors_in
+from surgery.anatomy.tensors import tensors_in
 
 
 def reaching(record: Record, source: int, axis: int, ends: Iterable[int]) -> list[list[int]] | None:

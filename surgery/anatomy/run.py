@@ -14,25 +14,32 @@ from torch.utils import _pytree as pytree
 
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.interfaces import outlined
+from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
-from surgery.anatomy.trace import Recorder, listening
+from surgery.anatomy.trace import Recorder
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
 
 def record(
-    model: nn.Module, given: Any = None, paths: Paths | None = None, training: bool = False
+    model: nn.Module,
+    given: Any = None,
+    paths: Paths | None = None,
+    training: bool = False,
+    cheap: bool = False,
 ) -> Record:
     """Run ``model`` once and tell what it did; the model is left exactly as it was.
 
     Large models run on fake tensors, in no memory; small ones on real ones, which costs less and
-    follows every branch. Each is tried where the other fails.
+    follows every branch. Each is tried where the other fails; a ``cheap`` run of a large model is
+    on fake tensors or not at all.
     """
     paths = paths or Paths(model)
     failures: list[tuple[str, Exception]] = []
+    ways = _ways(model)
     for inputs in candidates(model, given):
-        for how in _ways(model):
+        for how in ways[:1] if cheap and ways[0] == "fake" else ways:
             try:
                 return _recorded(model, inputs, paths, how, training)
             except Exception as failure:
@@ -58,14 +65,18 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training
         stack.enter_context(untouched(model, copy=fake is None, training=training))
         convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
         args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
+        recorder.given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(_uncompiled())
         stack.enter_context(outlined())
         stack.enter_context(listening(recorder))
         stack.enter_context(recorder)
-        model(*args, **kwargs)
-    return recorder.finished(how)
+        result = model(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            made = recorder.finished(how, result)
+        del result
+    return made
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -47,17 +47,19 @@ def select(
     anatomy: Callable[[], Anatomy],
     *,
     of: Things = "modules",
+    paths: Paths | None = None,
 ) -> Selection:
     """The sites of ``model`` that ``selector`` means.
 
     ``anatomy`` is called only if a role or a layer index is needed: paths and classes are
     answered from names alone. With ``of="parameters"`` (as `freeze` and `train` need) every part
-    stands for the parameters in it, so that `all except bias` leaves the biases out.
+    stands for the parameters in it, so that `all except bias` leaves the biases out. ``paths`` are
+    the model's names, if they have been read.
     """
     if not isinstance(selector, syntax.Selector):
         selector = _parsed(selector)
     with uncollected():
-        evaluation = _Evaluation(Paths(model), anatomy, of)
+        evaluation = _Evaluation(paths or Paths(model), anatomy, of)
         sites = evaluation.selector(selector)
     if evaluation.errors:
         in_order = sorted(evaluation.errors, key=lambda d: d.labels[0].span.start)

@@ -1,20 +1,34 @@
-"""Listening to one forward: every torch function, and every module as it is called."""
+"""Listening to one forward: every torch function, and what it reads, makes and writes."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Key, Op, Record, Value
+from surgery.anatomy.record import Access, Call, Key, Op, Record, Value
+from surgery.anatomy.tensors import (
+    DESCRIPTIONS,
+    among,
+    count_of,
+    owners_of,
+    property_name,
+    storage_of,
+    tensors_in,
+    tensors_inside,
+    version_of,
+)
+
+_PLAIN = frozenset((int, float, bool, str, type(None), slice, torch.dtype, torch.device))
 
 
 class Recorder(TorchFunctionMode):
@@ -37,8 +51,19 @@ class Recorder(TorchFunctionMode):
         self.views: dict[int, list[torch.Tensor]] = {}
         self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
-        self.owners = _owners(paths)
+        self.owners = owners_of(paths)
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
+        self.storages: list[int] = []
+        self.seen: set[int] = set()
+        self.accesses: list[Access] = []
+        self.direct: set[str] = set()
+        self.thread = threading.get_ident()
+        self.blind = 0
+        self.blind_ops: set[int] = set()
+        self.custom = False
+        self.followed = True
+        self.given: set[int] = set()
+        self.strangers: dict[int, torch.Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -50,14 +75,17 @@ class Recorder(TorchFunctionMode):
             if isinstance(result, torch.Tensor):
                 args = self.faked(args)
                 result = func(*args, **kwargs)
-                self.record(_property(func), func, args, kwargs, result, ())
+                self.record(property_name(func), func, args, kwargs, result, ())
             return result
         if self.fake is not None:
             args, kwargs = self.faked(args), self.faked(kwargs)
-        before = [(t, _version(t)) for t in tensors_in((args, kwargs))]
+        given = tensors_in((args, kwargs)) if kwargs else tensors_in(args)
+        before = [version_of(tensor) for tensor in given]
         result = func(*args, **kwargs)
-        written = tuple(tensor for tensor, version in before if _version(tensor) != version)
-        self.record(name, func, args, kwargs, result, written)
+        written = tuple(
+            t for t, version in zip(given, before, strict=True) if version_of(t) != version
+        )
+        self.record(name, func, args, kwargs, result, written, given)
         return result
 
     def faked(self, thing: Any) -> Any:
@@ -93,23 +121,42 @@ class Recorder(TorchFunctionMode):
         kwargs: Any,
         result: Any,
         written: tuple[torch.Tensor, ...],
+        given: list[torch.Tensor] | None = None,
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
-        results = [t for t in tensors_in(result) if id(t) not in self.known or _among(t, written)]
+        made = tensors_in(result)
+        results = [t for t in made if id(t) not in self.known or among(t, written)]
         if not results and not written:
+            if not made and name not in DESCRIPTIONS:
+                self.see((args, kwargs))
             return
-        inputs = [self.number(tensor) for tensor in tensors_in((args, kwargs))]
-        noted_args, noted_kwargs = self.noted(args), self.noted(kwargs)
-        outputs = [*results, *(t for t in written if not _among(t, results))]
+        given = tensors_in((args, kwargs)) if given is None else given
+        inputs = [self.number(tensor) for tensor in given]
+        noted_args: tuple[Any, ...] = self.noted(args)
+        noted_kwargs: dict[str, Any] = self.noted(kwargs) if kwargs else {}
+        outputs = [*results, *(t for t in written if not among(t, results))]
         for tensor in written:
             for alias in self.aliases(tensor):
-                if not _among(alias, outputs):
+                if not among(alias, outputs):
                     outputs.append(alias)
                     inputs.append(self.number(alias))
+                    # Memory of what a function here made is no stranger, seen or not.
+                    self.strangers.pop(inputs[-1], None)
         index = len(self.ops)
         numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
         op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
         self.ops.append(op)
+        if self.blind:
+            self.blind_ops.add(index)
+
+    @property
+    def running(self) -> str:
+        """The module that runs, the innermost."""
+        return self.calls[self.current].path
+
+    def see(self, thing: Any) -> None:
+        """Note that Python, or code that is not followed, gets the numbers in these tensors."""
+        self.seen.update(self.number(tensor) for tensor in tensors_in(thing))
 
     def fresh(self, tensor: torch.Tensor, producer: int) -> int:
         """A new value for ``tensor``: it was just made, or just written to."""
@@ -117,11 +164,14 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self.known and tensor._base is not None:  # pyright: ignore[reportPrivateUsage]
             self.views.setdefault(id(tensor._base), []).append(tensor)  # pyright: ignore[reportPrivateUsage]
         self.known[id(tensor)] = number, tensor
-        self.shapes.append(tuple(tensor.shape))
+        shape = tuple(tensor.shape)
+        self.shapes.append(shape)
         self.dtypes.append(tensor.dtype)
         self.producer.append(producer)
-        self.strides.append(tensor.stride() if tensor.layout is torch.strided else ())
-        count = _count(tensor)
+        plain = tensor.layout is torch.strided
+        self.strides.append(tensor.stride() if plain else ())
+        self.storages.append(storage_of(tensor) if plain else -1)
+        count = None if shape else count_of(tensor)
         if count is not None:
             self.counts[number] = count
         return number
@@ -151,14 +201,18 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self.owners:
             kind, path = self.owners[id(tensor)]
             self.named[kind][number] = path
+        elif id(tensor) not in self.given:
+            self.strangers[number] = tensor
         return number
 
     def noted(self, thing: Any) -> Any:
         """Arguments with their tensors replaced by values."""
+        if type(thing) in _PLAIN:
+            return thing
         if isinstance(thing, torch.Tensor):
             return Value(self.number(thing))
         if isinstance(thing, tuple | list):
-            return tuple(self.noted(item) for item in cast("tuple[Any, ...]", thing))
+            return tuple([self.noted(item) for item in cast("tuple[Any, ...]", thing)])
         if isinstance(thing, dict):
             return {key: self.noted(item) for key, item in cast("dict[Any, Any]", thing).items()}
         return thing
@@ -214,7 +268,31 @@ class Recorder(TorchFunctionMode):
             return []
         return [(key, self.number(item)) for key, item in items if isinstance(item, torch.Tensor)]
 
-    def finished(self, how: str) -> Record:
+    def kept(self) -> set[int]:
+        """The values that something still holds when the forward is over.
+
+        They are what it returned, and what it left in attributes, caches or anywhere else for a
+        forward to come. Told by counts of references: of what nothing holds, only the recorder's
+        own are left.
+        """
+        # No name here may hold a tensor while references are counted.
+        shown = Counter([id(view) for views in self.views.values() for view in views])
+        # What nothing else holds has as many references as an object that is held just so.
+        (own,) = _references([(-1, object())])
+        counts = _references(self.known.values())
+        return {
+            number
+            for (number, tensor), count in zip(self.known.values(), counts, strict=True)
+            if count - shown[id(tensor)] > own
+        }
+
+    def finished(self, how: str, result: Any) -> Record:
+        """The record of a forward that returned ``result``, of which all else is gone."""
+        kept = self.kept()
+        # Something holds constants before and after; what was made out of sight is not held, but
+        # for what is returned.
+        returned = {id(t) for t in tensors_inside(result)}
+        unknown = {n for n, t in self.strangers.items() if n not in kept or id(t) in returned}
         return Record(
             self.ops,
             self.calls,
@@ -226,90 +304,15 @@ class Recorder(TorchFunctionMode):
             how,
             self.counts,
             self.strides,
+            self.storages,
+            self.seen | kept,
+            self.accesses,
+            frozenset(self.direct),
+            self.followed,
+            unknown,
+            None if self.custom else self.blind_ops,
         )
 
 
-def _count(tensor: torch.Tensor) -> int | None:
-    """The one whole number that ``tensor`` is, if it can be read at once."""
-    whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
-    if not whole or isinstance(tensor, FakeTensor) or tensor.device.type != "cpu":
-        return None
-    try:
-        return int(tensor)
-    except RuntimeError:  # inside `vmap`
-        return None
-
-
-@contextmanager
-def listening(recorder: Recorder) -> Generator[None]:
-    """Tell ``recorder`` of every module called in this thread."""
-    # nn.Module.__call__ is the one door all calls pass: no module's own hooks are touched.
-    from surgery.anatomy.interpret import interpret
-
-    original = nn.Module.__call__
-    thread = threading.get_ident()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        path = recorder.path_of.get(id(module))
-        if path is None or threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        current = recorder.current
-        frame = recorder.enter(path, recorder.bound(module, args, kwargs), virtual=False)
-        try:
-            if isinstance(module, fx.GraphModule):
-                result = interpret(recorder, module, path, args, kwargs)
-            else:
-                result = original(module, *args, **kwargs)
-        except BaseException:
-            recorder.current = current
-            raise
-        recorder.leave(frame, recorder.keyed(result))
-        return result
-
-    nn.Module.__call__ = call
-    try:
-        yield
-    finally:
-        nn.Module.__call__ = original
-
-
-def _owners(paths: Paths) -> dict[int, tuple[str, str]]:
-    found: dict[int, tuple[str, str]] = {}
-    for path, module in paths.modules.items():
-        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
-            if buffer is not None:
-                found.setdefault(id(buffer), ("buffer", f"{path}.{name}" if path else name))
-    for path, parameter in paths.parameters.items():
-        found.setdefault(id(parameter), ("parameter", path))
-    return found
-
-
-def tensors_in(thing: Any) -> list[torch.Tensor]:
-    """The tensors in an argument or a result, however nested."""
-    if isinstance(thing, torch.Tensor):
-        return [thing]
-    if isinstance(thing, tuple | list):
-        items = cast("tuple[Any, ...]", thing)
-    elif isinstance(thing, dict):
-        items = tuple(cast("dict[Any, Any]", thing).values())
-    else:
-        return []
-    found: list[torch.Tensor] = []
-    for item in items:
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif isinstance(item, tuple | list | dict):
-            found += tensors_in(item)
-    return found
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return tensor._version  # pyright: ignore[reportPrivateUsage]
-
-
-def _among(tensor: torch.Tensor, tensors: Any) -> bool:
-    return any(other is tensor for other in tensors)
-
-
-def _property(func: Any) -> str:
-    return str(getattr(getattr(func, "__self__", None), "__name__", "property"))
+def _references(things: Iterable[tuple[int, Any]]) -> list[int]:
+    return [sys.getrefcount(thing) for _, thing in things]

@@ -32,6 +32,9 @@ class Tensors(Host):
     def leaf(self, expression: Expression) -> Tensor:
         return self.values(expression)
 
+    def training(self) -> bool:
+        return False
+
 
 def compute(
     expression: Expression,

@@ -116,7 +116,7 @@ def _drafts(model: nn.Module, file: AdapterFile, example_inputs: Any) -> list[_D
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
     with host_of(model).detached(model), _same_flags(model):
-        planner = Planner(model, example_inputs, standing)
+        planner = Planner(model, example_inputs, standing, settled=True)
         for spec, saved in zip(specs, file.content["applied"], strict=True):
             draft = _draft(planner, spec, saved)
             drafts.append(draft)

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from surgery.graft.apply import drop, enforce, keep
+from surgery.graft.became import Became
 from surgery.graft.contexts import Context, changing
 from surgery.graft.initialise import by_expert, compute
+from surgery.graft.mergeable import mergeable
 from surgery.graft.rebase import rebase
-from surgery.graft.sites import Site, program_of, sites_of
+from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
-from surgery.planning.fingerprint import dtype_name
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit
-from surgery.rules.affine import Merge, NotAffine
+from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
-from surgery.rules.simplify import same_value
 
 
 @dataclass(frozen=True)
@@ -148,18 +147,18 @@ def _write(model: nn.Module, draft: _Draft) -> None:
 
 
 def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
-    draft = _Draft()
+    draft, became = _Draft(), Became(model)
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
         obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
         if first.operator == "linear" and first.layer is not None and obstacle is None:
-            obstacle = _replaced(model, first)
+            obstacle = became.replaced(first)
         if first.operator != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.reason or "it is not in one layer"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
             continue
-        inside = _mergeable(site)
+        inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
@@ -168,65 +167,12 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
         work = _work(model, first.owner, first.layer, edits, inside)
-        tied = _tied(model, first, work)
+        tied = became.tied(first, work.weight, work.bias)
         if tied is None:
             draft.work[path] = work
         else:
             draft.stayed += [Stayed(e.site, e.child, tied) for e in edits]
     return draft
-
-
-def _replaced(model: nn.Module, edit: Edit) -> str | None:
-    """Why what the layer of ``edit`` held when it was planned cannot be written to any more, if so."""
-    layer = edit.layer
-    assert layer is not None
-    table = model.get_submodule(edit.owner)._parameters
-    shape = prod(layer.held) if layer.held else layer.out * layer.into * max(1, layer.experts)
-    for key, size in (("W", shape), ("b", layer.out))[: 1 + layer.bias]:
-        name = layer.names[key]
-        held = table.get(name)
-        if held is None:
-            return f"the {name} is made of others since, as pruning and parametrizations do"
-        if not held.is_floating_point() or held.numel() != size:
-            return f"the {name} was replaced since, by {dtype_name(held)} {[*held.shape]}"
-    return None
-
-
-def _tied(model: nn.Module, edit: Edit, work: _Work) -> str | None:
-    """What reads a tensor that ``work`` changes and was tied since ``edit`` was planned, in words."""
-    assert edit.layer is not None
-    module = model.get_submodule(edit.owner)
-    for key, now in (("W", work.weight), ("b", work.bias)):
-        name = edit.layer.names[key]
-        held = module._parameters.get(name)
-        if held is None or now is None or torch.equal(held, now):
-            continue
-        for path, other in model.named_modules(remove_duplicate=False):
-            for its, parameter in other._parameters.items():
-                if parameter is held and (other is not module or its != name):
-                    return f"the {name} is tied with `{path}` since, which would change too"
-    return None
-
-
-def _mergeable(site: Site) -> list[Wrapped]:
-    """The methods of a site that can go into its weight, the others staying as they are.
-
-    Those that merge by themselves may go first if the site then still computes the same; else
-    those in front of the first that does not merge.
-    """
-    edit, wraps = site.edits[0], site.wraps
-    whole = site.program
-    if isinstance(whole.merge, Merge):
-        return wraps
-    alone = [w for w in wraps if isinstance(program_of(edit, [w]).merge, Merge)]
-    others = [w for w in wraps if w not in alone]
-    reordered = program_of(edit, [*alone, *others])
-    if alone and same_value(reordered.result, whole.result):
-        return alone
-    for length in range(len(wraps) - 1, 0, -1):
-        if isinstance(program_of(edit, wraps[:length]).merge, Merge):
-            return wraps[:length]
-    return []
 
 
 @torch.no_grad()
@@ -257,7 +203,7 @@ def _work(
         return _Work(edits, _each(found.weight, layer, edits[0], value, weight), None)
     matrix = compute(found.weight, layer, edits[0].sizes, value)
     offset = compute(found.bias, layer, edits[0].sizes, value)
-    if not isinstance(offset, Tensor) and offset == 0 and bias is None:
+    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
         offset = None
     if layer.kind == "embedding" and offset is not None:
         # A one-hot input sums to one, so the bias is the same row added to each.
@@ -266,11 +212,13 @@ def _work(
             None,
         )
     shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape).contiguous()
+    merged = shaped.to(weight.dtype).reshape(weight.shape)
+    if merged.stride() != weight.stride():
+        merged = torch.empty_like(weight).copy_(merged)
     if offset is None:
         return _Work(edits, merged, None)
-    full = torch.as_tensor(offset, dtype=wide, device=weight.device).expand(layer.out)
-    return _Work(edits, merged, full.to(weight.dtype).clone())
+    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
+    return _Work(edits, merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
 
 
 def _each(

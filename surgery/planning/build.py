@@ -11,18 +11,19 @@ from torch import nn
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
-from surgery.anatomy.paths import Paths
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.derived import derive
 from surgery.planning.fingerprint import digests, fingerprint
+from surgery.planning.idle import UNSIZED, Idle
 from surgery.planning.layers import check_sizes, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Edit, Plan, graft_name
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
+from surgery.planning.usage import Usage
 from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
 from surgery.rules.limits import followed
@@ -36,30 +37,29 @@ Standing = Mapping[str, Sequence[Wrapped]]
 
 @dataclass
 class Planner:
-    """Plans specs for one model; the anatomy is read once, and only if something needs it."""
+    """Plans specs for one model, whose forward is recorded once."""
 
     model: nn.Module
     example_inputs: Any = None
     standing: Standing = field(default_factory=dict[str, Sequence[Wrapped]])
+    settled: bool = False
+    """Whether the spec was applied before: perhaps with inputs that reached what these do not."""
 
     @cached_property
+    def usage(self) -> Usage:
+        """Who takes part in a forward of the model."""
+        return Usage(self.model, self.example_inputs)
+
+    @property
     def anatomy(self) -> Anatomy:
-        from surgery.anatomy.read import read
-
-        return read(self.model, self.example_inputs)
-
-    @cached_property
-    def read_in_training(self) -> frozenset[str]:
-        """The modules whose weight another multiplies with in training."""
-        from surgery.anatomy.modes import read_in_training
-
-        return read_in_training(self.model, self.example_inputs, Paths(self.model))
+        """What that forward tells of roles."""
+        return self.usage.anatomy
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
         """Every name of each parameter, by its identity: tied ones have several."""
         found: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.usage.paths.parameters.items():
             found.setdefault(id(parameter), []).append(name)
         return found
 
@@ -82,9 +82,10 @@ class Planner:
                 draft.on(number, statement)
         draft.finish()
         adds = any(t.trained for e in draft.edits for t in e.tensors)
-        training = decide(self.model, spec, lambda: self.anatomy, draft.found, draft.warnings, adds)
+        training = decide(self, spec, draft.found, draft.warnings, adds)
         if draft.found:
             raise SurgeryError(first_of(draft.found))
+        acts = any(not isinstance(s, syntax.Freeze) for s in spec.statements)
         known = base or self.own_digests
         return Plan(
             spec,
@@ -96,6 +97,8 @@ class Planner:
             training.elements,
             training.trained_elements,
             tuple(draft.warnings),
+            (*draft.idle, *training.idle),
+            self.usage.unchecked if acts else None,
         )
 
 
@@ -108,12 +111,18 @@ class Draft:
         self.edits: list[Edit] = []
         self.found: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
+        self.idle: list[str] = []
         self.applied = {path: list(wraps) for path, wraps in planner.standing.items()}
 
     def on(self, number: int, statement: syntax.On) -> None:
         model = self.planner.model
         try:
-            selection = select(model, statement.selector, lambda: self.planner.anatomy)
+            selection = select(
+                model,
+                statement.selector,
+                lambda: self.planner.anatomy,
+                paths=self.planner.usage.paths,
+            )
             with followed(statement.span):
                 wrapped = self.spec.wrapped(number)
         except SurgeryError as problem:
@@ -122,21 +131,29 @@ class Draft:
         self.warnings += selection.warnings
         lenient = any(isinstance(p, syntax.All) for p in statement.selector.union.parts)
         problems: dict[str, tuple[SurgeryError, list[str]]] = {}
-        before = len(self.edits)
-        sites = [s for site in selection.sites for s in self.sites(site, wrapped)]
-        for site in sites:
+        idle = Idle()
+        for site in [s for found in selection.sites for s in self.sites(found, wrapped)]:
+            place: Place | None = None
             try:
                 with followed(statement.span):
-                    self.edits.append(self.edit(number, statement, site, wrapped))
+                    place = self.place(site)
+                    self.edits.append(self.edit(number, statement, place, wrapped))
             except SurgeryError as problem:
                 first = problem.diagnostics[0]
                 if lenient and first.code == "S401":
                     continue
-                key = f"{first.code} {first.message}"
-                problems.setdefault(key, (problem, []))[1].append(site.path)
+                if place is None or first.code != "S408":
+                    key = f"{first.code} {first.message}"
+                    problems.setdefault(key, (problem, []))[1].append(site.path)
+                    continue
+                idle.note(site.path, place.idle or UNSIZED, left=True)
+                continue
+            idle.note(site.path, place.idle)
         for problem, paths in problems.values():
             self.found += [_located(d, statement, paths) for d in problem.diagnostics]
-        if not problems and len(self.edits) == before:
+        if problems:
+            return
+        if not idle.sites:
             self.found.append(
                 Diagnostic(
                     "S410",
@@ -144,6 +161,9 @@ class Draft:
                     (Label(statement.span),),
                 )
             )
+        settled = self.planner.settled
+        idle.tell(statement.selector, self.found, self.warnings, settled=settled)
+        self.idle += idle.paths
 
     def finish(self) -> None:
         """Hold what all statements make of tokens against what can be done."""
@@ -169,7 +189,7 @@ class Draft:
         whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
         if not whole and site.kind != "parameter":
             return (site,)
-        module = self.planner.model.get_submodule(site.path if whole else site.exit.path)
+        module = self.planner.usage.paths.modules[site.path if whole else site.exit.path]
         if read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
@@ -178,8 +198,8 @@ class Draft:
         matrix = anatomy.matrix_at(site) if held and not experts else None
         return experts or (matrix or site,)
 
-    def edit(self, number: int, statement: syntax.On, site: Site, wrapped: Wrapped) -> Edit:
-        """Plan one method at one site, or raise why it does not fit there."""
+    def place(self, site: Site) -> Place:
+        """``site`` with what must be known of it, if it is one that a method may be applied to."""
         if site.kind == "parameter":
             raise error(
                 "S401",
@@ -187,13 +207,18 @@ class Draft:
                 help="a parameter is a place for one only where its module multiplies with it itself, "
                 "or where it holds the weights of all experts",
             )
-        place = Place(self.planner, site)
+        return Place(self.planner, site)
+
+    def edit(self, number: int, statement: syntax.On, place: Place, wrapped: Wrapped) -> Edit:
+        """Plan one method at one place, or raise why it does not fit there."""
+        site = place.site
         standing = self.applied.setdefault(place.whole, [])
         child = wrapped.child
         graft = graft_name(child, site.rows, place.layer)
         wrapped = replace(wrapped, child=graft, rows=site.rows)
         _check_name(wrapped.child, place, standing)
         program = build(place.signature, (*standing, wrapped))
+        place.check_reader(program)
         if program.changes_core and site.kind == "region":
             graft = graft_name(child, site.rows, place.layer, place.site.core)
             wrapped = replace(wrapped, child=graft)

@@ -50,11 +50,13 @@ def derive(
     with a ``one_hot`` input is a look-up, and costs nothing.
 
     Raises:
-        SurgeryError: S404, S405 or S406 where the rule's demands are not met.
+        SurgeryError: S404, S405 or S406 where the rule's demands are not met, S225 for a param that
+            could never act here.
 
     """
     known = dict(sizes)
     program.check(known)
+    program.check_acting(known)
     tensors = tuple(
         Added(d.name, tuple(_size(s, known) for s in d.shape), str(d.init), not d.frozen, d.shared)
         for d in dict(program.declarations)[child]

@@ -56,6 +56,10 @@ class Layer:
     """How many dims the states have that a weight which is read is multiplied with, if known."""
     turned: bool = False
     """Whether they are [length, batch, features], whichever way round its module is given them."""
+    straight: bool = True
+    """Whether nothing else is done with a weight that is read than to multiply with it."""
+    adds: bool = True
+    """Whether what reads the weight reads the bias, too."""
 
     @property
     def names(self) -> dict[str, str]:

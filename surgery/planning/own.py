@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, LayerKind
 from surgery.planning.probe import uses_of_weight
-from surgery.rules.affine import NotAffine
-from surgery.rules.expression import Expression, number
+from surgery.planning.reading import is_effective
+from surgery.rules.expression import Expression
 from surgery.rules.program import Program
 
 _TURNED = frozenset(("t", "T", "mT"))
@@ -23,18 +23,6 @@ PRODUCTS: dict[LayerKind, frozenset[str]] = {
 }
 """The functions of a weight of each kind, by name, that can be told what else is to be done."""
 _ONLY_VALUES = frozenset(("data", "detach"))
-
-
-def by_weight(program: Program, layer: Layer) -> bool:
-    """Whether a changed weight, and bias if there is one, do all that ``program`` does.
-
-    Dropout is none of that, nor an offset where the module may add nothing to the product.
-    """
-    found = program.merge
-    if isinstance(found, NotAffine) or program.uses("dropout"):
-        return False
-    adds = layer.bias or layer.kind == "embedding" or (layer.native and not layer.held)
-    return adds or found.bias == number(0)
 
 
 def check_own(module: nn.Module, layer: Layer, program: Program) -> None:
@@ -74,7 +62,7 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
             help="write to it between forwards, or leave this layer out",
         )
     other = {*uses.names - PRODUCTS[layer.kind], *(["max_norm"] if limited else [])}
-    if other and layer.is_own and not by_weight(program, layer):
+    if other and layer.is_own and not is_effective(program, layer):
         raise _refused(
             module,
             f"it does not multiply with the weight as it is (`{min(other)}`), so only a changed "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,10 @@ from surgery.planning.derived import Derived
 from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.own import check_own
 from surgery.planning.plan import Tensor
+from surgery.planning.reading import changed, is_effective, named, needs_bias, takes_offset
 from surgery.rules.affine import NotAffine
-from surgery.rules.expression import number, operand
+from surgery.rules.expression import is_number
+from surgery.rules.patches import check_patches
 from surgery.rules.program import Program, Signature
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ class Place:
         self.planner = planner
         self.site = site
         self.owner = site.exit.path if site.kind not in ("module", "parameter") else site.path
-        self.module = planner.model.get_submodule(self.owner)
+        self.module = planner.usage.paths.modules[self.owner]
         self.layer = self._layer()
         self.features = "first" if self.layer and self.layer.spatial else "last"
         self.rank: int | None = None
         self.sequences: Port | None = None
+        self.program: Program | None = None
         self.turned = False
 
     def _layer(self) -> Layer | None:
@@ -52,13 +54,18 @@ class Place:
             return read_layer(self.module)
         if site.kind != "module" or site.tokens:
             return None
-        parent = self.planner.model.get_submodule(site.path.rpartition(".")[0])
+        parent = self.planner.usage.paths.modules[site.path.rpartition(".")[0]]
         layer = read_layer(self.module, parent)
-        known = layer is not None and (layer.native or layer.plain) and not layer.read
-        if layer is None or not known or layer.kind != "linear":
-            return layer
-        elsewhere = self.planner.read_in_training.intersection(site.paths)
-        return replace(layer, read=True) if elsewhere else layer
+        return layer and self.planner.usage.read(layer, site.path)
+
+    @cached_property
+    def idle(self) -> str | None:
+        """Why a change here would change nothing of what the model returns, if so."""
+        tensors = ["W"]
+        read = self.layer is not None and self.layer.read
+        if self.layer and self.program and read and is_effective(self.program, self.layer):
+            tensors = changed(self.program, self.layer)
+        return self.planner.usage.idle(self.site, self.layer, tensors)
 
     @property
     def key(self) -> str:
@@ -86,12 +93,36 @@ class Place:
             core=site.core is not None,
         )
 
+    def check_reader(self, program: Program) -> None:
+        """Hold a program against what another module does with the weight it reads.
+
+        Raises:
+            SurgeryError: S423 where a weight is what it takes, and ``program`` is none.
+
+        """
+        layer, self.program = self.layer, program
+        if layer is None or layer.straight or is_effective(program, layer):
+            return
+        reader = self.planner.usage.reader(f"{self.owner}.{layer.weight}".lstrip("."))
+        raise error(
+            "S423",
+            f"{named(reader)} reads this weight, and not just to multiply with it as the layer would, so "
+            "a method can only put another weight in its place",
+            help="use a method that merges into the weight alone, without dropout: lora, dora, ia3",
+        )
+
     def locate(self) -> None:
         """Look up where hidden states pass, and their layout."""
         self.site = self.planner.anatomy.place_of(self.site)
         if self.layer and self.layer.states is not None:
             self.rank = self.layer.states
             return
+        if self.layer and self.layer.read and not self.layer.is_own:
+            raise error(
+                "S411",
+                "the rule names dims of the hidden states, and where this weight is read they have "
+                "now these, now those, or cannot be told",
+            )
         call = self.planner.anatomy.call(self.site.exit.path)
         if call is None:
             raise error(
@@ -110,10 +141,12 @@ class Place:
             SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
                 does more than multiply with it and would not see the change, S411 for hidden
                 states of other dims than the rule names, S413 for what is no change of the weights
-                of experts, S415 for an attention out of reach.
+                of experts, S415 for an attention out of reach, S412 where a rule takes patches or ids for features.
 
         """
         if self.layer is not None:
+            if self.layer.kind in ("convolution", "embedding"):
+                check_patches(program.result)
             if self.layer.is_closed and self.layer.kind in ("linear", "transposed"):
                 self._check_geometry(self.layer)
             check_own(self.module, self.layer, program)
@@ -175,7 +208,7 @@ class Place:
                 "would never act",
                 help="leave `dropout` out here",
             )
-        if not isinstance(found, NotAffine) and found.bias != number(0):
+        if not isinstance(found, NotAffine) and not is_number(found.bias, 0):
             raise error(
                 "S413",
                 "the experts' weights are in one parameter, and only they can be changed: this would "
@@ -219,7 +252,8 @@ class Place:
     def real(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
         self.site = self.planner.anatomy.place_of(self.site)
-        tokens = self.planner.anatomy.tokens_at(self.site.entry)
+        entry = self.planner.usage.entry(self.site, self.layer) or self.site.entry
+        tokens = self.planner.anatomy.tokens_at(entry)
         if tokens is None or tokens.mask is None:
             return None
         memory = tokens.memory
@@ -251,15 +285,15 @@ class Place:
             return None
         if not self.layer.plain:
             return "the layer does not hold a plain weight"
-        if _needs_bias(program, self.layer):
-            if self.layer.held or not self.layer.native:
+        if needs_bias(program, self.layer):
+            if not takes_offset(self.layer):
                 return "its module adds nothing to the product, so it has no bias"
             if hasattr(type(self.planner.model), "from_pretrained"):
                 return (
                     "merging would add a bias, which the model's configuration does not have here: "
                     "loaded again, the model would be without it"
                 )
-        for name in _changed(program, self.layer):
+        for name in changed(program, self.layer):
             name = self.layer.names[name]
             known = {f"{path}.{name}" if path else name for path in self.owners}
             tensor = self.module._parameters.get(name)
@@ -267,6 +301,9 @@ class Place:
             if others:
                 other = others[0].removesuffix(f".{name}")
                 return f"the {name} is tied with `{other}`, which would change too"
+            reader = self.planner.usage.reader(next(iter(known))) if not self.layer.read else None
+            if tensor is not None and reader is not None:
+                return f"{named(reader)} reads the {name} too, and would change with it"
         return None
 
     @property
@@ -289,25 +326,6 @@ class Place:
             )
             for t in derived.tensors
         )
-
-
-def _needs_bias(program: Program, layer: Layer) -> bool:
-    """Whether a merge of ``program`` would add to a product that nothing is added to."""
-    found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or layer.kind == "embedding":
-        return False
-    return found.bias != number(0)
-
-
-def _changed(program: Program, layer: Layer) -> list[str]:
-    """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
-    found = program.merge
-    if isinstance(found, NotAffine):
-        return ["W", "b"]
-    changed = ["W"] if found.weight != operand("W", ()) else []
-    if found.bias != (operand("b", ()) if layer.bias else number(0)):
-        changed.append("W" if layer.kind == "embedding" else "b")
-    return changed
 
 
 def _dtype(module: nn.Module) -> str:

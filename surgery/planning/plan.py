@@ -152,6 +152,10 @@ class Plan:
     trained_elements: int
     """Elements that train in the base model after the spec is applied."""
     warnings: tuple[Diagnostic, ...] = ()
+    idle: tuple[str, ...] = ()
+    """The sites, and the parameters to train, of which a warning says that they change nothing."""
+    unchecked: str | None = None
+    """Why it is not known whether all that changes has a part in what the model returns."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -188,6 +192,8 @@ class Plan:
             "trained_elements": self.trained_elements,
             **self._facts,
             "warnings": [d.message for d in self.warnings],
+            "idle": list(self.idle),
+            "unchecked": self.unchecked,
         }
 
     @cached_property

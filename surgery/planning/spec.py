@@ -202,10 +202,13 @@ def resolve(file: syntax.File, read: Reader, rules: Prelude) -> Spec:
     return Spec(file, scope, constants, files, rules)
 
 
-def _with(here: Label, labels: tuple[Label, ...]) -> tuple[Label, ...]:
-    """Put the spec's own place first, unless the labels have one."""
-    known = any(label.span.source is here.span.source for label in labels)
-    return labels if known else (here, *labels)
+def _with(here: Label, problem: Diagnostic) -> tuple[Label, ...]:
+    """Put the spec's own place first, unless the labels have one.
+
+    What can never act is so by what it is given, and that is written here.
+    """
+    known = any(label.span.source is here.span.source for label in problem.labels)
+    return problem.labels if known and problem.code != "S225" else (here, *problem.labels)
 
 
 def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> None:
@@ -234,11 +237,11 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))
             try:
-                build(fitting(closure), (Wrapped(name, closure),))
+                build(fitting(closure), (Wrapped(name, closure),)).check_acting()
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(
-                    [replace(d, labels=_with(here, d.labels)) for d in problem.diagnostics]
+                    [replace(d, labels=_with(here, d)) for d in problem.diagnostics]
                 ) from None
         case syntax.Method():
             check_method(constants.scope.require(item.name, item.name_span))

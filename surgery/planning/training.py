@@ -11,10 +11,12 @@ from torch import nn
 from surgery.anatomy.select import select
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
+from surgery.planning.idle import Idle
 from surgery.planning.spec import Spec
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
+    from surgery.planning.build import Planner
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Training:
     frozen: tuple[str, ...]
     elements: int
     trained_elements: int
+    idle: tuple[str, ...] = ()
 
 
 def decide(
-    model: nn.Module,
+    planner: Planner,
     spec: Spec,
-    anatomy: Callable[[], Anatomy],
     found: list[Diagnostic],
     warnings: list[Diagnostic],
     adds: bool = False,
@@ -41,22 +43,30 @@ def decide(
     within A, and `train A except B` freezes it. Errors go to ``found``; one is that nothing
     trains, unless the spec ``adds`` what does.
     """
+    model = planner.model
     parameters = dict(model.named_parameters())
     statements = spec.statements
     starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
     trains: dict[str, bool] = dict.fromkeys(parameters, False) if starts_frozen else {}
     trained_by: dict[str, syntax.Train | syntax.Freeze] = {}
+    nothing: list[str] = []
     for statement in statements:
         if isinstance(statement, syntax.On):
             continue
         try:
-            chosen, spared = _split(model, statement, anatomy, warnings)
+            chosen, spared = _split(model, statement, lambda: planner.anatomy, warnings)
         except SurgeryError as problem:
             found += problem.diagnostics
             continue
         freeze = isinstance(statement, syntax.Freeze)
         trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
         trained_by |= dict.fromkeys(spared if freeze else chosen, statement)
+        if not freeze:
+            idle = Idle()
+            for name in chosen:
+                idle.note(name, planner.usage.unused(name))
+            idle.tell(statement.selector, found, warnings, "parameters", planner.settled)
+            nothing += idle.paths
     found += _fixed(parameters, trains, trained_by)
     trained = tuple(n for n in parameters if trains.get(n))
     frozen = tuple(n for n in parameters if trains.get(n) is False)
@@ -75,6 +85,7 @@ def decide(
         frozen,
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for n, p in parameters.items() if now[n]),
+        tuple(dict.fromkeys(n for n in nothing if trains.get(n))),
     )
 
 

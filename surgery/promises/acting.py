@@ -29,7 +29,8 @@ def groups_of(trial: Trial) -> Iterator[Group]:
     for (_, child), edits in trial.statements.items():
         by_site = {e.site: e for e in edits}
         for family in families(by_site):
-            held = tuple(by_site[site] for site in family.members)
+            idle = set(trial.plan.idle)
+            held = tuple(by_site[site] for site in family.members if site not in idle)
             yield Group(f"`{child}` at {family.pattern or 'the model'}", held)
 
 
@@ -78,7 +79,8 @@ def gradients_reach(trial: Trial) -> Verdict:
         return not_promised(promise, "nothing new trains")
     finding = Finding(promise)
     gradients = _gradients(trial, {**trained, **own})
-    silent = [n for n in trained if not _reached(gradients[n])]
+    idle = {t.name for e in trial.plan.edits if e.site in trial.plan.idle for t in e.tensors}
+    silent = [n for n in trained if not _reached(gradients[n]) and n not in idle]
     missed = _passed_by(trial, silent)
     for name in silent:
         if name not in missed:
@@ -93,16 +95,19 @@ def gradients_reach(trial: Trial) -> Verdict:
     if missed:
         shown = shortened(missed)
         finding.remarks.append(f"not reached by these inputs, as their kind is: {shown}")
-    idle = [n for n in own if not _reached(gradients[n])]
     if idle:
-        shown = shortened(idle)
+        shown = shortened(sorted(idle))
+        finding.remarks.append(f"without a part in the result, as the plan warns: {shown}")
+    still = [n for n in own if not _reached(gradients[n])]
+    if still:
+        shown = shortened(still)
         finding.remarks.append(f"of the base's own, without an effect on these outputs: {shown}")
     text = f"{len(reached)} of {some(len(trained), 'new parameter')}" if trained else ""
     if reached:
         least = min(reached, key=reached.__getitem__)
         text += f"; the least is {reached[least]:.1e} ({least})"
     if own:
-        text += f"{', and ' if text else ''}{len(own) - len(idle)} of {len(own)} of the base's own"
+        text += f"{', and ' if text else ''}{len(own) - len(still)} of {len(own)} of the base's own"
     return finding.verdict(text)
 
 
@@ -131,7 +136,7 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
     """
     if not names:
         return set()
-    paths = {t.name: e.owner for e in trial.plan.edits for t in e.tensors}
+    paths = {t.name: _runs_at(e) for e in trial.plan.edits for t in e.tensors}
     called: set[str] = set()
     handles = [
         trial.model.get_submodule(path).register_forward_pre_hook(
@@ -151,3 +156,9 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
         for member in family.members
     }
     return {n for n in names if paths[n] not in called and paths[n] in run_families}
+
+
+def _runs_at(edit: Edit) -> str:
+    """The module that runs where ``edit`` acts: of a layer that is read, the one around it."""
+    read = edit.layer is not None and edit.layer.read and edit.whole == edit.owner
+    return edit.owner.rpartition(".")[0] if read else edit.owner

@@ -102,7 +102,7 @@ def _base(plan: Plan, training: Sequence[Parameters]) -> list[str]:
 
 
 def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str]:
-    """Ties that make a change reach further than the names say."""
+    """Ties that make a change reach further than the names say, and what could not be checked."""
     found = [
         f"{edit.site} is also reached as {', '.join(p for p in edit.paths if p != edit.site)}"
         for entry in entries
@@ -110,7 +110,12 @@ def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str
         if len(edit.paths) > 1
     ]
     shown = found[:4] + ([f"{some(len(found) - 4, 'more site')} like this"] * (len(found) > 4))
-    return [*shown, *tied(plan, context)]
+    return [*shown, *tied(plan, context), *_unchecked(plan)]
+
+
+def _unchecked(plan: Plan) -> list[str]:
+    text = "not checked whether all that changes has a part in what the model returns"
+    return [f"{text}: {plan.unchecked}"] if plan.unchecked else []
 
 
 def _line(row: Row, column: int) -> str:

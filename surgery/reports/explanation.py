@@ -124,9 +124,13 @@ class _Explainer:
         try:
             for site in self.draft.sites(reason.sites[0], wrapped):
                 if site.experts is None or self.site.path in (site.path, site.exit.path):
-                    edit = self.draft.edit(number, statement, site, wrapped)
+                    place = self.draft.place(site)
+                    edit = self.draft.edit(number, statement, place, wrapped)
                     *before, own = self.draft.applied[edit.whole]
                     effects += _effects(edit, tuple(before), own)
+                    effects += [f"! no part in the result: such sites {place.idle}"] * bool(
+                        place.idle
+                    )
         except SurgeryError as problem:
             return False, f"{reason.text}, but the method does not fit", _faults(problem)
         return True, reason.text, effects

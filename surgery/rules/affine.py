@@ -1,27 +1,46 @@
-"""The merge, derived: the operator's result as an affine function of its input.
+"""The merge, derived: the rule run on the basis.
 
-An expression is walked with two kinds of value: one known from tensors that do not depend on the
-input, and a pair (M, c) that stands for x ↦ Mx + c. If the result is such a pair, M and c are the
-merged weight and bias. If not, the first expression that is not affine is the reason.
+A value that is affine in the operator's input, x ↦ Mx + c, is carried as (T, c): T = Mᵀ, the images
+of the basis vectors, is a batch of m inputs, and c is one more. So what is linear in its arguments
+acts on T as on any batch, and on c as on one input with all that is known; of a primitive no more
+is asked than in which arguments it is linear. If the result is such a pair, it is the merge. If
+not, the first expression that is not affine is the reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from surgery.language.source import Span
-from surgery.rules.expression import Expression, number, walk
+from surgery.rules.expression import (
+    IN,
+    OUT,
+    Expression,
+    Shape,
+    expanded,
+    eye,
+    is_leading,
+    number,
+    operand,
+    with_shape,
+)
 from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
+from surgery.rules.transposing import transposed
 
 
 @dataclass(frozen=True)
 class Map:
-    """x ↦ Mx + c. ``matrix`` None is the identity; a ``diagonal`` one is the vector diag⁻¹(M)."""
+    """x ↦ Mx + c. ``images`` are [m, k], the transpose of M, and ``offset`` is c [k].
 
-    matrix: Expression | None
+    In a grouped convolution, where each group has an x of its own, feature i of ``outputs`` is made
+    of the x of output i's group; any other value is there once in each group.
+    """
+
+    images: Expression
     offset: Expression
-    diagonal: bool = False
+    outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,10 @@ class NotAffine:
 
 @dataclass(frozen=True)
 class Merge:
-    """The merged weight [n, m] and bias [n] as expressions of what the site holds."""
+    """The merged weight [n, m] and bias [n] as expressions of what the site holds.
+
+    Where there is nothing to add, the bias is the number 0.
+    """
 
     weight: Expression
     bias: Expression
@@ -48,8 +70,8 @@ Value = Expression | Map
 
 
 class _NotAffineError(Exception):
-    def __init__(self, found: NotAffine):
-        self.found = found
+    def __init__(self, expression: Expression, reason: str):
+        self.found = NotAffine(expression, reason)
 
 
 def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
@@ -57,125 +79,151 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
 
     With ``grouped`` outputs that read different inputs, no matrix over one `x` mixes them.
     """
-    mixed = next((e for e in walk(result) if grouped and _mixes(e)), None)
-    if mixed is not None:
-        return NotAffine(mixed, "mixes outputs of groups that read different inputs")
+    x = next((leaf for leaf in result.leaves if leaf == operand("x", ())), None)
+    into = x.shape[-1] if x else IN
+    out = result.shape[-1] if result.shape else OUT
     try:
-        value = _walk(result, {})
+        value = _Walk(grouped).value(result)
+        if not isinstance(value, Map):
+            value = Map(number(0, shape=(into, out)), _vector(result, value))
     except _NotAffineError as stop:
         return stop.found
-    if isinstance(value, Map) and value.matrix is not None and not value.diagonal:
-        return Merge(value.matrix, value.offset)
-    return NotAffine(result, "does not pass its input through the weight")
+    weight = transposed(_wide(value, (into, out)).images)
+    if weight.number is not None:
+        weight = expanded(weight, (out, into))
+    bias = value.offset
+    if (bias.number is not None and bias.number.terms) or bias.shape == (ONE,) != (out,):
+        bias = expanded(bias, (out,))
+    return Merge(weight, bias)
+
+
+class _Walk:
+    """Values of expressions, each computed once."""
+
+    def __init__(self, grouped: bool):
+        self.grouped = grouped
+        self.memo: dict[Expression, Value] = {}
+
+    def value(self, e: Expression) -> Value:
+        if e not in self.memo:
+            self.memo[e] = self._value(e) if e.varies else e
+        return self.memo[e]
+
+    def _value(self, e: Expression) -> Value:
+        if e.op == "operand" and e.name == "x":
+            return Map(eye(e.shape[-1]), number(0, shape=e.shape[-1:]))
+        if e.op == "base":
+            raise _NotAffineError(e, "the module is no linear layer, so it has no one weight")
+        if e.op == "operand":
+            raise _NotAffineError(e, f"`{e.name}` comes from elsewhere in the model")
+        if e.op == "spread":
+            inner = self.value(e.arguments[0])
+            known = isinstance(inner, Expression)
+            return _vector(e, inner) if known else _wide(inner, (ONE, e.shape[-1]))
+        arguments = [self.value(a) for a in e.arguments]
+        if e.op in ("rows", "put"):
+            return _slice(e, arguments)
+        return self._apply(e, arguments)
+
+    def _apply(self, e: Expression, arguments: list[Value]) -> Value:
+        """``e``, once of the images and once of the offsets."""
+        primitive = PRIMITIVES.get(e.op)
+        flowing = {i for i, a in enumerate(arguments) if isinstance(a, Map)}
+        ways = primitive.linear if primitive else ()
+        together = next((way for way in ways if flowing <= {*way}), None)
+        apart = dict(e.attributes).get("axis", -1) != -1
+        if apart or (flowing and together is None):
+            raise _NotAffineError(e, _why(e, flowing))
+        known = tuple(a for a in arguments if isinstance(a, Expression))
+        if together is None or not flowing:
+            return make(e.op, known, e.shape[-1:], e.attributes, e.span)
+        first = arguments[0]
+        if e.op in ("dropout", "identity") and isinstance(first, Map):
+            return first
+        if e.op == "matmul":
+            right = arguments[1]
+            assert isinstance(right, Expression)
+            arguments = [first, transposed(right)]
+            e = replace(e, op="linear", arguments=(e.arguments[0], arguments[1]))
+        outputs = [isinstance(a, Map) and a.outputs for a in arguments]
+        if self.grouped and any(outputs) and _mixes(e):
+            raise _NotAffineError(e, "mixes outputs of groups that read different inputs")
+        if not _mixes(e):
+            arguments = [
+                _wide(a, (ONE, e.shape[-1])) if isinstance(a, Map) else _vector(e, a)
+                for a in arguments
+            ]
+        made = OUT in e.shape[-1:] or (any(outputs) and not _mixes(e))
+        images, offsets = [
+            [
+                (a.images if part == 0 else a.offset)
+                if isinstance(a, Map)
+                else (number(0, shape=a.shape) if part == 0 and i in together else a)
+                for i, a in enumerate(arguments)
+            ]
+            for part in (0, 1)
+        ]
+        into = next(a.images.shape[0] for a in arguments if isinstance(a, Map))
+        if e.op == "multiply" and 0 not in flowing:
+            images, offsets = images[::-1], offsets[::-1]
+        return Map(
+            _images(e, images, (into, e.shape[-1])),
+            make(e.op, tuple(offsets), e.shape[-1:], e.attributes),
+            made,
+        )
+
+
+def _images(e: Expression, arguments: list[Expression], shape: Shape) -> Expression:
+    if e.op == "linear" and arguments[0].op == "eye":
+        return transposed(arguments[1])
+    if e.op == "detach" and arguments[0].op == "eye":
+        return arguments[0]
+    return make(e.op, tuple(arguments), shape, e.attributes)
 
 
 def _mixes(e: Expression) -> bool:
-    return e.op in ("linear", "matmul") and e.varies and e.arguments[0].is_output
+    """Whether features of the result are made of others of what flows in."""
+    return not PRIMITIVES[e.op].elementwise
 
 
-def _walk(e: Expression, memo: dict[Expression, Value]) -> Value:
-    if e not in memo:
-        memo[e] = _value(e, [_walk(a, memo) for a in e.arguments])
-    return memo[e]
-
-
-def _value(e: Expression, arguments: list[Value]) -> Value:
-    if e.op == "operand" and e.name == "x":
-        return Map(None, number(0))
-    if e.op == "base":
-        raise _NotAffineError(
-            NotAffine(e, "the module is no linear layer, so it has no one weight")
-        )
-    if e.op == "operand" and e.varies:
-        raise _NotAffineError(NotAffine(e, f"`{e.name}` comes from elsewhere in the model"))
-    if not any(isinstance(a, Map) for a in arguments):
-        return e
-    if e.op in ("rows", "put"):
-        return _slice(e, arguments)
-    primitive = PRIMITIVES.get(e.op)
-    match primitive.affine if primitive else "none":
-        case "linear":
-            return _linear(e, arguments)
-        case "add":
-            return _add(e, arguments[0], arguments[1])
-        case "scale":
-            return _scale(e, arguments)
-        case "divide" if isinstance(arguments[1], Expression):
-            return _scale(
-                e, [arguments[0], make("divide", (number(1), arguments[1]), arguments[1].shape)]
-            )
-        case "negate":
-            return _scale(e, [arguments[0], number(-1)])
-        case "same" if isinstance(arguments[0], Map):
-            return arguments[0]
-        case "matmul" if isinstance(arguments[1], Expression):
-            right = arguments[1]
-            return _linear(e, [arguments[0], make("transpose", (right,), right.shape[::-1])])
+def _why(e: Expression, flowing: set[int]) -> str:
+    match e.op:
+        case "multiply":
+            return "a product of two values that depend on the input"
+        case "linear" if 1 in flowing:
+            return "a weight that depends on the input"
         case _:
-            raise _NotAffineError(NotAffine(e, f"`{e.op}` of a value that depends on the input"))
+            return f"`{e.op}` of a value that depends on the input"
 
 
-def _slice(e: Expression, arguments: list[Value]) -> Map:
-    """Features of a map are its rows; only a map with a matrix of outputs has any."""
-    maps = [a for a in arguments if isinstance(a, Map) and a.matrix is not None and not a.diagonal]
-    if len(maps) < len(arguments):
-        raise _NotAffineError(NotAffine(e, "does not pass its input through the weight"))
-    matrices = tuple(m.matrix for m in maps if m.matrix is not None)
-    matrix = make(e.op, matrices, attributes=e.attributes)
-    return Map(matrix, make(e.op, tuple(m.offset for m in maps), attributes=e.attributes))
+def _vector(within: Expression, known: Expression) -> Expression:
+    """What is known, as one value or one for each feature."""
+    if known.number is not None:
+        return with_shape(known, within.shape[-1:])
+    if all(d == ONE or is_leading(d) for d in known.shape[:-1]):
+        vector = known.shape[-1:]
+        return known if len(known.shape) < 2 else Expression("vector", (known,), (), vector)
+    word = "scales" if within.op in ("multiply", "divide") else "adds to"
+    raise _NotAffineError(within, f"`{known}` {word} more than the features")
 
 
-def _linear(e: Expression, arguments: list[Value]) -> Map:
-    x, weight = arguments[0], arguments[1]
-    bias = arguments[2] if len(arguments) == 3 else number(0)
-    if not isinstance(x, Map) or not isinstance(weight, Expression) or isinstance(bias, Map):
-        raise _NotAffineError(NotAffine(e, "a weight that depends on the input"))
-    if x.matrix is None:
-        matrix = weight
-    elif x.diagonal:
-        matrix = make("multiply", (weight, x.matrix), weight.shape)
-    else:
-        matrix = make("matmul", (weight, x.matrix), (weight.shape[0], x.matrix.shape[1]))
-    carried = make("linear", (x.offset, weight), weight.shape[:1])
-    return Map(matrix, make("add", (carried, bias), weight.shape[:1]))
+def _wide(value: Map, shape: Shape) -> Map:
+    """``value`` with a column for each feature, where it has one for all of them."""
+    into, features = value.images.shape[0], shape[-1]
+    if value.images.shape[-1] != ONE or features == ONE:
+        return value
+    wide = with_shape if value.offset.number is not None else expanded
+    offset = wide(value.offset, (features,))
+    return replace(value, images=expanded(value.images, (into, features)), offset=offset)
 
 
-def _scale(e: Expression, arguments: list[Value]) -> Map:
-    x, factor = sorted(arguments, key=lambda a: isinstance(a, Expression))
-    if not isinstance(x, Map) or not isinstance(factor, Expression):
-        raise _NotAffineError(NotAffine(e, "a product of two values that depend on the input"))
-    if len(factor.shape) > 1:
-        raise _NotAffineError(NotAffine(e, f"`{factor}` scales more than the features"))
-    offset = make("multiply", (x.offset, factor), e.shape[-1:])
-    if x.matrix is None:
-        return Map(factor, offset, diagonal=True)
-    if x.diagonal:
-        return Map(make("multiply", (x.matrix, factor), e.shape[-1:]), offset, diagonal=True)
-    if factor.shape:
-        return Map(make("scale_rows", (x.matrix, factor), x.matrix.shape), offset)
-    return Map(make("multiply", (x.matrix, factor), x.matrix.shape), offset)
-
-
-def _dense(x: Map, like: Expression) -> Expression:
-    if x.matrix is not None and not x.diagonal:
-        return x.matrix
-    size = like.shape[-1]
-    eye = Expression("eye", (), (("size", size),), (size, size))
-    return make("scale_rows", (eye, x.matrix), eye.shape) if x.matrix is not None else eye
-
-
-def _add(e: Expression, left: Value, right: Value) -> Map:
-    if isinstance(right, Map) and e.op == "subtract":
-        right = _scale(e, [right, number(-1)])
-    elif isinstance(right, Expression) and e.op == "subtract":
-        right = make("negate", (right,), right.shape)
-    if isinstance(left, Map) and isinstance(right, Map):
-        offset = make("add", (left.offset, right.offset), e.shape[-1:])
-        if left.diagonal and right.diagonal and left.matrix and right.matrix:
-            return Map(make("add", (left.matrix, right.matrix), e.shape[-1:]), offset, True)
-        a, b = _dense(left, e), _dense(right, e)
-        return Map(make("add", (a, b), a.shape), offset)
-    known, x = (left, right) if isinstance(right, Map) else (right, left)
-    if not isinstance(x, Map) or not isinstance(known, Expression) or len(known.shape) > 1:
-        raise _NotAffineError(NotAffine(e, "an offset that is not a vector over the features"))
-    return Map(x.matrix, make("add", (x.offset, known), e.shape[-1:]), x.diagonal)
+def _slice(e: Expression, arguments: list[Value]) -> Value:
+    """Some features of a map, or a map with some replaced: features are rows of its matrix."""
+    into = next((a.images.shape[0] for a in arguments if isinstance(a, Map)), IN)
+    maps = [
+        a if isinstance(a, Map) else Map(number(0, shape=(into, of.shape[-1])), _vector(of, a))
+        for a, of in zip(arguments, e.arguments, strict=True)
+    ]
+    matrix = make(e.op, tuple(transposed(m.images) for m in maps), attributes=e.attributes)
+    offset = make(e.op, tuple(m.offset for m in maps), attributes=e.attributes)
+    return Map(transposed(matrix), offset, any(m.outputs for m in maps))

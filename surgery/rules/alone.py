@@ -6,7 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 from surgery.language import syntax
-from surgery.language.diagnostics import error
+from surgery.language.diagnostics import SurgeryError, error
 from surgery.rules.dims import Dim
 from surgery.rules.expand import apply_method
 from surgery.rules.expression import STAR, Expression, operand
@@ -53,6 +53,7 @@ def check_method(definition: Definition, named: Container[str] = ()) -> Facts:
     signature = _complete(state.kind, core is not None)
     groups = ((method.name, tuple(state.notes.declarations)),)
     program = assemble(signature, base, core, state, groups)
+    _check_acting(definition, program, state, named)
     return Facts(program, any(p.kind != "value" for p in method.parameters))
 
 
@@ -129,6 +130,23 @@ def _check_used(state: State) -> None:
             raise error(
                 "S224", f"`{d.name}` is declared and never used, so it would never train", d.span
             )
+
+
+def _check_acting(
+    definition: Definition, program: Program, state: State, named: Container[str]
+) -> None:
+    """Refuse params that could not act whatever the arguments: defaults may switch them off."""
+    try:
+        program.check_acting(given=state.notes.given)
+    except SurgeryError:
+        numbers = [p.name for p in definition.syntax.parameters if p.kind == "value"]
+        if all(name in named for name in numbers):
+            raise
+        try:
+            check_method(definition, numbers)
+        except SurgeryError as problem:
+            if problem.diagnostics[0].code == "S225":
+                raise
 
 
 def fitting(closure: Closure) -> Signature:

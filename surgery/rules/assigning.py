@@ -6,12 +6,12 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
-from surgery.rules.expression import Expression, Shape, operand
+from surgery.rules.expression import Expression, Shape, expanded, is_number, operand, with_shape
 from surgery.rules.frame import Frame
 from surgery.rules.limits import bounded
 from surgery.rules.primitives import OPERATORS, PRIMITIVES
 from surgery.rules.ranges import COUNT
-from surgery.rules.shapes import show_shape
+from surgery.rules.shapes import ONE, show_shape
 from surgery.rules.simplify import make, substitute
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 
@@ -33,6 +33,8 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
         op = OPERATORS[step.operator[0]]
         shape = PRIMITIVES[op].shape(frame.shapes, (current, value), step.span)
         value = make(op, (current, value), shape, span=step.span)
+    if target in ("W", "b") and value.varies:
+        raise error("S222", f"`{step.target}` would depend on the input", step.span)
     if not frame.shapes.fits(value.shape, expected, f"`{step.target}`", step.span):
         raise error(
             "S211",
@@ -41,6 +43,8 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
             Label(frame.spans[step.target], "bound here"),
         )
     state.notes.changed = True
+    if state.kind in ("linear", "module"):
+        value = _as_large(value, target, expected, state)
     if target == "y":
         if state.kind == "tokens":
             _check_prompt(value, current, step)
@@ -50,6 +54,24 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
         if state.kind == "tokens":
             _check_count(value, step, frame)
     bounded(state.result, step.span)
+
+
+def _as_large(value: Expression, target: str, expected: Shape, state: State) -> Expression:
+    """``value`` repeated where it has one element for many of what it takes the place of."""
+    resolve = state.shapes.resolve
+    fits = len(value.shape) == len(expected) and all(
+        resolve(a) != ONE or resolve(b) == ONE for a, b in zip(value.shape, expected, strict=True)
+    )
+    if target in ("W", "b"):
+        absent = target == "b" and is_number(value, 0)
+        fits = absent or (fits and value.number is None)
+        return value if fits else expanded(value, expected)
+    if fits and (value.varies or value.number is not None):
+        return value
+    if value.number is not None:
+        return with_shape(value, expected)
+    like = operand("x", expected) if target == "x" else state.pattern
+    return make("spread", (value, like), expected, span=value.span)
 
 
 _GROWS = {

@@ -10,7 +10,7 @@ from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
-from surgery.rules.expression import STAR, Attribute, Expression, number
+from surgery.rules.expression import STAR, Attribute, Expression, is_leading, number
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
 from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, joined, reduced
@@ -111,6 +111,8 @@ def tensor(value: Value, span: Span) -> Expression:
     if isinstance(value, Expression):
         return value
     if isinstance(value, Dim):
+        if is_leading(value):
+            raise error("S208", "each forward has its own of this dim, so it is no number", span)
         return number(value, span)
     raise error("S208", f"expected a tensor or a number, and this is {describe(value)}", span)
 
@@ -286,6 +288,12 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             shape = reduced(shape, axis)
         elif primitive.name == "cat":
             shape = joined(names.shapes, arguments, axis, e.span)
+    if primitive.name == "linear" and len(arguments) == 3:
+        x, weight, bias = arguments
+        if len(bias.shape) != 1 or names.shapes.resolve(bias.shape[0]) != shape[-1]:
+            # One number for all features, where the function itself needs one for each.
+            product = make("linear", (x, weight), shape, span=e.span)
+            return make("add", (product, bias), shape, span=e.span)
     return make(primitive.name, arguments, shape, tuple(attributes), e.span)
 
 

@@ -19,6 +19,7 @@ from surgery.rules.fold import fold
 from surgery.rules.frame import Frame
 from surgery.rules.matching import match_operator
 from surgery.rules.rows import Rows
+from surgery.rules.simplify import make
 from surgery.rules.slices import put
 from surgery.rules.state import State
 from surgery.rules.values import Closure, Declaration, Opaque, Value
@@ -101,6 +102,8 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     """
     if wrapped.rows is None:
         return _wrap(state, wrapped)
+    if not state.result.varies:
+        state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
@@ -18,7 +19,17 @@ STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
 Shape = tuple[Dim, ...]
+
+
+def is_leading(dim: Dim) -> bool:
+    """Whether a dim is one that every forward has its own of: `*`, a batch or a length."""
+    return any(name.startswith("*") for name in dim.names())
+
+
 Attribute = Dim | Rows | str | bool | int
+Place = Literal["groups", "outputs", "everywhere"]
+_MIXING = frozenset(("linear", "matmul", "mean", "sum", "max", "pool", "cat"))
+"""What makes features of others."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class Expression:
     """``op`` applied to ``arguments``; ``attributes`` are what is no tensor (an axis, a rate).
 
     ``base``, ``attend`` and ``tokens`` are a module, an attention and an embedded sequence as the
-    model has them. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    model has them; ``spread`` is a value repeated to the shape of another, ``expand`` to sizes,
+    ``vector`` one without leading dims of 1, ``eye`` the identity matrix. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
     ``number``. Equality ignores spans: equal expressions compute equal values.
     """
 
@@ -98,18 +110,26 @@ class Expression:
         return any(a.varies for a in self.arguments)
 
     @cached_property
-    def is_output(self) -> bool:
-        """Whether this is made of the operator's outputs, not of features hidden behind its input.
+    def place(self) -> Place:
+        """Where this is in a grouped convolution, each group of which has patches of its own.
 
-        Each group of a grouped convolution has hidden features of its own; outputs are there once.
+        What has the result's dim is there once for each output, made from its group's patches;
+        what else is made of the input once in each group; what is made of outputs once for all.
         """
-        if not self.varies:
-            return False
-        if self.op in ("base", "host", "operand"):
-            return self.op != "operand" or self.name != "x"
+        if self.op == "operand":
+            return "groups" if self.name == "x" else "outputs"
+        if self.op in ("base", "host"):
+            return "outputs"
+        if self.op == "spread":
+            return self.arguments[1].place
+        places = [a.place for a in self.arguments if a.varies]
         if self.shape and self.shape[-1] == OUT:
-            return True
-        return any(a.is_output for a in self.arguments)
+            return "outputs"
+        across = dict(self.attributes).get("axis", -1) == -1
+        apart = self.op in _MIXING and across and "outputs" in places
+        if "groups" in places and (apart or "outputs" not in places):
+            return "groups"
+        return "outputs" if "outputs" in places and not apart else "everywhere"
 
     def __str__(self) -> str:
         return show(self)
@@ -123,8 +143,31 @@ def param(name: str, shape: Shape, span: Span | None = None) -> Expression:
     return Expression("param", (), (("name", name),), shape, span)
 
 
-def number(value: Dim | int | float, span: Span | None = None) -> Expression:
-    return Expression("number", (), (("value", Dim.of(value)),), (), span)
+def number(value: Dim | int | float, span: Span | None = None, shape: Shape = ()) -> Expression:
+    """A number, or a tensor of ``shape`` that is this number everywhere."""
+    attributes = (("value", Dim.of(value)), *_sizes(shape))
+    return Expression("number", (), attributes, shape, span)
+
+
+def with_shape(e: Expression, shape: Shape) -> Expression:
+    """A number as a tensor of another shape."""
+    assert e.number is not None
+    return number(e.number, e.span, shape)
+
+
+def _sizes(shape: Shape) -> tuple[tuple[str, Attribute], ...]:
+    """A shape as attributes, of those operations that nothing else tells it of."""
+    return tuple((f"size{i}", dim) for i, dim in enumerate(shape))
+
+
+def eye(size: Dim) -> Expression:
+    """The identity matrix of the features that flow in; in the weight's dtype."""
+    return Expression("eye", (operand("W", (OUT, IN)),), (("size", size),), (size, size))
+
+
+def expanded(e: Expression, shape: Shape) -> Expression:
+    """A tensor of parameters, or a number, as one of ``shape``; a number in the weight's dtype."""
+    return Expression("expand", (e, operand("W", (OUT, IN))), _sizes(shape), shape, e.span)
 
 
 def is_number(expression: Expression, value: float) -> bool:
@@ -200,5 +243,9 @@ def show(expression: Expression) -> str:
         return f"{f'({parts[0]})' if inner.op in _INFIX else parts[0]}[{e.attribute('of')}]"
     if e.op in ("block", "host"):
         return f"{e.name}({', '.join(parts)})"
+    if e.op in ("expand", "spread", "vector"):
+        return parts[0]
+    if e.op == "eye":
+        return f"eye({e.attribute('size')})"
     extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]
     return f"{e.op}({', '.join(parts + extra)})"

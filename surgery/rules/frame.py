@@ -10,7 +10,7 @@ from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
-from surgery.rules.expression import STAR, Expression, number, param
+from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.naming import check_name
 from surgery.rules.primitives import DISTRIBUTIONS
@@ -106,8 +106,12 @@ class Frame:
 
     def _declare(self, step: syntax.Param) -> None:
         shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
-        if STAR in shape:
-            raise error("S212", "a param has a fixed shape, without `*`", step.span)
+        if any(map(is_leading, shape)):
+            raise error(
+                "S212",
+                "a param has a fixed shape, without `*` or dims that each forward has its own of",
+                step.span,
+            )
         for dim, size in zip(step.dims, shape, strict=True):
             if size.number is not None:
                 self.demand(SIZE.of(size, dim.span, self.origin(dim)))
@@ -254,6 +258,7 @@ def _retyped(value: Expression, leading: int) -> Expression:
 def _spread(state: State, leading: int) -> None:
     """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
     state.result = _retyped(state.result, leading)
+    state.origin = _retyped(state.origin, leading)
     state.operands = {
         k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
         for k, v in state.operands.items()

@@ -17,14 +17,14 @@ from surgery.rules.shapes import ONE, Shapes, mismatch, show_shape
 
 Arguments = tuple[Expression, ...]
 ShapeRule = Callable[[Shapes, Arguments, Span | None], Shape]
-# How a value that is affine in x passes through; see rules/affine.py.
-Affine = Literal["linear", "add", "scale", "divide", "negate", "same", "matmul", "none"]
+Ways = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Primitive:
     """One row of the table.
 
+    ``linear`` has the sets of arguments in which it is linear together if the others are known.
     ``zeros`` are the positions of which one zero argument makes the result zero. ``attributes``
     maps a keyword that is no tensor to what it takes: an axis named by its dim, or a number.
     """
@@ -33,10 +33,15 @@ class Primitive:
     arity: tuple[int, int]
     shape: ShapeRule
     torch: str
-    affine: Affine = "none"
+    linear: Ways = ()
     zeros: tuple[int, ...] = ()
     attributes: tuple[tuple[str, Literal["axis", "number"]], ...] = ()
     keeps_ones: bool = False
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each feature of the result is made of the same feature of the arguments."""
+        return self.name in _ELEMENTWISE
 
 
 def _same(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
@@ -84,6 +89,19 @@ def _kron(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
         _need_rank("kron", argument, 2, span)
     (a, b), (c, d) = arguments[0].shape, arguments[1].shape
     return (a * c, b * d)
+
+
+def _scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    matrix, factors = arguments
+    _need_rank("scale_rows", matrix, 2, span)
+    if not shapes.fits(factors.shape, matrix.shape[:1], "scale_rows", span):
+        raise mismatch("scale_rows", matrix, factors, span)
+    return matrix.shape
+
+
+def _dropout(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
+    _number_of("dropout", arguments[1], span)
+    return arguments[0].shape
 
 
 def _need_rank(what: str, value: Expression, rank: int, span: Span | None) -> None:
@@ -180,51 +198,69 @@ def _place(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
 _OVER: tuple[tuple[str, Literal["axis", "number"]], ...] = (("over", "axis"),)
 _ALONG: tuple[tuple[str, Literal["axis", "number"]], ...] = (("along", "axis"),)
 
+_FIRST: Ways = ((0,),)
+_BOTH: Ways = ((0, 1),)
+_KERNELS = "surgery.graft.graphs.kernels."
+_FUNCTIONAL = "torch.nn.functional."
+
 _TABLE = (
-    Primitive("scale_rows", (2, 2), _same, "surgery.graft.graphs.kernels.scale_rows", zeros=(0, 1)),
-    Primitive("linear", (2, 3), _linear, "torch.nn.functional.linear", "linear", (0, 1)),
-    Primitive("add", (2, 2), _elementwise("+"), "operator.add", "add"),
-    Primitive("subtract", (2, 2), _elementwise("-"), "operator.sub", "add"),
-    Primitive("multiply", (2, 2), _elementwise("*"), "operator.mul", "scale", (0, 1)),
-    Primitive("divide", (2, 2), _elementwise("/"), "operator.truediv", "divide", (0,)),
-    Primitive("negate", (1, 1), _same, "operator.neg", "negate", (0,)),
-    Primitive("matmul", (2, 2), _matmul, "torch.matmul", "matmul", (0, 1)),
+    Primitive("scale_rows", (2, 2), _scale_rows, _KERNELS + "scale_rows", zeros=(0, 1)),
+    Primitive("linear", (2, 3), _linear, _FUNCTIONAL + "linear", ((0, 2),), (0, 1)),
+    Primitive("add", (2, 2), _elementwise("+"), "operator.add", _BOTH),
+    Primitive("subtract", (2, 2), _elementwise("-"), "operator.sub", _BOTH),
+    Primitive("multiply", (2, 2), _elementwise("*"), "operator.mul", ((0,), (1,)), (0, 1)),
+    Primitive("divide", (2, 2), _elementwise("/"), "operator.truediv", _FIRST, (0,)),
+    Primitive("negate", (1, 1), _same, "operator.neg", _FIRST, (0,)),
+    Primitive("matmul", (2, 2), _matmul, "torch.matmul", _FIRST, (0, 1)),
     Primitive("transpose", (1, 1), _transpose, "torch.t", zeros=(0,)),
     Primitive("kron", (2, 2), _kron, "torch.kron", zeros=(0, 1)),
-    Primitive("row_norm", (1, 1), _row_norm, "surgery.graft.graphs.kernels.row_norm", zeros=(0,)),
-    Primitive(
-        "dropout",
-        (2, 2),
-        _same,
-        "torch.nn.functional.dropout",
-        "same",
-        (0,),
-    ),
-    Primitive("detach", (1, 1), _same, "torch.detach", "same", (0,)),
-    Primitive("relu", (1, 1), _same, "torch.nn.functional.relu", zeros=(0,)),
-    Primitive("gelu", (1, 1), _same, "torch.nn.functional.gelu", zeros=(0,)),
-    Primitive("silu", (1, 1), _same, "torch.nn.functional.silu", zeros=(0,)),
+    Primitive("row_norm", (1, 1), _row_norm, _KERNELS + "row_norm", zeros=(0,)),
+    Primitive("dropout", (2, 2), _dropout, _FUNCTIONAL + "dropout", _FIRST, (0,)),
+    Primitive("detach", (1, 1), _same, "torch.detach", _FIRST, (0,)),
+    Primitive("relu", (1, 1), _same, _FUNCTIONAL + "relu", zeros=(0,)),
+    Primitive("gelu", (1, 1), _same, _FUNCTIONAL + "gelu", zeros=(0,)),
+    Primitive("silu", (1, 1), _same, _FUNCTIONAL + "silu", zeros=(0,)),
     Primitive("tanh", (1, 1), _same, "torch.tanh", zeros=(0,)),
     Primitive("sigmoid", (1, 1), _same, "torch.sigmoid"),
-    Primitive("softplus", (1, 1), _same, "torch.nn.functional.softplus"),
+    Primitive("softplus", (1, 1), _same, _FUNCTIONAL + "softplus"),
     Primitive("exp", (1, 1), _same, "torch.exp"),
     Primitive("log", (1, 1), _same, "torch.log"),
     Primitive("sqrt", (1, 1), _same, "torch.sqrt", zeros=(0,)),
     Primitive("abs", (1, 1), _same, "torch.abs", zeros=(0,)),
-    Primitive("identity", (1, 1), _same, "operator.pos", "same", (0,)),
+    Primitive("identity", (1, 1), _same, "operator.pos", _FIRST, (0,)),
     Primitive("softmax", (1, 1), _same, "torch.softmax", attributes=_OVER),
-    Primitive("mean", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
-    Primitive("sum", (1, 1), _same, "torch.sum", zeros=(0,), attributes=_OVER, keeps_ones=True),
+    Primitive("mean", (1, 1), _same, "torch.mean", _FIRST, (0,), _OVER, keeps_ones=True),
+    Primitive("sum", (1, 1), _same, "torch.sum", _FIRST, (0,), _OVER, keeps_ones=True),
     Primitive("max", (1, 1), _same, "torch.amax", zeros=(0,), attributes=_OVER, keeps_ones=True),
     Primitive("pool", (1, 1), _same, "torch.mean", zeros=(0,), attributes=_OVER, keeps_ones=True),
-    Primitive("cat", (2, 2), _join, "surgery.graft.graphs.kernels.cat", attributes=_ALONG),
+    Primitive("cat", (2, 2), _join, _KERNELS + "cat", _BOTH, attributes=_ALONG),
     Primitive("reveal", (2, 2), _reveal, "", attributes=_ALONG),
-    Primitive("align", (2, 2), _align, "surgery.graft.graphs.kernels.align", zeros=(0,)),
-    Primitive(
-        "split_heads", (2, 2), _split_heads, "surgery.graft.graphs.kernels.split_heads", zeros=(0,)
-    ),
-    Primitive("bilstm", (5, 5), _bilstm, "surgery.graft.graphs.kernels.bilstm"),
+    Primitive("align", (2, 2), _align, _KERNELS + "align", zeros=(0,)),
+    Primitive("split_heads", (2, 2), _split_heads, _KERNELS + "split_heads", zeros=(0,)),
+    Primitive("bilstm", (5, 5), _bilstm, _KERNELS + "bilstm"),
     Primitive("place", (3, 3), _place, ""),
+)
+_ELEMENTWISE = frozenset(
+    [
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "negate",
+        "dropout",
+        "detach",
+        "relu",
+        "gelu",
+        "silu",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "exp",
+        "log",
+        "sqrt",
+        "abs",
+        "identity",
+    ]
 )
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in _TABLE}
@@ -243,51 +279,3 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "orthogonal": (),
     "vocabulary": ("text",),
 }
-
-
-_FREE = frozenset(
-    [
-        "operand",
-        "param",
-        "number",
-        "base",
-        "transpose",
-        "detach",
-        "identity",
-        "cat",
-        "reveal",
-        "align",
-        "split_heads",
-        "flip",
-        "place",
-        "put",
-        "rows",
-        "tokens",
-    ]
-)
-"""What moves values about, at most."""
-
-
-def flops(expression: Expression) -> Dim:
-    """Multiplications and additions of one node, for one position of the leading dims."""
-    if expression.op == "linear":
-        rows, columns = expression.arguments[1].shape
-        return rows * columns * 2
-    if expression.op == "matmul":
-        rows, inner = expression.arguments[0].shape[-2:]
-        columns = expression.arguments[1].shape[1]
-        leading = rows if rows != STAR else Dim.of(1)
-        return leading * inner * columns * 2
-    if expression.op == "attend":
-        query, key, value = expression.arguments[:3]
-        return query.shape[1] * key.shape[2] * (key.shape[3] + value.shape[3]) * 2
-    if expression.op == "bilstm":
-        into, hidden = expression.arguments[1:3]
-        return expression.shape[0] * into.shape[1] * (into.shape[2] + hidden.shape[2]) * 4
-    if expression.op in _FREE:
-        return Dim.of(0)
-    size = Dim.of(1)
-    source = expression.arguments[0] if expression.op == "row_norm" else expression
-    for dim in source.shape:
-        size = size * (Dim.of(1) if dim == STAR else dim)
-    return size

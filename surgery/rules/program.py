@@ -7,17 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from surgery.language.diagnostics import Label, error
+from surgery.language.diagnostics import Label, SurgeryError, error
+from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
+from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
 from surgery.rules.limits import at_site, having_value
-from surgery.rules.primitives import flops
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Equation, show_shape
-from surgery.rules.simplify import same_value, substitute, value_of
+from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import Kind, State, operator
 from surgery.rules.values import Declaration, Requirement
 
@@ -67,6 +68,7 @@ class Program:
     requirements: tuple[Requirement, ...]
     equations: tuple[Equation, ...]
     named_dims: int | None
+    applied: tuple[Wrapped, ...] = ()
 
     @cached_property
     def params(self) -> tuple[Declaration, ...]:
@@ -178,6 +180,36 @@ class Program:
             if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
                 raise error("S243", "this divides by zero at this site", e.span)
 
+    def check_acting(
+        self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()
+    ) -> None:
+        """Refuse params that could never act; ``sizes`` are those of a site.
+
+        What is ``given`` to methods that are not known yet may act there.
+
+        Raises:
+            SurgeryError: S225 for the first.
+
+        """
+        results = [self.result, *([self.core] if self.core is not None else []), *given]
+        found = acting(results, sizes)
+        for declaration in self.params:
+            if declaration.name in (found.read if declaration.frozen else found.trained):
+                continue
+            raise _idle(declaration, (*self.lost, *found.lost))
+
+    @property
+    def lost(self) -> tuple[Lost, ...]:
+        """What the rules' own expressions dropped while they were read."""
+        if not self.applied:
+            return ()
+        with recording() as dropped:
+            fold_methods(self.signature, self.applied)
+        return tuple(
+            Lost(frozenset(e.name for e in d.lost if e.op == "param"), d.reason, d.span)
+            for d in dropped
+        )
+
     @staticmethod
     def _require(requirement: Requirement, sizes: Mapping[str, Scalar]) -> None:
         names = requirement.condition.names()
@@ -208,6 +240,22 @@ def _check_shape(declaration: Declaration, sizes: Mapping[str, Scalar]) -> None:
             at_site(e.number, sizes, *labels)
 
 
+def _idle(declaration: Declaration, lost: Iterable[Lost]) -> SurgeryError:
+    name = declaration.name.rpartition(".")[2]
+    places = [x for x in lost if declaration.name in x.names and x.span is not None]
+    labels = [Label(x.span, x.reason) for x in places[:1] if x.span]
+    what = "does nothing" if declaration.frozen else "could never train"
+    reason = places[0].reason if places else "nothing that it is part of is in the result"
+    zero = any("its product" in x.reason for x in places)
+    return error(
+        "S225",
+        f"`{name}` {what} here: {reason}",
+        declaration.span,
+        *labels,
+        help="what is multiplied by 0 is off for good: leave it out instead" if zero else None,
+    )
+
+
 @lru_cache(maxsize=4096)
 def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
     """Fold the methods of a site, in the order written.
@@ -216,10 +264,18 @@ def build(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
         SurgeryError: where a method does not fit the operator or what stands before it.
 
     """
+    return fold_methods(signature, applied)
+
+
+def fold_methods(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
+    """As :func:`build`, always anew."""
     state = signature.operator()
     base, core = state.result, state.core and state.core.result
     groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)
-    return assemble(signature, base, core, state, groups)
+    if state.kind in ("linear", "module") and not state.result.varies:
+        # The same for every input, and as often as there are inputs.
+        state.result = make("spread", (state.result, base), base.shape)
+    return replace(assemble(signature, base, core, state, groups), applied=applied)
 
 
 def assemble(

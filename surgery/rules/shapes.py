@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import STAR, Expression, Shape
+from surgery.rules.expression import STAR, Expression, Shape, is_leading
 
 ONE = Dim.of(1)
 
@@ -59,7 +59,7 @@ class Shapes:
             if atom and atom.name.startswith("?") and atom.name not in other.names():
                 self._values[atom.name] = other
                 return True
-        if self.strict or STAR in (left, right):
+        if self.strict or is_leading(left) or is_leading(right):
             return False
         if left.number is not None and right.number is not None:
             return False
@@ -73,6 +73,8 @@ class Shapes:
         while a and b:
             x, y = a.pop(), b.pop()
             if STAR in (x, y):
+                if any(d not in (STAR, ONE) for d in (x, y, *a, *b)):
+                    raise mismatch(what, left, right, span)
                 return (STAR, *result)
             if x == ONE or y == ONE:
                 result.insert(0, y if x == ONE else x)
@@ -87,8 +89,8 @@ class Shapes:
         a, b = list(shape), list(expected)
         while a and b:
             x, y = self.resolve(a.pop()), self.resolve(b.pop())
-            if STAR in (x, y):
-                return True
+            if y == STAR:
+                return all(d in (STAR, ONE) for d in (x, *a))
             if x != ONE and not self.equal(x, y, reason, span):
                 return False
         return not a
@@ -105,5 +107,12 @@ def mismatch(what: str, left: Expression, right: Expression, span: Span | None) 
         f"{what} of {show_shape(left.shape)} and {show_shape(right.shape)}: the dims do not fit",
         span,
         *declared,
-        help=f"left is `{left}`, right is `{right}`",
+        help=_star_help(left, right) or f"left is `{left}`, right is `{right}`",
     )
+
+
+def _star_help(left: Expression, right: Expression) -> str | None:
+    """What to say where only dims differ that stand in front of the features."""
+    if STAR not in (*left.shape, *right.shape) or left.shape[-1:] != right.shape[-1:]:
+        return None
+    return "`*` stands for dims that each forward has its own of: no other dim lines up with it"

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Attribute, Expression, Shape, is_number, number, rebuild
+from surgery.rules.expression import (
+    Attribute,
+    Expression,
+    Shape,
+    is_leading,
+    is_number,
+    number,
+    rebuild,
+    with_shape,
+)
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.rows import Rows
+from surgery.rules.shapes import ONE
 from surgery.rules.slices import push, put, rows_in, take
 
+Attributes = tuple[tuple[str, Attribute], ...]
 _FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
     "add": Dim.__add__,
     "subtract": Dim.__sub__,
@@ -24,7 +38,7 @@ def make(
     op: str,
     arguments: tuple[Expression, ...],
     shape: Shape = (),
-    attributes: tuple[tuple[str, Attribute], ...] = (),
+    attributes: Attributes = (),
     span: Span | None = None,
 ) -> Expression:
     """Build ``op(arguments)`` in its simplest equal form."""
@@ -42,22 +56,134 @@ def make(
             and isinstance(right, Dim)
             and not (op == "divide" and not right.terms)
         ):
-            return number(_FOLD[op](left, right), span)
-    short = _shortcut(op, arguments)
-    if short is not None:
-        return short
-    return Expression(op, arguments, attributes, shape, span)
+            return number(_FOLD[op](left, right), span, shape)
+    short = _shortcut(op, arguments, shape, attributes)
+    _record(op, arguments, short, span)
+    if short is not None and short.number is not None:
+        return short if short.shape == shape else with_shape(short, shape)
+    if short is None or not _stands_for(short, shape):
+        return Expression(op, arguments, attributes, shape, span)
+    return short
 
 
-def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
+@dataclass(frozen=True)
+class Dropped:
+    """What a shorter form does not read any more, and why it is equal."""
+
+    lost: frozenset[Expression]
+    reason: str
+    span: Span | None
+
+
+_RECORD: ContextVar[list[Dropped] | None] = ContextVar("dropped", default=None)
+
+
+@contextmanager
+def recording() -> Generator[list[Dropped]]:
+    """Collect what is dropped inside."""
+    found: list[Dropped] = []
+    token = _RECORD.set(found)
+    try:
+        yield found
+    finally:
+        _RECORD.reset(token)
+
+
+def _record(
+    op: str, arguments: tuple[Expression, ...], short: Expression | None, span: Span | None
+) -> None:
+    record = _RECORD.get()
+    if record is None or short is None:
+        return
+    lost = frozenset[Expression]().union(*(a.leaves for a in arguments)) - short.leaves
+    if not lost:
+        return
+    match op:
+        case "divide" if is_number(short, 1):
+            reason = "a value divided by itself is 1"
+        case "add" | "subtract" | "negate":
+            reason = "a value minus itself is 0"
+        case _:
+            zeros = [a for a in arguments if is_number(a, 0)]
+            text = zeros[0].span.text if zeros and zeros[0].span else "0"
+            reason = f"`{text}` is 0 here, and so is its product" if zeros else f"`{op}` drops it"
+    record.append(Dropped(lost, reason, span))
+
+
+def combined(e: Expression) -> Expression:
+    """A sum with equal terms put together, where some of them cancel."""
+    if e.op not in ("add", "subtract", "negate"):
+        return e
+    terms = _terms(e)
+    if all(c.terms for c in terms.values()):
+        return e
+    left = [
+        t if c == Dim.of(1) else make("multiply", (number(c), t), t.shape)
+        for t, c in terms.items()
+        if c.terms
+    ]
+    total = number(0, e.span, e.shape)
+    for term in left:
+        total = make("add", (total, term), e.shape, span=e.span)
+    _record("add", (e,), total, e.span)
+    return total
+
+
+def _terms(e: Expression) -> dict[Expression, Dim]:
+    """A sum as its terms, each with a number that it is multiplied by."""
+    found: dict[Expression, Dim] = {}
+    if e.op in ("add", "subtract"):
+        for sign, a in zip((1, -1 if e.op == "subtract" else 1), e.arguments, strict=True):
+            for term, c in _terms(a).items():
+                found[term] = found.get(term, Dim.of(0)) + c * sign
+        return found
+    core, factor = _scaled(e)
+    if core.op in ("add", "subtract"):
+        return {term: c * factor for term, c in _terms(core).items()}
+    return {core: factor}
+
+
+def _scaled(e: Expression) -> tuple[Expression, Dim]:
+    """``e`` as something times a number; products in one order."""
+    if e.op == "negate":
+        core, factor = _scaled(e.arguments[0])
+        return core, factor * -1
+    if e.op == "multiply":
+        (a, s), (b, t) = map(_scaled, e.arguments)
+        for one, other in ((a, b), (b, a)):
+            if one.number is not None:
+                return other, s * t * one.number
+        ordered = tuple(sorted((a, b), key=str))
+        return Expression(e.op, ordered, (), e.shape, e.span), s * t
+    if e.op in ("linear", "matmul") and len(e.arguments) == 2:
+        (a, s), (b, t) = map(_scaled, e.arguments)
+        return Expression(e.op, (a, b), (), e.shape, e.span), s * t
+    return e, Dim.of(1)
+
+
+def _stands_for(short: Expression, shape: Shape) -> bool:
+    """Whether ``short`` needs no broadcasting to be of ``shape``; leading dims may have no names."""
+    if not short.varies:
+        shape = tuple(d for d in shape if not is_leading(d))
+    pairs = zip(short.shape, shape, strict=False)
+    return not shape or (
+        len(short.shape) == len(shape) and all(a != ONE or b == ONE for a, b in pairs)
+    )
+
+
+def _shortcut(
+    op: str, arguments: tuple[Expression, ...], shape: Shape, attributes: Attributes
+) -> Expression | None:
     zero = [is_number(a, 0) for a in arguments]
     primitive = PRIMITIVES.get(op)
-    if op == "linear" and len(arguments) == 3 and (zero[0] or zero[1]):
-        return arguments[2]
-    if op == "linear" and len(arguments) == 3 and zero[2]:
-        return make("linear", arguments[:2], arguments[0].shape[:-1] + arguments[1].shape[:1])
+    if op == "linear" and len(arguments) == 3:
+        if not arguments[0].varies and (zero[0] or zero[1]):
+            return arguments[2]
+        return make("linear", arguments[:2], shape) if zero[2] else None
     if primitive and any(zero[i] for i in primitive.zeros if i < len(zero)):
         return number(0)
+    if primitive and primitive.attributes and arguments[0].number is not None:
+        return _of_constant(op, arguments[0], attributes)
     match op, arguments:
         case "add", (a, b) if zero[0] or zero[1]:
             return b if zero[0] else a
@@ -77,12 +203,35 @@ def _shortcut(op: str, arguments: tuple[Expression, ...]) -> Expression | None:
             return number(1)
         case "dropout", (x, _) if zero[1]:
             return x
+        case "spread", (x, like) if x.varies and x.shape == like.shape:
+            return x
         case "align", (x, _) if len(x.shape) < 2:
             return x
         case "identity", (x,):
             return x
+        case "detach", (x,) if x.op == "detach":
+            return x
         case (("detach" | "negate"), (x,)) if x.number is not None:
             return x if op == "detach" else number(-x.number)
+        case _:
+            return None
+
+
+def _of_constant(op: str, e: Expression, attributes: Attributes) -> Expression | None:
+    """What is taken over a dim of a tensor that is one number everywhere."""
+    axis = dict(attributes).get("axis")
+    if op in ("mean", "max", "pool"):
+        return e
+    if e.number is None or not isinstance(axis, int) or len(e.shape) < -axis:
+        return None
+    if is_leading(e.shape[axis]):
+        return None
+    size = e.shape[axis]
+    match op:
+        case "sum":
+            return number(e.number * size)
+        case "softmax":
+            return number(Dim.of(1) / size)
         case _:
             return None
 

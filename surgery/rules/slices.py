@@ -8,7 +8,7 @@ its own; what it makes of them is put back.
 from __future__ import annotations
 
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Expression, Shape
+from surgery.rules.expression import Expression, Shape, is_leading, with_shape
 from surgery.rules.rows import Rows
 
 _ELEMENTWISE = frozenset(("add", "subtract", "multiply", "divide", "negate", "detach", "identity"))
@@ -30,7 +30,7 @@ def take(e: Expression, rows: Rows) -> Expression:
             return e.arguments[1]
         e = e.arguments[0]
     if e.op == "number":
-        return e
+        return with_shape(e, _shape(e, rows) if e.shape else ())
     return Expression("rows", (e,), (("of", rows),), _shape(e, rows))
 
 
@@ -93,13 +93,15 @@ def _by_row(e: Expression) -> tuple[bool, ...] | None:
 
 def _lines_up(argument: Expression, e: Expression) -> bool:
     """Whether an argument of something elementwise has a row for each of the result's."""
-    if not argument.shape or (not e.varies and len(argument.shape) < len(e.shape)):
+    last = e.varies or any(map(is_leading, e.shape))
+    if not argument.shape or (not last and len(argument.shape) < len(e.shape)):
         return False
-    axis = -1 if e.varies else 0
+    axis = -1 if last else 0
     return argument.shape[axis] == e.shape[axis]
 
 
 def _shape(e: Expression, rows: Rows) -> Shape:
     """The shape of `rows(e)`: features stand last in what flows, and first in what is held."""
     size = Dim.of(rows.size)
-    return (*e.shape[:-1], size) if e.varies else (size, *e.shape[1:])
+    last = e.varies or any(map(is_leading, e.shape))
+    return (*e.shape[:-1], size) if last else (size, *e.shape[1:])

@@ -10,7 +10,7 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.dims import Dim
-from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, operand
+from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, number, operand
 from surgery.rules.limits import Depth
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
@@ -66,6 +66,8 @@ class State:
     rebound: bool = False
     core: State | None = None
     """The softmax core within, where the operator is an attention."""
+    base: Expression | None = None
+    """The operator before any method; None if no other is meant than what was found."""
 
     @property
     def shapes(self) -> Shapes:
@@ -81,7 +83,15 @@ class State:
             "b": bias and take(bias, rows),
             "residual": None,
         }
-        return State(self.kind, result, result, operands, self.notes, named_dims=self.named_dims)
+        base = self.base and take(self.base, rows)
+        return State(
+            self.kind, result, result, operands, self.notes, named_dims=self.named_dims, base=base
+        )
+
+    @property
+    def pattern(self) -> Expression:
+        """Something of the shape of the result, whatever methods made of this."""
+        return self.origin if self.origin.varies or self.base is None else self.base
 
     def enter(self) -> tuple[State, ...]:
         """Begin the next method, which finds what stands as its operator."""
@@ -131,7 +141,7 @@ def operator(
     else:
         result = Expression("base", (x,), (), (STAR, out))
     operands["residual"] = operand("residual", (STAR, out)) if residual else None
-    state = State(kind, result, result, operands, notes, norm, grouped=grouped)
+    state = State(kind, result, result, operands, notes, norm, grouped=grouped, base=result)
     if core:
         state.core = _attention(notes, names or {})
     return state
@@ -153,9 +163,10 @@ def read_operand(state: State, target: str, span: Span) -> Value | None:
     if target == "norm":
         return HostModule("norm", state.has_norm)
     if target in ("W", "b"):
-        return effective(state, target, span)
+        found = effective(state, target, span)
+        return found if found.number is None else number(found.number, span, found.shape)
     value = state.operands.get(target)
-    return Dim.of(0) if value is None else value
+    return number(0, span, state.origin.shape) if value is None else value
 
 
 def effective(state: State, target: str, span: Span) -> Expression:

@@ -181,11 +181,6 @@ class Reading:
     def _whole(self, attention: Attention) -> None:
         op = attention.core.ops[0]
         call = self.record.calls[op.call]
-        entry = self.ports.input(call, attention.core.q)
-        exit = self.ports.output(call, attention.core.result)
-        if entry is None or exit is None:
-            return
-        self._both(self.regions.module(call, "attention", entry, exit), attention)
         for role, (position, keyword) in _WHOLE.items():
             given = op.args[position] if position < len(op.args) else op.kwargs.get(keyword)
             if not isinstance(given, Value):
@@ -194,6 +189,11 @@ class Reading:
             if name == "weight" and owner != call.path and covers(call.path, owner):
                 self._add(replace(self.paths.module(owner), role=role), role)
         self._packed(call, op)
+        # The states may be put together in the module that attends, as those of a pooled one are.
+        entry = self.ports.input(call, attention.core.q)
+        exit = self.ports.output(call, attention.core.result)
+        if entry is not None and exit is not None:
+            self._both(self.regions.module(call, "attention", entry, exit), attention)
 
     def _packed(self, call: Call, op: Op) -> None:
         """Queries, keys and values whose weights `multi_head_attention_forward` is given as one."""
@@ -279,8 +279,19 @@ class Reading:
     def _linear(self, linear: Linear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
+        elif (owner := self._lent(linear)) is not None:
+            self._called(owner, role)
         elif linear.weight in self.expert_weights or linear.weight in self.matrices:
             self._weight(linear.weight, role)
+
+    def _lent(self, linear: Linear) -> str | None:
+        """The module without a call whose only weight another multiplies with."""
+        owner = linear.weight.rpartition(".")[0]
+        around = [call.path for call in self.record.stack(linear.op.call)]
+        if owner in around or owner in self.record.calls_of or owner not in self.paths.modules:
+            return None
+        held = self.paths.modules[owner]._parameters.values()
+        return owner if sum(p is not None and p.dim() > 1 for p in held) == 1 else None
 
     def _weight(self, name: str, role: str) -> None:
         """A parameter that its module multiplies with."""

@@ -84,7 +84,7 @@ def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
     shape, states = shapes[operands[at]], len(shapes[operands[1 - at]])
     if kind == "einsum":
         ranks = (len(shapes[operands[0]]), len(shapes[operands[1]]))
-        return _contracted(str(op.args[0]), ranks, at, shape)
+        return contracted(str(op.args[0]), ranks, at, shape)
     if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
         turned = kind != "linear"
         out, into = shape[::-1] if turned else shape
@@ -101,7 +101,7 @@ def _is(flow: Flow, value: int, weight: str) -> bool:
     return flow.record.parameters.get(value) == weight
 
 
-def _contracted(
+def contracted(
     equation: str, ranks: tuple[int, int], at: int, shape: tuple[int, ...]
 ) -> Matrix | None:
     """What an einsum sums over stands together in the weight, before or after the rest."""

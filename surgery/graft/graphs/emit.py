@@ -14,23 +14,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
+from torch import fx
 
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import kernels, shaping
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.graft.weights import slices
 from surgery.planning.layers import Layer
+from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, walk
-from surgery.rules.primitives import PRIMITIVES, flops
+from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
-from surgery.rules.slices import rows_in, step
 
 Call = Callable[..., Any]
 
 CALL = 100_000
 """What calling a kernel costs, in floating-point operations of a product of matrices."""
+MEANING = "rule"
+"""Under which a node's meta has the expression that it computes."""
 COMPARISON = 32
 """What comparing an element with a copy costs, likewise."""
 
@@ -61,31 +63,34 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
-        self.copies = 1
-        """How often the features of what is emitted are there: hidden ones, once in each group."""
-        self._done: dict[tuple[Expression, int], Any] = {
-            (e, 1): value for e, value in (known or {}).items()
-        }
+        self.done: dict[Expression, Any] = dict(known or {})
 
     def emit(self, e: Expression) -> Any:
-        """The value of ``e``; equal expressions are computed once."""
-        key = (e, self.copies if e.varies else 1)
-        if key not in self._done:
-            kept = self.folding and not e.varies and self._is_worth_keeping(e)
-            self._done[key] = self.host.fold(e, self) if kept else self.compute(e)
-        return self._done[key]
+        """The value of ``e``; equal expressions are computed once.
 
-    def with_copies(self, copies: int, e: Expression) -> Any:
-        outer, self.copies = self.copies, copies
-        try:
-            return self.emit(e)
-        finally:
-            self.copies = outer
+        What is there once in each group of a convolution has an axis for the groups in front of
+        that of its features.
+        """
+        if e not in self.done:
+            kept = self.folding and not e.varies and self._is_worth_keeping(e)
+            value = self.host.fold(e, self) if kept else self.compute(e)
+            if isinstance(value, fx.Node):
+                value.meta.setdefault(MEANING, e)
+            self.done[e] = value
+        return self.done[e]
+
+    def tensor(self, e: Expression, like: Expression) -> Any:
+        """The value of ``e``, also of a number as a tensor; ``like`` is one that is there."""
+        value = self.emit(e)
+        if not isinstance(value, int | float):
+            return value
+        sizes = [int(d.value(self.sizes)) for d in e.shape if not is_leading(d)]
+        return self.host.call(kernels.filled, self.emit(like), tuple(sizes), value)
 
     def compute(self, e: Expression) -> Any:
         """Emit ``e`` itself."""
         if e.op == "number":
-            return self._scalar(e.attribute("value"))
+            return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
             return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
@@ -100,36 +105,55 @@ class Emitter:
         special = _SPECIAL.get(e.op)
         return special(self, e) if special else self._elementwise(e)
 
-    def _scalar(self, value: Any) -> Any:
+    def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
     def _elementwise(self, e: Expression) -> Any:
-        arguments = [self.aligned(a, e) for a in e.arguments]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments)
+        tensors = [a for a in e.arguments if not self.is_number(a)]
+        run = function(PRIMITIVES[e.op].torch)
+        if not tensors:
+            numbers = [torch.tensor(self.emit(a), dtype=torch.float64) for a in e.arguments]
+            return run(*numbers).item()
+        if _spans(tensors, e):
+            arguments = [self.aligned(a, e) for a in e.arguments]
+        else:
+            arguments = [self._filled(a, tensors[0], e) for a in e.arguments]
+        return self.host.call(run, *arguments)
+
+    def is_number(self, e: Expression) -> bool:
+        return e.number is not None or isinstance(self.emit(e), int | float)
+
+    def _filled(self, e: Expression, like: Expression, within: Expression) -> Any:
+        """As :meth:`aligned`, of a number that stands for more than what it meets."""
+        if not self.is_number(e) or not e.shape:
+            return self.aligned(e, within)
+        value = self.tensor(e, like)
+        return self._beside(value) if within.varies else value
+
+    def _beside(self, value: Any) -> Any:
+        """A vector of parameters shaped so that it broadcasts against hidden states."""
+        if not self.first or not self.spatial:
+            return value
+        return self.host.call("view", value, -1, *[1] * self.spatial)
 
     def aligned(self, e: Expression, within: Expression) -> Any:
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
-        if e.varies and self.groups > 1 and e.shape[-1] == ONE != within.shape[-1]:
-            return self._spread(e, within)
         value = self.emit(e)
-        if not within.varies or e.varies or not e.shape or not self.first:
+        if isinstance(value, int | float) or not within.varies:
             return value
-        value = self.repeated(value)
-        return self.host.call("view", value, -1, *[1] * self.spatial) if self.spatial else value
+        if e.varies:
+            return self.placed(value, e, within.place)
+        return self._beside(value) if e.shape else value
 
-    def repeated(self, value: Any, *others: int) -> Any:
-        """A tensor over features, along its first axis as often as these are there."""
-        if value is None or self.copies == 1:
+    def placed(self, value: Any, e: Expression, place: Place) -> Any:
+        """The value of ``e`` as it is met in each group, or at the outputs of each group."""
+        if self.groups == 1 or e.place == place:
             return value
-        return self.host.call("repeat", value, self.copies, *others)
-
-    def _spread(self, e: Expression, within: Expression) -> Any:
-        """One feature of each group, for all that the group has in ``within``."""
-        if e.is_output:
-            return self.emit(e)
-        value = self.with_copies(self.groups, e)
-        each = int(within.shape[-1].value(self.sizes)) * self.copies // self.groups
-        return self.host.call("repeat_interleave", value, each, dim=-1 - self.spatial)
+        if place == "groups":
+            return self.host.call("unsqueeze", value, -2 - self.spatial)
+        if e.place == "groups" and self.layer:
+            return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
+        return value
 
     def _add(self, e: Expression) -> Any:
         left, right = e.arguments
@@ -137,7 +161,7 @@ class Emitter:
             if other.op == "multiply" and e.varies and one.varies and other.varies:
                 for factor, value in (other.arguments, other.arguments[::-1]):
                     if factor.number is not None:
-                        scale = self._scalar(factor.number)
+                        scale = self.scalar(factor.number)
                         terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
@@ -147,6 +171,8 @@ class Emitter:
         if STAR in e.shape or _depth(e) <= 1:
             return False
         steps = [step for step in walk(e) if step.arguments]
+        if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
+            return False
         params = [leaf for leaf in e.leaves if leaf.op == "param"]
         made = CALL * len(steps) + sum(map(self._work, steps))
         compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
@@ -170,7 +196,7 @@ class Emitter:
     def _matmul(self, e: Expression) -> Any:
         left, right = e.arguments
         if not e.varies:
-            return self.host.call(torch.matmul, self.emit(left), self.emit(right))
+            return self._held(e)
         transposed = Expression("transpose", (right,), (), right.shape[::-1])
         return self.emit(Expression("linear", (left, transposed), (), e.shape, e.span))
 
@@ -186,11 +212,13 @@ class Emitter:
         return self.host.call(functional.dropout, x, rate, self.host.training())
 
     def _axis(self, e: Expression) -> int:
+        """The axis that is meant, where features come before the places rules write before them."""
         axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        if e.varies and self.first and axis >= -1 - self.spatial:
-            # Features come before the places that rules write in front of them.
+        if not e.varies or not self.first:
+            return axis
+        if axis >= -1 - self.spatial:
             return -1 - self.spatial if axis == -1 else axis + 1
-        return axis
+        return axis - (self.groups > 1 and e.place == "groups")
 
     def _over(self, e: Expression) -> Any:
         extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
@@ -208,9 +236,24 @@ class Emitter:
         return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
 
     def _along(self, e: Expression) -> Any:
-        arguments = [self.emit(a) for a in e.arguments]
-        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, axis)
+        like = next(a for a in e.arguments if not self.is_number(a))
+        arguments = [
+            self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
+            for a in e.arguments
+        ]
+        if e.varies:
+            arguments = [
+                v if a.varies else self._beside(v)
+                for v, a in zip(arguments, e.arguments, strict=True)
+            ]
+        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, self._axis(e))
+
+    def _held(self, e: Expression) -> Any:
+        """A function of matrices and vectors that the module holds."""
+        like = next((a for a in e.arguments if not self.is_number(a)), operand("W", ()))
+        arguments = [self.tensor(a, like) if a.shape else self.emit(a) for a in e.arguments]
+        held = kernels.held_linear if e.op == "linear" else function(PRIMITIVES[e.op].torch)
+        return self.host.call(held, *arguments)
 
     def _detach(self, e: Expression) -> Any:
         inner = e.arguments[0]
@@ -223,46 +266,8 @@ class Emitter:
             self.emit(weight),
             self.emit(up),
             self.emit(down),
-            self._scalar(scale),
+            self.scalar(scale),
         )
-
-    def _eye(self, e: Expression) -> Any:
-        weight = self.host.leaf(Expression("operand", (), (("name", "W"),)))
-        return self.host.call(kernels.eye, weight, self._scalar(e.attribute("size")))
-
-    def _rows(self, e: Expression) -> Any:
-        """Some rows: of what there is already, else of what it would be made of."""
-        inner = e.arguments[0]
-        made = (inner, self.copies if inner.varies else 1) in self._done
-        inside = None if made or (self.layer and not self.layer.native) else step(e)
-        if inside is not None:
-            return self.emit(inside)
-        axis = self._features if e.varies else 0
-        return self.host.call(slices.take_rows, self.emit(inner), rows_in(e).layout, axis)
-
-    def _put(self, e: Expression) -> Any:
-        whole, part = e.arguments
-        rows = rows_in(e)
-        axis = self._features if e.varies else 0
-        if whole.number is not None:
-            value = self._scalar(whole.number)
-            vector = self.emit(part)
-            return self.host.call(slices.put_elements, vector, rows.layout, rows.total, value)
-        onto = self.emit(whole)
-        if part.number is not None:
-            old = self.host.call(slices.take_rows, onto, rows.layout, axis)
-            new = self.host.call(torch.full_like, old, self._scalar(part.number))
-        else:
-            new = self.emit(part)
-        return self.host.call(slices.put_rows, onto, new, rows.layout, axis)
-
-    @property
-    def _features(self) -> int:
-        """The axis of the features of what flows."""
-        return -1 - self.spatial if self.first else -1
-
-    def _identity(self, e: Expression) -> Any:
-        return self.emit(e.arguments[0])
 
 
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
@@ -276,11 +281,29 @@ _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
     "pool": Emitter._pool,
     "cat": Emitter._along,
     "detach": Emitter._detach,
-    "eye": Emitter._eye,
-    "identity": Emitter._identity,
-    "rows": Emitter._rows,
-    "put": Emitter._put,
+    "eye": shaping.eye,
+    "expand": shaping.expand,
+    "spread": shaping.spread,
+    "vector": shaping.vector,
+    "linear": Emitter._held,
+    "transpose": Emitter._held,
+    "kron": Emitter._held,
+    "row_norm": Emitter._held,
+    "scale_rows": Emitter._held,
+    "bilstm": Emitter._held,
+    "identity": shaping.identity,
+    "rows": shaping.rows,
+    "put": shaping.put,
 }
+
+
+def _spans(tensors: list[Expression], e: Expression) -> bool:
+    """Whether ``tensors`` broadcast to the shape of ``e`` by themselves."""
+    return all(
+        dim == ONE or any(len(a.shape) >= back and a.shape[-back] != ONE for a in tensors)
+        for back, dim in enumerate(reversed(e.shape), 1)
+        if not is_leading(dim)
+    )
 
 
 def _depth(e: Expression) -> int:

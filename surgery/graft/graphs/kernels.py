@@ -97,6 +97,35 @@ def eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
+def filled(like: Tensor, sizes: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one value, in the dtype of ``like``, or the default one beside whole numbers."""
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    return torch.full(sizes, value, dtype=dtype, device=like.device)
+
+
+def held_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` of what a module holds; by another name, as no pass is for it."""
+    return functional.linear(x, weight, bias)
+
+
+def own_group(value: Tensor, out: int, spatial: int) -> Tensor:
+    """What each output has of its own group: [groups, features, …] → [out, …].
+
+    A single feature serves all outputs of its group; of ``out`` features each serves its own.
+    """
+    groups, features = value.shape[-2 - spatial], value.shape[-1 - spatial]
+    if features == 1:
+        return value.squeeze(-1 - spatial).repeat_interleave(out // groups, -1 - spatial)
+    parts: Tensor = torch.unflatten(value, -1 - spatial, (groups, -1))
+    own: Tensor = parts.diagonal(dim1=-3 - spatial, dim2=-2 - spatial)
+    return own.movedim(-1, -2 - spatial).flatten(-2 - spatial, -1 - spatial)
+
+
+def linear_along(value: Tensor, weight: Tensor, bias: Tensor | None, axis: int) -> Tensor:
+    """``linear`` over another axis than the last."""
+    return functional.linear(value.movedim(axis, -1), weight, bias).movedim(-1, axis)
+
+
 @torch.no_grad()
 def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
     """Row norms of ``weight + scale * up @ down`` as a constant, without forming the sum.

@@ -9,66 +9,62 @@ import torch
 import torch.nn.functional as functional
 
 from surgery.graft.graphs import kernels
-from surgery.graft.graphs.factors import factored_linear
-from surgery.graft.graphs.patches import push_input
-from surgery.rules.expression import Expression
+from surgery.graft.graphs.factors import Factored, factored_linear
+from surgery.rules.expression import OUT, Expression, operand
+from surgery.rules.patches import is_input, is_real, push_input
 
 if TYPE_CHECKING:
     from surgery.graft.graphs.emit import Emitter
+
+
+_WEIGHT = operand("W", ())
 
 
 def linear(emitter: Emitter, e: Expression) -> Any:
     x, weight, *rest = e.arguments
     bias = rest[0] if rest else None
     own = weight.op == "operand" and weight.name == "W"
-    if emitter.layer and _is_input(x):
-        return _on_input(emitter, e, x, weight, bias, own)
+    if emitter.layer and is_input(x):
+        return _on_input(emitter, e, own)
     rows = emitter.layer is not None and emitter.layer.kind in ("linear", "transposed")
     if emitter.layer and own and rows and not emitter.layer.native:
         return _opaque(emitter, e, x, bias)
-    if emitter.layer and emitter.layer.kind in ("convolution", "embedding") and not _is_real(x):
+    if emitter.layer and emitter.layer.kind in ("convolution", "embedding") and not is_real(x):
         return emitter.emit(push_input(e))
-    factored = factored_linear(weight)
+    factored = _factored(emitter, weight)
     if factored is not None:
         return emitter.emit(factored(x, bias, e))
-    return _on_features(emitter, x, weight, bias)
+    return _on_features(emitter, e)
 
 
-def _is_real(x: Expression) -> bool:
-    """Whether ``x`` is a tensor of features, not still made of patches or ids."""
-    if not x.varies:
-        return True
-    if _is_input(x):
-        return False
-    return x.op in ("linear", "base", "host") or all(_is_real(a) for a in x.arguments)
+def _factored(emitter: Emitter, weight: Expression) -> Factored | None:
+    """A cheaper form of a product; none whose hidden features would be taken for the outputs'."""
+    if emitter.groups > 1 and weight.op == "matmul" and weight.arguments[1].shape[0] == OUT:
+        return None
+    return factored_linear(weight)
 
 
-def _on_input(
-    emitter: Emitter,
-    e: Expression,
-    x: Expression,
-    weight: Expression,
-    bias: Expression | None,
-    own: bool,
-) -> Any:
+def _on_input(emitter: Emitter, e: Expression, own: bool) -> Any:
     assert emitter.layer
+    x, weight, *rest = e.arguments
+    bias = rest[0] if rest else None
     own_bias = bias is not None and bias.op == "operand" and bias.name == "b"
     if own and x.op == "operand" and (own_bias or (bias is None and not emitter.layer.bias)):
         return emitter.host.base(emitter.emit(x))
     if own and not emitter.layer.native:
         return _opaque(emitter, e, x, bias)
-    factored = None if own else factored_linear(weight)
+    factored = None if own else _factored(emitter, weight)
     if factored is not None:
-        return emitter.emit(factored(x, bias, None))
-    offset = emitter.emit(bias) if bias is not None else None
+        return emitter.emit(factored(x, bias, e))
+    offset = None if bias is None else emitter.tensor(bias, weight)
     match emitter.layer.kind:
         case "convolution":
-            return _convolve(emitter, x, weight, own, offset, bias)
+            return _convolve(emitter, e, own, offset)
         case "embedding":
             return _embed(emitter, x, weight, own, offset)
         case _:
             return emitter.host.call(
-                functional.linear, emitter.emit(x), emitter.emit(weight), offset
+                functional.linear, emitter.emit(x), emitter.tensor(weight, _WEIGHT), offset
             )
 
 
@@ -86,48 +82,55 @@ def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | N
     return emitter.host.call(operator.add, value, emitter.aligned(bias, e))
 
 
-def _convolve(
-    emitter: Emitter,
-    x: Expression,
-    weight: Expression,
-    own: bool,
-    offset: Any,
-    bias: Expression | None,
-) -> Any:
-    assert emitter.layer
+def _convolve(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
+    """The layer's own convolution with another kernel; hidden features are there in each group."""
+    x, weight = e.arguments[:2]
+    groups = emitter.groups if e.place == "groups" else 1
     if own:
         kernel = emitter.host.leaf(weight)
     else:
-        kernel, offset = emitter.repeated(emitter.emit(weight), 1), emitter.repeated(offset)
+        kernel = emitter.tensor(weight, _WEIGHT)
+        if groups > 1:
+            kernel = emitter.host.call("repeat", kernel, groups, 1)
+            offset = None if offset is None else emitter.host.call("repeat", offset, groups)
         kernel = emitter.host.call(kernels.as_kernel, kernel, emitter.host.module())
-    return emitter.host.convolve(emitter.emit(x), kernel, offset)
+    value = emitter.host.convolve(emitter.emit(x), kernel, offset)
+    if groups == 1:
+        return value
+    return emitter.host.call("unflatten", value, -1 - emitter.spatial, (groups, -1))
 
 
 def _embed(emitter: Emitter, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:
     ids = x
-    while ids.op == "dropout":
+    rates: list[Expression] = []
+    while ids.op in ("dropout", "detach"):
+        rates += ids.arguments[1:]
         ids = ids.arguments[0]
-    table = emitter.host.leaf(weight) if own else emitter.host.call(torch.t, emitter.emit(weight))
+    matrix = emitter.host.leaf(weight) if own else emitter.tensor(weight, _WEIGHT)
+    table = matrix if own else emitter.host.call(torch.t, matrix)
     rows = emitter.host.call(kernels.look_up, emitter.emit(ids), table)
-    if x.op == "dropout":
-        rate = emitter.emit(x.arguments[1])
-        rows = emitter.host.call(kernels.drop_rows, rows, rate, emitter.host.training())
+    for rate in rates:
+        rows = emitter.host.call(
+            kernels.drop_rows, rows, emitter.emit(rate), emitter.host.training()
+        )
     return rows if offset is None else emitter.host.call(operator.add, rows, offset)
 
 
-def _on_features(
-    emitter: Emitter, x: Expression, weight: Expression, bias: Expression | None
-) -> Any:
-    groups = 1 if x.is_output else emitter.groups
-    value = emitter.with_copies(groups, x)
-    matrix = emitter.emit(weight)
-    offset = None if bias is None else emitter.emit(bias)
+def _on_features(emitter: Emitter, e: Expression) -> Any:
+    x, weight, *rest = e.arguments
+    value = emitter.emit(x)
+    matrix = emitter.tensor(weight, x)
+    offset = emitter.tensor(rest[0], x) if rest else None
     if not emitter.first or not emitter.spatial:
         return emitter.host.call(functional.linear, value, matrix, offset)
-    if groups > 1:
-        matrix, offset = emitter.repeated(matrix, 1), emitter.repeated(offset)
+    groups = 1
+    if emitter.groups > 1 and x.place == "groups":
+        if e.place == "groups":
+            axis = -1 - emitter.spatial
+            return emitter.host.call(kernels.linear_along, value, matrix, offset, axis)
+        groups = emitter.groups
+        value = emitter.host.call("flatten", value, -2 - emitter.spatial, -1 - emitter.spatial)
     rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)
-    rows *= emitter.copies if groups > 1 else 1
     kernel = emitter.host.call("view", matrix, rows, columns, *[1] * emitter.spatial)
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[emitter.spatial - 1]
     return emitter.host.call(convolve, value, kernel, offset, groups=groups)
@@ -144,9 +147,3 @@ def as_matrix(emitter: Emitter, weight: Any) -> Any:
     if kind == "convolution":
         return emitter.host.call(torch.flatten, weight, 1)
     return emitter.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight
-
-
-def _is_input(x: Expression) -> bool:
-    while x.op == "dropout":
-        x = x.arguments[0]
-    return x.op == "operand" and x.name == "x"

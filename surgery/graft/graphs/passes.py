@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import fused, kept, kernels
+from surgery.graft.graphs import fused, kernels
+from surgery.graft.graphs.emit import MEANING
 from surgery.graft.weights import fused_rows, slices
+from surgery.rules.expression import Expression, Shape
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
 
@@ -30,6 +32,8 @@ def optimise(graph: fx.Graph, within: set[fx.Node] | None = None) -> None:
                 replacement = rewrite(graph, node)
             if replacement is None:
                 continue
+            if MEANING in node.meta:
+                replacement.meta.setdefault(MEANING, node.meta[MEANING])
             node.replace_all_uses_with(replacement)
             if within is not None:
                 within.add(replacement)
@@ -82,14 +86,24 @@ def _fuse_product(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     scale = node.kwargs.get("alpha", 1)
     for base, other in _sides(node)[: 2 if scale == 1 else 1]:
         product = _arguments(other, functional.linear)
-        if product and _is_hidden(base) and _absent(product[2:]):
+        alike = _flows(base) and _flows(other) and _features(base) == _features(other)
+        if product and alike and _absent(product[2:]):
             return graph.call_function(fused.add_product, (base, *product[:2], scale))
     return None
 
 
-def _is_hidden(value: Any) -> bool:
-    """Whether a node gives hidden states rather than a tensor held by a module."""
-    return isinstance(value, fx.Node) and value.op != "get_attr"
+def _flows(value: Any) -> bool:
+    """Whether a node gives hidden states rather than a tensor made of parameters."""
+    if not isinstance(value, fx.Node):
+        return False
+    meaning: Expression | None = value.meta.get(MEANING)
+    return value.op != "get_attr" if meaning is None else meaning.varies
+
+
+def _features(value: fx.Node) -> Shape:
+    """The dim of a node's features, where it is known."""
+    meaning: Expression | None = value.meta.get(MEANING)
+    return () if meaning is None else meaning.shape[-1:]
 
 
 def _fuse_low_rank(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -102,7 +116,7 @@ def _fuse_low_rank(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     dropped = _arguments(second, fused.dropped_linear)
     if hidden and _absent(hidden[2:]):
         dropped = (*hidden[:2], 0, False)
-    if not base or not dropped or dropped[0] is not base[0] or _is_hidden(base[1]):
+    if not base or not dropped or dropped[0] is not base[0] or _flows(base[1]):
         return None
     x, weight, bias = (*base, None)[:3]
     down, *dropping = dropped[1:]
@@ -115,14 +129,17 @@ def _fuse_factor(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return None
     for factor, other in _sides(node):
         product = _arguments(other, fused.low_rank)
-        if product and product[-1] is None and product[2] is None and _is_vector(factor):
+        if product and product[-1] is None and product[2] is None and _is_vector(factor, node):
             return graph.call_function(fused.low_rank, (*product[:-1], factor))
     return None
 
 
-def _is_vector(factor: Any) -> bool:
-    """Whether a node gives what depends on parameters alone."""
-    return isinstance(factor, fx.Node) and (factor.op == "get_attr" or _is(factor, kept.fold))
+def _is_vector(value: Any, like: fx.Node) -> bool:
+    """Whether a node gives a vector, made of parameters alone, with the features of ``like``."""
+    if not isinstance(value, fx.Node) or _flows(value):
+        return False
+    meaning: Expression | None = value.meta.get(MEANING)
+    return meaning is None or meaning.shape == _features(like)
 
 
 def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -131,7 +148,7 @@ def _fuse_offset(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         return None
     for other, bias in _sides(node):
         product = _arguments(other, fused.low_rank)
-        if product and product[2] is None and product[-1] is not None and not _is_hidden(bias):
+        if product and product[2] is None and product[-1] is not None and _is_vector(bias, node):
             x, weight, _, *rest = product
             return graph.call_function(fused.low_rank, (x, weight, bias, *rest))
     return None
@@ -162,7 +179,7 @@ def _fuse_rows(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 def _base_of(whole: Any) -> tuple[Any, Any, Any, bool] | None:
     """x, weight and bias of a product with a weight that a module holds, and if that is [m, n]."""
     for target in (functional.linear, kernels.transposed_linear):
-        if _is(whole, target) and not _is_hidden(whole.args[1]):
+        if _is(whole, target) and not _flows(whole.args[1]):
             x, weight, bias = (*whole.args, None)[:3]
             return x, weight, bias, target is kernels.transposed_linear
     return None

@@ -10,9 +10,9 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
 from surgery.planning.layers import Layer
-from surgery.planning.own import by_weight
+from surgery.planning.reading import is_effective, takes_offset
 from surgery.rules.affine import Merge, NotAffine
-from surgery.rules.expression import number, operand
+from surgery.rules.expression import expanded, is_number, operand
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -23,7 +23,7 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     """
     merged, layer = part.program.merge, part.layer
     assert layer is not None
-    if isinstance(merged, NotAffine) or not by_weight(part.program, layer):
+    if isinstance(merged, NotAffine) or not is_effective(part.program, layer):
         return write_multiplied(part, layer)
     if layer.experts:
         graph, functions = write_experts(merged.weight, layer, dict(part.sizes))
@@ -34,9 +34,13 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
         whole = f"{layer.weight}_whole"
         read, functions = write_multiplied(part, layer, whole)
         return read, {**functions, whole: graphs[layer.weight]}
-    if layer.bias or (layer.native and not layer.held):
+    if takes_offset(layer):
+        bias = merged.bias
+        if layer.bias and is_number(bias, 0):
+            # Where there was a bias, one is read: PyTorch's fused attention takes none for an error.
+            bias = expanded(bias, merged.weight.shape[:1])
         graph = fx.Graph()
-        value = _emitter(graph, part, layer).emit(merged.bias)
+        value = _emitter(graph, part, layer).emit(bias)
         graph.output(value if isinstance(value, fx.Node) else None)
         graphs[layer.offset] = graph
     return graphs, {}
@@ -51,7 +55,7 @@ def _effective_weight(part: Part, layer: Layer, merged: Merge) -> fx.Graph:
     graph = fx.Graph()
     emitter = _emitter(graph, part, layer)
     host, value = emitter.host, emitter.emit(merged.weight)
-    if layer.kind == "embedding" and merged.bias != number(0):
+    if layer.kind == "embedding" and not is_number(merged.bias, 0):
         # A one-hot input sums to one, so the bias is the same row added to each.
         offset = emitter.emit(merged.bias)
         offset = host.call("unsqueeze", offset, 1) if isinstance(offset, fx.Node) else offset

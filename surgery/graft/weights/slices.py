@@ -38,8 +38,8 @@ def put_rows(whole: Tensor, part: Tensor, layout: Layout, dim: int) -> Tensor:
 
 
 def put_elements(part: Tensor, layout: Layout, total: int, value: float) -> Tensor:
-    """A vector that is ``part`` at the places of ``layout`` and ``value`` elsewhere."""
-    return put_rows(part.new_full((total,), value), part, layout, 0)
+    """What is ``part`` at the places of ``layout`` along its first axis, and ``value`` elsewhere."""
+    return put_rows(part.new_full((total, *part.shape[1:]), value), part, layout, 0)
 
 
 def _split(value: Tensor, dim: int, outer: int, inner: int) -> Tensor:

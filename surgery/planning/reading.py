@@ -1,0 +1,51 @@
+"""How methods act on a weight that other code reads: as another weight, or in its products."""
+
+from __future__ import annotations
+
+from surgery.planning.layers import Layer
+from surgery.rules.affine import NotAffine
+from surgery.rules.expression import is_number, operand
+from surgery.rules.program import Program
+
+
+def takes_offset(layer: Layer) -> bool:
+    """Whether a bias of the layer is, or would be, added to what its weight gives."""
+    would = layer.native and layer.adds and not layer.held and layer.kind != "embedding"
+    return layer.bias or would
+
+
+def is_effective(program: Program, layer: Layer) -> bool:
+    """Whether ``program`` acts as a weight and a bias would that stand in for the layer's own.
+
+    If not, it has to act where the weight is multiplied with: dropout, and an offset where none
+    may be added. What is added to a table's result is added to its rows.
+    """
+    found = program.merge
+    if isinstance(found, NotAffine) or program.uses("dropout"):
+        return False
+    return takes_offset(layer) or layer.kind == "embedding" or is_number(found.bias, 0)
+
+
+def needs_bias(program: Program, layer: Layer) -> bool:
+    """Whether a merge of ``program`` would give a bias to a layer that has none."""
+    found = program.merge
+    if isinstance(found, NotAffine) or layer.bias or layer.kind == "embedding":
+        return False
+    return not is_number(found.bias, 0)
+
+
+def named(path: str | None) -> str:
+    """A module in a sentence."""
+    return f"`{path}`" if path else "the model"
+
+
+def changed(program: Program, layer: Layer) -> list[str]:
+    """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
+    found = program.merge
+    if isinstance(found, NotAffine):
+        return ["W", "b"]
+    changed = ["W"] if found.weight != operand("W", ()) else []
+    own = found.bias == operand("b", ()) if layer.bias else is_number(found.bias, 0)
+    if not own:
+        changed.append("W" if layer.kind == "embedding" else "b")
+    return changed

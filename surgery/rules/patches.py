@@ -1,0 +1,159 @@
+"""Inputs that are no features yet: a convolution's patches, an embedding's ids.
+
+Such an input only ever meets `linear`. What a rule does to it before is moved into the weight:
+linear(v·x, A) = linear(x, A·v), and linear(x + v, A) = linear(x, A) + A·v.
+"""
+
+from __future__ import annotations
+
+from surgery.language.diagnostics import SurgeryError, error
+from surgery.rules.expression import Expression, expanded, number, with_shape
+from surgery.rules.shapes import ONE
+from surgery.rules.simplify import make
+
+_MATRICES = frozenset(("transpose", "kron", "row_norm", "scale_rows", "split_heads", "bilstm"))
+
+
+def push_input(e: Expression) -> Expression:
+    """``linear(f(x), A, b)`` with ``f`` moved into the weight by one step.
+
+    Raises:
+        SurgeryError: S412 if it cannot be moved there.
+
+    """
+    x, weight, *rest = e.arguments
+    match x.op:
+        case "multiply":
+            for factor, inner in (x.arguments, x.arguments[::-1]):
+                if _is_vector(factor):
+                    scaled = make("multiply", (weight, factor), weight.shape)
+                    return make("linear", (inner, scaled, *rest), e.shape, span=e.span)
+                if is_real(factor) and factor.varies and factor.shape[-1] == ONE:
+                    made = make("linear", (inner, weight), e.shape, span=e.span)
+                    return _plus(make("multiply", (factor, made), e.shape), rest, e)
+        case "divide" if _is_vector(x.arguments[1]):
+            inner, factor = x.arguments
+            scaled = make("divide", (weight, factor), weight.shape)
+            return make("linear", (inner, scaled, *rest), e.shape, span=e.span)
+        case "negate":
+            turned = make("negate", (weight,), weight.shape)
+            return make("linear", (x.arguments[0], turned, *rest), e.shape, span=e.span)
+        case "add" | "subtract" if all(a.varies or _is_vector(a) for a in x.arguments):
+            left, right = (
+                make("linear", (_features(a, x), weight), e.shape, span=e.span) for a in x.arguments
+            )
+            return _plus(make(x.op, (left, right), e.shape, span=e.span), rest, e)
+        case "spread" if _is_vector(x.arguments[0]):
+            value, like = x.arguments
+            made = make("linear", (_features(value, x), weight, *rest), e.shape, span=e.span)
+            return make("spread", (made, make("linear", (like, weight), e.shape)), e.shape)
+        case "identity":
+            return make("linear", (x.arguments[0], weight, *rest), e.shape, span=e.span)
+        case "detach" | "dropout" if (moved := _inward(x)) is not None:
+            return make("linear", (moved, weight, *rest), e.shape, span=e.span)
+        case _:
+            pass
+    raise _meaningless(x, e)
+
+
+_THROUGH = {
+    "detach": frozenset(("multiply", "divide", "negate", "add", "subtract", "identity")),
+    "dropout": frozenset(("multiply", "divide", "negate", "identity")),
+}
+
+
+def _inward(x: Expression) -> Expression | None:
+    """`detach(v * x)` as `detach(v) * detach(x)`, and the like; None if nothing is equal."""
+    inner, *rate = x.arguments
+    if inner.op in _THROUGH and not is_input(inner):
+        moved = _inward(inner)
+        return moved and make(x.op, (moved, *rate), x.shape)
+    if inner.op not in _THROUGH[x.op]:
+        return None
+    parts = tuple(
+        make(x.op, (a, *rate), a.shape) if a.varies or x.op == "detach" else a
+        for a in inner.arguments
+    )
+    return make(inner.op, parts, inner.shape, inner.attributes, inner.span)
+
+
+def _plus(value: Expression, bias: list[Expression], e: Expression) -> Expression:
+    return make("add", (value, *bias), e.shape, span=e.span) if bias else value
+
+
+def _is_vector(e: Expression) -> bool:
+    """Whether ``e`` is known, as a number or one for each feature."""
+    return not e.varies and all(d == ONE for d in e.shape[:-1])
+
+
+def _features(e: Expression, like: Expression) -> Expression:
+    """What is known, with a value for each feature of ``like``."""
+    size = like.shape[-1:]
+    if e.varies and is_real(e) and e.shape[-1] == ONE != size[-1]:
+        return make("multiply", (e, expanded(number(1), size)), like.shape)
+    if e.varies:
+        return e
+    if e.number is not None:
+        return with_shape(e, size)
+    if len(e.shape) > 1:
+        e = Expression("vector", (e,), (), e.shape[-1:])
+    return expanded(e, size) if e.shape[-1:] == (ONE,) != size else e
+
+
+def is_real(x: Expression) -> bool:
+    """Whether ``x`` is a tensor of features, not still made of patches or ids."""
+    if not x.varies:
+        return True
+    if is_input(x):
+        return False
+    return x.op in ("linear", "matmul", "base", "host") or all(is_real(a) for a in x.arguments)
+
+
+def is_input(x: Expression) -> bool:
+    """Whether ``x`` is the input as it is given, but for what acts on each of its elements alone."""
+    while x.op in ("dropout", "detach"):
+        x = x.arguments[0]
+    return x.op == "operand" and x.name == "x"
+
+
+def check_patches(result: Expression) -> None:
+    """Hold a rule's result against an input of patches or ids.
+
+    Raises:
+        SurgeryError: S412 where anything but `linear` would see them.
+
+    """
+    done: set[Expression] = set()
+
+    def check(e: Expression) -> None:
+        if e in done or not e.varies:
+            return
+        done.add(e)
+        if is_input(e):
+            raise _meaningless(e, e)
+        product = e.op in ("linear", "matmul")
+        if (product and e.arguments[1].varies) or e.op in _MATRICES:
+            raise _meaningless(e, e)
+        x = e.arguments[0] if e.arguments else e
+        if e.op == "linear" and not is_real(x) and not is_input(x):
+            check(push_input(e))
+            return
+        if e.op == "matmul" and not is_real(x):
+            turned = make("transpose", (e.arguments[1],), e.arguments[1].shape[::-1])
+            check(make("linear", (x, turned), e.shape, span=e.span))
+            return
+        for a in e.arguments[1:] if product and is_input(x) else e.arguments:
+            check(a)
+
+    check(result)
+
+
+def _meaningless(x: Expression, e: Expression) -> SurgeryError:
+    what = f"`{x.op}` of the input" if not is_input(x) else "the input itself"
+    if x.op == "operand":
+        what = f"`{x.name}` by itself"
+    return error(
+        "S412",
+        f"{what} has no meaning on patches or ids; only `linear` sees them",
+        x.span or e.span,
+    )
