@@ -43,9 +43,9 @@ class Became:
         for key, now in (("W", weight), ("b", bias)):
             name = edit.layer.names[key]
             held = module._parameters.get(name)
-            if held is None or now is None or torch.equal(held, now):
+            if held is None or now is None:
                 continue
-            for owner, its, path in self.held[id(held)]:
-                if owner is not module or its != name:
-                    return f"the {name} is tied with `{path}` since, which would change too"
+            others = [p for m, its, p in self.held[id(held)] if m is not module or its != name]
+            if others and not torch.equal(held, now):
+                return f"the {name} is tied with `{others[0]}` since, which would change too"
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from surgery.graft.apply import drop, enforce, keep
 from surgery.graft.became import Became
@@ -95,6 +96,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing here merges", help=help)
         _carry_out(model, surgery, draft)
+        _outdate(model, draft)
     return draft.report
 
 
@@ -144,6 +146,18 @@ def _write(model: nn.Module, draft: _Draft) -> None:
         elif work.bias is not None:
             added = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
             setattr(module, names["b"], added)
+
+
+def _outdate(model: nn.Module, draft: _Draft) -> None:
+    """Have a backward through a forward before the merge fail: it would read the weights after."""
+    for work in draft.work.values():
+        first = work.edits[0]
+        assert first.layer is not None
+        table = model.get_submodule(first.owner)._parameters
+        for name in first.layer.names.values():
+            parameter = table.get(name)
+            if parameter is not None and not parameter.is_inference():
+                increment_version(parameter)
 
 
 def _draft(model: nn.Module, surgery: Surgery) -> _Draft:

@@ -271,6 +271,10 @@ def test_a_gradient_asked_for_outside_is_right_or_an_error() -> None:
         loss = model(x).sum()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    loss = model(x).sum()
+    surgery.merge(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 class Odd(nn.Module):
