@@ -64,8 +64,7 @@ def apply_spec(
             a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
 
     """
-    if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise error("S548", f"a seed is a whole number, and this is {seed!r}")
+    _check_seed(seed)
     with changing(model, "apply"):
         plan = _planned(model, spec, example_inputs)
         _check_instances(model, plan)
@@ -83,6 +82,11 @@ def apply_spec(
         applied = (*surgery.applied, Applied(plan, plan.edits, seed))
         host.install(model, put(model, replace(surgery, applied=applied, flags=flags)))
     return plan
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise error("S548", f"a seed is a whole number, and this is {seed!r}")
 
 
 def _planned(model: nn.Module, spec: Spec | SavedPlan | Plan, example_inputs: Any) -> Plan:
@@ -149,8 +153,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
     """
     with changing(model, "remove") as structure:
         surgery = required(model)
-        if not isinstance(name, str | None):
-            raise error("S512", f"a name is a text, and this is {name!r}")
+        _check_name(name)
         names = {n for applied in surgery.applied for n in _names(applied)}
         if name is not None and name not in names:
             raise error(
@@ -164,6 +167,11 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
             check_standing(model, kept)
         drop(model, edits)
         enforce(model, surgery, kept, structure)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str | None):
+        raise error("S512", f"a name is a text, and this is {name!r}")
 
 
 def _names(applied: Applied) -> set[str]:

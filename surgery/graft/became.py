@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.state import named_modules
 from surgery.planning.fingerprint import dtype_name
 from surgery.planning.plan import Edit
 
@@ -17,7 +18,7 @@ class Became:
     def __init__(self, model: nn.Module):
         self.model = model
         self.held: dict[int, list[tuple[nn.Module, str, str]]] = {}
-        for path, module in model.named_modules():
+        for path, module in named_modules(model):
             for name, parameter in module._parameters.items():
                 self.held.setdefault(id(parameter), []).append((module, name, path))
 

@@ -158,13 +158,13 @@ def required(model: nn.Module, otherwise: str = "") -> Surgery:
 
 def elsewhere(model: nn.Module) -> str | None:
     """Where the record is that tells of ``model`` or of a part of it, in words."""
-    for path, module in _named(model):
+    for path, module in named_modules(model):
         if path and ATTRIBUTE in module.__dict__:
             return f"something was applied to its `{path}`: call this with that module"
     for root in list(_ROOTS):
         if root is model or ATTRIBUTE not in root.__dict__:
             continue
-        path = next((path for path, module in _named(root) if module is model), None)
+        path = next((path for path, module in named_modules(root) if module is model), None)
         if path:
             kind = type(root).__name__
             return f"it is `{path}` of an adapted {kind}: call this with that {kind}"
@@ -192,7 +192,7 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
 
     """
-    named = dict(_named(model, every=True))
+    named = dict(named_modules(model, every=True))
     for _, edit in surgery.edits():
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
         graft = named.get(path)
@@ -208,7 +208,8 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
                 )
 
 
-def _named(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+def named_modules(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+    """All modules of ``model`` with their paths; ``every`` path where one has several."""
     untyped: Any = model
     named = untyped.named_modules(remove_duplicate=not every)
     return cast("list[tuple[str, nn.Module]]", list(named))

@@ -70,7 +70,7 @@ def test_an_argument_that_only_makes_a_default_is_none_beside_it(call: str, give
 
 
 def test_an_argument_without_a_use_is_told() -> None:
-    method = "method m(r = 2, s = 1) { match y = module(x)  param g = 0  y += g * r * y }"
+    method = "method m(r = 2, s = 1) { match y = module(x)  y *= r }"
     assert told(f"{method} on Linear apply m(2, 3)").code == "S245"
     assert told(f"{method} on Linear apply m(s = 3)").code == "S245"
     read_spec(f"{method} on Linear apply m(2)")
