@@ -65,7 +65,8 @@ def apply(
         SurgeryError: with everything that is wrong with the spec, or with it on this model.
 
     Warns:
-        SurgeryWarning: of what is odd, as an `except` that leaves out nothing.
+        SurgeryWarning: of what is odd, as an `except` that leaves out nothing, before anything
+            changes; where warnings are errors, the model stays as it is.
 
     >>> import torch, surgery
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -78,9 +79,12 @@ def apply(
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
-    done = grafting.apply_spec(target, ready, example_inputs, seed, tokenizer)
-    warn(*map(render, done.warnings))
+    grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
     return model
+
+
+def _told(plan: Plan) -> None:
+    warn(*map(render, plan.warnings))
 
 
 def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Plan:
@@ -273,5 +277,5 @@ def load(
             S536 for another word for ``base``.
 
     """
-    warn(load_adapter(unwrapped(model), path, example_inputs, base))
+    load_adapter(unwrapped(model), path, example_inputs, base, tell=warn)
     return model

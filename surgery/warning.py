@@ -19,4 +19,5 @@ def warn(*findings: str | None) -> None:
 
 
 def _is_own(name: str) -> bool:
-    return name.partition(".")[0] == "surgery"
+    """Whether a frame is of this package, or of what its decorators run through."""
+    return name.partition(".")[0] in ("surgery", "contextlib")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from surgery.anatomy.site import Site
 from surgery.anatomy.state import uncollected
 from surgery.anatomy.where import test
 from surgery.language import syntax
-from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, first_of
+from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
@@ -56,7 +56,7 @@ def select(
     stands for the parameters in it, so that `all except bias` leaves the biases out. ``paths`` are
     the model's names, if they have been read.
     """
-    if isinstance(selector, str):
+    if not isinstance(selector, syntax.Selector):
         selector = _parsed(selector)
     with uncollected():
         evaluation = _Evaluation(paths or Paths(model), anatomy, of)
@@ -67,9 +67,11 @@ def select(
     return Selection(sites, tuple(evaluation.warnings))
 
 
-def _parsed(text: str) -> syntax.Selector:
+def _parsed(text: Any) -> syntax.Selector:
     from surgery.language.parse import parse_selector
 
+    if not isinstance(text, str):
+        raise error("S120", f"a selector is a text, and this is a {type(text).__name__}")
     return parse_selector(text)
 
 

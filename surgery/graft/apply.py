@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -56,21 +56,24 @@ def apply_spec(
     seed: int | None = None,
     tokenizer: Any = None,
     values: Mapping[str, Tensor] | None = None,
+    tell: Callable[[Plan], object] = lambda _: None,
 ) -> Plan:
     """Plan ``spec`` and carry it out; either all of it happens or nothing. A plan is not made again.
 
-    New parameters that ``values`` names start as these.
+    New parameters that ``values`` names start as these. ``tell`` is called before anything changes.
 
     Raises:
-        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if
+        SurgeryError: as the planner; S548 if ``seed`` is no whole number; S511 if a saved plan no longer comes out the same, S418 if
             a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
 
     """
+    _check_seed(seed)
     with changing(model, "apply") as structure:
         plan = _planned(model, spec, example_inputs, structure)
         _check_instances(model, plan)
+        tell(plan)
         if seed is None:
-            seed = int(torch.randint(2**62, ()).item())
+            seed = int(torch.randint(2**62, (), device="cpu").item())
         surgery = surgery_of(model) or Surgery(plan.base, dict(plan.digests))
         created = create(model, surgery, plan, Start(seed, tokenizer, values or {}))
         host = host_of(model)
@@ -82,6 +85,11 @@ def apply_spec(
         applied = (*surgery.applied, Applied(plan, plan.edits, seed))
         host.install(model, put(model, replace(surgery, applied=applied, flags=flags)))
     return plan
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | None):
+        raise error("S548", f"a seed is a whole number, and this is {seed!r}")
 
 
 def _planned(
@@ -150,6 +158,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
     """
     with changing(model, "remove") as structure:
         surgery = required(model)
+        _check_name(name)
         names = {n for applied in surgery.applied for n in _names(applied)}
         if name is not None and name not in names:
             raise error(
@@ -163,6 +172,11 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
             check_standing(model, kept)
         drop(model, edits)
         enforce(model, surgery, kept, structure)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str | None):
+        raise error("S512", f"a name is a text, and this is {name!r}")
 
 
 def _names(applied: Applied) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -14,10 +16,15 @@ from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens.words import embedded_words
+from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer
 from surgery.planning.plan import Edit, Plan
+from surgery.planning.plan import Tensor as Planned
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration
+
+_LARGE = 1 << 28
+"""Bytes below which torch does not fail for want of room."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,9 @@ def create(
                     first = nn.Parameter(saved.to(like.device, copy=True), tensor.trained)
                 elif declaration.init.distribution == "vocabulary":
                     first = _words(model, edit, declaration, tensor.shape[0], like, stream, start)
-                elif edit.layer and edit.layer.experts:
-                    first = initial_of_each(
-                        declaration, stream, edit.layer, edit.sizes, like, value
-                    )
                 else:
-                    first = initial(declaration, stream, edit.layer, edit.sizes, like, value)
+                    with _room_for(tensor):
+                        first = _first(declaration, stream, edit, like, value)
                 if key:
                     shared[key] = first
             else:
@@ -76,6 +80,32 @@ def create(
             made[declaration.name] = fresh[tensor.name] = first
         created.append((edit, made))
     return created
+
+
+def _first(
+    declaration: Declaration,
+    stream: str,
+    edit: Edit,
+    like: Tensor,
+    value: Callable[[Expression], Tensor],
+) -> nn.Parameter:
+    if edit.layer and edit.layer.experts:
+        return initial_of_each(declaration, stream, edit.layer, edit.sizes, like, value)
+    return initial(declaration, stream, edit.layer, edit.sizes, like, value)
+
+
+@contextmanager
+def _room_for(tensor: Planned) -> Generator[None]:
+    """What torch cannot allocate is an error of the spec that asks for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as cause:
+        size = prod(tensor.shape) * getattr(torch, tensor.dtype).itemsize
+        if isinstance(cause, RuntimeError) and size < _LARGE:
+            raise
+        raise error(
+            "S406", f"no memory here holds `{tensor.name}`: {[*tensor.shape]}, {size:.2g} bytes"
+        ) from cause
 
 
 def _words(

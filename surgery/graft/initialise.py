@@ -56,8 +56,8 @@ def initial(
 ) -> nn.Parameter:
     """A parameter as declared, on the device of ``like`` and in its dtype.
 
-    Random values are drawn on the CPU by a generator seeded from ``key``, so they do not depend on
-    the device, on the order of sites, or on what else is drawn.
+    Random values are drawn on the CPU in float32 by a generator seeded from ``key``, so they do not
+    depend on the device, torch's defaults, the order of sites, or what else is drawn.
     """
     shape = tuple(int(d.value(sizes)) for d in declaration.shape)
     if like.device.type == "meta":
@@ -78,7 +78,7 @@ def initial(
 def generator(key: str) -> torch.Generator:
     """Random numbers that depend on ``key`` alone."""
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _draw(
@@ -86,7 +86,7 @@ def _draw(
 ) -> Tensor:
     source = generator(key)
     arguments = {n: float(d.value(sizes)) for n, d in init.arguments if not isinstance(d, str)}
-    tensor = torch.empty(shape)
+    tensor = torch.empty(shape, dtype=torch.float32, device="cpu")
     # A one-hot input has a single element to sum over.
     fan_in = 1 if one_hot else math.prod(shape[1:])
     match init.distribution:

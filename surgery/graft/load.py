@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,11 +46,13 @@ def load_adapter(
     path: str | os.PathLike[str],
     example_inputs: Any = None,
     base: Match = "exact",
+    tell: Callable[[str], object] = lambda _: None,
 ) -> str | None:
     """Apply a saved adaptation; on any error the model stays as it was.
 
     Returns:
-        What of the base was not compared, in words, if that is anything.
+        What of the base was not compared, in words, if that is anything. ``tell`` gets it before
+        anything changes.
 
     Raises:
         SurgeryError: S514 if the file is no adaptation, S515 if the model is another base, S516 if
@@ -69,6 +71,9 @@ def load_adapter(
         with _explained(file):
             drafts = _drafts(model, file, example_inputs, structure)
             _check_tensors(file, drafts)
+        if uncompared:
+            tell(uncompared)
+        with _explained(file):
             _carry_out(model, drafts, _values(file, drafts, base), structure)
     return uncompared
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from surgery.anatomy.modules import module_at
 from surgery.graft.apply import drop, enforce, keep
+from surgery.graft.became import Became
 from surgery.graft.contexts import Context, changing
 from surgery.graft.initialise import by_expert, compute
 from surgery.graft.mergeable import mergeable
@@ -95,6 +97,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing here merges", help=help)
         _carry_out(model, surgery, draft)
+        _outdate(model, draft)
     return draft.report
 
 
@@ -146,11 +149,25 @@ def _write(model: nn.Module, draft: _Draft) -> None:
             setattr(module, names["b"], added)
 
 
+def _outdate(model: nn.Module, draft: _Draft) -> None:
+    """Have a backward through a forward before the merge fail: it would read the weights after."""
+    for work in draft.work.values():
+        first = work.edits[0]
+        assert first.layer is not None
+        table = model.get_submodule(first.owner)._parameters
+        for name in first.layer.names.values():
+            parameter = table.get(name)
+            if parameter is not None and not parameter.is_inference():
+                increment_version(parameter)
+
+
 def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
-    draft = _Draft()
+    draft, became = _Draft(), Became(model)
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
         obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
+        if first.operator == "linear" and first.layer is not None and obstacle is None:
+            obstacle = became.replaced(first)
         if first.operator != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.reason or "it is not in one layer"
@@ -161,9 +178,15 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
             if wrapped not in inside:
                 reason = edit.reason or "it stands behind what does not merge"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
-        if inside:
-            edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-            draft.work[path] = _work(model, first.owner, first.layer, edits, inside)
+        if not inside:
+            continue
+        edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
+        work = _work(model, first.owner, first.layer, edits, inside)
+        tied = became.tied(first, work.weight, work.bias)
+        if tied is None:
+            draft.work[path] = work
+        else:
+            draft.stayed += [Stayed(e.site, e.child, tied) for e in edits]
     return draft
 
 

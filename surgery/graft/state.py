@@ -211,5 +211,11 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:
     """The name of a module in ``model``, which has it."""
-    named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
-    return next(path for path, module in named if module is wanted)
+    return next(path for path, module in named_modules(model) if module is wanted)
+
+
+def named_modules(model: nn.Module, every: bool = False) -> list[tuple[str, nn.Module]]:
+    """All modules of ``model`` with their paths; ``every`` path where one has several."""
+    untyped: Any = model
+    named = untyped.named_modules(remove_duplicate=not every)
+    return cast("list[tuple[str, nn.Module]]", list(named))

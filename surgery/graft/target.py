@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -21,12 +22,18 @@ def model_of(given: object) -> nn.Module:
         SurgeryError: S546 if it is no module.
 
     """
+    return list(_layers(given))[-1]
+
+
+def _layers(given: object) -> Iterator[nn.Module]:
+    """``given``, and what it wraps, from the outside in; the last is the model."""
     if not isinstance(given, nn.Module):
         raise _no_module(given)
-    if isinstance(given, _WRAPPERS):
-        return model_of(given.get_submodule("module"))
-    compiled = given._modules.get(_COMPILED)
-    return given if compiled is None else model_of(compiled)
+    inside: nn.Module | None = given
+    while inside is not None:
+        yield inside
+        name = "module" if isinstance(inside, _WRAPPERS) else _COMPILED
+        inside = inside._modules.get(name)
 
 
 def adapted_of(given: object) -> nn.Module:
@@ -54,7 +61,7 @@ def unwrapped(given: object) -> nn.Module:
 
     """
     model = model_of(given)
-    if isinstance(given, DistributedDataParallel):
+    if any(isinstance(module, DistributedDataParallel) for module in _layers(given)):
         raise error(
             "S547",
             "DistributedDataParallel has taken note of the parameters there were, and would not "

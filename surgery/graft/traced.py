@@ -197,6 +197,8 @@ class _Writer:
             rank = named_rank(site.program.named_dims, edit.layer)
             if rank is not None and edit.sequences is None:
                 host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site}`")
+            elif edit.layer is None and edit.features == "first" and edit.rank:
+                host.x = host.call(kernels.check_dims, host.x, edit.rank, f"`{edit.site}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)
         for user in users:

@@ -77,7 +77,7 @@ class Spec:
         if number not in self._wrapped:
             statement = self.statements[number]
             assert isinstance(statement, syntax.On)
-            child = statement.name or child_name(statement.application)
+            child = statement.name or child_name(statement.application, self.scope)
             self._wrapped[number] = Wrapped(child, chain(statement.application, self.constants))
         return self._wrapped[number]
 
@@ -232,7 +232,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
             if closure.definition not in sound:
                 check_method(closure.definition)
                 sound.add(closure.definition)
-            name = item.name or child_name(item.application)
+            name = item.name or child_name(item.application, constants.scope)
             if item.name:
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))

@@ -174,7 +174,9 @@ def _faults(problem: SurgeryError) -> list[str]:
     return lines
 
 
-def _site(planner: Planner, path: str) -> Site:
+def _site(planner: Planner, path: Any) -> Site:
+    if not isinstance(path, str):
+        raise error("S305", f"a path is a text, and this is a {type(path).__name__}")
     paths = Paths(planner.model)
     if path in paths.modules:
         return paths.module(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from surgery.rules.expression import Expression
 from surgery.rules.library import Definition, Scope
 from surgery.rules.limits import bounded
 from surgery.rules.loops import refuse_loops
+from surgery.rules.mentions import names_in, useful
 from surgery.rules.primitives import Primitive
 from surgery.rules.values import Closure, Opaque, Value, describe
 
@@ -41,13 +42,14 @@ def bind(
 
     Raises:
         SurgeryError: S208 for an unknown, repeated, missing or unfit argument; S241 if what is
-            bound uses itself.
+            bound uses itself; S245 for an argument that nothing uses beside the others.
 
     """
     refuse_loops(definition)
     formal = definition.syntax.parameters
     values: dict[str, Value] = {}
     origins: dict[str, tuple[Span, ...]] = {}
+    given: list[str] = []
     positional = list(formal)
     if operand is not None:
         taker = next((p for p in formal if p.kind != "value"), None)
@@ -86,6 +88,7 @@ def bind(
                 raise error("S208", f"`{found.name}` is given twice", argument.span)
             parameter = found
             positional = [p for p in positional if p is not found]
+        given.append(parameter.name)
         values[parameter.name] = _fit(parameter, value, argument.value.span, definition)
         origins[parameter.name] = names.origin(argument.value)
     missing = [p for p in positional if p.default is None and p.name not in values]
@@ -97,10 +100,33 @@ def bind(
             Label(definition.syntax.name_span, "defined here"),
             help=f"write {_example(definition)}",
         )
+    for argument, name in zip(arguments, given, strict=True):
+        _check_use(definition, argument, name, values)
     own = f"{names.path}{definition.name}." if path is None else path
     made = Closure(definition, values, span, own, origins)
     bounded(made, span)
     return made
+
+
+def _check_use(
+    definition: Definition, argument: syntax.Argument, name: str, values: Collection[str]
+) -> None:
+    if name in useful(definition.syntax, values):
+        return
+    formal = definition.syntax.parameters
+    reader = next(
+        (p.name for p in formal if p.default and name in names_in(p.default) and p.name in values),
+        None,
+    )
+    why = f"only says what `{reader}` is, which is given" if reader else "is used by nothing"
+    others = ", ".join(p.name for p in formal if p.name not in values)
+    raise error(
+        "S245",
+        f"`{name}` of `{definition.name}` {why}",
+        argument.span,
+        Label(next(p.span for p in formal if p.name == name), "declared here"),
+        help=f"leave it out{f', or name the one that is meant: {others}' if others else ''}",
+    )
 
 
 def _example(definition: Definition) -> str:

@@ -17,6 +17,7 @@ from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
 from surgery.rules.frame import Frame
+from surgery.rules.library import Scope
 from surgery.rules.matching import match_operator
 from surgery.rules.rows import Rows
 from surgery.rules.simplify import make
@@ -134,11 +135,13 @@ def _prefixed(closure: Closure, path: str) -> Closure:
     return replace(closure, arguments=arguments, path=path + closure.path)
 
 
-def child_name(application: syntax.Application) -> str:
+def child_name(application: syntax.Application, scope: Scope) -> str:
     """The default name for a statement's params: its innermost method or block."""
     while application.operand is not None:
         application = application.operand
     for argument in application.arguments:
-        if isinstance(argument.value, syntax.Call) and argument.name is None:
-            return argument.value.function
+        inner = argument.value
+        # What is no definition computes a number.
+        if isinstance(inner, syntax.Call) and not argument.name and scope.find(inner.function):
+            return inner.function
     return application.name

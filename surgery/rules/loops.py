@@ -9,6 +9,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.library import Definition
+from surgery.rules.mentions import in_body, in_defaults
 from surgery.rules.primitives import PRIMITIVES
 
 Use = tuple[Definition, Span]
@@ -61,7 +62,7 @@ def _uses(definition: Definition) -> tuple[Use, ...]:
     """The definitions that the body and the defaults of one name."""
     own = set(_own_names(definition.syntax))
     found: list[Use] = []
-    for name, span, called in _names(definition.syntax):
+    for name, span, called in (*in_body(definition.syntax), *in_defaults(definition.syntax)):
         if name in own or (name in PRIMITIVES and not called):
             continue
         target = definition.scope.find(name)
@@ -88,34 +89,3 @@ def _own_names(node: syntax.Method | syntax.Block) -> Iterator[str]:
 def _bound(operand: syntax.Operand) -> Iterator[str]:
     yield operand.name
     yield from (d.name for d in operand.dims or () if isinstance(d, syntax.Name))
-
-
-def _names(node: syntax.Method | syntax.Block) -> Iterator[tuple[str, Span, bool]]:
-    """Every name that stands for a definition if for anything; whether it is called."""
-    waiting: list[syntax.Expression] = [p.default for p in node.parameters if p.default]
-    for step in node.body:
-        match step:
-            case syntax.Apply(application=inner):
-                yield inner.name, inner.name_span, True
-                waiting += (a.value for a in inner.arguments)
-            case syntax.Let() | syntax.Assign() | syntax.Return():
-                waiting.append(step.value)
-            case syntax.Param():
-                waiting += (*step.dims, step.init)
-            case syntax.Require():
-                waiting.append(step.condition)
-            case _:
-                pass
-    while waiting:
-        match waiting.pop():
-            case syntax.Name(name=name, span=span):
-                yield name, span, False
-            case syntax.Call() as call:
-                yield call.function, call.function_span, True
-                waiting += (a.value for a in call.arguments)
-            case syntax.Unary(operand=operand):
-                waiting.append(operand)
-            case syntax.Binary(left=left, right=right):
-                waiting += (left, right)
-            case _:
-                pass

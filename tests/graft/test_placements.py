@@ -220,3 +220,20 @@ def test_containers_and_keyword_inputs() -> None:
     assert not torch.allclose(model(x), base)
     surgery.remove(model)
     assert torch.equal(model(x), base)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(6), nn.GroupNorm(2, 6)])
+@pytest.mark.parametrize("batch", [4, 6])
+@pytest.mark.parametrize("traced", [False, True])
+def test_states_of_other_dims_than_were_read_are_right_or_refused(norm, batch, traced) -> None:
+    """Features are second there, and what that is, the dims decide: also where sizes happen to fit."""
+    model = nn.Sequential(nn.Linear(6, 6), copy.deepcopy(norm)).eval()
+    model = torch.fx.symbolic_trace(model) if traced else model
+    x = torch.randn(batch, 6)
+    surgery.apply(model, "on `1` parallel adapter(3)", example_inputs=torch.ones(2, 6, 6), seed=0)
+    with pytest.raises(surgery.SurgeryError, match=r"S428.*3 dims"):
+        model(x)
+    surgery.remove(model)
+    expected = model(x)
+    surgery.apply(model, "on `1` parallel adapter(3)", example_inputs=torch.ones(4, 6), seed=0)
+    assert torch.equal(model(x), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 
@@ -108,8 +109,9 @@ def test_a_wrapped_model_is_adapted_under_its_own_names(wrap, base, x) -> None:
 @pytest.mark.usefixtures("group")
 def test_parameters_that_would_not_be_synchronised_are_refused(base) -> None:
     wrapped = nn.parallel.DistributedDataParallel(base)
-    with pytest.raises(surgery.SurgeryError, match="S547"):
-        surgery.apply(wrapped, SPEC)
+    for outside in (wrapped, torch.compile(wrapped, backend="eager"), nn.DataParallel(wrapped)):
+        with pytest.raises(surgery.SurgeryError, match="S547"):
+            surgery.apply(outside, SPEC)
     assert surgery.plan(wrapped, SPEC).added > 0
 
 
@@ -201,3 +203,32 @@ def test_warnings_of_a_plan_are_python_warnings(base) -> None:
     assert found[0].filename == __file__
     with pytest.warns(surgery.SurgeryWarning, match="S302"):
         surgery.select(base, "Linear except `lm_head`")
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda model, path: surgery.apply(model, "on Linear except Tanh apply lora(2)"),
+        lambda model, path: surgery.load(model, path, base="shape"),
+    ],
+)
+def test_where_warnings_are_errors_nothing_is_half_done(verb, base, x, tmp_path) -> None:
+    surgery.save(surgery.apply(made(), "on Linear apply lora(2)"), tmp_path)
+    expected, names = base(x), list(base.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(surgery.SurgeryWarning):
+            verb(base, tmp_path)
+    assert list(base.state_dict()) == names
+    assert torch.equal(base(x), expected)
+    assert all(p.requires_grad for p in base.parameters())
+
+
+@pytest.mark.parametrize("given", [5, ["lora"], {}])
+def test_a_text_that_is_none_is_told_so(given, base) -> None:
+    surgery.apply(base, "on Linear apply lora(2)")
+    for ask in (surgery.remove, surgery.select, surgery.inspect):
+        with pytest.raises(surgery.SurgeryError, match="is a text, and this is"):
+            ask(base, given)
+    with pytest.raises(surgery.SurgeryError, match="S305"):
+        surgery.explain(base, given, "on Linear apply ia3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -156,6 +157,36 @@ def test_any_tensors_may_want_gradients_and_inputs_lie_in_any_way(data: st.DataO
         for y in (found, right)
     ]
     torch.testing.assert_close(*pairs)
+
+
+@pytest.mark.parametrize("method", ["lora(2, alpha = 3)", "dora(2)", "ia3", "shift"])
+def test_whichever_gradients_are_asked_for_have_gradients(method: str) -> None:
+    case = Case(
+        lambda: nn.Linear(4, 3),
+        lambda: torch.randn(2, 4, generator=torch.Generator().manual_seed(0)),
+        (f"apply {method}",),
+        torch.float64,
+        "",
+    )
+    model, x = case.adapted(), case.input()
+    tensors = tensors_of(model, x)
+    subsets = [s for size in (1, 2, len(tensors)) for s in combinations(tensors, size)]
+    for wanted, asked in product(subsets, subsets):
+        given = {n: t.detach().requires_grad_(n in wanted) for n, t in tensors.items()}
+        found = functional_call(model, {n: t for n, t in given.items() if n != "x"}, (given["x"],))
+        both = [given[n] for n in asked if n in wanted], [given[n] for n in wanted]
+        if both[0]:
+            results = (found, plain(case)(given, given["x"]))
+            torch.testing.assert_close(*(twice_of(y, *both) for y in results))
+
+
+def twice_of(y: Tensor, asked: list[Tensor], wanted: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of the gradient of ``asked`` alone, its own gradient by all that is ``wanted``."""
+    first = torch.autograd.grad(y.square().sum(), asked, create_graph=True, materialize_grads=True)
+    whole = torch.stack([g.square().sum() for g in first]).sum()
+    if not whole.requires_grad:
+        return (whole,)
+    return torch.autograd.grad(whole, wanted, materialize_grads=True)
 
 
 @pytest.mark.parametrize("method", ["lora(2, dropout = 0.4)", "dora(2, dropout = 0.4)"])

@@ -1,5 +1,8 @@
 """Before training: the base's outputs, its names, and the same bits for the same seed."""
 
+import copy
+
+import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
@@ -77,3 +80,30 @@ def test_without_a_seed_torch_decides() -> None:
         return snapshot(surgery.apply(model, "on `0` apply lora(r = 2)")[0].lora)
 
     assert same_bits(drawn(), drawn())
+
+
+@pytest.mark.parametrize("method", ["lora(2)", "vera(2)", "dora(2)", "lokr(2)"])
+@pytest.mark.parametrize("seed", [3, None])
+def test_what_is_drawn_does_not_depend_on_torchs_defaults(method: str, seed: int | None) -> None:
+    def drawn() -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        return snapshot(surgery.apply(copy.deepcopy(base), f"on `0` apply {method}", seed=seed))
+
+    base = nn.Sequential(nn.Linear(4, 4, dtype=torch.float32))
+    expected = drawn()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert same_bits(drawn(), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert same_bits(drawn(), expected)
+
+
+@pytest.mark.parametrize("seed", ["3", 1.5, True, [3]])
+def test_a_seed_is_a_whole_number(seed: object) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    with pytest.raises(surgery.SurgeryError, match="S548"):
+        surgery.apply(model, "on `0` apply lora(2)", seed=seed)  # type: ignore[arg-type]
+    assert not any("lora" in name for name, _ in model.named_parameters())

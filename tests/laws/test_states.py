@@ -16,11 +16,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 import surgery
 from surgery import SurgeryError
 from tests.laws.faults import Interrupted, interrupted
 from tests.laws.lives import KINDS, same, state_of
+from tests.laws.strategies import randomise_added
 from tests.laws.world import OPERATIONS, World
 
 chance = st.randoms(use_true_random=False)
@@ -269,6 +271,10 @@ def test_a_gradient_asked_for_outside_is_right_or_an_error() -> None:
         loss = model(x).sum()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    loss = model(x).sum()
+    surgery.merge(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 class Odd(nn.Module):
@@ -345,6 +351,30 @@ def test_a_model_that_lost_a_graft_is_refused_and_cleaned() -> None:
         pass
     surgery.remove(model)
     assert {n: frozenset(m.__dict__) for n, m in model.named_modules()} == state_of(model_of())[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda m: prune.l1_unstructured(m[0], "weight", 0.5), "made of others since"),
+        (lambda m: nn.utils.spectral_norm(m[0]), "made of others since"),
+        (lambda m: prune.random_unstructured(m[0], "bias", 0.5), "made of others since"),
+        (lambda m: setattr(m[0], "weight", nn.Parameter(torch.ones(4, 4).char(), False)), "int8"),
+        (lambda m: setattr(m[0], "weight", nn.Parameter(torch.ones(4, 5))), "replaced since"),
+        (lambda m: setattr(m[2], "weight", m[0].weight), "tied with `2` since"),
+        (lambda m: setattr(m, "more", nn.ParameterList([m[0].bias])), "tied with `more` since"),
+    ],
+)
+def test_a_layer_that_became_another_does_not_merge(change, reason: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    surgery.apply(model, "on `0` apply lora(2)  on `0` apply shift", seed=0)
+    randomise_added(model)
+    change(model)
+    before = state_of(model)
+    refused(rf"S513[\s\S]*{reason}", surgery.merge, model)
+    with surgery.merged(model):
+        same(state_of(model), before, "left as it is")
+    same(state_of(model), before, "after")
 
 
 def _merged_briefly(model: nn.Module) -> None:

@@ -54,6 +54,50 @@ def test_every_rule_says_where_an_argument_is_out_of_range(definition, name: str
     assert found.labels[-1].span.source.name.startswith("rules/")
 
 
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        ("parallel adapter(4, gelu)", "gelu"),
+        ("parallel adapter(r = 4, reduction = 2)", "reduction = 2"),
+        ("parallel adapter(reduction = -1, r = 4)", "reduction = -1"),
+        ("gated sequential adapter(4, 0)", "0"),
+    ],
+)
+def test_an_argument_that_only_makes_a_default_is_none_beside_it(call: str, given: str) -> None:
+    found = told(f"on Linear {call}")
+    assert (found.code, found.labels[0].span.text) == ("S245", given)
+    assert "`r`" in found.message
+
+
+def test_an_argument_without_a_use_is_told() -> None:
+    method = "method m(r = 2, s = 1) { match y = module(x)  y *= r }"
+    assert told(f"{method} on Linear apply m(2, 3)").code == "S245"
+    assert told(f"{method} on Linear apply m(s = 3)").code == "S245"
+    read_spec(f"{method} on Linear apply m(2)")
+
+
+@pytest.mark.parametrize("size", ["min(2, 3)", "divisor(8, 2)", "floor(2.5)"])
+def test_a_size_that_is_computed_gives_no_name(size: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    for call, name in ((f"apply lora({size})", "lora"), (f"parallel adapter({size})", "adapter")):
+        names = {t.name.split(".")[1] for t in surgery.plan(model, f"on Linear {call}").tensors}
+        assert names == {name}
+
+
+def test_a_size_that_is_planned_and_finds_no_room_is_told(monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr("surgery.graft.create.initial", full)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    with pytest.raises(SurgeryError, match=r"S406.*no memory here"):
+        surgery.apply(model, "on Linear apply vera(1e9)", seed=0)
+    assert [*model.state_dict()] == ["0.weight", "0.bias"]
+    # What is small fails for another reason.
+    with pytest.raises(RuntimeError):
+        surgery.apply(model, "on Linear apply vera(2)", seed=0)
+
+
 @pytest.mark.parametrize("definition", [d for d in KNOWN if "dropout" in values_of(d)])
 def test_a_rate_of_dropout_is_below_one(definition) -> None:
     assert told(statement(definition, "dropout = 1")).code == "S240"

@@ -137,8 +137,14 @@ class Frame(GraphHost):
         return self.output(part.exit)
 
     def check_rank(self, part: Part) -> None:
-        """Hold what a rule calls the dims of its input against what a call brings."""
+        """Hold what a rule calls the dims of its input against what a call brings.
+
+        Where features are in front, hidden states of other dims would have others there.
+        """
         rank, slots = named_rank(part.program.named_dims, part.layer), dict(part.slots)
+        if rank is None and part.layer is None and part.features == "first" and part.rank:
+            value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
+            self.call(kernels.check_dims, value, part.rank, f"`{self.cls.__name__}`")
         if rank is None or part.program.signature.kind == "tokens" or "sequences" in slots:
             return
         value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)

@@ -193,6 +193,23 @@ def check_rank(value: Tensor, rank: int, name: str) -> Tensor:
     return value
 
 
+def check_dims(value: Tensor, rank: int, name: str) -> Tensor:
+    """``value``, unless it has other dims than states with their features in front had before.
+
+    Raises:
+        SurgeryError: S428 if ``value`` has not ``rank`` dims.
+
+    """
+    if value.dim() != rank:
+        raise error(
+            "S428",
+            f"{name} was given {[*value.shape]}, and {rank} dims with the features second when the "
+            "model was read",
+            help="pass example_inputs of the dims that the model is to run on",
+        )
+    return value
+
+
 def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
     """The mean of ``value`` [batch, …] over its tokens along ``dim``, padding left out.
 

@@ -78,6 +78,8 @@ def gradients(
 
     They are those of its arguments, each by itself, even where one was made of another.
     """
+    if not any(needs):
+        return [None] * len(needs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), without_autocast(gradient):
         given = [

@@ -34,5 +34,7 @@ def embedded_words(
             f"the text is {len(ids)} tokens long, and the prompt {count}",
             help="make the prompt longer, or the text shorter",
         )
-    drawn = torch.randint(table.shape[0], (count - len(ids),), generator=generator)
-    return table.detach()[torch.cat([torch.tensor(ids, dtype=torch.long), drawn])].clone()
+    drawn = torch.randint(table.shape[0], (count - len(ids),), generator=generator, device="cpu")
+    return table.detach()[
+        torch.cat([torch.tensor(ids, dtype=torch.long, device="cpu"), drawn])
+    ].clone()

@@ -1,0 +1,52 @@
+"""What has become of layers since they were planned for, where that is in the way of a merge."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from surgery.graft.state import named_modules
+from surgery.planning.fingerprint import dtype_name
+from surgery.planning.plan import Edit
+
+
+class Became:
+    """The parameters of a model as they are now."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.held: dict[int, list[tuple[nn.Module, str, str]]] = {}
+        for path, module in named_modules(model):
+            for name, parameter in module._parameters.items():
+                self.held.setdefault(id(parameter), []).append((module, name, path))
+
+    def replaced(self, edit: Edit) -> str | None:
+        """Why what the layer of ``edit`` held cannot be written to any more, if so."""
+        layer = edit.layer
+        assert layer is not None
+        table = self.model.get_submodule(edit.owner)._parameters
+        size = prod(layer.held) if layer.held else layer.out * layer.into * max(1, layer.experts)
+        for key, count in (("W", size), ("b", layer.out))[: 1 + layer.bias]:
+            name = layer.names[key]
+            held = table.get(name)
+            if held is None:
+                return f"the {name} is made of others since, as pruning and parametrizations do"
+            if not held.is_floating_point() or held.numel() != count:
+                return f"the {name} was replaced since, by {dtype_name(held)} {[*held.shape]}"
+        return None
+
+    def tied(self, edit: Edit, weight: Tensor, bias: Tensor | None) -> str | None:
+        """What reads a tensor that would change, and was tied to it since, in words, if so."""
+        assert edit.layer is not None
+        module = self.model.get_submodule(edit.owner)
+        for key, now in (("W", weight), ("b", bias)):
+            name = edit.layer.names[key]
+            held = module._parameters.get(name)
+            if held is None or now is None:
+                continue
+            others = [p for m, its, p in self.held[id(held)] if m is not module or its != name]
+            if others and not torch.equal(held, now):
+                return f"the {name} is tied with `{others[0]}` since, which would change too"
+        return None
