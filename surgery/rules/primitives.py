@@ -101,6 +101,11 @@ def _scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shap
 
 def _dropout(shapes: Shapes, arguments: Arguments, span: Span | None) -> Shape:
     _number_of("dropout", arguments[1], span)
+    known = arguments[0].number
+    if known is not None and known.number != 0:
+        raise error(
+            "S212", f"dropout takes a tensor, and this is {arguments[0]} for all of it", span
+        )
     return arguments[0].shape
 
 
