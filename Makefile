@@ -30,14 +30,15 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED) ## Adapt, train, save and merge a real language model (SmolLM2), start to end
 	$(BIN)/python -m examples.smollm2
 
+# Each process has one thread (tests/conftest.py), so two of them fill two cores.
 test: lint types grammar ## Lint, types, layers, every test, the wheel: what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 environments: $(INSTALLED) ## The wheel alone on each Python, and with the lowest versions named (downloads gigabytes)
 	.ci/environments
 
 quick: $(INSTALLED) ## The tests that take no more than seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff format .
