@@ -26,7 +26,7 @@ class Bytes(os.PathLike[bytes]):
 @pytest.mark.parametrize(
     "spec",
     [None, {}, b"on Linear apply ia3", 3, 2.5, True, ["on"], ("on",), object(), torch.nn.ReLU, int],
-    ids=str,
+    ids=lambda given: type(given).__name__,
 )
 def test_what_is_no_spec(spec: Any) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
