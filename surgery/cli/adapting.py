@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,16 +44,14 @@ def apply(
     (check_model_output if merged else check_adapter_output)(output, model, force)
     with working("loading the model") as say:
         import surgery
+        from surgery.graft.apply import apply_spec
         from surgery.reports.diff_text import closing
 
         base = surgery.load_model(model)
         say("applying the spec")
-        given = inputs_of(inputs)
-        difference = surgery.diff(base, ready, example_inputs=given)
+        difference = surgery.diff(base, ready, example_inputs=inputs_of(inputs))
         complain(difference.plan.warnings)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", surgery.SurgeryWarning)
-            surgery.apply(base, ready, example_inputs=given, seed=seed, tokenizer=tokenizing(model))
+        apply_spec(base, difference.plan, seed=seed, tokenizer=tokenizing(model))
         say("writing")
         if merged:
             done = f"{_merged(base)}\n{_write_whole(base, model, output)}"

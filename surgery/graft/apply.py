@@ -63,8 +63,9 @@ def apply_spec(
     New parameters that ``values`` names start as these. ``tell`` is called before anything changes.
 
     Raises:
-        SurgeryError: as the planner; S548 if ``seed`` is no whole number; S511 if a saved plan no longer comes out the same, S418 if
-            a text that parameters start as cannot be had, S520 inside `merged` and `disabled`.
+        SurgeryError: as the planner; S511 if a saved plan no longer comes out the same, S418 if a
+            text that parameters start as cannot be had, S520 inside `merged` and `disabled`, S548
+            if ``seed`` is no whole number.
 
     """
     _check_seed(seed)
