@@ -104,8 +104,6 @@ def _rebind(state: State, target: str, value: Expression, step: syntax.Assign) -
         if state.kind in ("attention", "tokens"):
             _check_own(state, target, value, step)
         state.operands[target] = value
-    elif value.varies:
-        raise error("S222", f"`{step.target}` would depend on the input", step.span)
     elif target == "W" and len(value.shape) != 2:
         raise error(
             "S211", f"`{step.target}` is a matrix, and this is {show_shape(value.shape)}", step.span
