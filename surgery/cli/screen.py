@@ -51,6 +51,7 @@ def finish() -> None:
 
     """
     with _written():
+        # A process without a console has none, whatever its type says.
         if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
             sys.stdout.flush()
 
@@ -113,6 +114,7 @@ def _print(text: str, stream: TextIO | None, end: str = "\n") -> None:
 @contextmanager
 def working(what: str) -> Generator[Callable[[str], None]]:
     """Show that something takes a while; the function that it gives changes the text."""
+    # As in `finish`: there may be none.
     if sys.stderr is None or not sys.stderr.isatty():  # pyright: ignore[reportUnnecessaryComparison]
         yield lambda _: None
         return

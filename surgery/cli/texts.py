@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +15,9 @@ from surgery.cli import FAILED, FINE
 from surgery.cli.arguments import Json
 from surgery.cli.screen import complain, problem, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
-from surgery.language.resources import NoTextError, read_text
+from surgery.language.resources import NoTextError, decoded, read_text
 from surgery.language.source import LINE_END, Source
+from surgery.language.writing import replacing
 
 Paths = Annotated[
     list[str],
@@ -94,7 +93,8 @@ def _change(path: str, before: str, after: str, check: bool, diff: bool) -> None
     elif check:
         show(f"would change {path}")
     else:
-        _write(Path(path), after)
+        with replacing(path) as file:
+            file.write(after.encode())
         show(f"changed {path}")
 
 
@@ -126,28 +126,12 @@ def _read(path: str) -> Source:
 
 def _stdin() -> str:
     """All of stdin, which is UTF-8 whatever the terminal is."""
+    # A process without a console has none, whatever its type says.
     if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
         raise NoTextError("stdin is closed")
     raw: Any = getattr(sys.stdin, "buffer", None)
     try:
-        return sys.stdin.read() if raw is None else raw.read().decode()
-    except UnicodeDecodeError as problem:
-        raise NoTextError(f"it is no text in UTF-8, see byte {problem.start}") from None
+        data: Any = (raw or sys.stdin).read()
     except (OSError, ValueError) as problem:
         raise NoTextError(str(problem)) from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole, behind links too; a killed run leaves the old one."""
-    target = path.resolve()
-    draft = target.with_name(f".surgery-{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        draft.chmod(target.stat().st_mode)
-        draft.replace(target)
-    except OSError as fault:
-        raise error("S509", f"cannot write `{path}`: {fault.strerror or fault}") from None
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+    return data if raw is None else decoded(data)

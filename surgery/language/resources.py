@@ -25,10 +25,22 @@ def read_text(path: Path) -> str:
 
     """
     try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as problem:
-        raise NoTextError(f"it is no text in UTF-8, see byte {problem.start}") from None
+        data = path.read_bytes()
     except OSError as problem:
         raise NoTextError(problem.strerror or str(problem)) from None
     except ValueError as problem:  # a NUL in the path
         raise NoTextError(str(problem)) from None
+    return decoded(data)
+
+
+def decoded(data: bytes) -> str:
+    """The text that ``data`` is.
+
+    Raises:
+        NoTextError: if it is no UTF-8.
+
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as problem:
+        raise NoTextError(f"it is no text in UTF-8, see byte {problem.start}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -78,6 +77,7 @@ def checked_path(path: str | os.PathLike[str], code: str = "S509") -> str:
     """
     try:
         text = os.fspath(path)
+        # Callers may give anything, bytes among them.
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError
         os.fsencode(text)
@@ -124,7 +124,7 @@ def unmake(folders: list[Path]) -> None:
 def _create(folder: Path, make: Callable[[Path], _Opened]) -> tuple[_Opened, Path]:
     """Something new in ``folder`` under a name of its own, locked for as long as it is open."""
     while True:
-        path = folder / f".surgery-{secrets.token_hex(8)}.partial"
+        path = folder / f".surgery-{os.urandom(8).hex()}.partial"
         descriptor = make(path)
         if descriptor is None or not _lock(descriptor, wait=True) or _is_at(descriptor, path):
             return descriptor, path

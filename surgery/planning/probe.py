@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.state import KEPT_PARAMETERS, untouched
-from surgery.anatomy.trace import tensors_in
+from surgery.anatomy.tensors import tensors_in
 
 SMALL = 1_000_000
 """Elements of a weight above which a smaller one is tried in its place."""
@@ -175,15 +175,10 @@ def _trying(module: nn.Module, training: bool) -> Generator[None]:
     with (
         torch.inference_mode(False),
         torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else _nothing(),
+        torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext(),
         untouched(module, copy=True, training=training),
     ):
         yield
-
-
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield
 
 
 @dataclass(frozen=True)
