@@ -17,7 +17,7 @@ from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens.words import embedded_words
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.planning.plan import Edit, Plan
 from surgery.planning.plan import Tensor as Planned
 from surgery.rules.expression import Expression

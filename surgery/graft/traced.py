@@ -27,7 +27,7 @@ from surgery.graft.sites import Site, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
 from surgery.language.diagnostics import error
-from surgery.planning.layers import named_rank
+from surgery.layers.kind import named_rank
 from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
 
@@ -268,6 +268,9 @@ class _NodeHost(Host):
 
     def module(self) -> fx.Node:
         return self._put("get_attr", self.edit.exit.path, (), {})
+
+    def more(self) -> tuple[Any, ...]:
+        return (*self.node.args[1:], *self.node.kwargs.values())
 
     def training(self) -> fx.Node:
         return self._put("get_attr", "training", (), {})

@@ -228,7 +228,7 @@ class Draft:
         place.check(program)
         _check_names(dict(program.declarations)[wrapped.child], wrapped.child, place)
         before = build(place.signature, tuple(standing))
-        one_hot = place.layer is not None and place.layer.kind == "embedding"
+        one_hot = place.layer is not None and place.layer.kind.one_hot
         sizes = tuple(place.sizes.items())
         derived = derive(program, before, wrapped.child, sizes, one_hot)
         if place.layer and place.layer.experts and derived.reason:

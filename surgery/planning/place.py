@@ -13,8 +13,9 @@ from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
+from surgery.layers import Layer
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
+from surgery.planning.layers import experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.own import check_own
 from surgery.planning.plan import Tensor
 from surgery.planning.reading import changed, is_effective, named, needs_bias, takes_offset
@@ -150,9 +151,9 @@ class Place:
         if _dtype(self.module).is_complex:
             self._check_complex(program)
         if self.layer is not None:
-            if self.layer.kind in ("convolution", "embedding"):
+            if not self.layer.kind.features:
                 check_patches(program.result)
-            if self.layer.is_closed and self.layer.kind in ("linear", "transposed"):
+            if self.layer.is_closed and self.layer.kind.features:
                 self._check_geometry(self.layer)
             check_own(self.module, self.layer, program)
         flat = program.named_dims == 2 and self.rank != 3

@@ -13,8 +13,8 @@ from typing import Any
 from surgery.anatomy.site import Core, Port, Tokens
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.writing import checked_path, replacing
+from surgery.layers import Layer
 from surgery.planning.facts import canonical, plan_facts
-from surgery.planning.layers import Layer
 from surgery.planning.schema import ANY, Each, MalformedError, check, read_json
 from surgery.planning.spec import TEXTS, Spec, spec_from_texts
 from surgery.rules.expand import Wrapped

@@ -9,8 +9,6 @@ from surgery.planning.plan import Edit, Plan, Tensor
 from surgery.reports.figures import Family, families
 from surgery.reports.formula import Standing, formula_of
 
-KINDS = {"transposed": "linear (transposed)"}
-
 
 @dataclass(frozen=True)
 class Addition:
@@ -71,9 +69,7 @@ def kind_of(edit: Edit) -> str:
         sizes = f"{edit.sizes['m']} → {edit.sizes['n']}" if edit.sizes else ""
         return f"{'region' if edit.site.endswith(']') else 'module'} {sizes}".rstrip()
     layer = edit.layer
-    name = KINDS.get(layer.kind, layer.kind)
-    if layer.spatial:
-        name += f" {layer.spatial}d"
+    name = layer.title
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""
     if layer.experts:
         return f"{layer.experts} experts, {name} {layer.into} → {layer.out}"

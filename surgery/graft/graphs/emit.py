@@ -19,8 +19,8 @@ from torch import fx
 from surgery.graft.graphs import kernels, shaping
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
-from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.planning.layers import Layer
+from surgery.graft.graphs.linears import linear
+from surgery.layers import Layer
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
@@ -93,7 +93,8 @@ class Emitter:
             return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
-            return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
+            own = self.layer is not None and e.op == "operand" and e.name == "W"
+            return self.layer.as_matrix(self.host.call, value) if self.layer and own else value
         if e.op == "base":
             return self.host.base(self.emit(e.arguments[0]))
         if e.op == "host":

@@ -16,7 +16,7 @@ from surgery.graft.graphs import kernels
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
@@ -20,7 +20,7 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.held import call_held
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.graft.tokens.sequences import accepted
-from surgery.planning.layers import Layer, named_rank
+from surgery.layers.kind import Layer, named_rank
 from surgery.planning.probe import arguments
 from surgery.rules.expression import Expression, operand
 
@@ -42,12 +42,17 @@ class Frame(GraphHost):
         self.inputs: dict[str, fx.Node] = {}
         self.parameters = arguments(cls)
         self.plain = plain
+        self.more: list[fx.Node] = []
         self.reads: fx.Node | None = None
         if plain:
-            self.only = self.graph.placeholder(self.parameters[0].name)
+            self.only, *self.more = (self._given(p) for p in self.parameters)
         else:
             self.args = self.graph.placeholder("*args")
             self.kwargs = self.graph.placeholder("**kwargs")
+
+    def _given(self, parameter: inspect.Parameter) -> fx.Node:
+        default = () if parameter.default is parameter.empty else (parameter.default,)
+        return self.graph.create_node("placeholder", parameter.name, default)
 
     @property
     def self_node(self) -> fx.Node:
@@ -121,13 +126,10 @@ class Frame(GraphHost):
         """The module's own forward on ``x``; its hidden states."""
         layer = part.layer
         if self.plain:
-            if layer and layer.kind in ("linear", "transposed") and layer.native:
+            if layer and layer.kind.written and layer.native:
                 bias = self.attribute("bias") if layer.bias else None
-                weight = self.attribute("weight")
-                if layer.kind == "transposed":
-                    return self.call(kernels.transposed_linear, x, weight, bias)
-                return self.call(functional.linear, x, weight, bias)
-            return self.call(kernels.call_base, self.self_node, (x,), {})
+                return self.call(layer.kind.written, x, self.attribute("weight"), bias)
+            return self.call(kernels.call_base, self.self_node, (x, *self.more), {})
         args, kwargs = self.args, self.kwargs
         if x is not self.input(part.entry):
             position, name = self.argument(part.entry)
@@ -200,6 +202,9 @@ class ModuleHost(GraphHost):
 
     def module(self) -> fx.Node:
         return self.frame.self_node
+
+    def more(self) -> tuple[fx.Node, ...]:
+        return tuple(self.frame.more)
 
     def training(self) -> fx.Node:
         return self.frame.attribute("training")

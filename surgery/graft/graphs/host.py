@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from surgery.layers.kind import LayerKind
 from surgery.rules.expression import Expression
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ class Host:
         """What the adapted module computed of ``x`` before."""
         raise NotImplementedError
 
-    def convolve(self, x: Any, kernel: Any, bias: Any) -> Any:
-        """A convolution of ``x`` as the adapted module's own is."""
-        return self.call("_conv_forward", self.module(), x, kernel, bias)
+    def product(self, kind: LayerKind, x: Any, weight: Any, bias: Any) -> Any:
+        """The adapted layer's own operator on ``x``, with another weight and bias."""
+        return self.call(kind.run, self.module(), x, weight, bias, *self.more())
+
+    def more(self) -> tuple[Any, ...]:
+        """What else the adapted layer is given beside its input, in the order of its forward."""
+        return ()
 
     def training(self) -> Any:
         raise NotImplementedError

@@ -56,12 +56,6 @@ def with_first(output: Any, key: int | str, value: Any) -> Any:
     return items if cls is list else tuple(items)
 
 
-def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What transformers' `Conv1D` computes: x W + b, with W [m, n]."""
-    rows = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
-    return rows.view(*x.shape[:-1], weight.shape[1])
-
-
 def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
     """diag(factors) @ matrix."""
     return matrix * factors.unsqueeze(1)
@@ -153,16 +147,6 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
     squared = squared + both.mul(wide_up).sum(1)
     # Forward-mode derivatives pass where no gradient is recorded, but not through this.
     return squared.clamp_min(0).sqrt().to(weight.dtype).detach()
-
-
-def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:
-    """A matrix over patches as a kernel for the convolution ``module``."""
-    return matrix.unflatten(1, module.weight.shape[1:])  # type: ignore[union-attr,arg-type]
-
-
-def look_up(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of ``table`` [ids, features]: what one-hot ids select of a matrix."""
-    return torch.nn.functional.embedding(ids, table)
 
 
 def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:

@@ -14,9 +14,9 @@ from surgery.graft.generate import SELF
 from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
-from surgery.graft.weights.change import again, convolved
+from surgery.graft.weights.change import again, with_weight
 from surgery.graft.weights.read import read_weight
-from surgery.planning.layers import Layer, named_rank
+from surgery.layers.kind import Layer, LayerKind, named_rank
 from surgery.rules.expression import Expression
 
 
@@ -44,7 +44,7 @@ def write_multiplied(
     me = graph.get_attr(SELF)
     own = graph.call_function(kernels.own_parameter, (me, layer.weight))
     offset = layer.offset if layer.is_own and layer.bias else None
-    form = (layer.kind, layer.out, offset, whole)
+    form = (layer.kind.name, layer.out, offset, whole)
     graph.output(graph.call_function(read_weight, (me, name, own, form)))
     return {layer.weight: graph}, {name: function}
 
@@ -79,16 +79,18 @@ class _ProductHost(ReadHost):
         self.slots = slots
         self.x = x
         self.y = y
-        self.product = product
+        self.running = product
 
     def leaf(self, expression: Expression) -> fx.Node:
         return self.x if expression.name == "x" else super().leaf(expression)
 
     def base(self, x: fx.Node) -> fx.Node:
-        return self.y if x is self.x else self.call(again, self.product, x)
+        return self.y if x is self.x else self.call(again, self.running, x)
 
-    def convolve(self, x: fx.Node, kernel: fx.Node, bias: fx.Node | None) -> fx.Node:
-        return self.call(convolved, self.product, x, kernel, bias)
+    def product(
+        self, kind: LayerKind, x: fx.Node, weight: fx.Node, bias: fx.Node | None
+    ) -> fx.Node:
+        return self.call(with_weight, self.running, x, weight, bias)
 
     def module(self) -> fx.Node:
         return self.graph.get_attr(SELF)
