@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from math import prod
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,12 @@ class LayerKind:
     result is added to each row of the table, as a one-hot vector sums to one."""
     transposed: ClassVar[bool] = False
     """Whether the weight is held as a matrix [m, n]."""
+    run: ClassVar[Callable[..., Tensor]]
+    """The operator of a module with another weight: a function of the module, its input, the weight,
+    the bias or None, and whatever else the forward is given. Only where input is no features. It
+    stands at the top of a file, as graphs that call it are pickled by their code."""
+    written: ClassVar[Callable[..., Tensor] | None] = None
+    """The function of input, weight and bias that the forward is, where it may be written out."""
     products: ClassVar[Mapping[str, Callable[..., Tensor | None]]] = {}
     """The functions of torch, by name, that multiply with a weight of the kind, each with the one
     that does so with an adapted weight (see layers/products.py)."""
@@ -52,7 +59,8 @@ class LayerKind:
 
     def read(self, module: nn.Module) -> Layer:
         """The sizes of a module of one of the ``classes``; the rest of a `Layer` is filled in."""
-        raise NotImplementedError
+        out, *columns = cast("Tensor", module.weight).shape
+        return Layer(self, out, prod(columns), columns=tuple(columns))
 
     def as_matrix(self, call: Call, layer: Layer, weight: Any) -> Any:
         """The weight as a matrix [n, m]."""
@@ -61,18 +69,6 @@ class LayerKind:
     def as_weight(self, call: Call, layer: Layer, matrix: Any) -> Any:
         """A matrix [rows, m] as the weight of a layer with so many outputs."""
         return call("unflatten", matrix, 1, layer.columns) if layer.columns else matrix
-
-    @staticmethod
-    def run(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
-        """The operator of ``module`` with another weight and bias.
-
-        ``more`` is what else its forward is given. A function at the top of its file, as graphs
-        that call it are pickled by their code.
-        """
-        raise NotImplementedError
-
-    written: ClassVar[Callable[..., Tensor] | None] = None
-    """The function of input, weight and bias that the forward is, where it may be written out."""
 
     def examples(
         self, module: nn.Module, layer: Layer, weight: Tensor

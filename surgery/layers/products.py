@@ -31,14 +31,15 @@ class Product:
 class Change:
     """What is to be done to the products of a weight.
 
-    ``run`` gives a changed product from its input, from what it is and from itself, features last
-    but for those of convolutions; ``whole`` the changed weight, if there is one. A product without
+    ``run`` gives a changed product from its input, from what it is and from itself, features in
+    front of ``spatial`` axes; ``whole`` the changed weight, if there is one. A product without
     the ``offset`` that the layer has gets it while it is changed.
     """
 
     run: Callable[[Tensor, Tensor, Product], Tensor]
     kind: LayerKind
     total: int
+    spatial: int = 0
     offset: Tensor | None = None
     whole: Callable[[], Tensor] | None = None
 
@@ -141,11 +142,11 @@ MATRICES = {
 def operator_of(
     func: Any, input: Tensor, weight: Any, bias: Any = None, *rest: Any, **more: Any
 ) -> Tensor | None:
-    """A convolution, or another function of an input, a weight and a bias that its kind names."""
+    """A convolution, or another function of an input, a weight [n, …] and a bias, and of more."""
     if not isinstance(weight, WeightInProducts):
         return None
     offset = weight.change.offset if bias is None else None
-    apart = None if offset is None else offset.view(-1, *[1] * (weight.weight.dim() - 2))
+    apart = None if offset is None else offset.view(-1, *[1] * weight.change.spatial)
 
     def like(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         return func(x, kernel, bias, *rest, **more)

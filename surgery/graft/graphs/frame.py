@@ -42,10 +42,10 @@ class Frame(GraphHost):
         self.inputs: dict[str, fx.Node] = {}
         self.parameters = arguments(cls)
         self.plain = plain
-        self.more: list[fx.Node] = []
+        self.rest: list[fx.Node] = []
         self.reads: fx.Node | None = None
         if plain:
-            self.only, *self.more = (self._given(p) for p in self.parameters)
+            self.only, *self.rest = (self._given(p) for p in self.parameters)
         else:
             self.args = self.graph.placeholder("*args")
             self.kwargs = self.graph.placeholder("**kwargs")
@@ -129,7 +129,7 @@ class Frame(GraphHost):
             if layer and layer.kind.written and layer.native:
                 bias = self.attribute("bias") if layer.bias else None
                 return self.call(layer.kind.written, x, self.attribute("weight"), bias)
-            return self.call(kernels.call_base, self.self_node, (x, *self.more), {})
+            return self.call(kernels.call_base, self.self_node, (x, *self.rest), {})
         args, kwargs = self.args, self.kwargs
         if x is not self.input(part.entry):
             position, name = self.argument(part.entry)
@@ -204,7 +204,7 @@ class ModuleHost(GraphHost):
         return self.frame.self_node
 
     def more(self) -> tuple[fx.Node, ...]:
-        return tuple(self.frame.more)
+        return tuple(self.frame.rest)
 
     def training(self) -> fx.Node:
         return self.frame.attribute("training")

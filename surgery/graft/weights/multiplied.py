@@ -44,7 +44,7 @@ def write_multiplied(
     me = graph.get_attr(SELF)
     own = graph.call_function(kernels.own_parameter, (me, layer.weight))
     offset = layer.offset if layer.is_own and layer.bias else None
-    form = (layer.kind.name, layer.out, offset, whole)
+    form = (layer.kind.name, layer.out, layer.spatial, offset, whole)
     graph.output(graph.call_function(read_weight, (me, name, own, form)))
     return {layer.weight: graph}, {name: function}
 

@@ -13,9 +13,9 @@ from surgery.layers import kind_named
 from surgery.layers.products import Change, WeightInProducts
 from surgery.planning.probe import DESCRIBED
 
-Form = tuple[str, int, str | None, str | None]
-"""The kind of a layer and its outputs, with the names of a bias that is added apart from the
-product, and of the function that gives the whole changed weight."""
+Form = tuple[str, int, int, str | None, str | None]
+"""The kind of a layer, its outputs, how many axes stand behind them, and the names of a bias that is
+added apart from the product and of the function that gives the whole changed weight."""
 
 
 class ReadWeight(WeightInProducts):
@@ -109,14 +109,15 @@ class ReadWeight(WeightInProducts):
 def read_weight(module: nn.Module, name: str, weight: Tensor, form: Form) -> ReadWeight:
     """What stands for ``weight`` of ``module``, whose function ``name`` changes its products."""
     cls: Any = type(module)
-    name_of_kind, total, offset, whole = form
-    kind = kind_named(name_of_kind)
+    called, total, spatial, offset, whole = form
+    kind = kind_named(called)
     function = cls.surgery_functions[name]
     changed = cls.surgery_functions[whole] if whole else None
     change = Change(
         lambda x, y, product: function(module, x, y, product),
         kind,
         total,
+        spatial,
         None if offset is None else module._parameters[offset],
         None if changed is None else lambda: changed(module),
     )
