@@ -73,8 +73,8 @@ def verify(
     if surgery_of(model) is not None:
         raise error(
             "S518",
-            "this model is adapted already, and promises are tried on a base",
-            help="`surgery.remove` what is there, or verify before applying",
+            "this model is already adapted, and `verify` needs a base model",
+            help="call `surgery.remove` first, or verify before applying",
         )
     ready = read_spec(spec)
     say: Callable[[str], object] = progress or str
@@ -109,18 +109,18 @@ def _tried(
         except Exception as problem:
             verdicts.append(failed(promise, problem))
 
-    attempt("starts as the base", lambda: starts_as_base(trial))
+    attempt("identity at init", lambda: starts_as_base(trial))
     attempt("names stay", lambda: names_stay(trial))
-    attempt("the right ones train", lambda: flags_hold(trial))
+    attempt("trainable as planned", lambda: flags_hold(trial))
     attempt("every part acts", lambda: every_part_acts(trial))
     trial.disturb(trial.moving, "all")
-    attempt("gradients reach", lambda: gradients_reach(trial))
+    attempt("gradients reach all", lambda: gradients_reach(trial))
     if plan.edits:
         attempt("merged = adapted", lambda: merged_is_adapted(trial))
-    attempt("leaving undoes", lambda: leaving_undoes(trial))
+    attempt("contexts restore", lambda: leaving_undoes(trial))
     attempt("saved = loaded", lambda: saved_is_loaded(trial))
     if plan.tensors:
-        attempt("same seed, same bits", lambda: seed_decides(trial, start))
+        attempt("same seed, same values", lambda: seed_decides(trial, start))
     attempt("removal is exact", lambda: removal_is_exact(trial))
     return Verification(type(run.model).__name__, run.shape, allowed, plan, tuple(verdicts))
 
@@ -158,13 +158,15 @@ class Verification:
         """The last line."""
         broken = [v.promise for v in self.verdicts if v.outcome == "broken"]
         if broken:
-            return f"Broken: {', '.join(broken)}."
+            return f"Failed: {', '.join(broken)}."
         held = sum(v.outcome == "held" for v in self.verdicts)
         silent = len(self.verdicts) - held
-        more = f", {silent} not promised here" if silent else ""
+        more = f", {silent} not applicable" if silent else ""
         worst = max((v.error for v in self.verdicts if v.error is not None), default=0.0)
-        error = f"The largest error is {worst:.1e}." if worst else "There is no error in any bit."
-        return f"All {held} promises hold{more}. {error}"
+        error = (
+            f"The largest error is {worst:.1e}." if worst else "No numerical difference was found."
+        )
+        return f"All {held} guarantees hold{more}. {error}"
 
     def __rich__(self) -> Text:
         return painted(str(self))

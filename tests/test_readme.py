@@ -37,7 +37,7 @@ def matched(definition: Definition) -> str:
 
 def methods_table() -> str:
     rows = [
-        "| method | at | source | starts as the base | merges to | parameters a site |",
+        "| method | at | source | identity at init | merged weight | parameters per layer |",
         "|---|---|---|---|---|---|",
     ]
     rules = prelude()
