@@ -41,23 +41,23 @@ def verify(
     tolerance: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
-    """Try every promise with ``spec`` on ``model`` itself, which is as before after it.
+    """Check every guarantee for ``spec`` on ``model``, then restore the model.
 
-    Nothing is copied but buffers and what the spec trains: the spec is applied in place and
-    removed, also if something fails.
+    The spec is applied in place and removed, also if something fails. Only buffers and the base
+    parameters that the spec trains are copied.
 
     Args:
         model: a base model, not adapted.
         spec: the spec.
-        example_inputs: as for :func:`surgery.apply`; made up if None.
-        seed: decides all random values.
-        tokenizer: the model's, where a prompt starts as a text.
-        tolerance: how far a merged layer may be off, as a part of its largest output; by the
-            parameters' type if None (1e-4 in float32).
-        progress: called with what is tried next.
+        example_inputs: as for :func:`surgery.apply`; generated if None.
+        seed: random seed of all values that are drawn.
+        tokenizer: the tokenizer of the model, where a prompt starts from text.
+        tolerance: maximum merge error, relative to the largest output value; if None, it depends on
+            the dtype of the parameters (1e-4 in float32).
+        progress: called with the name of the next check.
 
     Returns:
-        What became of each promise; a broken one is no exception.
+        The outcome of each guarantee. One that failed is not raised.
 
     Raises:
         SurgeryError: as :func:`surgery.apply` would; S502 if the model does not run, S518 if it is

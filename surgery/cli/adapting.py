@@ -37,7 +37,10 @@ def apply(
     inputs: Inputs = None,
     force: Force = False,
 ) -> None:
-    """Apply SPEC to MODEL and save the adapter, or with --merged the merged model."""
+    """Apply SPEC to MODEL and save the adapter.
+
+    With --merged, the adapter is merged and the whole model is saved.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)
@@ -69,7 +72,7 @@ def merge(
     base: BaseMatch = Base.exact,
     force: Force = False,
 ) -> None:
-    """Merge a saved ADAPTER into MODEL and save the whole model."""
+    """Merge ADAPTER into MODEL and save the whole model."""
     check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
@@ -91,7 +94,10 @@ def fold(
     base: BaseMatch = Base.exact,
     force: Force = False,
 ) -> None:
-    """Replace the networks of ADAPTER that compute prefixes or prompts by their output."""
+    """Fold the networks of ADAPTER into their output.
+
+    A network that computes a prefix or a prompt is replaced by the vectors that it computes.
+    """
     check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery

@@ -27,7 +27,10 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the built-in methods, verbs, blocks and recipes, or describe NAME."""
+    """List the built-in methods, or describe NAME.
+
+    Verbs, blocks and recipes are listed, too.
+    """
     from surgery.planning.spec import recipes
     from surgery.reports.claims import claims_of
     from surgery.rules.library import prelude

@@ -30,7 +30,10 @@ def verify(
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> int:
-    """Check every guarantee for SPEC on MODEL: start, gradients, merge, undo, save and load."""
+    """Check every guarantee for SPEC on MODEL.
+
+    Initialization, names, gradients, merge, undo, save and load are tried.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)

@@ -47,7 +47,10 @@ def diff(
         typer.Option("--exit-code", help="Exit with 2 if there are changes, else with 0."),
     ] = False,
 ) -> int:
-    """Show what SPEC would change in MODEL, or what changes from SPEC to SPEC2."""
+    """Show what SPEC would change in MODEL.
+
+    With SPEC2, show what changes from SPEC to SPEC2.
+    """
     from surgery.planning.spec import read_spec
 
     specs = [read_spec(text) for text in (spec, other) if text is not None]
@@ -80,7 +83,10 @@ def inspect(
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Show the modules and roles of MODEL, or the modules that SELECTOR matches."""
+    """Show the modules of MODEL with their roles.
+
+    With SELECTOR, show the modules that it matches.
+    """
     with working("loading the model") as say:
         import surgery
 
@@ -100,7 +106,10 @@ def explain(
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Explain why each statement of SPEC does or does not apply at SITE of MODEL."""
+    """Explain what SPEC does at SITE of MODEL, and why.
+
+    For each statement: whether it applies there, the reason, and what it adds.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)

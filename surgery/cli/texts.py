@@ -36,7 +36,10 @@ def register(application: typer.Typer) -> None:
 
 
 def check(paths: Paths, as_json: Json = False) -> int:
-    """Check specs and rules without a model; report every error and derived property."""
+    """Check specs and rules without a model.
+
+    Every error of every file is reported, and what is derived from its rules.
+    """
     from surgery.cli.checking import Checked, check_file, report
 
     checked: list[Checked] = []

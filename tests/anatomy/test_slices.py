@@ -225,7 +225,9 @@ def test_where_a_slice_lies_and_what_is_known_of_it() -> None:
 
 
 def test_a_slice_has_no_parameters_to_train() -> None:
-    with pytest.raises(surgery.SurgeryError, match=r"a slice of the fused layer `transformer\.h\.0\.attn\.c_attn`"):
+    with pytest.raises(
+        surgery.SurgeryError, match=r"a slice of the fused layer `transformer\.h\.0\.attn\.c_attn`"
+    ):
         surgery.plan(build("gpt2"), "train q")
 
 
