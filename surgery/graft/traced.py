@@ -19,7 +19,7 @@ from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import states
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
@@ -196,9 +196,9 @@ class _Writer:
             host.start()
             rank = named_rank(site.program.named_dims, edit.layer)
             if rank is not None and edit.sequences is None:
-                host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site}`")
+                host.x = host.call(states.check_rank, host.x, rank, f"`{edit.site}`")
             elif edit.layer is None and edit.features == "first" and edit.rank:
-                host.x = host.call(kernels.check_dims, host.x, edit.rank, f"`{edit.site}`")
+                host.x = host.call(states.check_dims, host.x, edit.rank, f"`{edit.site}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)
         for user in users:

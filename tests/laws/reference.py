@@ -64,14 +64,15 @@ def own(layer: nn.Module) -> Matrix:
     kind = read_layer(layer)
     assert kind is not None
     weight, bias = layer._parameters["weight"].detach(), layer._parameters.get("bias")
-    return _matrix(layer, weight), _bias(kind.out, weight, bias)
+    return matrix_of(layer, weight), _bias(kind.out, weight, bias)
 
 
 def _bias(out: int, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.zeros(out, dtype=weight.dtype) if bias is None else bias.detach()
 
 
-def _matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+def matrix_of(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of ``layer`` as [n, m]."""
     if isinstance(layer, TRANSPOSED):
         groups = weight.chunk(layer.groups)
         return torch.cat([group.transpose(0, 1).flatten(1) for group in groups])

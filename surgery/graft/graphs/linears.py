@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as functional
 
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import states
 from surgery.graft.graphs.factors import Factored, factored_linear
+from surgery.graft.graphs.host import Emitting
 from surgery.rules.expression import OUT, Expression, operand
 from surgery.rules.patches import is_input, is_real, push_input
-
-if TYPE_CHECKING:
-    from surgery.graft.graphs.emit import Emitter
-
 
 _WEIGHT = operand("W", ())
 
 
-def linear(emitter: Emitter, e: Expression) -> Any:
+def linear(emitter: Emitting, e: Expression) -> Any:
     x, weight, *rest = e.arguments
     bias = rest[0] if rest else None
     own = weight.op == "operand" and weight.name == "W"
@@ -36,14 +33,14 @@ def linear(emitter: Emitter, e: Expression) -> Any:
     return _on_features(emitter, e)
 
 
-def _factored(emitter: Emitter, weight: Expression) -> Factored | None:
+def _factored(emitter: Emitting, weight: Expression) -> Factored | None:
     """A cheaper form of a product; none whose hidden features would be taken for the outputs'."""
     if emitter.groups > 1 and weight.op == "matmul" and weight.arguments[1].shape[0] == OUT:
         return None
     return factored_linear(weight)
 
 
-def _on_input(emitter: Emitter, e: Expression, own: bool) -> Any:
+def _on_input(emitter: Emitting, e: Expression, own: bool) -> Any:
     assert emitter.layer
     x, weight, *rest = e.arguments
     bias = rest[0] if rest else None
@@ -63,7 +60,7 @@ def _on_input(emitter: Emitter, e: Expression, own: bool) -> Any:
     )
 
 
-def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | None) -> Any:
+def _opaque(emitter: Emitting, e: Expression, x: Expression, bias: Expression | None) -> Any:
     """``e``, the layer's own product of ``x``, by its own forward."""
     assert emitter.layer
     value = emitter.host.base(emitter.emit(x))
@@ -77,7 +74,7 @@ def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | N
     return emitter.host.call(operator.add, value, emitter.aligned(bias, e))
 
 
-def _operator(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
+def _operator(emitter: Emitting, e: Expression, own: bool, offset: Any) -> Any:
     """The layer's own operator with another weight; hidden features are there in each group."""
     assert emitter.layer
     layer, host = emitter.layer, emitter.host
@@ -94,7 +91,7 @@ def _operator(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
     x, rates = _ids(x) if layer.kind.one_hot else (x, [])
     value = host.product(layer.kind, emitter.emit(x), kernel, None if rates else offset)
     for rate in rates:
-        value = host.call(kernels.drop_rows, value, emitter.emit(rate), host.training())
+        value = host.call(states.drop_rows, value, emitter.emit(rate), host.training())
     if rates and offset is not None:
         value = host.call(operator.add, value, offset)
     if groups == 1:
@@ -111,7 +108,7 @@ def _ids(x: Expression) -> tuple[Expression, list[Expression]]:
     return x, rates
 
 
-def _on_features(emitter: Emitter, e: Expression) -> Any:
+def _on_features(emitter: Emitting, e: Expression) -> Any:
     x, weight, *rest = e.arguments
     value = emitter.emit(x)
     matrix = emitter.tensor(weight, x)
@@ -122,7 +119,7 @@ def _on_features(emitter: Emitter, e: Expression) -> Any:
     if emitter.groups > 1 and x.place == "groups":
         if e.place == "groups":
             axis = -1 - emitter.spatial
-            return emitter.host.call(kernels.linear_along, value, matrix, offset, axis)
+            return emitter.host.call(states.linear_along, value, matrix, offset, axis)
         groups = emitter.groups
         value = emitter.host.call("flatten", value, -2 - emitter.spatial, -1 - emitter.spatial)
     rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost
 from surgery.graft.weights import experts
@@ -26,7 +26,7 @@ def write_experts(
 ) -> tuple[fx.Graph, dict[str, fx.Graph]]:
     """The graph of the property that is read, and the functions that it calls by name."""
     graph = fx.Graph()
-    own = graph.call_function(kernels.own_parameter, (graph.get_attr(SELF), layer.weight))
+    own = graph.call_function(calls.own_parameter, (graph.get_attr(SELF), layer.weight))
     writer = _Writer(graph, layer, sizes)
     terms = low_rank_terms(weight)
     if terms is None:

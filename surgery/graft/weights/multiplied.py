@@ -11,7 +11,7 @@ from torch import fx
 from surgery.graft.channel import look
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls, states
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
 from surgery.graft.weights.change import again, with_weight
@@ -33,7 +33,7 @@ def write_multiplied(
     host = _ProductHost(function, layer, dict(part.slots), x, y, product)
     rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
     if rank is not None:
-        host.call(kernels.check_rank, x, rank, "what the weight is multiplied with")
+        host.call(states.check_rank, x, rank, "what the weight is multiplied with")
     if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
     emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
@@ -42,7 +42,7 @@ def write_multiplied(
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)
-    own = graph.call_function(kernels.own_parameter, (me, layer.weight))
+    own = graph.call_function(calls.own_parameter, (me, layer.weight))
     offset = layer.offset if layer.is_own and layer.bias else None
     form = (layer.kind.name, layer.out, layer.spatial, offset, whole)
     graph.output(graph.call_function(read_weight, (me, name, own, form)))
@@ -60,7 +60,7 @@ class ReadHost(GraphHost):
         if expression.op == "param":
             return self.graph.get_attr(expression.name)
         name = self.layer.names[expression.name]
-        return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)
+        return self.call(calls.own_parameter, self.graph.get_attr(SELF), name)
 
 
 class _ProductHost(ReadHost):
