@@ -30,7 +30,7 @@ class FoldReport:
     after: int
 
     def __str__(self) -> str:
-        return f"Folded: {len(self.folded)} methods, {self.before:,} parameters → {self.after:,}."
+        return f"Folded {len(self.folded)} adapters: {self.before:,} parameters → {self.after:,}."
 
 
 def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) -> FoldReport:
@@ -48,7 +48,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
             e for _, e in surgery.edits() if e.derived.folds and not e.method.folded and only(e)
         ]
         if not found:
-            raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
+            raise error("S519", "nothing to fold: no prefix or prompt is computed by a network")
         before = _elements(model, surgery)
         made = {id(edit): _made(model, surgery, edit) for edit in found}
         host = host_of(model)

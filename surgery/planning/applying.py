@@ -74,7 +74,7 @@ def _check_free(child: str, standing: Sequence[Wrapped]) -> None:
         name = child.rpartition(".")[2]
         raise error(
             "S407",
-            f"there is a `{name}` at this site already",
+            f"this module already has an adapter named `{name}`",
             help=f"name one of them: `… as {name}_2`",
         )
     if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):

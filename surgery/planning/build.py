@@ -151,7 +151,7 @@ class Draft:
             self.found.append(
                 Diagnostic(
                     "S410",
-                    "this applies nowhere: the method fits none of the selected modules",
+                    "the method fits none of the selected modules",
                     (Label(statement.span),),
                 )
             )
@@ -199,7 +199,7 @@ class Draft:
         if site.kind == "parameter":
             raise error(
                 "S401",
-                "a method is applied to modules, and this selects parameters",
+                "methods apply to modules, but this selects parameters",
                 help="a parameter is a place for one only where its module multiplies with it itself, "
                 "or where it holds the weights of all experts",
             )

@@ -137,7 +137,7 @@ def _check_core(place: Place, program: Program) -> None:
     if core is None:
         return
     if core.obstacle:
-        raise error("S415", f"this attention can't be reached: {core.obstacle}")
+        raise error("S415", f"cannot intercept this attention: {core.obstacle}")
     if core.fixed and not program.only_reveals:
         raise error(
             "S415",
@@ -148,7 +148,7 @@ def _check_core(place: Place, program: Program) -> None:
     if place.site.kind == "region" and program.changes_result:
         raise error(
             "S415",
-            "here the attention is no one module, so one method cannot change both its core "
+            "this attention is not a single module, so one method cannot change both its core "
             "and its result",
             help="select a module for the method that changes the result",
         )

@@ -92,7 +92,7 @@ class Place:
         if call is None:
             raise error(
                 "S408",
-                "this module never runs in the model's forward",
+                "this module is not called during the recorded forward pass",
                 help="pass example_inputs that reach it, or leave it out",
             )
         features = call.layout if self.layer is None else self.states.features
