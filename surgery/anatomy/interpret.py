@@ -103,7 +103,8 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
         # Exported, a placeholder is a leaf of an argument.
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
-        return pytree.tree_leaves(tuple(bound.arguments[name] for name in tree.orig_args))
+        names = [name for name in tree.orig_args if name != "self"]
+        return pytree.tree_leaves([bound.arguments[name] for name in names])
     given = list(args)
     places = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in places[len(given) :]:

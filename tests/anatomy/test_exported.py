@@ -55,6 +55,18 @@ def test_a_program_has_the_places_of_its_model(name: str) -> None:
     assert {"linear", "norm"} <= {role for role, _ in found}
 
 
+def test_a_program_is_read_by_the_sizes_it_was_exported_for() -> None:
+    model = models.build("bert")
+    ids = torch.arange(12).reshape(2, 6)
+    length = torch.export.Dim("length", min=2, max=32)
+    program = torch.export.export(
+        model, (), {"input_ids": ids}, dynamic_shapes={"input_ids": {1: length}}
+    ).module()
+    found = read(program)
+    assert found.record.shapes[found.record.calls[0].inputs["input_ids"][0][1]] == (2, 6)
+    assert told(found) == told(read(model))
+
+
 def test_residuals_are_seen_in_a_program_as_in_its_model() -> None:
     model = models.build("llama")
     args, kwargs = example_inputs(model)
