@@ -137,13 +137,19 @@ def _run(module: nn.Module, *inputs: Any, other: Any = None) -> Any:
 
     ``other`` is what else the forward cannot do without.
     """
-    args: list[Any] = list(inputs)
+    args: list[Any] = []
     named: dict[str, Any] = {}
-    for parameter in filter(_is_needed, arguments(type(module))[len(inputs) :]):
+    parameters = arguments(type(module))
+    for place, parameter in enumerate(parameters):
+        if place >= len(inputs) and not _is_needed(parameter):
+            continue
+        given = inputs[place] if place < len(inputs) else other
         if parameter.kind is parameter.KEYWORD_ONLY:
-            named[parameter.name] = other
-        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            args.append(other)
+            named[parameter.name] = given
+        else:
+            args.append(given)
+    # A forward that takes all as `*args` gets the rest as well.
+    args += inputs[len(parameters) :]
     try:
         return type(module).forward(module, *args, **named)
     except Exception:  # anything may go wrong in a forward that is given what it does not expect
