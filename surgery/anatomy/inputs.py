@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from surgery.huggingface.example_inputs import from_config
 from surgery.language.diagnostics import error
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -37,11 +38,8 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
         yield _as_given(given)
         return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if getattr(model, "config", None) is not None:
-        from surgery.anatomy.configured import from_config
-
-        for kwargs in from_config(model, device):
-            yield (), kwargs
+    for kwargs in from_config(model, device, BATCH, LENGTH):
+        yield (), kwargs
     yield from _plain(model, device)
 
 

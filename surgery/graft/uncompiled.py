@@ -19,6 +19,7 @@ from surgery.graft import channel, hooks
 from surgery.graft.attention import (
     axes,
     calls,
+    flex,
     fused,
     interfaces,
     masks,
@@ -28,6 +29,7 @@ from surgery.graft.attention import (
     steps,
     windows,
 )
+from surgery.huggingface import flash_attention
 
 _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
@@ -36,8 +38,10 @@ attending = _compiler.disable(rerouting.attending)
 _MODULES = (
     channel,
     hooks,
+    flash_attention,
     axes,
     calls,
+    flex,
     fused,
     interfaces,
     masks,

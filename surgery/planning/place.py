@@ -11,6 +11,7 @@ from torch import nn
 
 from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, covers
+from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.planning.derived import Derived
@@ -303,7 +304,7 @@ class Place:
         if needs_bias(program, self.layer):
             if not takes_offset(self.layer):
                 return "its module adds nothing to the product, so it has no bias"
-            if hasattr(type(self.planner.model), "from_pretrained"):
+            if has_configuration(self.planner.model):
                 return (
                     "merging would add a bias, which the model's configuration does not have here: "
                     "loaded again, the model would be without it"
