@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
+from surgery.anatomy.roles import follower
 from surgery.graft import channel, hooks
 from surgery.graft.attention import (
     axes,
@@ -26,6 +27,7 @@ from surgery.graft.attention import (
     products,
     reroute,
     rerouting,
+    running,
     steps,
     windows,
 )
@@ -38,6 +40,7 @@ attending = _compiler.disable(rerouting.attending)
 _MODULES = (
     channel,
     hooks,
+    follower,
     flash_attention,
     axes,
     calls,
@@ -47,6 +50,7 @@ _MODULES = (
     masks,
     products,
     reroute,
+    running,
     steps,
     windows,
 )
