@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.huggingface.layers import CONV1D
 from surgery.layers.kind import Call, Layer, LayerKind
 from surgery.layers.linear import TURNED
 from surgery.layers.products import MATRICES
@@ -22,7 +23,7 @@ class TransposedLinear(LayerKind):
     """y = Wᵀ x + b."""
 
     name = "transposed"
-    classes = ("transformers.pytorch_utils.Conv1D",)
+    classes = (CONV1D,)
     features = True
     transposed = True
     products = MATRICES
