@@ -238,7 +238,7 @@ def _each(
     value: Callable[[Expression], Tensor],
     weight: Tensor,
 ) -> Tensor:
-    """The made weights of all experts, one computed after the other."""
+    """The merged weights of all experts, one computed after the other."""
     made = torch.empty_like(weight)
     for i, into in enumerate(by_expert(made, layer)):
 
