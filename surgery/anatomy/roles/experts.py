@@ -94,7 +94,9 @@ def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
 
     for op in flow.forward(linear.op.outputs[0], stop):
         kind = flow.kinds[op.index]
-        if kind in ("topk", "argmax") or (kind == "max" and len(op.outputs) == 2):
+        # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+        chosen = kind == "max" and len(op.outputs) == 2 and flow.record.consumers[op.outputs[1]]
+        if kind in ("topk", "argmax") or chosen:
             return any(call.path for call in flow.record.stack(op.call))
     return False
 

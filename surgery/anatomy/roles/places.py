@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+from surgery.anatomy.dims import Sizes
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import cores
@@ -40,10 +41,10 @@ _WHOLE = {
 class Reading:
     """The roles in one record; ``places`` are the sites of each in model order."""
 
-    def __init__(self, record: Record, paths: Paths):
+    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
         self.record = record
         self.paths = paths
-        self.flow = flow = Flow(record, paths)
+        self.flow = flow = Flow(record, paths, sizes)
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
