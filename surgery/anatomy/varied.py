@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,17 +108,21 @@ class _Sizes:
         return made
 
     def others(self, taken: set[int]) -> Iterator[tuple[str, int, list[int]]]:
-        """Each size by name, as it is and as it may be: more or less, as nothing of ``taken`` has."""
+        """Each size by name, as it is, and others to try in turn.
+
+        The first is one that nothing of ``taken`` has, the last one less: a model may have as many
+        positions as there were tokens.
+        """
         used = {*taken, *self.known.values()}
         for name, size in self.known.items():
             step = 1 if name == BATCH else _STEP
-            more = size - size % step + step
-            while more in used:
-                more += step
-            less = size - 1 - (size - 1) % step
-            while less in used:
-                less -= step
-            yield name, size, [more, less] if less > 0 else [more]
+            next_one = size - size % step + step
+            free = next_one
+            while free in used:
+                free += step
+            before = size - 1 - (size - 1) % step
+            tried = dict.fromkeys((free, next_one, before, size - 1))
+            yield name, size, [other for other in tried if other > 0]
 
 
 def _sizes_of(model: nn.Module, inputs: Inputs) -> _Sizes:

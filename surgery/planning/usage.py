@@ -14,9 +14,9 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, read
 from surgery.anatomy.record import Record
 from surgery.anatomy.run import record
-from surgery.anatomy.varied import Varied
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
+from surgery.anatomy.varied import Varied
 from surgery.language.diagnostics import SurgeryError
 from surgery.planning.layers import Layer
 

@@ -118,8 +118,11 @@ class Reading:
             routes = linear.path in self._sites["router"]
             if alone and linear.pointwise and not routes and linear.op.index in self.flow.felt:
                 self._linear(linear, "linear")
-        for path, role in alike(self.mixtures, self._sites, self.paths.modules):
-            self._called(path, role)
+        for role, site in alike(self.mixtures, self._sites, self.paths.modules):
+            own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
+            self._add(replace(site, paths=own), role)
+        for expert in (path for mixture in self.mixtures for path in mixture.expert):
+            self._called(expert, "expert")
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -274,7 +277,7 @@ class Reading:
         if mixture.experts is not None:
             self._called(mixture.experts, "experts")
         for path in mixture.expert:
-            if path not in self._sites["expert"]:
+            if path in self.record.calls_of and path not in self._sites["expert"]:
                 self._called(path, "expert")
 
     def _linear(self, linear: Linear, role: str) -> None:
