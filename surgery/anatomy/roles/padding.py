@@ -23,7 +23,7 @@ def pads(flow: Flow, op: Op) -> bool:
     """Whether ``op`` puts behind its first operand what is the same for all contents."""
     kind = flow.kinds[op.index]
     if kind == "cat":
-        return len(op.inputs) > 1 and all(_is_blank(flow, value) for value in op.inputs[1:])
+        return len(op.inputs) > 1 and all(_is_padding(flow, value) for value in op.inputs[1:])
     if kind != "pad" or not op.inputs:
         return False
     widths = op.args[1] if len(op.args) > 1 else op.kwargs.get("pad", ())
@@ -31,8 +31,15 @@ def pads(flow: Flow, op: Op) -> bool:
     return isinstance(widths, tuple) and not any(cast("tuple[Any, ...]", widths)[::2])
 
 
+def _is_padding(flow: Flow, value: int) -> bool:
+    """Whether ``value`` are ids that say nothing, or what such ids were looked up as (LED)."""
+    op = flow.op(flow.same(value))
+    looked_up = op is not None and flow.kinds[op.index] == "embedding"
+    return (looked_up or not flow.is_number(value)) and _is_blank(flow, value)
+
+
 def _is_blank(flow: Flow, value: int) -> bool:
-    """Whether ``value`` depends on no content of what the model was given, be it on its shape."""
+    """Whether ``value`` depends on nothing that the model was given, but for its shape."""
 
     def stop(_: int, op: Op) -> bool:
         return flow.kinds[op.index] in BLANKS
