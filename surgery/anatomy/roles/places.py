@@ -22,7 +22,7 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.roles.scores import scores
+from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights, matrices
@@ -48,9 +48,9 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        trails = scores(flow)
-        found = list(cores(flow, self.linears, trails))
-        self.keys = Keys(flow, trails)
+        scores = Scores(flow)
+        found = list(cores(flow, self.linears, scores))
+        self.keys = Keys(flow, scores)
         projections = Projections(flow, self.linears, found, self.sums)
         self.attentions = [projections.around(core) for core in found]
         self.mixtures = list(mixtures(flow, self.linears, self.ports))
@@ -131,6 +131,8 @@ class Reading:
             return
         for index, role in attention.roles.items():
             linear = self.linears[index]
+            if len(role) > 1 and self._opened(linear, role, attention):
+                continue
             self._linear(linear, role)
             if len(role) > 1 and linear.call is not None:
                 self._served(linear, linear.call, role, attention)
@@ -158,6 +160,16 @@ class Reading:
     def _core(self, attention: Attention) -> Core:
         queries = (self.linears[i].result for i, role in attention.roles.items() if "q" in role)
         return self.keys.described(attention.core, next(queries, None))
+
+    def _opened(self, linear: Linear, served: str, attention: Attention) -> bool:
+        """Slices of a packed weight whose module was flattened: `nn.MultiheadAttention`, exported."""
+        owner, _, name = linear.weight.rpartition(".")
+        calls = self.record.calls_of.get(owner)
+        if linear.call is not None or name == "weight" or not calls or not calls[0].virtual:
+            return False
+        found = self.slices.projections(linear, served, attention.core).apart
+        self._slices(calls[0], found, name)
+        return bool(found)
 
     def _served(self, linear: Linear, call: Call, served: str, attention: Attention) -> None:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""

@@ -38,9 +38,12 @@ VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze sque
 MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
-STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem"}
+KEEPS = VIEWS | MOVES | {"getitem", "slice"}
+"""What leaves the scores that it is given to be read again."""
 
-CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem")
+STEPS = ALIKE | SCALED | JOINED | KEEPS
+
+CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem slice")
 """What queries are cut to blocks by, and blocks of a context put together."""
 
 LINEAR = CUTS | _names("to type type_as float half bfloat16 dropout masked_fill pad narrow clone")
@@ -59,13 +62,15 @@ def is_step(
     """
     if name not in STEPS or len(after) < 2:
         return False
+    if name in ("max", "min") and isinstance(axis(args, kwargs, None), int):
+        return False  # the largest score of each query
     if name in VIEWS:
         return before[-1:] == after[-1:]
     if name in MOVES:
         return _keeps_last(name, args, kwargs, len(before))
     if name == "getitem":
         return _is_of_last(args[1], len(before))
-    return name != "cat" or axis(args, kwargs, 0) in (-1, len(before) - 1)
+    return name not in ("cat", "slice") or axis(args, kwargs, 0) in (-1, len(before) - 1)
 
 
 def softens(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:
