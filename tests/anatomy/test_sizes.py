@@ -38,6 +38,7 @@ BRANCHING = (
     "seq2seq/fsmt",
     "causal/xlstm",  # runs in chunks of 64 tokens, if there are as many
     "seq2seq/switch_transformers",  # does not reach each expert
+    "causal/doge",  # chooses keys, where there are many
 )
 OTHERS = (
     "classification/squeezebert",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
@@ -109,9 +110,22 @@ def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
         kind = flow.kinds[op.index]
         # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
         chosen = kind == "max" and len(op.outputs) == 2 and _is_used(flow, op.outputs[1])
-        if kind in ("topk", "argmax") or chosen:
+        if (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op):
             return any(call.path for call in flow.record.stack(op.call))
     return False
+
+
+def _picks_keys(flow: Flow, op: Op) -> bool:
+    """Whether ``op`` chooses keys for each query, and no experts (Doge, for long texts).
+
+    It goes along no axis of features, in scores of heads, queries and keys.
+    """
+    rank = len(flow.record.shapes[op.inputs[0]])
+    at = 2 if flow.kinds[op.index] == "topk" else 1
+    axis = op.args[at] if len(op.args) > at else op.kwargs.get("dim", -1)
+    if rank < 4 or not isinstance(axis, int):
+        return False
+    return feature_axis(flow, op.inputs[0]) != axis % rank
 
 
 def _is_used(flow: Flow, value: int) -> bool:
