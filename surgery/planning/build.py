@@ -258,7 +258,7 @@ class Draft:
             norm=place.site.norm if program.calls_norm else None,
             core=place.site.core if program.changes_core else None,
             tokens=place.site.tokens,
-            real=place.real if program.uses("pool") else None,
+            real=place.real if program.reads_padding else None,
             sequences=place.sequences,
             turned=place.turned,
             rows=site.rows,

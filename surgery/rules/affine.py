@@ -138,7 +138,7 @@ class _Walk:
         if together is None or not flowing:
             return make(e.op, known, e.shape[-1:], e.attributes, e.span)
         first = arguments[0]
-        if e.op in ("dropout", "identity") and isinstance(first, Map):
+        if primitive and primitive.inference and not primitive.detaches:
             return first
         if e.op == "matmul":
             right = arguments[1]
@@ -176,7 +176,7 @@ class _Walk:
 def _images(e: Expression, arguments: list[Expression], shape: Shape) -> Expression:
     if e.op == "linear" and arguments[0].op == "eye":
         return transposed(arguments[1])
-    if e.op == "detach" and arguments[0].op == "eye":
+    if PRIMITIVES[e.op].detaches and arguments[0].op == "eye":
         return arguments[0]
     return make(e.op, tuple(arguments), shape, e.attributes)
 

@@ -6,10 +6,18 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
-from surgery.rules.expression import Expression, Shape, expanded, is_number, operand, with_shape
+from surgery.rules.expression import (
+    OPERATORS,
+    Expression,
+    Shape,
+    expanded,
+    is_number,
+    operand,
+    with_shape,
+)
 from surgery.rules.frame import Frame
 from surgery.rules.limits import bounded
-from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import COUNT
 from surgery.rules.shapes import ONE, show_shape
 from surgery.rules.simplify import make, substitute
@@ -31,7 +39,7 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
     expected = _expected(state, target, current, value)
     if step.operator != "=":
         op = OPERATORS[step.operator[0]]
-        shape = PRIMITIVES[op].shape(frame.shapes, (current, value), step.span)
+        shape = PRIMITIVES[op].shape(frame.shapes, (current, value), step.span, -1)
         value = make(op, (current, value), shape, span=step.span)
     if target in ("W", "b") and value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)

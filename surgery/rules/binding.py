@@ -15,7 +15,7 @@ from surgery.rules.library import Definition, Scope
 from surgery.rules.limits import bounded
 from surgery.rules.loops import refuse_loops
 from surgery.rules.mentions import names_in, useful
-from surgery.rules.primitives import Primitive
+from surgery.rules.primitive import Primitive
 from surgery.rules.values import Closure, Opaque, Value, describe
 
 

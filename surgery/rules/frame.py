@@ -8,16 +8,17 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
+from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
+from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
 from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.naming import check_name
-from surgery.rules.primitives import DISTRIBUTIONS
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Requirement, Value
+from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
 
 
 class Frame:

@@ -97,7 +97,9 @@ def test_operators_are_documented() -> None:
 
 def test_functions_are_documented() -> None:
     from surgery.rules.dims import FUNCTIONS
-    from surgery.rules.primitives import DISTRIBUTIONS, OPERATORS, PRIMITIVES
+    from surgery.rules.distributions import DISTRIBUTIONS
+    from surgery.rules.expression import OPERATORS
+    from surgery.rules.primitives import PRIMITIVES
 
     text = REFERENCE.partition("Functions on tensors")[2].partition("## Layout")[0]
     named = set(re.findall(r"`(\w+)[`(]", text))

@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import fx
 
 from surgery.graft.graphs import kernels, shaping
@@ -23,7 +22,8 @@ from surgery.graft.graphs.linears import as_matrix, linear
 from surgery.planning.layers import Layer
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
+from surgery.rules.expression import STAR, Expression, is_leading, operand, walk
+from surgery.rules.groups import Groups, Place
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
@@ -63,6 +63,7 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
+        self.place = Groups().place
         self.done: dict[Expression, Any] = dict(known or {})
 
     def emit(self, e: Expression) -> Any:
@@ -100,10 +101,8 @@ class Emitter:
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
             return linear(self, e)
-        if e.op == "add":
-            return self._add(e)
         special = _SPECIAL.get(e.op)
-        return special(self, e) if special else self._elementwise(e)
+        return special(self, e) if special else _FORMS[PRIMITIVES[e.op].form](self, e)
 
     def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
@@ -142,16 +141,16 @@ class Emitter:
         if isinstance(value, int | float) or not within.varies:
             return value
         if e.varies:
-            return self.placed(value, e, within.place)
+            return self.placed(value, e, self.place(within))
         return self._beside(value) if e.shape else value
 
     def placed(self, value: Any, e: Expression, place: Place) -> Any:
         """The value of ``e`` as it is met in each group, or at the outputs of each group."""
-        if self.groups == 1 or e.place == place:
+        if self.groups == 1 or self.place(e) == place:
             return value
         if place == "groups":
             return self.host.call("unsqueeze", value, -2 - self.spatial)
-        if e.place == "groups" and self.layer:
+        if self.place(e) == "groups" and self.layer:
             return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
         return value
 
@@ -171,7 +170,9 @@ class Emitter:
         if STAR in e.shape or _depth(e) <= 1:
             return False
         steps = [step for step in walk(e) if step.arguments]
-        if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
+        if any(any(map(is_leading, step.shape)) for step in steps):
+            return False
+        if any(step.op in PRIMITIVES and PRIMITIVES[step.op].random for step in steps):
             return False
         params = [leaf for leaf in e.leaves if leaf.op == "param"]
         made = CALL * len(steps) + sum(map(self._work, steps))
@@ -207,9 +208,9 @@ class Emitter:
             return self._elementwise(e)
         return self.host.call(kernels.over_norm, *(self.aligned(a, e) for a in (value, divisor)))
 
-    def _dropout(self, e: Expression) -> Any:
-        x, rate = (self.emit(a) for a in e.arguments)
-        return self.host.call(functional.dropout, x, rate, self.host.training())
+    def _in_training(self, e: Expression) -> Any:
+        run = function(PRIMITIVES[e.op].torch)
+        return self.host.call(run, *map(self.emit, e.arguments), self.host.training())
 
     def _axis(self, e: Expression) -> int:
         """The axis that is meant, where features come before the places rules write before them."""
@@ -218,10 +219,10 @@ class Emitter:
             return axis
         if axis >= -1 - self.spatial:
             return -1 - self.spatial if axis == -1 else axis + 1
-        return axis - (self.groups > 1 and e.place == "groups")
+        return axis - (self.groups > 1 and self.place(e) == "groups")
 
     def _over(self, e: Expression) -> Any:
-        extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
+        extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
         return self.host.call(
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=self._axis(e), **extra
         )
@@ -238,7 +239,9 @@ class Emitter:
     def _along(self, e: Expression) -> Any:
         like = next(a for a in e.arguments if not self.is_number(a))
         arguments = [
-            self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
+            self.placed(self.tensor(a, like), a, self.place(e))
+            if a.varies
+            else self.tensor(a, like)
             for a in e.arguments
         ]
         if e.varies:
@@ -270,30 +273,28 @@ class Emitter:
         )
 
 
+_FORMS: dict[str, Callable[[Emitter, Expression], Any]] = {
+    "values": Emitter._elementwise,
+    "matrices": Emitter._held,
+    "over": Emitter._over,
+    "along": Emitter._along,
+    "training": Emitter._in_training,
+    "tokens": Emitter._pool,
+}
+"""How a primitive's function is called, by the form that its row says."""
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
-    "matmul": Emitter._matmul,
-    "divide": Emitter._divide,
-    "dropout": Emitter._dropout,
-    "mean": Emitter._over,
-    "sum": Emitter._over,
-    "max": Emitter._over,
-    "softmax": Emitter._over,
-    "pool": Emitter._pool,
-    "cat": Emitter._along,
-    "detach": Emitter._detach,
+    # what is no primitive
     "eye": shaping.eye,
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
-    "linear": Emitter._held,
-    "transpose": Emitter._held,
-    "kron": Emitter._held,
-    "row_norm": Emitter._held,
-    "scale_rows": Emitter._held,
-    "bilstm": Emitter._held,
-    "identity": shaping.identity,
     "rows": shaping.rows,
     "put": shaping.put,
+    # what has a cheaper form in some places, whatever its row says
+    "add": Emitter._add,
+    "matmul": Emitter._matmul,
+    "divide": Emitter._divide,
+    "detach": Emitter._detach,
 }
 
 

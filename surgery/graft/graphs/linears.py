@@ -85,7 +85,7 @@ def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | N
 def _convolve(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
     """The layer's own convolution with another kernel; hidden features are there in each group."""
     x, weight = e.arguments[:2]
-    groups = emitter.groups if e.place == "groups" else 1
+    groups = emitter.groups if emitter.place(e) == "groups" else 1
     if own:
         kernel = emitter.host.leaf(weight)
     else:
@@ -103,7 +103,7 @@ def _convolve(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
 def _embed(emitter: Emitter, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:
     ids = x
     rates: list[Expression] = []
-    while ids.op in ("dropout", "detach"):
+    while ids.op != "operand":  # of what passes its first argument on, as `is_input` has told
         rates += ids.arguments[1:]
         ids = ids.arguments[0]
     matrix = emitter.host.leaf(weight) if own else emitter.tensor(weight, _WEIGHT)
@@ -124,8 +124,8 @@ def _on_features(emitter: Emitter, e: Expression) -> Any:
     if not emitter.first or not emitter.spatial:
         return emitter.host.call(functional.linear, value, matrix, offset)
     groups = 1
-    if emitter.groups > 1 and x.place == "groups":
-        if e.place == "groups":
+    if emitter.groups > 1 and emitter.place(x) == "groups":
+        if emitter.place(e) == "groups":
             axis = -1 - emitter.spatial
             return emitter.host.call(kernels.linear_along, value, matrix, offset, axis)
         groups = emitter.groups
