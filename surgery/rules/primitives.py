@@ -259,7 +259,7 @@ _TABLE = (
     Primitive(
         "cat",
         "a, b, along = t",
-        "one after the other; other dims signatures.broadcast",
+        "one after the other; other dims broadcast",
         signatures.of_cat,
         _KERNELS + "cat",
         "along",
@@ -269,7 +269,7 @@ _TABLE = (
     Primitive(
         "reveal",
         "mask, n, along = t",
-        "n new keys in front, which every query sees",
+        "prepends n keys that every query attends to",
         signatures.of_reveal,
         form="none",
         cost=free,
@@ -278,7 +278,7 @@ _TABLE = (
     Primitive(
         "align",
         "g, k",
-        "one number an example, g, with as many dims as k",
+        "one number per example, g, with as many dims as k",
         signatures.of_align,
         _KERNELS + "align",
         cost=free,
