@@ -120,6 +120,8 @@ def of_align(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int)
     value, like = arguments
     if len(value.shape) < 2:
         return value.shape
+    if like.number is not None:
+        raise error("S212", f"align needs a tensor to line up with, and this is {like}", span)
     if any(d != ONE for d in value.shape[1:]):
         raise error(
             "S212",
