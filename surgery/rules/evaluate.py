@@ -279,6 +279,8 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             )
     arguments = _tensors(e, positional, names, primitive.arity)
     for position, range_ in primitive.numbers:
+        if position >= len(arguments):
+            continue
         known = arguments[position].number
         if known is None:
             problem = f"{primitive.name} takes a number known before the model runs"

@@ -66,7 +66,7 @@ class Primitive:
 
     What is true of it
         ``linear`` has the sets of arguments in which it is linear together if the others are known.
-        A zero at any of ``zeros`` makes the result zero, if nothing more is given than must be. ``neutral`` are a position and a number
+        A zero at any of ``zeros`` makes the result zero (that of `linear` without its bias). ``neutral`` are a position and a number
         with which the result is the first of the other arguments; ``of_equals`` is the result of
         two equal arguments. ``of_numbers`` gives the result of numbers alone; ``of_constant`` that
         of a tensor which is one number everywhere, along an axis of some size. ``sums_to`` is the

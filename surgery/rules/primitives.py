@@ -7,15 +7,23 @@ shows these rows, and tests hold them against the functions that they name.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
-from surgery.rules.primitive import Primitive, Ways, free
+from surgery.rules.primitive import Primitive, Ways, elements, free
 from surgery.rules.ranges import COUNT, RATE, SIZE
 
 
 def _first(value: Dim, size: Dim) -> Dim:
     return value
+
+
+def rms_norm(x: Any, dim: int) -> Any:
+    """``x`` with a root mean square of 1 over ``dim``; half precision is squared in single."""
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    scale = (wide.square().mean(dim, keepdim=True) + 1e-6).rsqrt()
+    return (wide * scale).to(x.dtype)
 
 
 _FIRST: Ways = ((0,),)
@@ -257,6 +265,17 @@ _TABLE = (
         real=True,
     ),
     Primitive(
+        "rms_norm",
+        "x, over = d",
+        "x with a root mean square of 1",
+        signatures.same,
+        "surgery.rules.primitives.rms_norm",
+        "over",
+        cost=lambda e: elements(e) * 4,
+        zeros=(0,),
+        real=True,
+    ),
+    Primitive(
         "cat",
         "a, b, along = t",
         "one after the other; other dims broadcast",
@@ -283,7 +302,7 @@ _TABLE = (
         _KERNELS + "align",
         cost=free,
         zeros=(0,),
-        shorter=lambda value, like: value if len(value.shape) < 2 else None,
+        shorter=signatures.aligned,
         only_shape=(1,),
     ),
     Primitive(

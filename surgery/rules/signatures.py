@@ -131,6 +131,11 @@ def of_align(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int)
     return (value.shape[0], *(ONE for _ in like.shape[1:]))
 
 
+def aligned(value: Expression, like: Expression) -> Expression | None:
+    """``value`` where aligning it would do nothing: one number, or a vector of examples."""
+    return value if value.number is not None or len(value.shape) < 2 else None
+
+
 def of_split_heads(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     value, count = arguments
     _need_rank("split_heads", value, 2, span)

@@ -205,8 +205,7 @@ def _by_row(
     first = arguments[0]
     if primitive.shorter is not None and (shorter := primitive.shorter(*arguments)):
         return shorter
-    least = len(arguments) == primitive.arity[0]
-    if least and any(is_number(arguments[i], 0) for i in primitive.zeros):
+    if any(is_number(arguments[i], 0) for i in primitive.zeros):
         return number(0)
     if primitive.axis and first.number is not None:
         return _of_constant(primitive, first, first.number, attributes)

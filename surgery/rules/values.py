@@ -9,7 +9,7 @@ from functools import cached_property
 from surgery.language import syntax
 from surgery.language.source import Span
 from surgery.rules.conditions import Condition
-from surgery.rules.dims import Dim
+from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.library import Definition
 from surgery.rules.primitive import Primitive
@@ -88,6 +88,10 @@ class Declaration:
     span: Span = field(compare=False, repr=False)
     origins: tuple[Span, ...] = field(default=(), compare=False, repr=False)
     """Where the numbers in its shape were written."""
+
+    def shape_at(self, sizes: Mapping[str, Scalar]) -> tuple[int, ...]:
+        """Its shape at a site of these sizes."""
+        return tuple(int(dim.value(sizes)) for dim in self.shape)
 
 
 Value = Dim | Expression | Primitive | Closure | Opaque | HostModule | Condition | str

@@ -65,7 +65,7 @@ def test_zeros_are_all_arguments_of_which_zeros_make_it_zero(
     row: Primitive, data: st.DataObject
 ) -> None:
     one = data.draw(applied(row))
-    assume(len(one.values) == row.arity[0])
+    assume(all(i in dict(row.numbers) for i in range(row.arity[0], len(one.values))))
     for i, value in enumerate(one.values):
         if isinstance(value, Tensor):
             gone = not one.with_value(i, torch.zeros_like(value)).run().any()
