@@ -36,7 +36,7 @@ class Acting:
 
 def acting(results: Iterable[Expression], sizes: Mapping[str, Scalar] | None = None) -> Acting:
     """Follow ``results`` down to the params; ``sizes`` are those of a site, if one is known."""
-    walk = _Walk({} if sizes is None else sizes)
+    walk = _LiveParams({} if sizes is None else sizes)
     with recording() as dropped:
         settled = [walk.settled(e) for e in results]
     trained = frozenset[str]().union(*(walk.live(e) for e in settled))
@@ -57,7 +57,7 @@ def _params(e: Expression) -> frozenset[str]:
     return frozenset[str]().union(*map(_params, e.arguments))
 
 
-class _Walk:
+class _LiveParams:
     def __init__(self, sizes: Mapping[str, Scalar]):
         self.sizes = sizes
         self.lost: list[Lost] = []

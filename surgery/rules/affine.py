@@ -83,7 +83,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
     into = x.shape[-1] if x else IN
     out = result.shape[-1] if result.shape else OUT
     try:
-        value = _Walk(grouped).value(result)
+        value = _AffineWalk(grouped).value(result)
         if not isinstance(value, Map):
             value = Map(number(0, shape=(into, out)), _vector(result, value))
     except _NotAffineError as stop:
@@ -97,7 +97,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
     return Merge(weight, bias)
 
 
-class _Walk:
+class _AffineWalk:
     """Values of expressions, each computed once."""
 
     def __init__(self, grouped: bool):
