@@ -55,8 +55,9 @@ def restored(stored: str, text: str, builder: Any = None) -> Any:
         table = found["data"]["parser"]["parser"]
         table["tokens"] = _by_number(table["tokens"])
         table["states"] = {k: _by_number(v) for k, v in _by_number(table["states"]).items()}
-        load: Any = Lark._load_from_dict  # as the parsers do that Lark writes as programs
-        return load(**found, transformer=builder)
+        lark: Any = Lark
+        # As the parsers do that Lark itself writes as programs.
+        return lark._load_from_dict(**found, transformer=builder)
     except (LookupError, TypeError, AttributeError):
         return None  # another Lark under the same version
 

@@ -9,32 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from surgery.graft.graphs import kernels, shaping
+from surgery.graft.graphs import kernels, shaping, states
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
-from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.planning.layers import Layer
-from surgery.rules.cost import flops
+from surgery.graft.graphs.keeping import is_worth_keeping
+from surgery.graft.graphs.linears import linear
+from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, is_leading, operand, walk
+from surgery.rules.expression import Expression, is_leading, operand
 from surgery.rules.groups import Groups, Place
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
 Call = Callable[..., Any]
 
-CALL = 100_000
-"""What calling a kernel costs, in floating-point operations of a product of matrices."""
 MEANING = "rule"
 """Under which a node's meta has the expression that it computes."""
-COMPARISON = 32
-"""What comparing an element with a copy costs, likewise."""
 
 
 def function(path: str) -> Any:
@@ -63,8 +58,12 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
-        self.place = Groups().place
+        self._groups = Groups()
         self.done: dict[Expression, Any] = dict(known or {})
+
+    def place(self, e: Expression) -> Place:
+        """Where ``e`` is in a grouped convolution."""
+        return self._groups.place(e)
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once.
@@ -73,7 +72,7 @@ class Emitter:
         that of its features.
         """
         if e not in self.done:
-            kept = self.folding and not e.varies and self._is_worth_keeping(e)
+            kept = self.folding and not e.varies and is_worth_keeping(e, self.sizes)
             value = self.host.fold(e, self) if kept else self.compute(e)
             if isinstance(value, fx.Node):
                 value.meta.setdefault(MEANING, e)
@@ -94,7 +93,8 @@ class Emitter:
             return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
-            return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
+            own = self.layer is not None and e.op == "operand" and e.name == "W"
+            return self.layer.as_matrix(self.host.call, value) if self.layer and own else value
         if e.op == "base":
             return self.host.base(self.emit(e.arguments[0]))
         if e.op == "host":
@@ -151,7 +151,7 @@ class Emitter:
         if place == "groups":
             return self.host.call("unsqueeze", value, -2 - self.spatial)
         if self.place(e) == "groups" and self.layer:
-            return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
+            return self.host.call(states.own_group, value, self.layer.out, self.spatial)
         return value
 
     def _add(self, e: Expression) -> Any:
@@ -164,33 +164,6 @@ class Emitter:
                         terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
-
-    def _is_worth_keeping(self, e: Expression) -> bool:
-        """What costs more to compute than to keep, and to see that it still holds."""
-        if STAR in e.shape or _depth(e) <= 1:
-            return False
-        steps = [step for step in walk(e) if step.arguments]
-        if any(any(map(is_leading, step.shape)) for step in steps):
-            return False
-        if any(step.op in PRIMITIVES and PRIMITIVES[step.op].random for step in steps):
-            return False
-        params = [leaf for leaf in e.leaves if leaf.op == "param"]
-        made = CALL * len(steps) + sum(map(self._work, steps))
-        compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
-        if made < compared:
-            return False
-        if len(e.shape) == 1:
-            return True
-        # A large matrix would double a layer's memory.
-        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
-
-    def _work(self, e: Expression) -> float:
-        """Floating-point operations of one step that does not depend on the input."""
-        times = prod(d.value(self.sizes) for d in e.shape[:-1]) if e.op == "linear" else 1
-        return times * flops(e).value(self.sizes)
-
-    def _elements(self, e: Expression) -> float:
-        return prod(d.value(self.sizes) for d in e.shape)
 
     # primitives with something of their own
 
@@ -305,7 +278,3 @@ def _spans(tensors: list[Expression], e: Expression) -> bool:
         for back, dim in enumerate(reversed(e.shape), 1)
         if not is_leading(dim)
     )
-
-
-def _depth(e: Expression) -> int:
-    return 1 + max((_depth(a) for a in e.arguments), default=0) if e.arguments else 0
