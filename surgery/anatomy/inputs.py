@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from surgery.huggingface.example_inputs import from_config
 from surgery.language.diagnostics import error
@@ -26,7 +27,7 @@ def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
     if found is None:
         raise error(
             "S501",
-            f"no inputs for a {type(model).__name__} could be made up",
+            f"cannot generate example inputs for a {type(model).__name__}",
             help="pass example_inputs=, a tensor, a tuple of tensors, or a dict of arguments",
         )
     return found
@@ -38,6 +39,8 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
         yield _as_given(given)
         return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(model, fx.GraphModule):
+        yield from _as_traced(model)
     for kwargs in from_config(model, device, BATCH, LENGTH):
         yield (), kwargs
     yield from _plain(model, device)
@@ -51,6 +54,26 @@ def _as_given(given: Any) -> Inputs:
     if isinstance(given, tuple | list):
         return tuple(cast("tuple[Any, ...]", given)), {}
     return (given,), {}
+
+
+def _as_traced(model: fx.GraphModule) -> Iterator[Inputs]:
+    """What the placeholders of an exported graph say that they stand for, in other numbers."""
+    tree: Any = getattr(model.graph._codegen, "pytree_info", None)  # pyright: ignore[reportPrivateUsage]
+    nodes = model.graph.find_nodes(op="placeholder")
+    if tree is None or not all("val" in node.meta for node in nodes):
+        return
+    # Ones are real tokens and no padding, but may be beyond a table of one row.
+    for number in (1, 0):
+        leaves = [_alike(node.meta["val"], number) for node in nodes]
+        yield pytree.tree_unflatten(leaves, tree.in_spec)
+
+
+def _alike(value: Any, number: int) -> Any:
+    """A tensor of the shape and type of ``value``; what is no tensor as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value.node.hint if isinstance(value, torch.SymInt) else value
+    shape = [size.node.hint if isinstance(size, torch.SymInt) else size for size in value.shape]
+    return torch.full(shape, number, dtype=value.dtype, device=value.device)
 
 
 def _plain(model: nn.Module, device: torch.device) -> Iterator[Inputs]:
