@@ -7,7 +7,7 @@ import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import fx, nn
@@ -51,7 +51,8 @@ class _Module:
 
 def _source(name: str, graph: fx.Graph) -> tuple[str, str, Names]:
     code = graph.python_code("self")
-    used = set(compile(code.src, name, "exec").co_consts[0].co_names) | {"torch"}
+    written = compile(code.src, name, "exec").co_consts
+    used = {"torch", *next(c for c in written if isinstance(c, CodeType)).co_names}
     names = tuple(
         (k, _Module(v.__name__) if isinstance(v, ModuleType) else v)
         for k, v in sorted(code.globals.items())
