@@ -51,8 +51,9 @@ class _Module:
 
 def _source(name: str, graph: fx.Graph) -> tuple[str, str, Names]:
     code = graph.python_code("self")
-    written = compile(code.src, name, "exec").co_consts
-    used = {"torch", *next(c for c in written if isinstance(c, CodeType)).co_names}
+    # Defaults of arguments stand before the code of the function.
+    constants = compile(code.src, name, "exec").co_consts
+    used = {"torch", *next(c for c in constants if isinstance(c, CodeType)).co_names}
     names = tuple(
         (k, _Module(v.__name__) if isinstance(v, ModuleType) else v)
         for k, v in sorted(code.globals.items())

@@ -125,7 +125,7 @@ def unread(source: str) -> list[str]:
 
 def is_pick(value: ast.expr) -> bool:
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-        return value.func.id.endswith(("kernels_take", "kernels_first"))
+        return value.func.id.endswith(("calls_take", "calls_first"))
     return isinstance(value, ast.Attribute | ast.Subscript)
 
 

@@ -14,11 +14,11 @@ from surgery.anatomy.site import Port
 from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
 from surgery.graft.fastpath import emptied
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
@@ -52,7 +52,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
     if value is not None and frame.is_raw(value):
         result = frame.raw or value
     elif not frame.plain and value is not None and exit_port and exit_port.index is not None:
-        result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
+        result = frame.call(calls.with_first, frame.raw, exit_port.index, value)
     for stack in design.stacks:
         result = end(frame, stack, result)
     for slot, port in design.writes:
@@ -60,7 +60,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             seen = (
                 result
                 if frame.plain or port.index is None
-                else frame.call(kernels.first, result, port.index)
+                else frame.call(calls.first, result, port.index)
             )
             frame.call(put, frame.attribute(slot), seen)
     if design.empties is not None:
@@ -74,5 +74,5 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
 
 def _acts(node: fx.Node) -> bool:
     """Whether ``node`` does more than pick a value, and has to run even if nobody reads it."""
-    picks = node.target in (kernels.take, kernels.first, operator.getitem)
+    picks = node.target in (calls.take, calls.first, operator.getitem)
     return not picks and node.op != "get_attr"
