@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.nn.functional as functional
 from torch import fx
 
@@ -16,6 +17,10 @@ from surgery.language.diagnostics import error
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.program import Program
 
+_FUSED = (
+    functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
@@ -26,7 +31,7 @@ def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
         SurgeryError: S417 if the graph has it in another form.
 
     """
-    found = [n for n in nodes if n.target is functional.scaled_dot_product_attention]
+    found = [n for n in nodes if n.target in _FUSED]
     if core.how == "products" or core.order >= len(found):
         raise error(
             "S417",
