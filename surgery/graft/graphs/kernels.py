@@ -261,9 +261,7 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
     # Exported lengths are symbols, so sizes along ``dim`` are not compared.
     pairs = [*zip(left.shape, right.shape, strict=True)]
     parts = [
-        t.expand(
-            *(t.shape[i] if i == at else b if a == 1 else a for i, (a, b) in enumerate(pairs))
-        )
+        t.expand(*(t.shape[i] if i == at else b if a == 1 else a for i, (a, b) in enumerate(pairs)))
         for t in (left, right)
     ]
     return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)

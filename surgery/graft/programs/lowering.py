@@ -7,17 +7,15 @@ symbols in their ranges.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -42,7 +40,10 @@ _FRESH = "graft_"
 
 
 def lowered(
-    model: fx.GraphModule, source: Source, record: dict[str, Any] | None, first: Mapping[str, Tensor]
+    model: fx.GraphModule,
+    source: Source,
+    record: dict[str, Any] | None,
+    first: Mapping[str, Tensor],
 ) -> ExportedProgram:
     """The program that ``model`` is, rewritten from the base in ``source``.
 
@@ -74,7 +75,7 @@ def lowered(
         graph_signature=writer.signature(),
         state_dict=state,
         range_constraints=dict(program.range_constraints),
-        module_call_graph=copy.deepcopy(program.module_call_graph),
+        module_call_graph=writer.calls(),
         example_inputs=program.example_inputs,
         constants={**constants, **writer.constants},
         verifiers=list(program.verifiers),
@@ -101,9 +102,7 @@ class _Lowering:
         self.constants: dict[str, Tensor] = {}
         self.specs: list[InputSpec] = []
         self.fresh: list[str] = []
-        self.users = {
-            s.arg.name for s in source.inputs if s.kind is InputKind.USER_INPUT
-        }
+        self.users = {s.arg.name for s in source.inputs if s.kind is InputKind.USER_INPUT}
         self.places: dict[str, fx.Node] = {}
         values = [n.meta.get("val") for n in source.graph.nodes]
         self.mode = detect_fake_mode(pytree.tree_leaves(values))
@@ -399,6 +398,19 @@ class _Lowering:
         old = self.source.program.graph_signature.output_specs
         outputs = [_renamed(s, node) for s, node in zip(old, self.results, strict=True)]
         return ExportGraphSignature(self.specs, outputs)
+
+    def calls(self) -> list[ModuleCallEntry]:
+        """What the program says of the calls of modules; where a value has become another, no more."""
+        names = {n.name for n in self.graph.nodes}
+        entries: list[ModuleCallEntry] = []
+        for entry in self.source.program.module_call_graph:
+            signature = entry.signature
+            if signature is not None:
+                given, made = [*signature.inputs], [*signature.outputs]
+                known = all(getattr(a, "name", None) in {None, "", *names} for a in (*given, *made))
+                signature = replace(signature, inputs=given, outputs=made) if known else None
+            entries.append(replace(entry, signature=signature))
+        return entries
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name, in objects of their own.

@@ -93,8 +93,10 @@ def build(
         layers[node] = path
         if path not in made:
             made[path] = _layer(node, path, tensors, classes.get(path))
-    for path in sorted({*classes, *(n.rpartition(".")[0] for n in tensors)} - {""}):
-        _put(root, path, made.get(path), classes)
+    # Modules stand in the order of their parameters, as in the model.
+    for path in dict.fromkeys([*(n.rpartition(".")[0] for n in tensors), *classes]):
+        if path:
+            _put(root, path, made, classes)
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         module = root.get_submodule(path)
@@ -120,9 +122,7 @@ def tied(graph: fx.Graph, held: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _layer_at(
-    node: fx.Node, held: Mapping[str, str], tensors: Mapping[str, Tensor]
-) -> str | None:
+def _layer_at(node: fx.Node, held: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str | None:
     """The path of the layer that ``node`` runs: that of the module it came from, or of its weight."""
     reads = reads_of(node)
     weight = reads and _argument(node, reads.weight)
@@ -142,9 +142,7 @@ def _layer_at(
     return path if last == "weight" and path else None
 
 
-def _layer(
-    node: fx.Node, path: str, tensors: Mapping[str, Tensor], cls: str | None
-) -> nn.Module:
+def _layer(node: fx.Node, path: str, tensors: Mapping[str, Tensor], cls: str | None) -> nn.Module:
     reads = reads_of(node)
     assert reads is not None
     biased = reads.bias is not None and _argument(node, reads.bias) is not None
@@ -156,14 +154,18 @@ def _layer(
     return made
 
 
-def _put(root: nn.Module, path: str, layer: nn.Module | None, classes: Mapping[str, str]) -> None:
+def _put(
+    root: nn.Module, path: str, layers: Mapping[str, nn.Module], classes: Mapping[str, str]
+) -> nn.Module:
+    """The module at ``path`` below ``root``, which is made if there is none."""
+    if not path:
+        return root
     parent, _, last = path.rpartition(".")
-    if parent and parent not in dict(root.named_modules()):
-        _put(root, parent, None, classes)
-    name = classes.get(path, "Module").rpartition(".")[2]
-    holder = root.get_submodule(parent)
+    holder = _put(root, parent, layers, classes)
     if last not in holder._modules:
-        holder.add_module(last, layer or _named(name, nn.Module)())
+        name = classes.get(path, "Module").rpartition(".")[2]
+        holder.add_module(last, layers.get(path) or _named(name, nn.Module)())
+    return holder.get_submodule(last)
 
 
 @cache
@@ -175,7 +177,7 @@ def _argument(node: fx.Node, index: int) -> Any:
     """An argument of a function by its place in the schema; None if it has its default."""
     if index < len(node.args):
         return node.args[index]
-    schema: Any = getattr(node.target, "_schema")
+    schema: Any = node.target._schema
     return node.kwargs.get(schema.arguments[index].name)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from surgery.graft.programs.modules import build, parameters_of, reads_of, stack_of
 from surgery.graft.traced import ORIGIN
 
 
-def raised(graph: fx.Graph, specs: Any, tensors: dict[str, Tensor], root: nn.Module) -> fx.GraphModule:
+def raised(
+    graph: fx.Graph, specs: Any, tensors: dict[str, Tensor], root: nn.Module
+) -> fx.GraphModule:
     """``graph``, that of a program, as the graph of a module which holds ``tensors``.
 
     ``root`` has the graphs that it runs as one function (`wrap_with_set_grad_enabled`).

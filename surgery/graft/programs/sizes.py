@@ -51,7 +51,9 @@ def _values(shapes: Any, expression: Any) -> Iterator[Any]:
     choices: list[list[int]] = []
     for symbol in symbols:
         known = shapes.var_to_range.get(symbol)
-        low, high = (2, _TRIED) if known is None else (max(2, known.lower), min(_TRIED, known.upper))
+        low, high = (
+            (2, _TRIED) if known is None else (max(2, known.lower), min(_TRIED, known.upper))
+        )
         tried = {low, low + 1, low + 2, 7, 8, 64, high - 1, high}
         choices.append(sorted(int(size) for size in tried if low <= size <= high) or [int(high)])
     for sizes in islice(product(*choices), 500):

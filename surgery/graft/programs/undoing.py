@@ -181,4 +181,3 @@ def _target(name: str) -> Any:
     for part in rest:
         found = getattr(found, part)
     return found
-

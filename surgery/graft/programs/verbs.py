@@ -75,14 +75,18 @@ def _inputs(program: ExportedProgram) -> tuple[Any, ...]:
         args, kwargs = given
         spec: Any = program.call_spec.in_spec
         return tuple(pytree.tree_leaves((args, reorder_kwargs(kwargs, spec))))
-    users = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    users = {
+        s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT
+    }
     nodes = [n for n in program.graph.nodes if n.name in users]
     return tuple(pytree.tree_map(_like, n.meta["val"]) for n in nodes)
 
 
 def _like(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return torch.ones([int(size) for size in value.shape], dtype=value.dtype, device=value.device)
+        return torch.ones(
+            [int(size) for size in value.shape], dtype=value.dtype, device=value.device
+        )
     return int(value) if isinstance(value, torch.SymInt) else value
 
 
