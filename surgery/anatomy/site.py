@@ -77,7 +77,7 @@ class Core:
     It runs while the module at ``path`` does, as the ``order``-th core in one call of it. It is
     ``fused`` in one function (`scaled_dot_product_attention`, or all of `nn.MultiheadAttention`),
     made of ``products``: a matmul, a softmax and a matmul, or run by an ``interface`` of
-    transformers (`anatomy/interfaces.py`). ``heads`` is how many the model has
+    transformers (`huggingface/attention_functions.py`). ``heads`` is how many the model has
     before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
     one head. ``obstacle`` says why new keys cannot join it, if so, and ``fixed`` why nothing else
     can be done to it. Where a place has several cores of one size (differential attention),
@@ -316,6 +316,30 @@ def experts_site(weight: Site, experts: Experts) -> Site:
 def matrix_site(weight: Site, matrix: Matrix) -> Site:
     """The linear map whose weight is the parameter ``weight``: `attention.q`."""
     return replace(weight, kind="matrix", matrix=matrix, packed=weight.path.rpartition(".")[2])
+
+
+def site_elsewhere(site: Site, one: str, other: str) -> Site:
+    """``site``, which lies in the module ``one``, as it stands in ``other``, a module just like it."""
+
+    def within(path: str) -> bool:
+        return path == one or path.startswith((f"{one}.", f"{one}["))
+
+    def moved(path: str) -> str:
+        return other + path[len(one) :] if within(path) else path
+
+    def moved_port(port: Port) -> Port:
+        return replace(port, path=moved(port.path))
+
+    return replace(
+        site,
+        path=moved(site.path),
+        paths=tuple(moved(path) for path in site.paths if within(path)),
+        entry=moved_port(site.entry),
+        exit=moved_port(site.exit),
+        residual=moved_port(site.residual) if site.residual else None,
+        norm=moved(site.norm) if site.norm else None,
+        members=tuple(map(moved, site.members)),
+    )
 
 
 def covers(place: str, path: str) -> bool:

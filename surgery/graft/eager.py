@@ -21,12 +21,13 @@ from surgery.graft.graphs.held import Held
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored, set_class
-from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import MemorySlots, memory_slots
 from surgery.graft.tokens.sequences import token_slots
 from surgery.graft.weights.effective import write_effective
+from surgery.huggingface import generation
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer, native_layer
+from surgery.layers import Layer
+from surgery.planning.layers import native_layer
 from surgery.rules.prompts import TokenChange, token_change
 
 PREFIX = "_surgery_"
@@ -226,7 +227,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     fastpath.close(model, adapted)
     # A gate that averages over tokens reads the plain mask as well.
     if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
-        masks.keep_plain(model)
+        generation.keep_plain(model)
 
 
 def _runs(module: nn.Module) -> bool:
@@ -260,7 +261,7 @@ def uninstall(model: nn.Module) -> None:
     """
     modules = all_modules(model)
     fastpath.reopen(modules)
-    masks.undo(modules)
+    generation.undo(modules)
     for module in modules:
         if is_adapted(module):
             set_class(module, base_class(module))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.record import Call, Key, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
-
-_MASKS = ("encoder_attention_mask", "encoder_padding_mask", "memory_key_padding_mask")
-"""What the mask of an encoder's tokens is called where no forward has shown it."""
+from surgery.huggingface.names import MEMORY_MASKS
 
 
 def memory_of(
@@ -55,7 +54,7 @@ def _given(flow: Flow, reader: Call, states: int) -> str | None:
     """The argument of ``reader`` with the states, or with what a projection made of each."""
     for name, values in reader.inputs.items():
         for key, value in values:
-            alike = flow.record.shapes[value][:2] == flow.record.shapes[states][:2]
+            alike = flow.dims.alike(value, states)
             if key is None and alike and flow.is_hidden(value) and flow.depends(value, states):
                 return name
     return None
@@ -67,7 +66,7 @@ def _mask(flow: Flow, reader: Call, mask: int | None) -> str | None:
             if key is None and mask is not None and flow.same(value) == flow.same(mask):
                 return name
     accepted = inspect.signature(flow.paths.modules[reader.path].forward).parameters
-    return next((name for name in _MASKS if name in accepted), None)
+    return next((name for name in MEMORY_MASKS if name in accepted), None)
 
 
 def _kept(flow: Flow, encoder: Call, last: int, states: int) -> bool:
@@ -98,6 +97,6 @@ def _all_alike(flow: Flow, op: Op, states: int) -> bool:
 
 def _alike(flow: Flow, value: int, states: int) -> bool:
     """Whether ``value`` has the batch and the length of ``states``, in one order or the other."""
-    shapes = flow.record.shapes
-    found, wanted = shapes[value][:2], shapes[states][:2]
-    return found in (wanted, wanted[::-1]) and len(shapes[value]) > 2
+    dims = flow.dims
+    either = dims.alike(value, states) or dims.alike(value, states, TURNED)
+    return either and len(flow.record.shapes[value]) > 2

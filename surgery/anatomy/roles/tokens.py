@@ -6,36 +6,17 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.exits import Exits, Stack
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.memory import memory_of
+from surgery.anatomy.roles.padding import unpadded
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Memory, Port, Site, Tokens
-
-_NAMES = {
-    "embeds": ("inputs_embeds", "input_embeds", "decoder_inputs_embeds"),
-    "mask": ("attention_mask", "mask", "decoder_attention_mask", "input_mask"),
-    "positions": ("position_ids", "positions", "decoder_position_ids", "input_pos", "pos"),
-    "types": ("token_type_ids", "token_types", "segment_ids"),
-    "cache": (
-        "past_key_values",
-        "past_key_value",
-        "kv_cache",
-        "cache",
-        "past",
-        "cache_params",
-        "past_buckets_states",
-        "state",
-        "mems",
-    ),
-}
-"""What the arguments beside the ids are called where no forward has shown them."""
-
+from surgery.huggingface.names import ARGUMENTS, CAUSAL, marks_padding
 
 _REPLACING = ("where", "masked_fill", "setitem", "getitem")
-_CAUSAL = "decoder_causal_mask"
-"""What the mask of a decoder, [length, length], is called where its caller makes it but while decoding."""
 
 
 class Stacks:
@@ -56,7 +37,7 @@ class Stacks:
 
         Where nothing looks the very ids up, some of them may be replaced before: those of images.
         """
-        yield from list(self._looked_up(self.flow.same)) or self._looked_up(self._unmasked)
+        yield from list(self._looked_up(self._unpadded)) or self._looked_up(self._unmasked)
 
     def _looked_up(self, origin: Callable[[int], int]) -> Iterator[Site]:
         """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
@@ -77,6 +58,9 @@ class Stacks:
             site = self._site(stack, stacks)
             if site is not None:
                 yield site
+
+    def _unpadded(self, value: int) -> int:
+        return unpadded(self.flow, value)
 
     def _unmasked(self, value: int) -> int:
         """``value`` before some of its elements were replaced, or a slice took them all."""
@@ -167,21 +151,23 @@ class Stacks:
                     return
 
     def _turned(self, stack: Stack) -> bool:
-        """Whether tokens are looked up with the length first."""
-        given = self.record.shapes[stack.ids]
-        looked_up = self.record.shapes[stack.lookup.outputs[0]][:2]
-        return looked_up != given and looked_up == given[::-1]
+        """Whether tokens are looked up with the length first (XLNet, FSMT)."""
+        dims, looked_up = self.flow.dims, stack.lookup.outputs[0]
+        turned = dims.alike(looked_up, stack.ids, TURNED)
+        return turned and not dims.alike(looked_up, stack.ids)
 
     def _causal(self, stack: Stack, known: set[Any]) -> str | None:
         """The argument that tells of each token which it sees, [length, length]."""
         batch, length = self.record.shapes[stack.ids]
         for name, values in stack.reader.inputs.items():
             key, value = values[0]
-            square = self.record.shapes[value] == (length, length) and key is None
-            if square and name not in known and (self.flow.is_hidden(value) or batch != length):
+            if key is not None or name in known or len(self.record.shapes[value]) != 2:
+                continue
+            doubt = self.flow.is_hidden(value) or batch != length
+            if self.flow.dims.alike(value, stack.ids, ((0, 1), (1, 1)), doubt):
                 return name
         accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
-        return _CAUSAL if _CAUSAL in accepted else None
+        return CAUSAL if CAUSAL in accepted else None
 
     def _memory(
         self, stack: Stack, exit: Port | None, mask: str | None, stacks: list[Stack]
@@ -203,18 +189,19 @@ class Stacks:
         accepted = [name for name in inspect.signature(module.forward).parameters if name != ids]
         found = {
             use: next((name for name in names if name in accepted), None)
-            for use, names in _NAMES.items()
+            for use, names in ARGUMENTS.items()
         }
-        shape = self.record.shapes[reader.inputs[ids][0][1]]
+        given = reader.inputs[ids][0][1]
         for name, values in reader.inputs.items():
-            value = values[0][1]
-            alike = self.record.shapes[value] == shape and values[0][0] is None
+            key, value = values[0]
+            flat = key is None and len(self.record.shapes[value]) == 2
+            alike = flat and self.flow.dims.alike(value, given)
             known = name == ids or name in found.values() or name not in accepted
             if known or not alike or self.record.dtypes[value].is_floating_point:
                 continue
             use = self._use(reader, value)
             # In a padding mask ones are what is not there.
-            if use is not None and found[use] is None and "padding" not in name:
+            if use is not None and found[use] is None and not marks_padding(name):
                 found[use] = name
         return found
 
