@@ -35,7 +35,7 @@ def is_effective(program: Program, layer: Layer) -> bool:
     may be added.
     """
     found = merged(program, layer)
-    if isinstance(found, NotAffine) or program.uses("dropout"):
+    if isinstance(found, NotAffine) or program.is_random:
         return False
     return takes_offset(layer) or is_number(found.bias, 0)
 

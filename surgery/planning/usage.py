@@ -16,6 +16,7 @@ from surgery.anatomy.record import Record
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
+from surgery.anatomy.varied import Varied
 from surgery.language.diagnostics import SurgeryError
 from surgery.layers import Layer
 
@@ -47,7 +48,8 @@ class Usage:
         found = self._recorded
         if isinstance(found, SurgeryError):
             return read(self.model, self.example_inputs)
-        return Anatomy(found, self.paths)
+        sizes = Varied(self.model, self.example_inputs, self.paths, found)
+        return Anatomy(found, self.paths, sizes)
 
     @cached_property
     def _recorded(self) -> Record | SurgeryError:
