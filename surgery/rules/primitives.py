@@ -12,7 +12,7 @@ from typing import Any
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
 from surgery.rules.primitive import Primitive, Ways, elements, free
-from surgery.rules.ranges import COUNT, RATE, SIZE
+from surgery.rules.ranges import COUNT, NUMBER, RATE, SIZE
 
 
 def _first(value: Dim, size: Dim) -> Dim:
@@ -31,15 +31,15 @@ _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
 _FUNCTIONAL = "torch.nn.functional."
 
-_function = partial(
-    Primitive,
-    arguments="x",
-    says="of each element",
-    shape=signatures.same,
-    elementwise=True,
-    rows=(0,),
-)
-"""A function of each element."""
+
+def _function(
+    name: str, arguments: str = "x", says: str = "of each element", **fields: Any
+) -> Primitive:
+    """A function of each element."""
+    same = signatures.same
+    return Primitive(name, arguments, says, same, elementwise=True, rows=(0,), **fields)
+
+
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
 
 # What a row's fields mean is said in `rules/primitive.py`. Rows stand as the reference shows them.
@@ -136,6 +136,15 @@ _TABLE = (
     _function("abs", torch="torch.abs", zeros=(0,), idempotent=True, real=True),
     _function(
         "identity", torch="operator.pos", cost=free, linear=_FIRST, zeros=(0,), inference=True
+    ),
+    _function(
+        "leaky_relu",
+        "x, slope?",
+        "of each element; below 0 it has this slope, or 0.01",
+        torch=_FUNCTIONAL + "leaky_relu",
+        zeros=(0,),
+        numbers=((1, NUMBER),),
+        real=True,
     ),
     Primitive(
         "dropout",
