@@ -11,7 +11,7 @@ from typing import Any
 
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
-from surgery.rules.primitive import Primitive, Ways, elements, free
+from surgery.rules.primitive import Form, Primitive, Ways, elements, free
 from surgery.rules.ranges import COUNT, NUMBER, RATE, SIZE
 
 
@@ -38,6 +38,16 @@ def _function(
     """A function of each element."""
     same = signatures.same
     return Primitive(name, arguments, says, same, elementwise=True, rows=(0,), **fields)
+
+
+def _reduction(
+    name: str, torch: str, says: str = "the dim stays, as 1", form: Form = "over", **fields: Any
+) -> Primitive:
+    """What makes one value of all those along a dim."""
+    shape = signatures.reduced
+    return Primitive(
+        name, "x, over = d", says, shape, torch, form, zeros=(0,), reduces=True, **fields
+    )
 
 
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
@@ -184,6 +194,7 @@ _TABLE = (
         free,
         zeros=(0,),
     ),
+    # LoKr: the update is a product of a small matrix and one of low rank.
     Primitive(
         "kron",
         "A[a, b], B[c, d]",
@@ -193,6 +204,7 @@ _TABLE = (
         "matrices",
         zeros=(0, 1),
     ),
+    # DoRA: the norm of an output's weights, that is of a row; `over_norm` divides by it.
     Primitive(
         "row_norm",
         "A[n, m]",
@@ -204,6 +216,7 @@ _TABLE = (
         zeros=(0,),
         rows=(0,),
     ),
+    # IA³ and VeRA scale outputs, so rows of the weight; it is what their merges are made of.
     Primitive(
         "scale_rows",
         "A[n, m], v[n]",
@@ -215,52 +228,16 @@ _TABLE = (
         neutral=((1, 1),),
         rows=(0, 1),
     ),
-    Primitive(
-        "mean",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.mean",
-        "over",
-        linear=_FIRST,
-        zeros=(0,),
-        of_constant=_first,
-        reduces=True,
-    ),
-    Primitive(
-        "sum",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.sum",
-        "over",
-        linear=_FIRST,
-        zeros=(0,),
-        of_constant=Dim.__mul__,
-        reduces=True,
-    ),
-    Primitive(
-        "max",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.amax",
-        "over",
-        zeros=(0,),
-        of_constant=_first,
-        reduces=True,
-        real=True,
-    ),
-    Primitive(
+    _reduction("mean", "torch.mean", linear=_FIRST, of_constant=_first),
+    _reduction("sum", "torch.sum", linear=_FIRST, of_constant=Dim.__mul__),
+    _reduction("max", "torch.amax", of_constant=_first, real=True),
+    # UniPELT: gates see the mean of the real tokens of an example.
+    _reduction(
         "pool",
-        "x, over = d",
-        "the mean over tokens that are not padding; the dim stays, as 1",
-        signatures.reduced,
         "torch.mean",
+        "the mean over tokens that are not padding; the dim stays, as 1",
         "tokens",
-        zeros=(0,),
         of_constant=_first,
-        reduces=True,
     ),
     Primitive(
         "softmax",
@@ -294,6 +271,7 @@ _TABLE = (
         free,
         linear=_BOTH,
     ),
+    # Prefixes: every query attends to the new keys, whatever the mask says of the model's own.
     Primitive(
         "reveal",
         "mask, n, along = t",
@@ -303,6 +281,7 @@ _TABLE = (
         cost=free,
         numbers=((1, COUNT),),
     ),
+    # UniPELT: a gate is one number per example, and scales keys, which have heads and lengths too.
     Primitive(
         "align",
         "g, k",
@@ -314,6 +293,7 @@ _TABLE = (
         shorter=signatures.aligned,
         only_shape=(1,),
     ),
+    # Li & Liang: the network of a prefix makes keys of all heads side by side.
     Primitive(
         "split_heads",
         "x[n, h * d], h",
@@ -325,6 +305,7 @@ _TABLE = (
         zeros=(0,),
         numbers=((1, SIZE),),
     ),
+    # Liu et al. (P-tuning): the prompt encoder; torch's gates, in torch's order.
     Primitive(
         "bilstm",
         "x[n, d], I[2, 4 * w, d], H[2, 4 * w, w], i[2, 4 * w], h[2, 4 * w]",
@@ -335,6 +316,7 @@ _TABLE = (
         signatures.bilstm_cost,
         real=True,
     ),
+    # P-tuning at free places: the tokens to be replaced stand in the text.
     Primitive(
         "place",
         "P, e, token",
