@@ -58,7 +58,27 @@ class LogSumSoftmax(SoftmaxForm):
         return (scores - total).exp()
 
 
-FORMS: dict[str, SoftmaxForm] = {form.function: form for form in (WholeSoftmax(), LogSumSoftmax())}
+class QuotientSoftmax(SoftmaxForm):
+    """`e / e.sum(-1)` of `e = exp(x)`, with or without a shift of x, or more in the sum.
+
+    So code ported from other libraries has it, and softmaxes that may weigh nothing: e / (1 + Σ e).
+    """
+
+    function, ends = "sum", "div"
+
+    def applies(self, args: Sequence[Any], kwargs: Any, rank: int, last: str) -> bool:
+        return last == "exp" and super().applies(args, kwargs, rank, last)
+
+    def is_end(self, given: Sequence[Any], totals: Sequence[Any]) -> bool:
+        return any(given[-1] is total for total in totals)
+
+    def weights(self, scores: Any, total: Any, given: Sequence[Any]) -> Any:
+        return scores / given[-1]
+
+
+FORMS: dict[str, SoftmaxForm] = {
+    form.function: form for form in (WholeSoftmax(), LogSumSoftmax(), QuotientSoftmax())
+}
 
 
 def axis(args: Sequence[Any], kwargs: Any, default: int | None) -> Any:

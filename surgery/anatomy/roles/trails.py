@@ -23,7 +23,7 @@ SCORED = PRODUCTS - _names("addmm addbmm tensordot mv")
 
 ALIKE = _names("""
     to type type_as float half bfloat16 double contiguous clone tanh clamp clamp_min clamp_max
-    dropout identity neg relu sigmoid softplus nan_to_num exp
+    dropout identity neg relu sigmoid softplus nan_to_num exp detach
     """)
 """Every score alike, whichever key it is of."""
 
@@ -39,7 +39,7 @@ VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze sque
 MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
-KEEPS = VIEWS | MOVES | {"getitem", "slice"}
+KEEPS = VIEWS | MOVES | {"getitem", "slice", "detach"}
 """What leaves the scores that it is given to be read again."""
 
 STEPS = ALIKE | SCALED | JOINED | KEEPS
