@@ -38,8 +38,9 @@ class Mixture:
 
 def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
-    for linear in linears.values():
-        if _routes(flow, linears, linear):
+    routing = _routing(flow, linears)
+    for index, linear in linears.items():
+        if index in routing:
             found = _around(flow, linear, ports)
             if found is not None:
                 yield found
@@ -97,22 +98,31 @@ def _around_path(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
-    """Whether the scores of ``linear`` decide, by topk, where the values go."""
-    if len(flow.record.shapes[linear.op.outputs[0]]) > 3:
-        return False
+def _routing(flow: Flow, linears: Mapping[int, Linear]) -> set[int]:
+    """The linears whose scores decide, by topk, where the values go.
+
+    They are looked for from the choices on: a walk ahead from each linear would follow the residual
+    stream to the end of the model.
+    """
     allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
-    def stop(op: Op) -> bool:
+    def stop(_: int, op: Op) -> bool:
         return op.index in linears or flow.kinds[op.index] not in allowed
 
-    for op in flow.forward(linear.op.outputs[0], stop):
-        kind = flow.kinds[op.index]
-        # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
-        chosen = kind == "max" and len(op.outputs) == 2 and _is_used(flow, op.outputs[1])
-        if (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op):
-            return any(call.path for call in flow.record.stack(op.call))
-    return False
+    found: set[int] = set()
+    for op in flow.ops:
+        if _chooses(flow, op) and any(call.path for call in flow.record.stack(op.call)):
+            for value in op.inputs:
+                found |= {made.index for made in flow.backward(value, stop)} & linears.keys()
+    return {i for i in found if len(flow.record.shapes[flow.ops[i].outputs[0]]) <= 3}
+
+
+def _chooses(flow: Flow, op: Op) -> bool:
+    """Whether ``op`` is a choice by scores that may be of experts."""
+    kind = flow.kinds[op.index]
+    # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+    chosen = kind == "max" and len(op.outputs) == 2 and _is_used(flow, op.outputs[1])
+    return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
 
 
 def _picks_keys(flow: Flow, op: Op) -> bool:

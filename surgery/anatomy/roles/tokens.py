@@ -80,17 +80,20 @@ class Stacks:
             value = alike[0]
 
     def _stack(self, lookup: Op, origin: Callable[[int], int]) -> Stack | None:
-        """The innermost call with both ``lookup`` and layers inside that is given its ids."""
+        """The innermost call with both ``lookup`` and layers inside that is given its ids.
+
+        In a traced graph it is the graph itself: of modules that it flattened only names are left.
+        """
         given = [v for v in lookup.inputs if not self.record.dtypes[v].is_floating_point]
         if not given or not any(self.flow.owned(v) for v in lookup.inputs):
             return None
         ids = origin(given[0])
         for call in self.record.stack(lookup.call):
-            for name, values in call.inputs.items():
+            for name, values in call.inputs.items() if not call.virtual else ():
                 for key, value in values:
                     whole = key is None and len(self.record.shapes[value]) == 2
                     if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
-                        return None if call.virtual else Stack(lookup, call, name, value)
+                        return Stack(lookup, call, name, value)
         return None
 
     def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:

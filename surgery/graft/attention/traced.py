@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import fx
 
 from surgery.anatomy.site import Core
@@ -14,6 +15,8 @@ from surgery.language.diagnostics import error
 from surgery.rules.expression import Expression
 from surgery.rules.program import Program
 
+_FUSED = (ATTENTION, torch.ops.aten.scaled_dot_product_attention.default)
+
 
 def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
     """The node that is ``core``, among those of the module that runs it.
@@ -22,7 +25,7 @@ def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
         SurgeryError: S417 if the graph has it in another form.
 
     """
-    found = [n for n in nodes if n.target is ATTENTION]
+    found = [n for n in nodes if n.target in _FUSED]
     if core.how == "products" or core.order >= len(found):
         raise error(
             "S417",
