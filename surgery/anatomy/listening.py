@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from surgery.anatomy.graph import Access
 from surgery.anatomy.interpret import class_name, interpret
-from surgery.anatomy.record import Access
 from surgery.anatomy.trace import Recorder
 
 

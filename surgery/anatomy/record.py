@@ -8,6 +8,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.fx import Node
+
+from surgery.anatomy import graph
+from surgery.anatomy.graph import Recording
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -152,3 +156,79 @@ class Record:
                 if self.producer[value] >= 0:
                     result.add_edge(self.producer[value], op.index, value=value)
         return result
+
+
+def numbered(recording: Recording) -> Record:
+    """A recording with numbers for its values and operators, as roles read it."""
+    values = recording.values
+    number = {value: i for i, value in enumerate(values)}
+
+    def noted(thing: Any) -> Any:
+        if isinstance(thing, Node):
+            return Value(number[thing])
+        if isinstance(thing, (tuple, list)):
+            return tuple(noted(x) for x in thing)
+        if isinstance(thing, dict):
+            return {k: noted(v) for k, v in thing.items()}
+        return thing
+
+    ops = []
+    for op in recording.ops:
+        function = graph.function_of(op)
+        befores = [
+            b
+            for v in graph.outputs_of(op)
+            if (b := graph.before_of(v)) is not None and b not in graph.inputs_of(op)
+        ]
+        inputs = (*graph.inputs_of(op), *befores)
+        args = noted(op.args) if function else (noted(op.args[0]),)
+        ops.append(
+            Op(
+                graph.index_of(op),
+                graph.name_of(op),
+                args,
+                noted(op.kwargs),
+                tuple(number[v] for v in inputs),
+                tuple(number[v] for v in graph.outputs_of(op)),
+                graph.call_of(op),
+                function,
+            )
+        )
+
+    def keyed(items: Any) -> Any:
+        return [(k, number[v]) for k, v in items]
+
+    calls = [
+        Call(
+            c.number,
+            c.path,
+            c.parent,
+            {n: keyed(v) for n, v in c.inputs.items()},
+            c.first,
+            keyed(c.outputs),
+            c.last,
+            c.virtual,
+            c.kind,
+        )
+        for c in recording.calls
+    ]
+    return Record(
+        ops,
+        calls,
+        [graph.shape_of(v) for v in values],
+        [graph.dtype_of(v) for v in values],
+        [-1 if (m := graph.maker_of(v)) is None else graph.index_of(m) for v in values],
+        {number[v]: n for v, n in recording.parameters.items()},
+        {number[v]: n for v, n in recording.buffers.items()},
+        recording.how,
+        {number[v]: c for v in values if (c := graph.count_of(v)) is not None},
+        {number[v]: t for v, t in recording.indices.items()},
+        [graph.strides_of(v) for v in values],
+        [graph.storage_of(v) for v in values],
+        {number[v] for v in recording.kept},
+        recording.accesses,
+        recording.direct,
+        recording.followed,
+        {number[v] for v in recording.strangers},
+        None if recording.blind is None else {graph.index_of(op) for op in recording.blind},
+    )

@@ -12,11 +12,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.graph import Recording
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.interfaces import outlined
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Record
+from surgery.anatomy.record import Record, numbered
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
 from surgery.language.diagnostics import Diagnostic, SurgeryError
@@ -41,7 +42,7 @@ def record(
     for inputs in candidates(model, given):
         for how in ways[:1] if cheap and ways[0] == "fake" else ways:
             try:
-                return _recorded(model, inputs, paths, how, training)
+                return numbered(recorded(model, inputs, paths, how, training))
             except Exception as failure:
                 failures.append((how, failure))
     if not failures:
@@ -57,7 +58,10 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
     return ("real", "fake") if small else ("fake", "real")
 
 
-def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool) -> Record:
+def recorded(
+    model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool = False
+) -> Recording:
+    """One run of ``model`` on these inputs, on real or fake tensors; nothing of it stays."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
     recorder = Recorder(paths, fake)
     with ExitStack() as stack:
@@ -65,7 +69,7 @@ def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training
         stack.enter_context(untouched(model, copy=fake is None, training=training))
         convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
         args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
-        recorder.given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        recorder.given(pytree.tree_leaves((args, kwargs)))
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(_uncompiled())
