@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graph import Recording
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
-from surgery.anatomy.interfaces import outlined
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record, numbered
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
+from surgery.huggingface.attention_functions import outlined
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
 
@@ -94,7 +94,7 @@ def _explained(model: nn.Module, failures: list[tuple[str, Exception]], given: b
     _, first = failures[0]
     text = str(first).strip().splitlines()
     reason = f"{type(first).__name__}: {text[0]}" if text else type(first).__name__
-    inputs = "the example inputs" if given else "inputs made up for it"
+    inputs = "the example inputs" if given else "generated inputs"
     return Diagnostic(
         "S502",
         f"{type(model).__name__} does not run on {inputs}: {reason}",

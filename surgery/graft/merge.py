@@ -19,8 +19,8 @@ from surgery.graft.rebase import rebase
 from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
+from surgery.planning.edit import Edit
 from surgery.planning.layers import Layer
-from surgery.planning.plan import Edit
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -44,14 +44,14 @@ class MergeReport:
 
     def __str__(self) -> str:
         lines = [
-            f"Merged: {len(self.merged)} methods into {len({s for s, _ in self.merged})} layers."
+            f"Merged {len(self.merged)} adapters into {len({s for s, _ in self.merged})} layers."
         ]
         reasons: dict[str, list[str]] = {}
         for s in self.stayed:
             reasons.setdefault(f"{s.child}: {s.reason}", []).append(s.site)
         for reason, sites in reasons.items():
             more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
-            lines.append(f"Stayed: {sites[0]}{more}, {reason}.")
+            lines.append(f"Not merged: {sites[0]}{more}, {reason}.")
         return "\n".join(lines)
 
 
@@ -76,7 +76,7 @@ class _Draft:
 
     @property
     def report(self) -> MergeReport:
-        merged = tuple((e.site, e.child) for e in self.edits)
+        merged = tuple(e.key for e in self.edits)
         return MergeReport(merged, tuple(self.stayed))
 
 
@@ -84,7 +84,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
     """Merge for good all that merges; the rest stays grafted.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S513 if nothing of it merges; S520 inside
+        SurgeryError: S512 if nothing was applied; S513 if nothing can be merged; S520 inside
             `merged` and `disabled`; S523 if the model has lost what was applied.
 
     """
@@ -95,7 +95,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
         if not draft.work:
             first = draft.stayed[0] if draft.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
-            raise error("S513", "nothing here merges", help=help)
+            raise error("S513", "nothing can be merged", help=help)
         _carry_out(model, surgery, draft)
         _outdate(model, draft)
     return draft.report
@@ -165,19 +165,19 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
     draft, became = _Draft(), Became(model)
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
-        obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
-        if first.operator == "linear" and first.layer is not None and obstacle is None:
+        obstacle = next((o for e in site.edits if (o := e.derived.obstacle)), None)
+        if first.signature.kind == "linear" and first.layer is not None and obstacle is None:
             obstacle = became.replaced(first)
-        if first.operator != "linear" or first.layer is None or obstacle:
+        if first.signature.kind != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
-                reason = obstacle or edit.reason or "it is not in one layer"
-                draft.stayed.append(Stayed(edit.site, edit.child, reason))
+                reason = obstacle or edit.derived.reason or "it is not in one layer"
+                draft.stayed.append(Stayed(*edit.key, reason))
             continue
         inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
-                reason = edit.reason or "it stands behind what does not merge"
-                draft.stayed.append(Stayed(edit.site, edit.child, reason))
+                reason = edit.derived.reason or "it follows a method that cannot be merged"
+                draft.stayed.append(Stayed(*edit.key, reason))
         if not inside:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
@@ -186,7 +186,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         if tied is None:
             draft.work[path] = work
         else:
-            draft.stayed += [Stayed(e.site, e.child, tied) for e in edits]
+            draft.stayed += [Stayed(*e.key, tied) for e in edits]
     return draft
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from surgery.graft.apply import disabled_specs
 from surgery.graft.container import find_graft
 from surgery.graft.merge import merged_specs
-from surgery.planning.plan import Edit
+from surgery.planning.edit import Edit
 from surgery.promises.keeping import checksums
 from surgery.promises.running import copied, relative_error, same_bits
 from surgery.promises.trial import Trial
@@ -41,7 +41,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     with merged_specs(trial.model):
         stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
         whole = relative_error(trial.run(), adapted)
-        behind = {e.whole for e in stayed}
+        behind = {e.site.whole for e in stayed}
         seen = {path: call for path, call in seen.items() if path not in behind}
         for path, call in seen.items():
             error = _again(trial.model.get_submodule(path), call)
@@ -52,11 +52,12 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     merged = len(trial.plan.edits) - len(stayed)
     for edit in stayed:
         finding.require(
-            not edit.merges, f"`{edit.child}` at `{edit.site}` stayed, and should merge"
+            not edit.derived.merges,
+            f"`{edit.method.child}` at `{edit.site.name}` was not merged, although it can be",
         )
     finding.remarks += why
     if not merged and not finding.faults:
-        return not_promised(promise, "nothing of it merges", *why)
+        return not_promised(promise, "nothing can be merged", *why)
     finding.require(whole <= trial.tolerance, f"the output differs by {whole:.1e} of its size")
     effect = relative_error(adapted, trial.base.output)
     if effect < trial.tolerance:
@@ -70,7 +71,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
 
 def leaving_undoes(trial: Trial) -> Verdict:
     """After `merged` and `disabled` every bit is as before; inside `disabled` the base runs."""
-    finding = Finding("leaving undoes")
+    finding = Finding("contexts restore")
     model = trial.model
     adapted, sums = trial.run(), checksums(model)
     for name, context in (("merged", merged_specs), ("disabled", disabled_specs)):
@@ -84,8 +85,10 @@ def leaving_undoes(trial: Trial) -> Verdict:
         finding.require(not changed, f"leaving `{name}` changed {changed[:3]}")
         finding.require(now.keys() == sums.keys(), f"leaving `{name}` changed the names")
         same = same_bits(trial.run(), adapted) or not trial.base.repeats
-        finding.require(same, f"the output after leaving `{name}` is another")
-    return finding.verdict(f"`merged` and `disabled`: the same bits, {some(len(sums), 'tensor')}")
+        finding.require(same, f"the output after leaving `{name}` differs")
+    return finding.verdict(
+        f"`merged` and `disabled`: bitwise identical, {some(len(sums), 'tensor')}"
+    )
 
 
 def _layers(trial: Trial) -> list[str]:
@@ -93,9 +96,9 @@ def _layers(trial: Trial) -> list[str]:
     if isinstance(trial.model, fx.GraphModule):
         return []
     return [
-        e.whole
-        for e in {e.whole: e for e in trial.plan.edits}.values()
-        if e.operator == "linear" and e.layer is not None and not e.layer.read
+        e.site.whole
+        for e in {e.site.whole: e for e in trial.plan.edits}.values()
+        if e.signature.kind == "linear" and e.layer is not None and not e.layer.read
     ]
 
 
@@ -106,8 +109,8 @@ def _stands(model: nn.Module, edit: Edit) -> bool:
 def _reasons(stayed: list[Edit]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for edit in stayed:
-        reason = edit.obstacle or edit.reason or "it stands behind what does not merge"
-        groups.setdefault(f"`{edit.child}`: {reason}", []).append(edit.site)
+        reason = edit.derived.unmerged or "it follows a method that cannot be merged"
+        groups.setdefault(f"`{edit.method.child}`: {reason}", []).append(edit.site.name)
     return [f"stays at {shortened(sites)}, {reason}" for reason, sites in groups.items()]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from surgery.language import syntax
@@ -27,17 +27,6 @@ from surgery.rules.values import Declaration
 
 
 @dataclass(frozen=True)
-class Grown:
-    """A parameter of a rule, its sizes as polynomials of the site's dims and the arguments."""
-
-    name: str
-    shape: str
-    init: str
-    frozen: bool
-    shared: str | None
-
-
-@dataclass(frozen=True)
 class Claims:
     """All that a rule promises. ``merge`` gives weight and bias; without one, ``reason`` is why."""
 
@@ -52,7 +41,7 @@ class Claims:
     merge: dict[str, str] | None
     brings_bias: bool
     reason: str | None
-    parameters: tuple[Grown, ...]
+    parameters: tuple[Declaration, ...]
     elements: str
     flops: str
     requires: tuple[str, ...]
@@ -61,14 +50,21 @@ class Claims:
     def merges(self) -> str:
         """The merge in a phrase."""
         if self.kind == "block":
-            return "as the verb it is given to says"
+            return "as decided by the verb that takes it"
         if self.merge is None:
-            verb = "merges" if self.reason and self.reason.startswith("as") else "does not merge:"
+            verb = "merges" if self.reason and self.reason.startswith("as") else "cannot be merged:"
             return f"{verb} {self.reason}"
         return merging(self.merge, self.brings_bias)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All of it as JSON data; sizes are polynomials of the site's dims and the arguments."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**held, "parameters": [_declared(d) for d in self.parameters]}
+
+
+def _declared(d: Declaration) -> dict[str, Any]:
+    shape, init = show_shape(d.shape), str(d.init)
+    return {"name": d.name, "shape": shape, "init": init, "frozen": d.frozen, "shared": d.shared}
 
 
 def claims_of(definition: Definition) -> Claims:
@@ -91,7 +87,7 @@ def claims_of(definition: Definition) -> Claims:
     formula = change_of(program.before, program)
     verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
     if verbs and not any(e.op == "block" for e in walk(program.result)):
-        starts = f"starts as the base if `{verbs[0]}` does"
+        starts = f"identity at init if `{verbs[0]}` is"
         reason = f"as `{verbs[0]}` does"
         formula = f"{verbs[0]} at the same place"
     return _claims(
@@ -125,7 +121,7 @@ def merge_of(program: Program) -> tuple[dict[str, str] | None, str | None]:
 def merging(merge: dict[str, str], brings_bias: bool) -> str:
     """A merge in a phrase."""
     shown = f"merges: {', '.join(f'{k} = {v}' for k, v in merge.items())}"
-    return f"{shown} (needs a bias, also where there is none)" if brings_bias else shown
+    return f"{shown} (adds a bias where there is none)" if brings_bias else shown
 
 
 def brings_bias(program: Program) -> bool:
@@ -178,7 +174,7 @@ def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Clai
         definition,
         "block",
         formula=str(value).replace("(x", f"({block.input.name}"),
-        starts="starts as zero" if is_zero else "does not start as zero",
+        starts="zero at init" if is_zero else "not zero at init",
         is_identity=is_zero,
         merge=None,
         brings_bias=False,
@@ -211,9 +207,6 @@ def _claims(
         for dim in d.shape:
             size = size * dim
         total = total + size
-    grown = tuple(
-        Grown(d.name, show_shape(d.shape), str(d.init), d.frozen, d.shared) for d in declared
-    )
     return Claims(
         node.name,
         kind,
@@ -226,7 +219,7 @@ def _claims(
         merge,
         brings_bias,
         reason,
-        grown,
+        declared,
         str(total),
         _plain(cost),
         requires,
@@ -236,12 +229,12 @@ def _claims(
 def _starts(program: Program) -> tuple[str, bool]:
     """How a site starts; a verb's block is taken to start as zero, and that is said."""
     if program.is_identity:
-        return "starts as the base", True
+        return "identity at init", True
     blocks = {str(e.attribute("name")) for e in walk(program.result) if e.op == "block"}
     result = at_start(program.result, program.params)
     if blocks and same_value(_without_blocks(result), program.base):
-        return f"starts as the base if `{'` and `'.join(sorted(blocks))}` starts as zero", False
-    return "does not start as the base", False
+        return f"identity at init if `{'` and `'.join(sorted(blocks))}` is zero at init", False
+    return "changes the output at initialization", False
 
 
 def _without_blocks(result: Expression) -> Expression:
