@@ -101,6 +101,11 @@ def function_of(op: Node) -> Callable[..., Any] | None:
     return None if op.target is hidden else cast("Callable[..., Any]", op.target)
 
 
+def argument_of(op: Node, at: int, name: str, default: Any = None) -> Any:
+    """What an operator was given at the place ``at``, or as ``name``."""
+    return op.args[at] if len(op.args) > at else op.kwargs.get(name, default)
+
+
 def after(value: Any, written: Any) -> Any:
     """``value``, once ``written`` has been: the same tensor, with what others wrote to it."""
     return value

@@ -16,7 +16,6 @@ from surgery.anatomy.graph import Recording
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Record, numbered
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
 from surgery.huggingface.attention_functions import outlined
@@ -29,7 +28,7 @@ def record(
     paths: Paths | None = None,
     training: bool = False,
     cheap: bool = False,
-) -> Record:
+) -> Recording:
     """Run ``model`` once and tell what it did; the model is left exactly as it was.
 
     Large models run on fake tensors, in no memory; small ones on real ones, which costs less and
@@ -42,7 +41,7 @@ def record(
     for inputs in candidates(model, given):
         for how in ways[:1] if cheap and ways[0] == "fake" else ways:
             try:
-                return numbered(recorded(model, inputs, paths, how, training))
+                return recorded(model, inputs, paths, how, training)
             except Exception as failure:
                 failures.append((how, failure))
     if not failures:

@@ -264,7 +264,8 @@ class Recorder(TorchFunctionMode):
             items = cast("dict[Any, Any]", thing).items()
             return {key: self.noted(item, inputs) for key, item in items}
         if isinstance(thing, slice):
-            parts = (thing.start, thing.stop, thing.step)
+            ends = cast("slice[Any, Any, Any]", thing)
+            parts = (ends.start, ends.stop, ends.step)
             return slice(*(self.noted(part, inputs) for part in parts))
         return thing
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from surgery.anatomy.graph import shape_of
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.read import Anatomy, read
 from surgery.anatomy.run import record
@@ -63,7 +64,7 @@ def test_a_program_is_read_by_the_sizes_it_was_exported_for() -> None:
         model, (), {"input_ids": ids}, dynamic_shapes={"input_ids": {1: length}}
     ).module()
     found = read(program)
-    assert found.record.shapes[found.record.calls[0].inputs["input_ids"][0][1]] == (2, 6)
+    assert shape_of(found.recording.calls[0].inputs["input_ids"][0][1]) == (2, 6)
     assert told(found) == told(read(model))
 
 

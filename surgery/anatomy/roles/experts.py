@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
+from torch.fx import Node
 
-from surgery.anatomy.record import Call, Op
+from surgery.anatomy.graph import Call, call_of, kind_of, outputs_of, shape_of
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
@@ -36,7 +37,7 @@ class Mixture:
     joins: bool
 
 
-def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterator[Mixture]:
+def mixtures(flow: Flow, linears: Mapping[Node, Linear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
     for linear in linears.values():
         if _routes(flow, linears, linear):
@@ -46,16 +47,16 @@ def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterato
 
 
 def expert_feed_forwards(
-    flow: Flow, linears: Mapping[int, Linear], found: Sequence[Mixture], known: Container[int]
+    flow: Flow, linears: Mapping[Node, Linear], found: Sequence[Mixture], known: Container[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards inside mixtures, which join no residual of their own.
 
     Those whose down is in ``known`` are left out.
     """
     for linear in linears.values():
-        path = linear.path or flow.record.calls[linear.op.call].path
+        path = linear.path or flow.recording.calls[call_of(linear.op)].path
         around = [m for m in found if covers(m.call.path, path)]
-        if linear.op.index in known or not around:
+        if linear.op in known or not around:
             continue
         # What makes a router's scores is no expert.
         if not any(flow.depends(mixture.linear.result, linear.result) for mixture in around):
@@ -83,27 +84,27 @@ def alike(
                     yield from ((name, role) for name in same)
 
 
-def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
+def _routes(flow: Flow, linears: Mapping[Node, Linear], linear: Linear) -> bool:
     """Whether the scores of ``linear`` decide, by topk, where the values go."""
-    if len(flow.record.shapes[linear.op.outputs[0]]) > 3:
+    if len(shape_of(outputs_of(linear.op)[0])) > 3:
         return False
     allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
-    def stop(op: Op) -> bool:
-        return op.index in linears or flow.kinds[op.index] not in allowed
+    def stop(op: Node) -> bool:
+        return op in linears or kind_of(op) not in allowed
 
-    for op in flow.forward(linear.op.outputs[0], stop):
-        kind = flow.kinds[op.index]
-        if kind in ("topk", "argmax") or (kind == "max" and len(op.outputs) == 2):
-            return any(call.path for call in flow.record.stack(op.call))
+    for op in flow.forward(outputs_of(linear.op)[0], stop):
+        kind = kind_of(op)
+        if kind in ("topk", "argmax") or (kind == "max" and len(outputs_of(op)) == 2):
+            return any(call.path for call in flow.recording.stack(call_of(op)))
     return False
 
 
 def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
     """The module that gives values to experts and collects them, if it does no more than that."""
     router = linear.path
-    inside = linear.call.parent if linear.call is not None else linear.op.call
-    for call in flow.record.stack(inside):
+    inside = linear.call.parent if linear.call is not None else call_of(linear.op)
+    for call in flow.recording.stack(inside):
         if not call.path:
             return None
         # The router may be a module around the linear, with the choice inside.
@@ -152,7 +153,7 @@ def _numbered(module: nn.Module) -> list[str]:
 
 def _chosen(flow: Flow, call: Call, router: str, linear: Linear) -> str | None:
     """The first module beside the router that is given its scores, and has weights."""
-    for inner in flow.record.calls[call.number + 1 :]:
+    for inner in flow.recording.calls[call.number + 1 :]:
         if inner.first > call.last:
             break
         path = inner.path
