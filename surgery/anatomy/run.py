@@ -60,7 +60,7 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
 def recorded(
     model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool = False
 ) -> Recording:
-    """One run of ``model`` on these inputs, on real or fake tensors; nothing of it stays."""
+    """What ``model`` does with ``inputs``, run in one way: on ``real`` or ``fake`` tensors."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
     recorder = Recorder(paths, fake)
     with ExitStack() as stack:

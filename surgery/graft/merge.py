@@ -13,14 +13,14 @@ from surgery.anatomy.modules import module_at
 from surgery.graft.apply import drop, enforce, keep
 from surgery.graft.became import Became
 from surgery.graft.contexts import Context, changing
-from surgery.graft.initialise import by_expert, compute
+from surgery.graft.initialise import by_expert, compute, run
 from surgery.graft.mergeable import mergeable
 from surgery.graft.rebase import rebase
 from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
+from surgery.layers import Layer
 from surgery.planning.edit import Edit
-from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -221,14 +221,9 @@ def _work(
     offset = compute(found.bias, layer, edits[0].sizes, value)
     if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
         offset = None
-    if layer.kind == "embedding" and offset is not None:
-        # A one-hot input sums to one, so the bias is the same row added to each.
-        matrix, offset = (
-            matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset),
-            None,
-        )
-    shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape)
+    if layer.kind.one_hot and offset is not None:
+        matrix, offset = layer.folded(run, matrix, offset), None
+    merged = layer.as_weight(run, matrix).to(weight.dtype).reshape(weight.shape)
     if merged.stride() != weight.stride():
         merged = torch.empty_like(weight).copy_(merged)
     if offset is None:
@@ -252,5 +247,5 @@ def _each(
             return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
 
         found = compute(matrix, layer, edit.sizes, one)
-        into.copy_(found.t() if layer.kind == "transposed" else found)
+        into.copy_(layer.kind.as_weight(run, layer, found))
     return merged

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from surgery.anatomy.site import Core, Port, Site
+from surgery.layers import Layer
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer
 from surgery.planning.spec import Spec
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Signature
@@ -39,7 +39,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Method:
+class PlannedMethod:
     """The method that one `on` statement of a spec applies.
 
     ``statement`` counts the spec's statements, ``text`` is what is written there, at ``place``; its
@@ -65,7 +65,7 @@ class Edit:
     site: Site
     layer: Layer | None
     sizes: dict[str, int]
-    method: Method
+    method: PlannedMethod
     tensors: tuple[Tensor, ...]
     derived: Derived
 

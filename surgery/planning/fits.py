@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.planning.own import check_own
 from surgery.planning.place import Place
 from surgery.planning.reading import changed, is_effective, named, needs_bias, takes_offset
@@ -51,9 +51,9 @@ def check_fit(place: Place, program: Program) -> None:
     if place.is_complex:
         _check_complex(program)
     if layer is not None:
-        if layer.kind in ("convolution", "embedding"):
+        if not layer.kind.features:
             check_patches(program.result)
-        if layer.is_closed and layer.kind in ("linear", "transposed"):
+        if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)
     if place.site.tokens is not None:

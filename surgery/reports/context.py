@@ -54,10 +54,11 @@ def _flops(model: nn.Module) -> int | None:
     total = 0
     for module in model.modules():
         layer = read_layer(module)
-        if layer is not None and layer.spatial:
-            return None
-        if layer is not None and layer.kind != "embedding":
-            total += 2 * layer.out * layer.into
+        if layer is not None:
+            flops = layer.kind.flops(layer)
+            if flops is None:
+                return None
+            total += flops
         elif isinstance(module, nn.MultiheadAttention):
             own = [p for p in module._parameters.values() if p is not None and p.dim() == 2]
             total += sum(2 * p.numel() for p in own)

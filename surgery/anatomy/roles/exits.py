@@ -21,6 +21,7 @@ from surgery.anatomy.graph import (
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Port
 
@@ -63,7 +64,7 @@ class Exits:
         value = self.last(stack)
         layers = self._layers(stack.reader, stack.lookup)
         if layers:
-            if shape_of(value)[:2] == shape_of(stack.ids) and not self._counted(stack, value):
+            if self._whole(stack, value) and not self._counted(stack, value):
                 for call in self._out_of(layers[-1], stack.reader):
                     port = self.ports.output(call, value)
                     if port is not None:
@@ -78,10 +79,23 @@ class Exits:
         given = self.returned(stack.reader, stack.ids, value)
         return Port(stack.reader.path, "output", None, given[0]) if given else None
 
+    def _whole(self, stack: Stack, value: Node) -> bool:
+        """Whether ``value`` has a place for each token, and none but for padding behind them."""
+        flow, dims = self.flow, self.flow.dims
+        if dims.alike(value, stack.ids):
+            return True
+        return any(
+            kind_of(op) in ("cat", "pad")
+            and dims.alike(inputs_of(op)[0], stack.ids)
+            and dims.alike(value, outputs_of(op)[0])
+            and pads(flow, op)
+            for op in flow.ops[stack.reader.first : stack.reader.last + 1]
+        )
+
     def returned(self, call: Call, ids: Node, value: Node) -> tuple[Key, Node] | None:
         """What ``call`` makes of ``value`` and returns: states of all tokens."""
         for key, made in call.outputs:
-            sequence = len(shape_of(made)) > 2 and shape_of(made)[:2] == shape_of(ids)
+            sequence = len(shape_of(made)) > 2 and self.flow.dims.alike(made, ids)
             if sequence and self.flow.depends(made, value):
                 return key, made
         return None
@@ -177,14 +191,15 @@ class Exits:
         """
         flow = self.flow
         found = outputs_of(stack.lookup)[0]
-        length = shape_of(stack.ids)[1]
+        length = shape_of(value)[1]
         for op in self._behind(stack, value):
             shape = shape_of(inputs_of(op)[0])
             reshaped = kind_of(op) in ("view", "reshape", "expand") and len(shape) > 2
-            if reshaped and shape[1:2] == (length,) and length in _numbers(op.args):
+            lengthy = flow.dims.alike(inputs_of(op)[0], value, ((1, 1),))
+            if reshaped and lengthy and length in _numbers(op.args):
                 return True
             for other in inputs_of(op):
-                beside = flow.is_hidden(other) and shape_of(other)[:2] == shape_of(stack.ids)
+                beside = flow.is_hidden(other) and flow.dims.alike(other, value)
                 if beside and flow.depends(other, found) and not flow.depends(other, value):
                     return True
         return self._picks(stack, value)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 from torch.fx import Node
 
-from surgery.anatomy.graph import Call, call_of, kind_of, outputs_of, shape_of
+from surgery.anatomy.graph import (
+    Call,
+    argument_of,
+    call_of,
+    inputs_of,
+    kind_of,
+    outputs_of,
+    readers,
+    shape_of,
+)
+from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
-from surgery.anatomy.site import covers
+from surgery.anatomy.site import Site, covers, site_elsewhere
 
 INNER = ("q", "k", "v", "o", "qkv", "qk", "kv", "up", "gate", "gate_up", "down", "linear")
 """Roles of layers inside an expert."""
@@ -66,22 +75,36 @@ def expert_feed_forwards(
 
 
 def alike(
-    found: Sequence[Mixture], roles: Mapping[str, Container[str]], modules: Mapping[str, nn.Module]
-) -> Iterator[tuple[str, str]]:
-    """Modules of experts, each with the role that its like has in another expert.
+    found: Sequence[Mixture],
+    sites: Mapping[str, Mapping[str, Site]],
+    modules: Container[str],
+) -> Iterator[tuple[str, Site]]:
+    """The sites in experts, each as it stands in the other experts of its mixture, with its role.
 
-    Few tokens do not reach all experts, so in a record some may never run.
+    Few tokens do not reach all experts, so in a record some may never run (Switch, NLLB).
     """
-    for mixture in found:
-        inner: dict[str, list[str]] = {}
-        for expert in mixture.expert:
-            inside = cast("Iterator[tuple[str, nn.Module]]", modules[expert].named_modules())
-            for rest, _ in inside:
-                inner.setdefault(rest, []).append(f"{expert}.{rest}" if rest else expert)
-        for same in inner.values():
-            for role in INNER:
-                if any(name in roles[role] for name in same):
-                    yield from ((name, role) for name in same)
+    mixture_of = {expert: mixture for mixture in found for expert in mixture.expert}
+    seen: set[tuple[str, str, str]] = set()
+    for role in (*INNER, "expert"):
+        for site in list(sites[role].values()):
+            one = next((p for p in _around_path(site.spans[0]) if p in mixture_of), None)
+            if one is None:
+                continue
+            mixture, rest = mixture_of[one], site.path[len(one) :]
+            if (role, mixture.expert[0], rest) in seen:
+                continue
+            seen.add((role, mixture.expert[0], rest))
+            for other in mixture.expert:
+                moved = site_elsewhere(site, one, other)
+                if all(span in modules for span in moved.spans):
+                    yield role, moved
+
+
+def _around_path(path: str) -> Iterator[str]:
+    """``path`` and the modules around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _routes(flow: Flow, linears: Mapping[Node, Linear], linear: Linear) -> bool:
@@ -95,9 +118,28 @@ def _routes(flow: Flow, linears: Mapping[Node, Linear], linear: Linear) -> bool:
 
     for op in flow.forward(outputs_of(linear.op)[0], stop):
         kind = kind_of(op)
-        if kind in ("topk", "argmax") or (kind == "max" and len(outputs_of(op)) == 2):
+        # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+        chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
+        if (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op):
             return any(call.path for call in flow.recording.stack(call_of(op)))
     return False
+
+
+def _picks_keys(flow: Flow, op: Node) -> bool:
+    """Whether ``op`` chooses keys for each query, and no experts (Doge, for long texts).
+
+    It goes along no axis of features, in scores of heads, queries and keys.
+    """
+    rank = len(shape_of(inputs_of(op)[0]))
+    at = 2 if kind_of(op) == "topk" else 1
+    axis = argument_of(op, at, "dim", -1)
+    if rank < 4 or not isinstance(axis, int):
+        return False
+    return feature_axis(flow, inputs_of(op)[0]) != axis % rank
+
+
+def _is_used(flow: Flow, value: Node) -> bool:
+    return bool(readers(value)) or value in flow.recording.kept
 
 
 def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
+from surgery.anatomy.dims import Dims, Sizes
 from surgery.anatomy.graph import (
     Call,
     Recording,
@@ -33,11 +34,12 @@ from surgery.anatomy.roles.operators import (
 
 
 class Flow:
-    """Walks over one recording."""
+    """Walks over one recording; ``sizes`` can be varied to tell dims apart."""
 
-    def __init__(self, recording: Recording, paths: Paths):
+    def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
         self.recording = recording
         self.paths = paths
+        self.dims = Dims(recording, sizes)
         self.ops = recording.ops
 
     def stripped(self, value: Node, through: frozenset[str]) -> Node:

@@ -10,6 +10,7 @@ from surgery.anatomy.graph import call_of, dtype_of, inputs_of, kind_of, maker_o
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE
+from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.residual import unscaled
 
 _KEPT = PASSIVE | {"masked_fill", "setitem", "clamp", "clamp_min"}
@@ -38,7 +39,8 @@ def _given(flow: Flow, ids: Node) -> bool:
     kind = kind_of(op)
     if kind == "where":
         return any(_given(flow, value) for value in inputs_of(op)[1:])
-    return kind in _KEPT and bool(inputs_of(op)) and _given(flow, inputs_of(op)[0])
+    left = (kind in _KEPT and bool(inputs_of(op))) or pads(flow, op)
+    return left and _given(flow, inputs_of(op)[0])
 
 
 def heads(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Linear]:

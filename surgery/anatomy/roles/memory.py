@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.graph import Call, Key, index_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
@@ -55,7 +56,7 @@ def _given(flow: Flow, reader: Call, states: Node) -> str | None:
     """The argument of ``reader`` with the states, or with what a projection made of each."""
     for name, values in reader.inputs.items():
         for key, value in values:
-            alike = shape_of(value)[:2] == shape_of(states)[:2]
+            alike = flow.dims.alike(value, states)
             if key is None and alike and flow.is_hidden(value) and flow.depends(value, states):
                 return name
     return None
@@ -98,5 +99,6 @@ def _all_alike(flow: Flow, op: Node, states: Node) -> bool:
 
 def _alike(flow: Flow, value: Node, states: Node) -> bool:
     """Whether ``value`` has the batch and the length of ``states``, in one order or the other."""
-    found, wanted = shape_of(value)[:2], shape_of(states)[:2]
-    return found in (wanted, wanted[::-1]) and len(shape_of(value)) > 2
+    dims = flow.dims
+    either = dims.alike(value, states) or dims.alike(value, states, TURNED)
+    return either and len(shape_of(value)) > 2

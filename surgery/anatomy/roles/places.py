@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
+from surgery.anatomy.dims import Sizes
 from surgery.anatomy.graph import (
     Call,
     Recording,
@@ -51,10 +52,10 @@ _WHOLE = {
 class Reading:
     """The roles in one record; ``places`` are the sites of each in model order."""
 
-    def __init__(self, recording: Recording, paths: Paths):
+    def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
         self.recording = recording
         self.paths = paths
-        self.flow = flow = Flow(recording, paths)
+        self.flow = flow = Flow(recording, paths, sizes)
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
@@ -128,8 +129,11 @@ class Reading:
             routes = linear.path in self._sites["router"]
             if alone and linear.pointwise and not routes and linear.op in self.flow.felt:
                 self._linear(linear, "linear")
-        for path, role in alike(self.mixtures, self._sites, self.paths.modules):
-            self._called(path, role)
+        for role, site in alike(self.mixtures, self._sites, self.paths.modules):
+            own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
+            self._add(replace(site, paths=own), role)
+        for expert in (path for mixture in self.mixtures for path in mixture.expert):
+            self._called(expert, "expert")
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -297,7 +301,7 @@ class Reading:
         if mixture.experts is not None:
             self._called(mixture.experts, "experts")
         for path in mixture.expert:
-            if path not in self._sites["expert"]:
+            if path in self.recording.calls_of and path not in self._sites["expert"]:
                 self._called(path, "expert")
 
     def _linear(self, linear: Linear, role: str) -> None:

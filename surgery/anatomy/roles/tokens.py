@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch.fx import Node
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.graph import (
     Call,
     call_of,
@@ -23,6 +24,7 @@ from surgery.anatomy.graph import (
 from surgery.anatomy.roles.exits import Exits, Stack
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.memory import memory_of
+from surgery.anatomy.roles.padding import unpadded
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Memory, Port, Site, Tokens
 from surgery.huggingface.names import ARGUMENTS, CAUSAL, marks_padding
@@ -48,7 +50,7 @@ class Stacks:
 
         Where nothing looks the very ids up, some of them may be replaced before: those of images.
         """
-        yield from list(self._looked_up(self.flow.same)) or self._looked_up(self._unmasked)
+        yield from list(self._looked_up(self._unpadded)) or self._looked_up(self._unmasked)
 
     def _looked_up(self, origin: Callable[[Node], Node]) -> Iterator[Site]:
         """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
@@ -70,6 +72,9 @@ class Stacks:
             site = self._site(stack, stacks)
             if site is not None:
                 yield site
+
+    def _unpadded(self, value: Node) -> Node:
+        return unpadded(self.flow, value)
 
     def _unmasked(self, value: Node) -> Node:
         """``value`` before some of its elements were replaced, or a slice took them all."""
@@ -156,18 +161,20 @@ class Stacks:
                     return
 
     def _turned(self, stack: Stack) -> bool:
-        """Whether tokens are looked up with the length first."""
-        given = shape_of(stack.ids)
-        looked_up = shape_of(outputs_of(stack.lookup)[0])[:2]
-        return looked_up != given and looked_up == given[::-1]
+        """Whether tokens are looked up with the length first (XLNet, FSMT)."""
+        dims, looked_up = self.flow.dims, outputs_of(stack.lookup)[0]
+        turned = dims.alike(looked_up, stack.ids, TURNED)
+        return turned and not dims.alike(looked_up, stack.ids)
 
     def _causal(self, stack: Stack, known: set[Any]) -> str | None:
         """The argument that tells of each token which it sees, [length, length]."""
         batch, length = shape_of(stack.ids)
         for name, values in stack.reader.inputs.items():
             key, value = values[0]
-            square = shape_of(value) == (length, length) and key is None
-            if square and name not in known and (self.flow.is_hidden(value) or batch != length):
+            if key is not None or name in known or len(shape_of(value)) != 2:
+                continue
+            doubt = self.flow.is_hidden(value) or batch != length
+            if self.flow.dims.alike(value, stack.ids, ((0, 1), (1, 1)), doubt):
                 return name
         accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
         return CAUSAL if CAUSAL in accepted else None
@@ -194,10 +201,11 @@ class Stacks:
             use: next((name for name in names if name in accepted), None)
             for use, names in ARGUMENTS.items()
         }
-        shape = shape_of(reader.inputs[ids][0][1])
+        given = reader.inputs[ids][0][1]
         for name, values in reader.inputs.items():
-            value = values[0][1]
-            alike = shape_of(value) == shape and values[0][0] is None
+            key, value = values[0]
+            flat = key is None and len(shape_of(value)) == 2
+            alike = flat and self.flow.dims.alike(value, given)
             known = name == ids or name in found.values() or name not in accepted
             if known or not alike or dtype_of(value).is_floating_point:
                 continue

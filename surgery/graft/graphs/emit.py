@@ -9,32 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import kernels, shaping
+from surgery.graft.graphs import kernels, shaping, states
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
-from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.planning.layers import Layer
-from surgery.rules.cost import flops
+from surgery.graft.graphs.keeping import is_worth_keeping
+from surgery.graft.graphs.linears import linear
+from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
+from surgery.rules.expression import Expression, Place, is_leading, operand
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
 Call = Callable[..., Any]
 
-CALL = 100_000
-"""What calling a kernel costs, in floating-point operations of a product of matrices."""
 MEANING = "rule"
 """Under which a node's meta has the expression that it computes."""
-COMPARISON = 32
-"""What comparing an element with a copy costs, likewise."""
 
 
 def function(path: str) -> Any:
@@ -72,7 +67,7 @@ class Emitter:
         that of its features.
         """
         if e not in self.done:
-            kept = self.folding and not e.varies and self._is_worth_keeping(e)
+            kept = self.folding and not e.varies and is_worth_keeping(e, self.sizes)
             value = self.host.fold(e, self) if kept else self.compute(e)
             if isinstance(value, fx.Node):
                 value.meta.setdefault(MEANING, e)
@@ -93,7 +88,8 @@ class Emitter:
             return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
-            return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
+            own = self.layer is not None and e.op == "operand" and e.name == "W"
+            return self.layer.as_matrix(self.host.call, value) if self.layer and own else value
         if e.op == "base":
             return self.host.base(self.emit(e.arguments[0]))
         if e.op == "host":
@@ -152,7 +148,7 @@ class Emitter:
         if place == "groups":
             return self.host.call("unsqueeze", value, -2 - self.spatial)
         if e.place == "groups" and self.layer:
-            return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
+            return self.host.call(states.own_group, value, self.layer.out, self.spatial)
         return value
 
     def _add(self, e: Expression) -> Any:
@@ -165,31 +161,6 @@ class Emitter:
                         terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
-
-    def _is_worth_keeping(self, e: Expression) -> bool:
-        """What costs more to compute than to keep, and to see that it still holds."""
-        if STAR in e.shape or _depth(e) <= 1:
-            return False
-        steps = [step for step in walk(e) if step.arguments]
-        if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
-            return False
-        params = [leaf for leaf in e.leaves if leaf.op == "param"]
-        made = CALL * len(steps) + sum(map(self._work, steps))
-        compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
-        if made < compared:
-            return False
-        if len(e.shape) == 1:
-            return True
-        # A large matrix would double a layer's memory.
-        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
-
-    def _work(self, e: Expression) -> float:
-        """Floating-point operations of one step that does not depend on the input."""
-        times = prod(d.value(self.sizes) for d in e.shape[:-1]) if e.op == "linear" else 1
-        return times * flops(e).value(self.sizes)
-
-    def _elements(self, e: Expression) -> float:
-        return prod(d.value(self.sizes) for d in e.shape)
 
     # primitives with something of their own
 
@@ -304,7 +275,3 @@ def _spans(tensors: list[Expression], e: Expression) -> bool:
         for back, dim in enumerate(reversed(e.shape), 1)
         if not is_leading(dim)
     )
-
-
-def _depth(e: Expression) -> int:
-    return 1 + max((_depth(a) for a in e.arguments), default=0) if e.arguments else 0

@@ -12,11 +12,11 @@ from surgery.anatomy.site import Port
 from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
 from surgery.graft.fastpath import emptied
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
@@ -48,7 +48,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
     if not frame.plain and value is not None and exit_port and exit_port.index is not None:
-        result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
+        result = frame.call(calls.with_first, frame.raw, exit_port.index, value)
     for stack in design.stacks:
         result = end(frame, stack, result)
     for slot, port in design.writes:
@@ -56,7 +56,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             seen = (
                 result
                 if frame.plain or port.index is None
-                else frame.call(kernels.first, result, port.index)
+                else frame.call(calls.first, result, port.index)
             )
             frame.call(put, frame.attribute(slot), seen)
     if design.empties is not None:
