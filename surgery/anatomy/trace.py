@@ -190,6 +190,10 @@ class Recorder(TorchFunctionMode):
         op.meta["outputs"].append(node)
         return self.value(node, tensor, op)
 
+    def hears(self) -> bool:
+        """Whether this is the thread of the forward."""
+        return threading.get_ident() == self.thread
+
     @property
     def running(self) -> str:
         """The module that runs, the innermost."""
