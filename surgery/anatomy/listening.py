@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from surgery.anatomy.graph import Access
-from surgery.anatomy.interpret import class_name, interpret
+from surgery.anatomy.lift import class_name, interpret
 from surgery.anatomy.trace import Recorder
 
 

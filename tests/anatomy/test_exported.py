@@ -56,6 +56,15 @@ def test_a_program_has_the_places_of_its_model(name: str) -> None:
     assert {"linear", "norm"} <= {role for role, _ in found}
 
 
+@pytest.mark.parametrize("name", ["llama", "bert", "t5", "phi3", "encoder_layer", "resnet"])
+def test_decomposed_a_program_has_its_places_still(name: str) -> None:
+    model = models.build(name)
+    args, kwargs = example_inputs(model)
+    with torch.no_grad():
+        program = torch.export.export(model, args, kwargs, strict=False).run_decompositions()
+    assert told(read(program.module())) == told(read(model, kwargs or args))
+
+
 def test_a_program_is_read_by_the_sizes_it_was_exported_for() -> None:
     model = models.build("bert")
     ids = torch.arange(12).reshape(2, 6)

@@ -44,9 +44,9 @@ class Flow:
 
     def stripped(self, value: Node, through: frozenset[str]) -> Node:
         """``value`` as it was before the trailing operators of the kinds in ``through``."""
-        while (op := maker_of(value)) is not None and kind_of(op) in through:
+        while (op := maker_of(value)) is not None:
             inputs = inputs_of(op)
-            if not inputs:
+            if not inputs or (kind_of(op) not in through and not _expands_nothing(op)):
                 break
             value = inputs[0]
         return value
@@ -217,3 +217,8 @@ class Flow:
         if op is not None and kind_of(op) in NORMS and inputs_of(op):
             return inputs_of(op)[0]
         return None
+
+
+def _expands_nothing(op: Node) -> bool:
+    """Whether ``op`` expands a value to the shape that it has, as decomposed products do."""
+    return kind_of(op) == "expand" and shape_of(inputs_of(op)[0]) == shape_of(outputs_of(op)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 from torch.fx import Node
@@ -113,7 +114,10 @@ def _grouped(flow: Flow, operands: list[Node], weight: str) -> bool:
     """Whether the blocks of one matrix are multiplied each with inputs of its own."""
     parameter = flow.paths.parameters.get(weight)
     shapes = [shape_of(v) for v in operands if flow.parameter(v) == weight]
-    return parameter is not None and parameter.dim() == 2 and any(len(s) > 2 for s in shapes)
+    if parameter is None or parameter.dim() != 2:
+        return False
+    # One that is expanded is the same for all of the batch (products after decompositions).
+    return any(len(s) > 2 and prod(s) == parameter.numel() for s in shapes)
 
 
 def _derived(flow: Flow, value: Node) -> str | None:
