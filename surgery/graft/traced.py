@@ -32,6 +32,8 @@ from surgery.planning.edit import Edit
 from surgery.rules.expression import Expression
 
 _STACK = "nn_module_stack"
+ORIGIN = "surgery_origin"
+"""Under which a node's meta has the name of the node that it is in an exported program."""
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -211,6 +213,7 @@ class _Writer:
         self.added |= fresh
         for node in fresh:
             self.stack_of[node] = self.stack_of.get(beside, ())
+            node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]
 

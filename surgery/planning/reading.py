@@ -21,7 +21,7 @@ def is_effective(program: Program, layer: Layer) -> bool:
     may be added. What is added to a table's result is added to its rows.
     """
     found = program.merge
-    if isinstance(found, NotAffine) or program.uses("dropout"):
+    if isinstance(found, NotAffine) or program.is_random:
         return False
     return takes_offset(layer) or layer.kind.one_hot or is_number(found.bias, 0)
 

@@ -15,7 +15,7 @@ from surgery.reports.formula import Standing
 
 
 @dataclass(frozen=True)
-class Context:
+class ModelContext:
     """``flags`` say which base parameters train now, ``aliases`` the other names of tied ones.
 
     ``flops`` are those of the base for one token: twice the weights of its matrix products;
@@ -29,12 +29,12 @@ class Context:
     standing: Standing = field(default_factory=dict[str, Any])
 
 
-def context_of(model: nn.Module) -> Context:
+def context_of(model: nn.Module) -> ModelContext:
     """Read ``model`` as its base is, without what was applied to it."""
     surgery = surgery_of(model)
     with host_of(model).detached(model):
         flags = {n: p.requires_grad for n, p in model.named_parameters()}
-        return Context(
+        return ModelContext(
             type(model).__name__,
             flags,
             _aliases(model),

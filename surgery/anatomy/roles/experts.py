@@ -48,8 +48,9 @@ class Mixture:
 
 def mixtures(flow: Flow, linears: Mapping[Node, Linear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
-    for linear in linears.values():
-        if _routes(flow, linears, linear):
+    routing = _routing(flow, linears)
+    for op, linear in linears.items():
+        if op in routing:
             found = _around(flow, linear, ports)
             if found is not None:
                 yield found
@@ -107,22 +108,31 @@ def _around_path(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _routes(flow: Flow, linears: Mapping[Node, Linear], linear: Linear) -> bool:
-    """Whether the scores of ``linear`` decide, by topk, where the values go."""
-    if len(shape_of(outputs_of(linear.op)[0])) > 3:
-        return False
+def _routing(flow: Flow, linears: Mapping[Node, Linear]) -> set[Node]:
+    """The linears whose scores decide, by topk, where the values go.
+
+    They are looked for from the choices on: a walk ahead from each linear would follow the residual
+    stream to the end of the model.
+    """
     allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
-    def stop(op: Node) -> bool:
+    def stop(_: Node, op: Node) -> bool:
         return op in linears or kind_of(op) not in allowed
 
-    for op in flow.forward(outputs_of(linear.op)[0], stop):
-        kind = kind_of(op)
-        # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
-        chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
-        if (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op):
-            return any(call.path for call in flow.recording.stack(call_of(op)))
-    return False
+    found: set[Node] = set()
+    for op in flow.ops:
+        if _chooses(flow, op) and any(call.path for call in flow.recording.stack(call_of(op))):
+            for value in inputs_of(op):
+                found |= set(flow.backward(value, stop)) & linears.keys()
+    return {op for op in found if len(shape_of(outputs_of(op)[0])) <= 3}
+
+
+def _chooses(flow: Flow, op: Node) -> bool:
+    """Whether ``op`` is a choice by scores that may be of experts."""
+    kind = kind_of(op)
+    # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+    chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
+    return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
 
 
 def _picks_keys(flow: Flow, op: Node) -> bool:

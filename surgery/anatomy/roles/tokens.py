@@ -94,17 +94,20 @@ class Stacks:
             value = alike[0]
 
     def _stack(self, lookup: Node, origin: Callable[[Node], Node]) -> Stack | None:
-        """The innermost call with both ``lookup`` and layers inside that is given its ids."""
+        """The innermost call with both ``lookup`` and layers inside that is given its ids.
+
+        In a traced graph it is the graph itself: of modules that it flattened only names are left.
+        """
         given = [v for v in inputs_of(lookup) if not dtype_of(v).is_floating_point]
         if not given or not any(self.flow.owned(v) for v in inputs_of(lookup)):
             return None
         ids = origin(given[0])
         for call in self.recording.stack(call_of(lookup)):
-            for name, values in call.inputs.items():
+            for name, values in call.inputs.items() if not call.virtual else ():
                 for key, value in values:
                     whole = key is None and len(shape_of(value)) == 2
                     if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
-                        return None if call.virtual else Stack(lookup, call, name, value)
+                        return Stack(lookup, call, name, value)
         return None
 
     def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:

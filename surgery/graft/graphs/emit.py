@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import fx
 
 from surgery.graft.graphs import kernels, shaping, states
@@ -22,7 +21,8 @@ from surgery.graft.graphs.keeping import is_worth_keeping
 from surgery.graft.graphs.linears import linear
 from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import Expression, Place, is_leading, operand
+from surgery.rules.expression import Expression, is_leading, operand
+from surgery.rules.groups import Groups, Place
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
@@ -58,7 +58,12 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
+        self._groups = Groups()
         self.done: dict[Expression, Any] = dict(known or {})
+
+    def place(self, e: Expression) -> Place:
+        """Where ``e`` is in a grouped convolution."""
+        return self._groups.place(e)
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once.
@@ -96,10 +101,8 @@ class Emitter:
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
             return linear(self, e)
-        if e.op == "add":
-            return self._add(e)
         special = _SPECIAL.get(e.op)
-        return special(self, e) if special else self._elementwise(e)
+        return special(self, e) if special else _FORMS[PRIMITIVES[e.op].form](self, e)
 
     def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
@@ -138,16 +141,16 @@ class Emitter:
         if isinstance(value, int | float) or not within.varies:
             return value
         if e.varies:
-            return self.placed(value, e, within.place)
+            return self.placed(value, e, self.place(within))
         return self._beside(value) if e.shape else value
 
     def placed(self, value: Any, e: Expression, place: Place) -> Any:
         """The value of ``e`` as it is met in each group, or at the outputs of each group."""
-        if self.groups == 1 or e.place == place:
+        if self.groups == 1 or self.place(e) == place:
             return value
         if place == "groups":
             return self.host.call("unsqueeze", value, -2 - self.spatial)
-        if e.place == "groups" and self.layer:
+        if self.place(e) == "groups" and self.layer:
             return self.host.call(states.own_group, value, self.layer.out, self.spatial)
         return value
 
@@ -178,9 +181,9 @@ class Emitter:
             return self._elementwise(e)
         return self.host.call(kernels.over_norm, *(self.aligned(a, e) for a in (value, divisor)))
 
-    def _dropout(self, e: Expression) -> Any:
-        x, rate = (self.emit(a) for a in e.arguments)
-        return self.host.call(functional.dropout, x, rate, self.host.training())
+    def _in_training(self, e: Expression) -> Any:
+        run = function(PRIMITIVES[e.op].torch)
+        return self.host.call(run, *map(self.emit, e.arguments), self.host.training())
 
     def _axis(self, e: Expression) -> int:
         """The axis that is meant, where features come before the places rules write before them."""
@@ -189,10 +192,10 @@ class Emitter:
             return axis
         if axis >= -1 - self.spatial:
             return -1 - self.spatial if axis == -1 else axis + 1
-        return axis - (self.groups > 1 and e.place == "groups")
+        return axis - (self.groups > 1 and self.place(e) == "groups")
 
     def _over(self, e: Expression) -> Any:
-        extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
+        extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
         return self.host.call(
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=self._axis(e), **extra
         )
@@ -209,7 +212,9 @@ class Emitter:
     def _along(self, e: Expression) -> Any:
         like = next(a for a in e.arguments if not self.is_number(a))
         arguments = [
-            self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
+            self.placed(self.tensor(a, like), a, self.place(e))
+            if a.varies
+            else self.tensor(a, like)
             for a in e.arguments
         ]
         if e.varies:
@@ -241,30 +246,28 @@ class Emitter:
         )
 
 
+_FORMS: dict[str, Callable[[Emitter, Expression], Any]] = {
+    "values": Emitter._elementwise,
+    "matrices": Emitter._held,
+    "over": Emitter._over,
+    "along": Emitter._along,
+    "training": Emitter._in_training,
+    "tokens": Emitter._pool,
+}
+"""How a primitive's function is called, by the form that its row says."""
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
-    "matmul": Emitter._matmul,
-    "divide": Emitter._divide,
-    "dropout": Emitter._dropout,
-    "mean": Emitter._over,
-    "sum": Emitter._over,
-    "max": Emitter._over,
-    "softmax": Emitter._over,
-    "pool": Emitter._pool,
-    "cat": Emitter._along,
-    "detach": Emitter._detach,
+    # what is no primitive
     "eye": shaping.eye,
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
-    "linear": Emitter._held,
-    "transpose": Emitter._held,
-    "kron": Emitter._held,
-    "row_norm": Emitter._held,
-    "scale_rows": Emitter._held,
-    "bilstm": Emitter._held,
-    "identity": shaping.identity,
     "rows": shaping.rows,
     "put": shaping.put,
+    # what has a cheaper form in some places, whatever its row says
+    "add": Emitter._add,
+    "matmul": Emitter._matmul,
+    "divide": Emitter._divide,
+    "detach": Emitter._detach,
 }
 
 

@@ -165,6 +165,10 @@ class Frame(GraphHost):
             return self.raw  # type: ignore[return-value]
         return self.call(calls.first, self.raw, port.index)
 
+    def is_raw(self, value: fx.Node) -> bool:
+        """Whether ``value`` is what the module's own forward gave, with nothing changed."""
+        return value.target is calls.first and value.args[0] is self.raw
+
     def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitting) -> str:
         key = f"{self.prefix}fold{len(self.functions)}"
         graph = fx.Graph()

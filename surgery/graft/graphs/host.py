@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from surgery.layers.kind import Layer, LayerKind
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression
+from surgery.rules.groups import Place
 
 
 class Emitting(Protocol):
@@ -37,6 +38,10 @@ class Emitting(Protocol):
 
     def compute(self, e: Expression) -> Any:
         """Emit ``e`` itself."""
+        ...
+
+    def place(self, e: Expression) -> Place:
+        """Where ``e`` is in a grouped convolution."""
         ...
 
     def tensor(self, e: Expression, like: Expression) -> Any:

@@ -8,6 +8,7 @@ from math import prod
 from surgery.rules.cost import flops
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import STAR, Expression, is_leading, walk
+from surgery.rules.primitives import PRIMITIVES
 
 CALL = 100_000
 """What calling a kernel costs, in floating-point operations of a product of matrices."""
@@ -20,7 +21,7 @@ def is_worth_keeping(e: Expression, sizes: Mapping[str, Scalar]) -> bool:
     if STAR in e.shape or _depth(e) <= 1:
         return False
     steps = [step for step in walk(e) if step.arguments]
-    if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
+    if any(any(map(is_leading, step.shape)) or _is_random(step) for step in steps):
         return False
     params = [leaf for leaf in e.leaves if leaf.op == "param"]
     made = CALL * len(steps) + sum(_work(step, sizes) for step in steps)
@@ -31,6 +32,11 @@ def is_worth_keeping(e: Expression, sizes: Mapping[str, Scalar]) -> bool:
         return True
     # A large matrix would double a layer's memory.
     return not e.reads("W") and _elements(e, sizes) < sum(_elements(x, sizes) for x in e.leaves)
+
+
+def _is_random(e: Expression) -> bool:
+    primitive = PRIMITIVES.get(e.op)
+    return primitive is not None and primitive.random
 
 
 def _work(e: Expression, sizes: Mapping[str, Scalar]) -> float:

@@ -135,9 +135,11 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
                 f"{[*left.shape]} cannot stand before {[*right.shape]}: the model runs this place "
                 "with other sizes than when it was read",
             )
-    sizes = [max(a, b) for a, b in zip(left.shape, right.shape, strict=True)]
+    # Exported lengths are symbols, so sizes along ``dim`` are not compared.
+    pairs = [*zip(left.shape, right.shape, strict=True)]
     parts = [
-        t.expand(*(t.shape[i] if i == at else sizes[i] for i in range(rank))) for t in (left, right)
+        t.expand(*(t.shape[i] if i == at else b if a == 1 else a for i, (a, b) in enumerate(pairs)))
+        for t in (left, right)
     ]
     return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)
 

@@ -79,7 +79,7 @@ def _operator(emitter: Emitting, e: Expression, own: bool, offset: Any) -> Any:
     assert emitter.layer
     layer, host = emitter.layer, emitter.host
     x, weight = e.arguments[:2]
-    groups = emitter.groups if e.place == "groups" else 1
+    groups = emitter.groups if emitter.place(e) == "groups" else 1
     if own:
         kernel = host.leaf(weight)
     else:
@@ -102,7 +102,7 @@ def _operator(emitter: Emitting, e: Expression, own: bool, offset: Any) -> Any:
 def _ids(x: Expression) -> tuple[Expression, list[Expression]]:
     """The ids in what may be done to one-hot vectors, and the rates of dropout of these."""
     rates: list[Expression] = []
-    while x.op in ("dropout", "detach"):
+    while x.op != "operand":  # of what passes its first argument on, as `is_input` has told
         rates += x.arguments[1:]
         x = x.arguments[0]
     return x, rates
@@ -116,8 +116,8 @@ def _on_features(emitter: Emitting, e: Expression) -> Any:
     if not emitter.first or not emitter.spatial:
         return emitter.host.call(functional.linear, value, matrix, offset)
     groups = 1
-    if emitter.groups > 1 and x.place == "groups":
-        if e.place == "groups":
+    if emitter.groups > 1 and emitter.place(x) == "groups":
+        if emitter.place(e) == "groups":
             axis = -1 - emitter.spatial
             return emitter.host.call(states.linear_along, value, matrix, offset, axis)
         groups = emitter.groups

@@ -71,10 +71,6 @@ def put(emitter: Emitting, e: Expression) -> Any:
     return emitter.host.call(slices.put_rows, onto, new, rows.layout, axis)
 
 
-def identity(emitter: Emitting, e: Expression) -> Any:
-    return emitter.emit(e.arguments[0])
-
-
 def _features(emitter: Emitting) -> int:
     """The axis of the features of what flows."""
     return -1 - emitter.spatial if emitter.first else -1
