@@ -14,7 +14,7 @@ from surgery.graft.target import model_of
 from surgery.planning.plan import Plan
 from surgery.reports.comparison import moves
 from surgery.reports.comparison_text import Compared, training_changes
-from surgery.reports.context import Context, context_of
+from surgery.reports.context import ModelContext, context_of
 from surgery.reports.diff_markdown import markdown_of
 from surgery.reports.diff_text import closing, notes_of, text_of, warning_text
 from surgery.reports.dot import dot_of
@@ -98,7 +98,7 @@ class Diff:
     """A plan as a report: ``str()``, in colour by rich, or in one of the forms below."""
 
     plan: Plan
-    context: Context = field(repr=False)
+    context: ModelContext = field(repr=False)
     subject: Subject = field(repr=False, compare=False)
 
     @cached_property
@@ -190,7 +190,7 @@ class Comparison:
 
     before: Plan
     after: Plan
-    context: Context = field(repr=False)
+    context: ModelContext = field(repr=False)
     subject: Subject = field(repr=False, compare=False)
 
     @cached_property

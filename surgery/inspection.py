@@ -21,7 +21,7 @@ from surgery.reports.drawing import Drawing
 from surgery.reports.explanation import Explanation, explanation_of
 from surgery.reports.figures import aligned, quoted, some
 from surgery.reports.marks import marks_of_matches
-from surgery.reports.matches import Match, matches_of
+from surgery.reports.matches import SiteFamily, matches_of
 from surgery.reports.page import page_of
 from surgery.reports.subject import Subject, read_if_it_runs
 from surgery.reports.terminal import painted
@@ -69,7 +69,7 @@ class Inspection:
 
     selector: str | None
     tree: Branch | None
-    matches: tuple[Match, ...]
+    matches: tuple[SiteFamily, ...]
     warnings: tuple[Diagnostic, ...]
     subject: Subject = field(repr=False, compare=False)
     sites: tuple[Site, ...] = ()

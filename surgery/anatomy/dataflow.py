@@ -24,7 +24,7 @@ Place = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class FlowNode:
     """One thing within a module: ``name`` is the path of a module, or which values are joined."""
 
     kind: Literal["input", "output", "module", "junction"]
@@ -58,7 +58,7 @@ def operators(record: Record) -> nx.DiGraph[Any]:
     return nx.subgraph(found, live)
 
 
-def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[Node]]:
+def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[FlowNode]]:
     """The graph of each module whose parts are shown, by its path.
 
     ``graph`` is that of the :func:`operators`. Where ``place`` lets one module stand for several, its
@@ -75,12 +75,12 @@ class _Levels:
     def __init__(self, graph: nx.DiGraph[Any], place: Place):
         self.graph = graph
         self.place = place
-        self.found: dict[str, nx.DiGraph[Node]] = {}
+        self.found: dict[str, nx.DiGraph[FlowNode]] = {}
         self.parts: dict[int, tuple[str, ...]] = {}
         self.paths: dict[tuple[str, ...], str | None] = {}
         # For each operator and each module around it: what of that module's parts it depends on.
         self.behind: dict[int, list[frozenset[str]]] = {}
-        self.nodes: dict[tuple[int, int], Node] = {}
+        self.nodes: dict[tuple[int, int], FlowNode] = {}
         for op in sorted(n for n in graph if isinstance(n, int)):
             self._operator(op)
         for source, target in graph.edges:
@@ -135,19 +135,19 @@ class _Levels:
             if ends[1].kind == "junction":
                 level.nodes[ends[1]]["arrivals"].append(target)
 
-    def _node(self, level: nx.DiGraph[Node], end: Any, depth: int) -> Node | None:
+    def _node(self, level: nx.DiGraph[FlowNode], end: Any, depth: int) -> FlowNode | None:
         """What stands in the graph of a module at ``depth`` for an operator, or for its own ends."""
         if end in (INPUT, OUTPUT):
-            node, order = Node(end), -1 if end == INPUT else len(self.graph)
+            node, order = FlowNode(end), -1 if end == INPUT else len(self.graph)
         else:
             parts, order = self.parts[end], end
             if len(parts) > depth:
                 path = self.path(parts[: depth + 1])
                 if path is None:
                     return None
-                node = Node("module", path)
+                node = FlowNode("module", path)
             else:
-                node = Node("junction", "\n".join(sorted(self.behind[end][depth])))
+                node = FlowNode("junction", "\n".join(sorted(self.behind[end][depth])))
         if node not in level:
             level.add_node(node, order=order, kinds={}, arrivals=[])
         known = level.nodes[node]
@@ -167,7 +167,7 @@ def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     return count
 
 
-def _simplified(level: nx.DiGraph[Node]) -> nx.DiGraph[Node]:
+def _simplified(level: nx.DiGraph[FlowNode]) -> nx.DiGraph[FlowNode]:
     """``level`` with those junctions only that join several values for several readers."""
     while (node := next(_needless(level), None)) is not None:
         before, after = list(level.predecessors(node)), list(level.successors(node))
@@ -182,7 +182,7 @@ def _simplified(level: nx.DiGraph[Node]) -> nx.DiGraph[Node]:
     return level
 
 
-def _needless(level: nx.DiGraph[Node]) -> Iterator[Node]:
+def _needless(level: nx.DiGraph[FlowNode]) -> Iterator[FlowNode]:
     for node in level:
         if node.kind == "junction":
             after = list(level.successors(node))
@@ -191,7 +191,7 @@ def _needless(level: nx.DiGraph[Node]) -> Iterator[Node]:
                 yield node
 
 
-def _turn_back(level: nx.DiGraph[Node]) -> None:
+def _turn_back(level: nx.DiGraph[FlowNode]) -> None:
     """Mark the edges that close circles: those that lead to what ran before."""
     import networkx as nx
 

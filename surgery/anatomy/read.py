@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.anatomy.dims import TURNED, Sizes
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
+from surgery.anatomy.varied import Varied
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
@@ -30,7 +32,8 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
 
     """
     paths = Paths(model)
-    return Anatomy(record(model, example_inputs, paths), paths)
+    made = record(model, example_inputs, paths)
+    return Anatomy(made, paths, Varied(model, example_inputs, paths, made))
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,19 @@ class Passage:
 
 
 class Anatomy:
-    """What one forward of a model tells of it."""
+    """What one forward of a model tells of it, and where ``sizes`` say too little, some more."""
 
-    def __init__(self, record: Record, paths: Paths):
+    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
         self.record = record
         self.paths = paths
+        self.sizes = sizes
 
     @cached_property
     def reading(self) -> Reading:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
         with torch.inference_mode(False), torch.enable_grad():
-            return Reading(self.record, self.paths)
+            return Reading(self.record, self.paths, self.sizes)
 
     @property
     def places(self) -> dict[str, tuple[Site, ...]]:
@@ -164,14 +168,15 @@ class Anatomy:
         value, flow = self._value(port), self.reading.flow
         if value is None:
             return False
-        states = self.record.shapes[value][:2]
         given = [
-            self.record.shapes[argument][:2]
+            argument
             for argument in self.record.arguments
             if len(self.record.shapes[argument]) == (3 if flow.is_number(argument) else 2)
             and flow.depends(value, argument)
         ]
-        return states not in given and states[::-1] in given
+        if any(flow.dims.alike(value, argument) for argument in given):
+            return False
+        return any(flow.dims.alike(value, argument, TURNED) for argument in given)
 
     def sequences(self, port: Port) -> Port | None:
         """Where states [batch, length, features] come into a call around ``port``, whose value has

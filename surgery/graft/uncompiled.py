@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
-from surgery.anatomy.roles import follower
+from surgery.anatomy.roles import follower, softmaxes
 from surgery.graft import channel, hooks
 from surgery.graft.attention import (
     axes,
     calls,
     flex,
-    fused,
     interfaces,
     masks,
     products,
@@ -41,11 +40,11 @@ _MODULES = (
     channel,
     hooks,
     follower,
+    softmaxes,
     flash_attention,
     axes,
     calls,
     flex,
-    fused,
     interfaces,
     masks,
     products,

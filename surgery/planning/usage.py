@@ -16,8 +16,9 @@ from surgery.anatomy.record import Record
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
+from surgery.anatomy.varied import Varied
 from surgery.language.diagnostics import SurgeryError
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 NEVER = "never run"
 LOST = "run, but nothing of what they give reaches the result"
@@ -47,7 +48,8 @@ class Usage:
         found = self._recorded
         if isinstance(found, SurgeryError):
             return read(self.model, self.example_inputs)
-        return Anatomy(found, self.paths)
+        sizes = Varied(self.model, self.example_inputs, self.paths, found)
+        return Anatomy(found, self.paths, sizes)
 
     @cached_property
     def _recorded(self) -> Record | SurgeryError:
@@ -94,7 +96,7 @@ class Usage:
         if not outside or layer.read or isinstance(self.model, fx.GraphModule):
             return layer
         called = self.uses is not None and self.uses.runs(path)
-        if (called and layer.kind == "embedding") or not (layer.plain or layer.native):
+        if (called and layer.kind.one_hot) or not (layer.plain or layer.native):
             return layer
         straight = all(_is_straight(use, layer) for use in (*outside, *inside))
         states = {(use.states, use.turned) for use in outside}
@@ -226,5 +228,5 @@ class Usage:
 
 def _is_straight(use: Use, layer: Layer) -> bool:
     """Whether a weight is multiplied with as its layer does it."""
-    matrix = layer.kind in ("linear", "transposed")
-    return matrix and use.states is not None and use.transposed == (layer.kind == "transposed")
+    kind = layer.kind
+    return kind.features and use.states is not None and use.transposed == kind.transposed

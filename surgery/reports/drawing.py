@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from surgery.anatomy.dataflow import Node, dataflow, operators
+from surgery.anatomy.dataflow import FlowNode, dataflow, operators
 from surgery.anatomy.read import Anatomy
 from surgery.anatomy.site import Site, covers
 from surgery.reports.marks import NOTHING, Marks
@@ -108,15 +108,15 @@ def drawing_of(
     apart = [s for found in roles for s in found if s.kind in ("region", "slice")]
     shown = [*apart, *sites]
     tree = tree_of(model, anatomy.roles_of if anatomy else lambda _: (), shown, marks)
-    flows: Mapping[str, nx.DiGraph[Node]] = {}
+    flows: Mapping[str, nx.DiGraph[FlowNode]] = {}
     if anatomy is not None:
-        flows = dataflow(operators(anatomy.record), _Places(tree).stands_for)
+        flows = dataflow(operators(anatomy.record), _StandIns(tree).stands_for)
     given = tuple(anatomy.record.calls[0].inputs) if anatomy else ()
     regions = {site.path: site for site in shown if site.kind == "region"}
     return _Drawer(flows, regions, given).box(tree)
 
 
-class _Places:
+class _StandIns:
     """Which drawn module stands for each module of a folded tree."""
 
     def __init__(self, tree: Branch):
@@ -156,7 +156,7 @@ def unlike(branch: Branch) -> Iterator[tuple[Branch, Branch | None]]:
 
 @dataclass
 class _Drawer:
-    flows: Mapping[str, nx.DiGraph[Node]]
+    flows: Mapping[str, nx.DiGraph[FlowNode]]
     regions: Mapping[str, Site]
     given: Sequence[str]
     numbers: Iterator[int] = field(default_factory=count)
@@ -188,15 +188,15 @@ class _Drawer:
 
     def _filled(self, whole: Box, branch: Branch) -> Box:
         flow = self._flow(branch.path)
-        boxes: dict[Node, Box] = {}
+        boxes: dict[FlowNode, Box] = {}
         for child, like in unlike(branch):
-            node = Node("module", child.path)
+            node = FlowNode("module", child.path)
             chained = self._chained(branch.path, child.path)
             if like is None:
                 boxes[node] = self.box(child, chained=chained)
             else:
-                boxes[node] = self._again(child, chained, boxes[Node("module", like.path)])
-        extras = {Node("module", extra.path): self._part(extra) for extra in branch.extras}
+                boxes[node] = self._again(child, chained, boxes[FlowNode("module", like.path)])
+        extras = {FlowNode("module", extra.path): self._part(extra) for extra in branch.extras}
         if not boxes:
             return self._closed(whole, (tuple(extras.values()),) if extras else (), ())
         if flow is None:
@@ -207,7 +207,7 @@ class _Drawer:
                 boxes[node] = self._mark(node, flow.nodes[node]["label"], not branch.path)
         return self._layered(whole, flow, boxes, extras)
 
-    def _flow(self, path: str) -> nx.DiGraph[Node] | None:
+    def _flow(self, path: str) -> nx.DiGraph[FlowNode] | None:
         """The values within a module, if they pass anything that is shown."""
         import networkx as nx
 
@@ -219,15 +219,15 @@ class _Drawer:
     def _layered(
         self,
         whole: Box,
-        flow: nx.DiGraph[Node],
-        boxes: dict[Node, Box],
-        extras: dict[Node, Box],
+        flow: nx.DiGraph[FlowNode],
+        boxes: dict[FlowNode, Box],
+        extras: dict[FlowNode, Box],
     ) -> Box:
         """``whole`` with ``boxes`` in the layers that the values between them make."""
         import networkx as nx
 
         arrows: dict[tuple[str, str], Arrow] = {}
-        forward: nx.DiGraph[Node] = nx.DiGraph()
+        forward: nx.DiGraph[FlowNode] = nx.DiGraph()
         forward.add_nodes_from(sorted(flow, key=lambda n: flow.nodes[n]["order"]))
         for source, target, known in flow.edges(data=True):
             if source == target:
@@ -252,7 +252,7 @@ class _Drawer:
         drawn = sorted(arrows.values(), key=lambda a: (order[a.source], order[a.target]))
         return self._closed(whole, tuple(layers), tuple(drawn))
 
-    def _ends(self, region: str, nodes: Iterable[Node]) -> tuple[Node, Node] | None:
+    def _ends(self, region: str, nodes: Iterable[FlowNode]) -> tuple[FlowNode, FlowNode] | None:
         """The boxes in which a region starts and ends, if these are two."""
         site = self.regions.get(region)
         if site is None:
@@ -300,7 +300,7 @@ class _Drawer:
             changes=len(extra.marks.notes),
         )
 
-    def _mark(self, node: Node, label: str, outermost: bool) -> Box:
+    def _mark(self, node: FlowNode, label: str, outermost: bool) -> Box:
         """The input, the output or a junction of the values within a module."""
         assert node.kind != "module"
         if node.kind == "junction":
@@ -310,11 +310,11 @@ class _Drawer:
 
     def _chained(self, path: str, child: str) -> bool:
         """Whether those that one child stands for feed each other."""
-        flow, node = self.flows.get(path), Node("module", child)
+        flow, node = self.flows.get(path), FlowNode("module", child)
         return flow is not None and flow.has_edge(node, node)
 
 
-def _generations(graph: nx.DiGraph[Node]) -> list[list[Node]]:
+def _generations(graph: nx.DiGraph[FlowNode]) -> list[list[FlowNode]]:
     """The nodes in layers, each above all that it leads to; what needs no input is as low as can be."""
     import networkx as nx
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from surgery.planning.plan import Plan
 from surgery.reports.comparison import SIGNS, Moved
 from surgery.reports.comparison_text import Compared, method_of
-from surgery.reports.context import Context
+from surgery.reports.context import ModelContext
 from surgery.reports.diff_text import remarks
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions
@@ -38,7 +38,7 @@ NOTHING = Marks()
 
 
 @dataclass
-class _Places:
+class _Collected:
     notes: dict[str, list[Note]] = field(default_factory=dict[str, list[Note]])
     trained: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     frozen: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -70,9 +70,9 @@ class _Places:
                 self.tied.setdefault(owner, []).append(f"{own} is {first}")
 
 
-def marks_of_plan(plan: Plan, context: Context, entries: Iterable[Entry]) -> dict[str, Marks]:
+def marks_of_plan(plan: Plan, context: ModelContext, entries: Iterable[Entry]) -> dict[str, Marks]:
     """What ``plan`` does at each path; its ``entries`` have the formulas."""
-    places = _Places()
+    places = _Collected()
     for entry in entries:
         note = _note(entry)
         for edit in entry.edits:
@@ -93,9 +93,9 @@ def _note(entry: Entry) -> Note:
     return Note("+", method.text, method.place, lines)
 
 
-def marks_of_comparison(compared: Compared, context: Context) -> dict[str, Marks]:
+def marks_of_comparison(compared: Compared, context: ModelContext) -> dict[str, Marks]:
     """Where two plans differ; parameters are marked that train under one of them alone."""
-    places = _Places()
+    places = _Collected()
     for moved in compared.moved:
         note = Note(SIGNS[moved.change], method_of(moved), _where(moved), tuple(moved.lines()))
         for site in moved.at:

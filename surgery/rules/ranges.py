@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.language.source import Span
+from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.values import Condition, Requirement
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ RATE = Range(
     lambda value: _both(_from(0, value), Condition("<", (value, Dim.of(1)))),
 )
 SPREAD = Range("how far values are drawn from 0 is no negative number", lambda v: _from(0, v))
+
+NUMBER = Range("this is a number", lambda _: Condition("and", ()))
+"""Any that is known before the model runs."""
 
 SPREADS = ("std", "bound", "gain")
 """The arguments of distributions that say how far apart values are."""

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import surgery
-from surgery.anatomy.dataflow import Node, dataflow, operators
+from surgery.anatomy.dataflow import FlowNode, dataflow, operators
 from surgery.anatomy.read import read
 from surgery.difference import Diff
 from surgery.language.diagnostics import SurgeryError
@@ -180,7 +180,7 @@ def flow(base: nn.Module, inputs: Any, path: str = "") -> dict[tuple[str, str], 
     """The edges within one module, and which of them lead back."""
     level = dataflow(operators(read(base, inputs).record), lambda p: p)[path]
 
-    def name(node: Node) -> str:
+    def name(node: FlowNode) -> str:
         return level.nodes[node]["label"] or node.name or node.kind
 
     return {(name(a), name(b)): known["back"] for a, b, known in level.edges(data=True)}
