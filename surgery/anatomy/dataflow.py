@@ -54,8 +54,9 @@ def operators(record: Record) -> nx.DiGraph[Any]:
     for value in returned or range(len(record.shapes)):
         if record.producer[value] >= 0:
             found.add_edge(record.producer[value], OUTPUT)
-    live = nx.ancestors(found, OUTPUT) | {INPUT, OUTPUT}
-    return nx.subgraph(found, live)
+    live: set[Any] = nx.ancestors(found, OUTPUT) | {INPUT, OUTPUT}  # pyright: ignore[reportUnknownMemberType]
+    found.remove_nodes_from([node for node in found if node not in live])
+    return found
 
 
 def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[FlowNode]]:
@@ -80,7 +81,7 @@ class _Levels:
         self.paths: dict[tuple[str, ...], str | None] = {}
         # For each operator and each module around it: what of that module's parts it depends on.
         self.behind: dict[int, list[frozenset[str]]] = {}
-        self.nodes: dict[tuple[int, int], FlowNode] = {}
+        self.last = max((n for n in graph if isinstance(n, int)), default=0) + 1
         for op in sorted(n for n in graph if isinstance(n, int)):
             self._operator(op)
         for source, target in graph.edges:
@@ -127,18 +128,18 @@ class _Levels:
         if path is None:
             return
         level = self.found.setdefault(path, nx.DiGraph())
-        ends = [self._node(level, source, depth), self._node(level, target, depth)]
-        if ends[0] is not None and ends[1] is not None:
+        writer, reader = self._node(level, source, depth), self._node(level, target, depth)
+        if writer is not None and reader is not None:
             # A sum of sums is one; a module that stands for several may read what one of them gave.
-            if ends[0] != ends[1] or ends[0].kind == "module":
-                level.add_edge(*ends)
-            if ends[1].kind == "junction":
-                level.nodes[ends[1]]["arrivals"].append(target)
+            if writer != reader or writer.kind == "module":
+                level.add_edge(writer, reader)
+            if reader.kind == "junction":
+                level.nodes[reader]["arrivals"].append(target)
 
     def _node(self, level: nx.DiGraph[FlowNode], end: Any, depth: int) -> FlowNode | None:
         """What stands in the graph of a module at ``depth`` for an operator, or for its own ends."""
         if end in (INPUT, OUTPUT):
-            node, order = FlowNode(end), -1 if end == INPUT else len(self.graph)
+            node, order = FlowNode(end), -1 if end == INPUT else self.last
         else:
             parts, order = self.parts[end], end
             if len(parts) > depth:
@@ -159,12 +160,8 @@ class _Levels:
 
 def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
     """How many of their first names two paths have in common."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _simplified(level: nx.DiGraph[FlowNode]) -> nx.DiGraph[FlowNode]:
@@ -217,7 +214,7 @@ def _label(known: dict[str, Any]) -> str:
     arrivals = known["arrivals"]
     # An operator that two values come to joins them; if none does, all that is computed says it.
     joining = {op for op in arrivals if arrivals.count(op) > 1}
-    names = [known["kinds"][op] for op in sorted(joining or set(known["kinds"]))]
+    names: list[str] = [known["kinds"][op] for op in sorted(joining or set(known["kinds"]))]
     signs = list(dict.fromkeys(_SIGNS.get(n, n) for n in names if n not in PASSIVE))
     plain = [s for s in signs if s in _SIGNS.values() or s not in POINTWISE]
     shown = plain or signs or ["…"]

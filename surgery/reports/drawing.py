@@ -228,7 +228,8 @@ class _Drawer:
 
         arrows: dict[tuple[str, str], Arrow] = {}
         forward: nx.DiGraph[FlowNode] = nx.DiGraph()
-        forward.add_nodes_from(sorted(flow, key=lambda n: flow.nodes[n]["order"]))
+        ran: list[FlowNode] = sorted(flow, key=lambda node: flow.nodes[node]["order"])
+        forward.add_nodes_from(ran)
         for source, target, known in flow.edges(data=True):
             if source == target:
                 continue
@@ -248,8 +249,8 @@ class _Drawer:
         aside = [box for node, box in every.items() if node not in forward]
         if aside:
             layers.append(tuple(replace(b, idle=b.shape == "module") for b in aside))
-        order = {box.id: i for i, box in enumerate(b for layer in layers for b in layer)}
-        drawn = sorted(arrows.values(), key=lambda a: (order[a.source], order[a.target]))
+        rank = {box.id: i for i, box in enumerate(b for layer in layers for b in layer)}
+        drawn = sorted(arrows.values(), key=lambda a: (rank[a.source], rank[a.target]))
         return self._closed(whole, tuple(layers), tuple(drawn))
 
     def _ends(self, region: str, nodes: Iterable[FlowNode]) -> tuple[FlowNode, FlowNode] | None:
