@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from surgery.api import (
         remove as remove,
+        reread as reread,
     )
     from surgery.api import (
         save as save,
@@ -83,6 +84,7 @@ _HOMES = {
         "merged",
         "plan",
         "remove",
+        "reread",
         "save",
         "select",
         "trainable",
@@ -106,6 +108,7 @@ __all__ = [
     "plan",
     "read_spec",
     "remove",
+    "reread",
     "save",
     "select",
     "trainable",

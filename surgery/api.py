@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgery.anatomy.kept import forget
 from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
@@ -105,6 +106,9 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
 def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
     """The sites of ``model`` that ``selector`` means, in the model's order.
 
+    Where roles are asked for, one forward of the model is read, and the reading is kept until the
+    model changes: see :func:`reread`.
+
     Raises:
         SurgeryError: S1xx if it cannot be read, S3xx if a part of it matches nothing.
 
@@ -119,6 +123,27 @@ def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> li
         found = select_sites(model, selector, lambda: read(model, example_inputs))
     warn(*map(render, found.warnings))
     return list(found.sites)
+
+
+def reread(model: nn.Module) -> None:
+    """Have ``model`` read anew when it is used next.
+
+    What a forward shows of a model is kept beside it, and used by all functions here until the
+    model changes in anything that the forward depends on: modules and their attributes (objects
+    and configs among these), hooks, parameters and buffers, classes, functions, and the globals
+    that these name. What cannot be seen is what code of torch, of the standard library or of an
+    extension reads by itself, what is looked up by a name that is computed, and files or other
+    processes. After such a change, call this.
+
+    Raises:
+        SurgeryError: S546 if it is no module.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    >>> surgery.reread(model)
+
+    """
+    forget(model_of(model))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

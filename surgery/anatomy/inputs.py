@@ -34,7 +34,7 @@ def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
 def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     """Inputs worth a try, the likeliest first; only ``given`` if that is given."""
     if given is not None:
-        yield _as_given(given)
+        yield as_given(given)
         return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if getattr(model, "config", None) is not None:
@@ -45,7 +45,7 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     yield from _plain(model, device)
 
 
-def _as_given(given: Any) -> Inputs:
+def as_given(given: Any) -> Inputs:
     if isinstance(given, dict):
         return (), dict(cast("dict[str, Any]", given))
     if hasattr(given, "keys"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.anatomy.kept import kept
+from surgery.anatomy.numbers import deciding
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
+from surgery.anatomy.uses import Uses
+from surgery.language.diagnostics import SurgeryError
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
-    """Run ``model`` once and read its anatomy; the model is left exactly as it was.
+    """The anatomy of ``model``, read from one forward; the model is left exactly as it was.
+
+    A reading is kept until the model changes (see kept.py).
 
     Raises:
         SurgeryError: S501 if no inputs can be made up, S502 if the model does not run on them.
@@ -29,8 +36,42 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     ['[linear1..linear2]']
 
     """
-    paths = Paths(model)
-    return Anatomy(record(model, example_inputs, paths), paths)
+    try:
+        found = forward(model, example_inputs, cheap=True)
+    except SurgeryError:
+        found = forward(model, example_inputs)
+    return found.anatomy.of(model)
+
+
+def forward(
+    model: nn.Module, example_inputs: Any = None, training: bool = False, cheap: bool = False
+) -> Forward:
+    """One recorded forward of ``model``, in evaluation or in training; see :func:`record`."""
+
+    def recorded(paths: Paths) -> Forward:
+        return Forward(record(model, example_inputs, paths, training, cheap), paths)
+
+    return kept(model, example_inputs, (training, cheap), recorded)
+
+
+class Forward:
+    """One recorded forward, and what is read from it."""
+
+    def __init__(self, record: Record, paths: Paths):
+        self.record = record
+        self.paths = paths
+        self.lasting = record.release()
+        self.deciding = deciding(record)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The roles of modules, and what passes these."""
+        return Anatomy(self.record, self.paths)
+
+    @cached_property
+    def uses(self) -> Uses:
+        """Who uses which parameter."""
+        return Uses(self.record, self.paths)
 
 
 @dataclass(frozen=True)
@@ -45,9 +86,18 @@ class Passage:
 class Anatomy:
     """What one forward of a model tells of it."""
 
+    model: nn.Module | None = None
+
     def __init__(self, record: Record, paths: Paths):
         self.record = record
         self.paths = paths
+
+    def of(self, model: nn.Module) -> Anatomy:
+        """This anatomy for use apart: the names in it are those of ``model``, which lives with it."""
+        _ = self.reading
+        found = copy(self)
+        found.model = model
+        return found
 
     @cached_property
     def reading(self) -> Reading:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property, partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from torch import nn
+
+from surgery.anatomy.tensors import tensors_inside
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -82,7 +87,8 @@ class Record:
     ``accesses`` are the parameters that were taken from their modules by name; ``direct`` are the modules whose forward was called by its name, which is no call
     here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
     known where they come from. ``blind`` are the operators that the model ran without gradients;
-    None where some have gradients of their own.
+    None where some have gradients of their own. ``numbers`` are the values of which Python was
+    shown what they are.
     """
 
     ops: list[Op]
@@ -102,6 +108,15 @@ class Record:
     followed: bool = True
     strangers: set[int] = field(default_factory=set[int])
     blind: set[int] | None = None
+    numbers: set[int] = field(default_factory=set[int])
+
+    def release(self) -> bool:
+        """Let go of the model's modules; whether nothing of it, and no tensor, is held now."""
+        for op in self.ops:
+            if op.name == "attention_interface":
+                # Which module asks for an attention stands among its arguments.
+                op.args = tuple(_proxy(a) if isinstance(a, nn.Module) else a for a in op.args)
+        return not any(map(_holds, ((op.args, op.kwargs) for op in self.ops)))
 
     @cached_property
     def consumers(self) -> list[list[int]]:
@@ -148,3 +163,26 @@ class Record:
                 if self.producer[value] >= 0:
                     result.add_edge(self.producer[value], op.index, value=value)
         return result
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None), Value, torch.dtype, torch.device))
+
+
+def _proxy(module: nn.Module) -> Any:
+    return weakref.proxy(module)
+
+
+def _holds(thing: Any) -> bool:
+    """Whether what stands among noted arguments may lead to the model, or to a tensor."""
+    if type(thing) in _PLAIN or type(thing) is weakref.ProxyType:
+        return False
+    if isinstance(thing, tuple | list):
+        return any(map(_holds, cast("tuple[Any, ...]", thing)))
+    if isinstance(thing, dict):
+        return any(map(_holds, cast("dict[Any, Any]", thing).values()))
+    if isinstance(thing, partial):
+        bound = cast("partial[Any]", thing)
+        return any(map(_holds, (bound.func, bound.args, bound.keywords)))
+    if isinstance(thing, MethodType) or getattr(thing, "__closure__", None):
+        return True
+    return isinstance(thing, nn.Module) or bool(tensors_inside(thing))

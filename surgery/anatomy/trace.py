@@ -311,6 +311,7 @@ class Recorder(TorchFunctionMode):
             self.followed,
             unknown,
             None if self.custom else self.blind_ops,
+            self.seen,
         )
 
 
