@@ -104,7 +104,7 @@ def verse_or_law(directory: Path = Path("out/unipelt-minilm"), steps: int = 30) 
     loaded = surgery.load(copy.deepcopy(base), directory, example_inputs=example)
     with torch.no_grad():
         equal = torch.equal(loaded(**example), model(**example))
-    print("Saved and loaded:", "the same bits" if equal else "OTHER outputs")
+    print("Saved and loaded:", "bitwise identical" if equal else "OTHER outputs")
     surgery.remove(model)
     print("Removed:", undone(model, base), flush=True)
 

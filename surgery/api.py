@@ -45,19 +45,19 @@ def apply(
     seed: int | None = None,
     tokenizer: Any = None,
 ) -> nn.Module:
-    """Change ``model`` as ``spec`` says, in place.
+    """Apply ``spec`` to ``model``, in place.
 
-    All of the spec takes effect or nothing does. The base's parameters keep their names; new ones
-    live in children named after the method, as in `q_proj.lora.A`, in the dtype and on the device
-    of the layer they belong to.
+    The whole spec takes effect, or nothing does. Base parameters keep their names. New parameters
+    are in children named after the method, such as `q_proj.lora.A`, and have the dtype and device of
+    the layer that they belong to.
 
     Args:
-        model: any module, also one that is adapted already.
-        spec: the spec, the name of a recipe (`unipelt`), or a plan of it; a plan must still come out the same.
-        example_inputs: a tensor, a tuple, or a dict of keyword arguments for one forward, if the
-            spec needs the model's anatomy and inputs cannot be made up from the model.
-        seed: decides the random initial values; drawn from torch's default generator if None.
-        tokenizer: the model's, where a prompt starts as a text.
+        model: any module; it may be adapted already.
+        spec: a spec, the name of a recipe (`unipelt`), or a plan, which must still fit the model.
+        example_inputs: a tensor, a tuple, or a dict of keyword arguments for one forward, where
+            inputs cannot be generated from the model.
+        seed: random seed of the initial values; if None, torch's default generator decides.
+        tokenizer: the tokenizer of the model, where a prompt starts from text.
 
     Returns:
         The same model.
@@ -66,8 +66,8 @@ def apply(
         SurgeryError: with everything that is wrong with the spec, or with it on this model.
 
     Warns:
-        SurgeryWarning: of what is odd, as an `except` that leaves out nothing, before anything
-            changes; where warnings are errors, the model stays as it is.
+        SurgeryWarning: about an oddity, such as an `except` that removes nothing, before anything
+            changes. If warnings are errors, the model is unchanged.
 
     >>> import torch, surgery
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -89,7 +89,7 @@ def _told(plan: Plan) -> None:
 
 
 def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Plan:
-    """Everything ``spec`` would change in ``model``, as data; the model stays as it is.
+    """Return the plan of ``spec`` for ``model``, which is unchanged.
 
     Raises:
         SurgeryError: as :func:`apply` would.
@@ -104,7 +104,7 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
 
 
 def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
-    """The sites of ``model`` that ``selector`` means, in the model's order.
+    """Return the sites of ``model`` that ``selector`` matches, in model order.
 
     Where roles are asked for, one forward of the model is read, and the reading is kept until the
     model changes: see :func:`reread`.
@@ -147,18 +147,18 @@ def reread(model: nn.Module) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name: those added, and the base's own."""
+    """Return all trainable parameters by name: added ones and base parameters."""
     return grafting.trainable_parameters(adapted_of(model))
 
 
 def merge(model: nn.Module) -> MergeReport:
-    """Write all that merges into the base's weights, for good, in place.
+    """Merge all adapters that can be merged into the base weights, permanently and in place.
 
-    The new weights are computed in float32 or wider and rounded once. What has no merge stays
-    grafted, and the report says why.
+    Merged weights are computed in float32 or wider and rounded once. Adapters that cannot be merged
+    stay, and the report says why.
 
     Raises:
-        SurgeryError: S512 if nothing was applied, S513 if none of it merges.
+        SurgeryError: S512 if nothing was applied, S513 if nothing can be merged.
 
     """
     return merge_specs(adapted_of(model))
@@ -170,7 +170,9 @@ def ensemble(
     inputs: Mapping[str, Any],
     answer: Callable[[dict[str, Any]], Tensor],
 ) -> Tensor:
-    """What most of several saved prompts answer, in one batch (Lester et al. 2021, section 6).
+    """Return the majority vote of several saved prompts, from one batch for all.
+
+    Prompt ensembling, Lester et al. 2021 (arXiv:2104.08691), section 6.
 
     Args:
         model: one that has a prompt of the same kind as those saved.
@@ -190,19 +192,21 @@ def ensemble(
 
 
 def fold(model: nn.Module) -> FoldReport:
-    """Replace the networks that make prefixes and prompts by what they make, for good, in place.
+    """Replace the networks that compute prefixes and prompts by their output, permanently and in place.
 
-    What a model computes stays the same; what is saved is the prefix, or the prompt, alone.
+    The model computes the same. A file saved afterwards holds the prefix or the prompt alone.
 
     Raises:
-        SurgeryError: S512 if nothing was applied, S519 if nothing of it folds.
+        SurgeryError: S512 if nothing was applied, S519 if there is nothing to fold.
 
     """
     return fold_specs(adapted_of(model))
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which all that merges is merged; every bit is as before after it.
+    """Return a context in which all adapters that can be merged are merged.
+
+    On exit, every parameter is restored bitwise.
 
     Contexts nest and are left in any order; inside `disabled` the base shows, merged or not. What
     is applied cannot change inside (:func:`apply`, :func:`remove`, :func:`merge`, :func:`fold`,
@@ -220,7 +224,7 @@ def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
 
 def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    """A context in which the model is its base, to the bit.
+    """Return a context in which the model is bitwise its base model.
 
     As :func:`merged`: nests, and what is applied cannot change inside. Parameters that specs train
     show their first values, in memory of their own; these go with the context, and so do edits of
@@ -235,7 +239,7 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
 
 def remove(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Take back what goes by ``name`` (`as NAME`, or the method's), or everything.
+    """Remove the adapter called ``name`` (its `as NAME`, or the method), or all adapters.
 
     When the last method of a spec goes, the spec does. The base's parameters that it trained and
     no other spec trains then get back their values, to the bit; whether they train is for the last
@@ -252,7 +256,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """Save all that was applied to ``model``, with its parameters, as one safetensors file.
+    """Save all that was applied to ``model`` as one safetensors file.
 
     Inside :func:`merged` and :func:`disabled` it is the same file as outside.
 
@@ -279,7 +283,7 @@ def load(
     example_inputs: Any = None,
     base: Match = "exact",
 ) -> nn.Module:
-    """Apply a saved adaptation to ``model``, in place; the file carries spec and rules.
+    """Load a saved adapter onto ``model``, in place; the file holds its spec and rules.
 
     All of the file is held against the model first: on any error the model stays as it was, and so
     does what was applied to it before.

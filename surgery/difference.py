@@ -54,12 +54,12 @@ def diff(
     against: SpecLike | None = None,
     example_inputs: Any = None,
 ) -> Diff | Comparison:
-    """What ``spec`` would change in ``model``, which stays as it is.
+    """Return what ``spec`` would change in ``model``, which is unchanged.
 
     Args:
-        model: any module, also one that is adapted already.
+        model: any module; it may be adapted already.
         spec: the spec.
-        against: another spec; then the report is what changes when it takes the place of ``spec``.
+        against: a second spec; the report is what changes from ``spec`` to it.
         example_inputs: as for :func:`surgery.apply`.
 
     Raises:
@@ -74,8 +74,8 @@ def diff(
     <BLANKLINE>
       freeze 2 base parameters (4,160)
     <BLANKLINE>
-    Costs 64 FLOPs more per token (0.78 % of the base's matrix products). Starts as the base.
-    Plan: 1 site rewritten, 1 parameter added (64, 1.52 % trainable). Merges back.
+    Cost: +64 FLOPs per token (+0.78 % of the base model's matrix products). Identity at initialization.
+    Plan: 1 site changed, 1 tensor added (64 parameters; 1.52 % of all parameters trainable). All can be merged.
 
     """
     model = model_of(model)

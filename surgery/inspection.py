@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 def inspect(
     model: nn.Module, selector: str | None = None, *, example_inputs: Any = None
 ) -> Inspection:
-    """The tree of ``model`` with its roles, or all that ``selector`` matches in it.
+    """Return the module tree of ``model`` with roles, or the modules that ``selector`` matches.
 
-    A model that does not run on inputs that were made up is shown without roles, and the reason
-    is told.
+    If the model does not run on generated inputs, roles are left out and a warning says why.
 
     Raises:
         SurgeryError: S1xx if the selector cannot be read, S3xx if a part of it matches nothing.

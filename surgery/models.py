@@ -39,7 +39,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def load_model(text: str | os.PathLike[str]) -> nn.Module:
-    """The model that ``text`` names, its weights loaded, in its own dtype, on the CPU."""
+    """Return the model that ``text`` names, with its weights, in its own dtype, on the CPU."""
     text = os.fspath(text)
     if _FACTORY.fullmatch(text):
         made = _from_factory(text)

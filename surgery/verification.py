@@ -41,23 +41,23 @@ def verify(
     tolerance: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verification:
-    """Try every promise with ``spec`` on ``model`` itself, which is as before after it.
+    """Check every guarantee for ``spec`` on ``model``, then restore the model.
 
-    Nothing is copied but buffers and what the spec trains: the spec is applied in place and
-    removed, also if something fails.
+    The spec is applied in place and removed, also if something fails. Only buffers and the base
+    parameters that the spec trains are copied.
 
     Args:
         model: a base model, not adapted.
         spec: the spec.
-        example_inputs: as for :func:`surgery.apply`; made up if None.
-        seed: decides all random values.
-        tokenizer: the model's, where a prompt starts as a text.
-        tolerance: how far a merged layer may be off, as a part of its largest output; by the
-            parameters' type if None (1e-4 in float32).
-        progress: called with what is tried next.
+        example_inputs: as for :func:`surgery.apply`; generated if None.
+        seed: random seed of all values that are drawn.
+        tokenizer: the tokenizer of the model, where a prompt starts from text.
+        tolerance: maximum merge error, relative to the largest output value; if None, it depends on
+            the dtype of the parameters (1e-4 in float32).
+        progress: called with the name of the next check.
 
     Returns:
-        What became of each promise; a broken one is no exception.
+        The outcome of each guarantee. One that failed is not raised.
 
     Raises:
         SurgeryError: as :func:`surgery.apply` would; S502 if the model does not run, S518 if it is
@@ -73,8 +73,8 @@ def verify(
     if surgery_of(model) is not None:
         raise error(
             "S518",
-            "this model is adapted already, and promises are tried on a base",
-            help="`surgery.remove` what is there, or verify before applying",
+            "this model is already adapted, and `verify` needs a base model",
+            help="call `surgery.remove` first, or verify before applying",
         )
     ready = read_spec(spec)
     say: Callable[[str], object] = progress or str
@@ -109,18 +109,18 @@ def _tried(
         except Exception as problem:
             verdicts.append(failed(promise, problem))
 
-    attempt("starts as the base", lambda: starts_as_base(trial))
+    attempt("identity at init", lambda: starts_as_base(trial))
     attempt("names stay", lambda: names_stay(trial))
-    attempt("the right ones train", lambda: flags_hold(trial))
+    attempt("trainable as planned", lambda: flags_hold(trial))
     attempt("every part acts", lambda: every_part_acts(trial))
     trial.disturb(trial.moving, "all")
-    attempt("gradients reach", lambda: gradients_reach(trial))
+    attempt("gradients reach all", lambda: gradients_reach(trial))
     if plan.edits:
         attempt("merged = adapted", lambda: merged_is_adapted(trial))
-    attempt("leaving undoes", lambda: leaving_undoes(trial))
+    attempt("contexts restore", lambda: leaving_undoes(trial))
     attempt("saved = loaded", lambda: saved_is_loaded(trial))
     if plan.tensors:
-        attempt("same seed, same bits", lambda: seed_decides(trial, start))
+        attempt("same seed, same values", lambda: seed_decides(trial, start))
     attempt("removal is exact", lambda: removal_is_exact(trial))
     return Verification(type(run.model).__name__, run.shape, allowed, plan, tuple(verdicts))
 
@@ -158,13 +158,15 @@ class Verification:
         """The last line."""
         broken = [v.promise for v in self.verdicts if v.outcome == "broken"]
         if broken:
-            return f"Broken: {', '.join(broken)}."
+            return f"Failed: {', '.join(broken)}."
         held = sum(v.outcome == "held" for v in self.verdicts)
         silent = len(self.verdicts) - held
-        more = f", {silent} not promised here" if silent else ""
+        more = f", {silent} not applicable" if silent else ""
         worst = max((v.error for v in self.verdicts if v.error is not None), default=0.0)
-        error = f"The largest error is {worst:.1e}." if worst else "There is no error in any bit."
-        return f"All {held} promises hold{more}. {error}"
+        error = (
+            f"The largest error is {worst:.1e}." if worst else "No numerical difference was found."
+        )
+        return f"All {held} guarantees hold{more}. {error}"
 
     def __rich__(self) -> Text:
         return painted(str(self))

@@ -105,8 +105,8 @@ def test_a_dead_except_is_shown():
 def test_ties_are_told():
     found = surgery.diff(model(), "on embedding apply lora(r = 2); train head")
     text = str(found)
-    assert "embed.weight is tied with head.weight, which train with it" in text
-    assert "does not merge: the weight is tied with `head`" in text
+    assert "embed.weight is tied with head.weight, which are trained with it" in text
+    assert "cannot be merged: the weight is tied with `head`" in text
 
 
 def test_a_lookup_costs_nothing_but_what_follows_it():

@@ -87,5 +87,7 @@ def test_an_explanation_counts_on_what_stands():
 
 def test_a_tied_weight_is_the_reason():
     found = surgery.explain(model(), "head", "on `head` apply lora(r = 2)")
-    assert "! does not merge: the weight is tied with `embed`, which would change too" in str(found)
+    assert "! cannot be merged: the weight is tied with `embed`, which would change too" in str(
+        found
+    )
     assert json.loads(found.as_json())["verdicts"][0]["applies"]

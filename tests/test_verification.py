@@ -70,7 +70,7 @@ def test_promises_hold_in_other_types(dtype: torch.dtype):
 def test_a_start_that_is_not_the_base_is_not_promised():
     spec = "on up apply half as h\nmethod half() { match y[*, n] = linear(x, W, b?) param l[n] = 0.5 y = l * y }"
     found = outcomes(surgery.verify(model(), spec))
-    assert found["starts as the base"] == "not promised"
+    assert found["identity at init"] == "not promised"
     assert found["merged = adapted"] == "held"
 
 

@@ -25,7 +25,7 @@ def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
     if found is None:
         raise error(
             "S501",
-            f"no inputs for a {type(model).__name__} could be made up",
+            f"cannot generate example inputs for a {type(model).__name__}",
             help="pass example_inputs=, a tensor, a tuple of tensors, or a dict of arguments",
         )
     return found

@@ -70,8 +70,8 @@ class Finder:
             help = help or did_you_mean(wanted.strip("*"), components)
             return f"nothing matches: no module or parameter is named `{wanted}`", help
         if len(pattern.lstrip(".").split(".")) == 1:
-            return "nothing matches: no module is so named", None
-        return f"nothing matches: no path fits `{pattern}`", self.tail(pattern)
+            return "nothing matches: no module has this name", None
+        return f"nothing matches: no path matches `{pattern}`", self.tail(pattern)
 
     @cached_property
     def components(self) -> set[str]:
@@ -126,15 +126,19 @@ class Finder:
             if sites := places.get(fused):
                 count = "" if len(sites) == 1 else f" and {len(sites) - 1} more"
                 return (
-                    f"nothing matches: {name} has no layer of its own here",
-                    f"it is fused in `{sites[0].path}`{count}, whose role is {fused}",
+                    f"nothing matches: {name} is not a separate layer here",
+                    f"it is part of the fused layer `{sites[0].path}`{count}, which has the role {fused}",
                 )
         reason = self.anatomy().reading.obstacles.get(name)
         if reason:
             return f"nothing matches: {reason}", None
         present = [role for role in ROLES if places.get(role)]
-        help = f"roles seen here: {', '.join(present)}" if present else "no roles were seen here"
-        return f"nothing matches: no {name} was found in this model", help
+        help = (
+            f"available roles: {', '.join(present)}"
+            if present
+            else "no roles were found in this model"
+        )
+        return f"nothing matches: no module has the role `{name}` in this model", help
 
     def kind(self, name: str) -> tuple[str, str | None]:
         """For a class: the nearest class that is present."""

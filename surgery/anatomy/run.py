@@ -90,7 +90,7 @@ def _explained(model: nn.Module, failures: list[tuple[str, Exception]], given: b
     _, first = failures[0]
     text = str(first).strip().splitlines()
     reason = f"{type(first).__name__}: {text[0]}" if text else type(first).__name__
-    inputs = "the example inputs" if given else "inputs made up for it"
+    inputs = "the example inputs" if given else "generated inputs"
     return Diagnostic(
         "S502",
         f"{type(model).__name__} does not run on {inputs}: {reason}",

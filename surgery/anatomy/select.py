@@ -97,7 +97,7 @@ class _Evaluation:
         if node.where is not None:
             held = tuple(site for site in sites if test(node.where, site, self.paths, self.anatomy))
             if sites and not held:
-                self.fail("S301", "nothing matches: the test holds nowhere", node.where)
+                self.fail("S301", "no selected module satisfies the `where` clause", node.where)
             sites = held
         if node.exceptions is not None:
             sites = self.without(sites, node.exceptions)
@@ -171,8 +171,9 @@ class _Evaluation:
             kept.append((part, held))
             if sites and not held:
                 text = within.span.text
-                reason = f"{len(sites)} found, but none inside `{text}`"
-                self.fail("S301", f"nothing matches: {reason}", part)
+                self.fail(
+                    "S301", f"nothing matches: {len(sites)} found, but none inside `{text}`", part
+                )
         return kept
 
     def alive(self, part: Part) -> tuple[Site, ...]:
@@ -193,15 +194,15 @@ class _Evaluation:
         gone = {site.path for site in inside(sites, places)}
         left = tuple(site for site in sites if site.path not in gone)
         if sites and not left:
-            self.fail("S301", "nothing matches: everything is excepted", exceptions)
+            self.fail("S301", "`except` removes every selected module", exceptions)
         return left
 
     def spared(self, part: Part, found: bool, lost: list[Diagnostic]) -> None:
         message = (
-            "this excepts nothing: none of it was selected"
+            "this `except` removes nothing: none of it was selected"
             if found
             else (lost[0] if lost else self.finder.explain(part)).message.replace(
-                "nothing matches", "this excepts nothing"
+                "nothing matches", "this `except` removes nothing"
             )
         )
         self.warn("S302", message, part)
@@ -231,16 +232,20 @@ class _Evaluation:
             layer = places[0].exit.path
             self.fail(
                 "S301",
-                f"nothing matches: this is a part of `{layer}` here, and has no parameter of its own",
+                f"this is a slice of the fused layer `{layer}`, and has no parameters",
                 part,
-                "parameters train and freeze as a whole; a method may change a part",
+                "train or freeze the whole layer, or apply a method to the slice",
             )
         elif places:
             found = "it has" if len(places) == 1 else f"the {len(places)} modules have"
-            self.fail("S301", f"nothing matches: {found} no parameters", part)
+            self.fail("S301", f"{found} no parameters", part)
         elif isinstance(part, syntax.Sliced):
             found = len(self.places(part.item))
-            self.fail("S301", f"nothing matches: there are only {found} to choose from", part)
+            self.fail(
+                "S301",
+                f"the index or slice selects nothing: there are only {found} to choose from",
+                part,
+            )
         else:
             self.errors.append(self.finder.explain(part))
         return None

@@ -71,7 +71,7 @@ class _Facts:
                 known = ", ".join(NAMES)
                 raise error(
                     "S304",
-                    f"`{name}` says nothing about a site",
+                    f"`{name}` is not an attribute of a site",
                     node.span,
                     help=did_you_mean(name, NAMES) or f"a test knows {known}",
                 )

@@ -31,13 +31,16 @@ def apply(
     spec: Spec,
     output: Output,
     merged: Annotated[
-        bool, typer.Option("--merged", help="Merge, and write the whole model.")
+        bool, typer.Option("--merged", help="Merge the adapter and save the whole model.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Decides the random initial values.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the initial values.")] = 0,
     inputs: Inputs = None,
     force: Force = False,
 ) -> None:
-    """Adapt MODEL as SPEC says, and save what was added (or with --merged, the whole model)."""
+    """Apply SPEC to MODEL and save the adapter.
+
+    With --merged, the adapter is merged and the whole model is saved.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)
@@ -69,7 +72,7 @@ def merge(
     base: BaseMatch = Base.exact,
     force: Force = False,
 ) -> None:
-    """Merge a saved ADAPTER into MODEL, and write the whole model."""
+    """Merge ADAPTER into MODEL and save the whole model."""
     check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
@@ -91,7 +94,10 @@ def fold(
     base: BaseMatch = Base.exact,
     force: Force = False,
 ) -> None:
-    """Replace the networks in ADAPTER that make prefixes or prompts by what they make."""
+    """Fold the networks of ADAPTER into their output.
+
+    A network that computes a prefix or a prompt is replaced by the vectors that it computes.
+    """
     check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery
@@ -121,8 +127,8 @@ def _merged(model: nn.Module) -> MergeReport:
         first = report.stayed[0]
         raise error(
             "S517",
-            f"{len(report.stayed)} of {len(report.stayed) + len(report.merged)} edits do not "
-            f"merge, first `{first.child}` at `{first.site}`: {first.reason}",
+            f"{len(report.stayed)} of {len(report.stayed) + len(report.merged)} edits cannot "
+            f"be merged, first `{first.child}` at `{first.site}`: {first.reason}",
             help="save the adapter instead: it loads onto the base",
         )
     return report

@@ -23,13 +23,13 @@ from surgery.cli import (
 from surgery.cli.screen import OutputError, complain, finish, prepare, say, show, silence
 from surgery.language.diagnostics import SurgeryError
 
-HELP = """Change PyTorch models as a short text says.
+HELP = """Adapt PyTorch models with a declarative spec.
 
 MODEL is a transformers directory, a hub id, a GGUF file, or `package.module:factory`.
-SPEC is a file that ends in `.peft`, or the text itself.
+SPEC is a `.peft` file, the name of a recipe, or the spec itself as a string.
 
-Exit codes: 0 all well; 1 an error, a broken promise, or files that `fmt --check` would change;
-2 changes, if `diff --exit-code` asks for it; 64 wrong usage; 130 stopped by Ctrl-C.
+Exit codes: 0 success; 1 an error, a failed guarantee, or `fmt --check` would change files;
+2 `diff --exit-code` found changes; 64 wrong usage; 130 stopped by Ctrl-C.
 """
 
 application = typer.Typer(
@@ -56,7 +56,7 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Say the version and exit."
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:

@@ -20,30 +20,35 @@ Spec = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="A .peft file, its text, or a recipe such as unipelt.",
+        help="A .peft file, the name of a recipe such as unipelt, or the spec itself.",
         show_default=False,
     ),
 ]
 Adapter = Annotated[
     Path,
     typer.Argument(
-        metavar="ADAPTER", help="What `apply` or surgery.save wrote.", show_default=False
+        metavar="ADAPTER",
+        help="A saved adapter: a directory or a .safetensors file.",
+        show_default=False,
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write.", show_default=False)
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="The directory to write to.", show_default=False
+    ),
 ]
 Inputs = Annotated[
     str | None,
     typer.Option(
         "--inputs",
         metavar="MODULE:FACTORY",
-        help="Example inputs for one forward, where none can be made up: a tensor, tuple or dict.",
+        help="Example inputs for one forward, where none can be generated: a tensor, tuple or dict.",
         show_default=False,
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace what is there, if it isn't the base model.")
+    bool, typer.Option("--force", help="Replace existing output, unless it is the base model.")
 ]
 
 
@@ -58,8 +63,8 @@ BaseMatch = Annotated[
     Base,
     typer.Option(
         "--base",
-        help="What of MODEL must equal the base that ADAPTER was saved with: all (exact), "
-        "or names and shapes (shape), as in another dtype.",
+        help="How MODEL is compared with the base of ADAPTER: values too (exact), or names "
+        "and shapes alone (shape), for a base in another dtype.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else.")]

@@ -22,11 +22,15 @@ def register(application: typer.Typer) -> None:
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One of them.", show_default=False)
+        str | None,
+        typer.Argument(metavar="NAME", help="A method, verb, block or recipe.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, verbs, blocks and recipes that come along; with NAME, all about one."""
+    """List the built-in methods, or describe NAME.
+
+    Verbs, blocks and recipes are listed, too.
+    """
     from surgery.planning.spec import recipes
     from surgery.reports.claims import claims_of
     from surgery.rules.library import prelude
@@ -71,7 +75,7 @@ def _list(found: list[Claims], specs: dict[str, str]) -> str:
             sections.append("\n".join([f"{kind}s", *aligned(rows, widest=44)]))
     rows = [(f"  {n}", _first(text.partition("\n")[0].lstrip("# "))) for n, text in specs.items()]
     sections.append("\n".join(["recipes", *aligned(rows, widest=44)]))
-    return "\n\n".join([*sections, "`surgery methods NAME` tells all about one."])
+    return "\n\n".join([*sections, "`surgery methods NAME` shows one in detail."])
 
 
 def _called(c: Claims) -> str:
@@ -92,13 +96,13 @@ def _about(c: Claims, definition: Definition) -> Iterator[str]:
     if c.doc:
         yield f"\n{c.doc}"
     yield f"\n{definition.syntax.span.text}\n"
-    rows = [("computes", c.formula), ("starts", c.starts.removeprefix("starts "))]
+    rows = [("computes", c.formula), ("at init", c.starts)]
     rows += [(k, v) for k, v in (c.merge or {}).items()]
     if c.merge is None:
         rows.append(("merge", c.merges))
     for p in c.parameters:
         marks = ["frozen"] * p.frozen + ([p.shared] if p.shared else [])
         rows.append((f"param {p.name}", f"{p.shape} {p.init} {', '.join(marks)}".rstrip()))
-    rows += [("elements", c.elements), ("FLOPs", f"{c.flops} more per token")]
+    rows += [("elements", c.elements), ("FLOPs", f"+{c.flops} per token")]
     rows += [("requires", condition) for condition in c.requires]
     yield from aligned(rows)

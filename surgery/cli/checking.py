@@ -74,5 +74,5 @@ def report(checked: Sequence[Checked]) -> str:
 
 
 def _statement(s: Stated) -> tuple[str, ...]:
-    ends = merging(s.merge, s.brings_bias) if s.merge else f"does not merge: {s.reason}"
+    ends = merging(s.merge, s.brings_bias) if s.merge else f"cannot be merged: {s.reason}"
     return (f"  ok {s.method}", s.starts, ends)

@@ -1,4 +1,4 @@
-"""`verify`: the promises held against one model."""
+"""`verify`: the guarantees checked on one model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ def register(application: typer.Typer) -> None:
 def verify(
     model: Model,
     spec: Spec,
-    seed: Annotated[int, typer.Option(help="Decides all random values.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Largest error of a merge, relative to the output.", show_default=False),
+        typer.Option(
+            help="Maximum merge error, relative to the largest output value.", show_default=False
+        ),
     ] = None,
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> int:
-    """Try every promise with SPEC on MODEL: start, names, gradients, merge, undo, save and load."""
+    """Check every guarantee for SPEC on MODEL.
+
+    Initialization, names, gradients, merge, undo, save and load are tried.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)

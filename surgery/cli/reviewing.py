@@ -14,7 +14,7 @@ from surgery.cli.screen import show, show_json, working
 
 
 class Format(StrEnum):
-    """How a difference is printed."""
+    """The output format of `diff`."""
 
     text = "text"
     markdown = "markdown"
@@ -34,20 +34,23 @@ def diff(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="SPEC2", help="Another spec, to take the place of SPEC.", show_default=False
+            metavar="SPEC2",
+            help="A second spec: show what changes from SPEC to SPEC2.",
+            show_default=False,
         ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.text,
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.text,
     inputs: Inputs = None,
     as_json: Json = False,
     exit_code: Annotated[
         bool,
-        typer.Option(
-            "--exit-code", help="Exit with 2 if there are changes, with 0 if there are none."
-        ),
+        typer.Option("--exit-code", help="Exit with 2 if there are changes, else with 0."),
     ] = False,
 ) -> int:
-    """Show what SPEC would change in MODEL, or what changes between SPEC and SPEC2."""
+    """Show what SPEC would change in MODEL.
+
+    With SPEC2, show what changes from SPEC to SPEC2.
+    """
     from surgery.planning.spec import read_spec
 
     specs = [read_spec(text) for text in (spec, other) if text is not None]
@@ -75,17 +78,20 @@ def inspect(
     model: Model,
     selector: Annotated[
         str | None,
-        typer.Argument(metavar="SELECTOR", help="What to look for: `q|v in layer[-4:]`."),
+        typer.Argument(metavar="SELECTOR", help="Modules to list, such as `q|v in layer[-4:]`."),
     ] = None,
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Show MODEL as the language sees it, or what SELECTOR matches in it."""
+    """Show the modules of MODEL with their roles.
+
+    With SELECTOR, show the modules that it matches.
+    """
     with working("loading the model") as say:
         import surgery
 
         loaded = surgery.load_model(model)
-        say("reading its anatomy")
+        say("analyzing the model")
         found = surgery.inspect(loaded, selector, example_inputs=inputs_of(inputs))
     show_json(found.as_dict()) if as_json else show(str(found))
 
@@ -93,13 +99,17 @@ def inspect(
 def explain(
     model: Model,
     site: Annotated[
-        str, typer.Argument(metavar="SITE", help="The path of a module.", show_default=False)
+        str,
+        typer.Argument(metavar="SITE", help="The path of a module or region.", show_default=False),
     ],
     spec: Spec,
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Say why each statement of SPEC does or does not apply at SITE of MODEL."""
+    """Explain what SPEC does at SITE of MODEL, and why.
+
+    For each statement: whether it applies there, the reason, and what it adds.
+    """
     from surgery.planning.spec import read_spec
 
     ready = read_spec(spec)

@@ -23,7 +23,7 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATHS…",
-        help="Files, or directories with .peft files in them; - is stdin.",
+        help="Files, or directories that contain .peft files; - is stdin.",
         show_default=False,
     ),
 ]
@@ -36,7 +36,10 @@ def register(application: typer.Typer) -> None:
 
 
 def check(paths: Paths, as_json: Json = False) -> int:
-    """Check specs and rules without a model: every error of every file, and what rules promise."""
+    """Check specs and rules without a model.
+
+    Every error of every file is reported, and what is derived from its rules.
+    """
     from surgery.cli.checking import Checked, check_file, report
 
     checked: list[Checked] = []
@@ -64,7 +67,7 @@ def fmt(
         bool, typer.Option("--diff", help="Write nothing; print what would change.")
     ] = False,
 ) -> int:
-    """Lay out specs and rules in the one canonical way, in place."""
+    """Format specs and rules in place."""
     from surgery.language.format import format_text
 
     problems: list[Diagnostic] = []

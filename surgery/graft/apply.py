@@ -90,7 +90,7 @@ def apply_spec(
 
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise error("S548", f"a seed is a whole number, and this is {seed!r}")
+        raise error("S548", f"a seed is a whole number, not {seed!r}")
 
 
 def _planned(
@@ -106,7 +106,7 @@ def _planned(
         raise error(
             "S511",
             f"the saved plan does not fit: {cause}",
-            help="plan the spec anew and review the difference",
+            help="plan the spec again and review the difference",
         )
     return plan
 
@@ -128,7 +128,7 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
         if "forward" in module_at(model, path).__dict__:
             raise error(
                 "S414",
-                f"`{path}` has a forward of its own set on the instance, which would pass the graft by",
+                f"`{path}` has `forward` overridden on the instance, which would bypass the adapter",
                 help="apply the spec first and wrap the forward after (as accelerate's hooks do)",
             )
 

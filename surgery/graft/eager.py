@@ -267,7 +267,7 @@ def uninstall(model: nn.Module) -> None:
         elif hasattr(type(module), "surgery_base"):
             raise error(
                 "S526",
-                f"another class was put over an adapted layer's since: {type(module).__name__}",
+                f"the class of an adapted layer was replaced since: {type(module).__name__}",
                 help="take it off first (`remove_parametrizations`), or apply the spec after it",
             )
         for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:

@@ -30,7 +30,7 @@ class FoldReport:
     after: int
 
     def __str__(self) -> str:
-        return f"Folded: {len(self.folded)} methods, {self.before:,} parameters → {self.after:,}."
+        return f"Folded {len(self.folded)} adapters: {self.before:,} parameters → {self.after:,}."
 
 
 def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) -> FoldReport:
@@ -46,7 +46,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
         check_standing(model, surgery)
         found = [e for _, e in surgery.edits() if e.folds and not e.folded and only(e)]
         if not found:
-            raise error("S519", "nothing here folds: no prefix or prompt is made by a network")
+            raise error("S519", "nothing to fold: no prefix or prompt is computed by a network")
         before = _elements(model, surgery)
         made = {id(edit): _made(model, surgery, edit) for edit in found}
         host = host_of(model)

@@ -44,14 +44,14 @@ class MergeReport:
 
     def __str__(self) -> str:
         lines = [
-            f"Merged: {len(self.merged)} methods into {len({s for s, _ in self.merged})} layers."
+            f"Merged {len(self.merged)} adapters into {len({s for s, _ in self.merged})} layers."
         ]
         reasons: dict[str, list[str]] = {}
         for s in self.stayed:
             reasons.setdefault(f"{s.child}: {s.reason}", []).append(s.site)
         for reason, sites in reasons.items():
             more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
-            lines.append(f"Stayed: {sites[0]}{more}, {reason}.")
+            lines.append(f"Not merged: {sites[0]}{more}, {reason}.")
         return "\n".join(lines)
 
 
@@ -84,7 +84,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
     """Merge for good all that merges; the rest stays grafted.
 
     Raises:
-        SurgeryError: S512 if nothing was applied; S513 if nothing of it merges; S520 inside
+        SurgeryError: S512 if nothing was applied; S513 if nothing can be merged; S520 inside
             `merged` and `disabled`; S523 if the model has lost what was applied.
 
     """
@@ -95,7 +95,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
         if not draft.work:
             first = draft.stayed[0] if draft.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
-            raise error("S513", "nothing here merges", help=help)
+            raise error("S513", "nothing can be merged", help=help)
         _carry_out(model, surgery, draft)
         _outdate(model, draft)
     return draft.report
@@ -176,7 +176,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
-                reason = edit.reason or "it stands behind what does not merge"
+                reason = edit.reason or "it follows a method that cannot be merged"
                 draft.stayed.append(Stayed(edit.site, edit.child, reason))
         if not inside:
             continue

@@ -96,7 +96,7 @@ class Surgery:
         if isinstance(self.owner.module, fx.GraphModule):
             raise error(
                 "S525",
-                "an adapted traced graph cannot be pickled: its code would be traced again",
+                "an adapted traced graph cannot be pickled: unpickling would trace its code again",
                 help="`surgery.save` the adapter, and pickle the base",
             )
         return self.__dict__

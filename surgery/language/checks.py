@@ -61,7 +61,7 @@ def _check_method(method: Method) -> Iterator[Diagnostic]:
     if not matches:
         yield Diagnostic(
             "S114",
-            f"the method `{method.name}` never says what it matches",
+            f"the method `{method.name}` has no `match`",
             (Label(method.name_span),),
             "a method's body begins with a `match`: `match y = linear(x, W, b?)`",
         )
@@ -69,7 +69,7 @@ def _check_method(method: Method) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "S114",
             "a `match` comes first in its method",
-            (Label(matches[0].span), Label(method.body[0].span, "this stands before it")),
+            (Label(matches[0].span), Label(method.body[0].span, "this comes before it")),
         )
     for other in matches[1:]:
         yield Diagnostic(

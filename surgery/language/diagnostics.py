@@ -38,7 +38,7 @@ class Diagnostic:
 
 
 class SurgeryError(Exception):
-    """Base of all errors this package raises; carries one or more diagnostics."""
+    """The error that this package raises; ``diagnostics`` has one or more entries."""
 
     def __init__(self, diagnostics: Diagnostic | Sequence[Diagnostic]):
         found = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
@@ -53,7 +53,7 @@ class SurgeryError(Exception):
 
 
 class SurgeryWarning(UserWarning):
-    """Base of all warnings that this package gives."""
+    """The warning that this package gives."""
 
 
 def first_of(problems: Sequence[Diagnostic]) -> list[Diagnostic]:

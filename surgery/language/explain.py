@@ -54,7 +54,7 @@ def _reserved_name(failure: Failure) -> Diagnostic | None:
         return None
     return failure.diagnose(
         "S108",
-        f"`{word}` is a word of the language and cannot be a name",
+        f"`{word}` is a reserved word and cannot be a name",
         help=f"choose another, such as `{word}_`",
     )
 
@@ -71,7 +71,7 @@ def _misspelt_word(failure: Failure) -> Diagnostic | None:
             if failure.repaired(place, 1, kind) or (opens and _goes_on(failure, place, kind)):
                 return failure.diagnose(
                     "S105",
-                    f"`{name}` is no word of the language",
+                    f"`{name}` is not a keyword",
                     failure.span(place),
                     help=f"did you mean `{word}`?",
                 )
@@ -135,7 +135,7 @@ def _unknown_statement(failure: Failure) -> Diagnostic | None:
     if failure.kind in STEPS:
         return failure.diagnose(
             "S122",
-            f"`{failure.token}` stands outside of any body",
+            f"`{failure.token}` is only allowed inside the body of a `method` or `block`",
             help="`on SELECTOR apply …` applies a method"
             if failure.kind == "APPLY"
             else "it is a step of a `method` or a `block`: between its braces",
@@ -148,7 +148,7 @@ def _misplaced_doc(failure: Failure) -> Diagnostic | None:
     if failure.kind != "STRING" or "MATCH" not in failure.accepts:
         return None
     return failure.diagnose(
-        "S122", "a string is no step", help="a doc string comes first in a body"
+        "S122", "unexpected string in a body", help="a doc string comes first in a body"
     )
 
 

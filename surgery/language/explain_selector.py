@@ -62,7 +62,7 @@ def _nowhere(failure: Failure) -> Diagnostic | None:
     example = "on q apply lora(r = 8)" if word == "on" else f"{word} all"
     return failure.diagnose(
         "S120",
-        "this statement never says where",
+        "this statement has no selector",
         failure.span(failure.start),
         help=f"`{word}` needs a selector: `{example}`",
     )
@@ -76,7 +76,7 @@ def _no_method(failure: Failure) -> Diagnostic | None:
         return None
     return failure.diagnose(
         "S104",
-        "this statement never says what to do",
+        "this `on` statement has no method",
         failure.span(failure.start, failure.place - 1),
         help="an `on` needs a method: `on q apply lora(r = 8)`",
     )
@@ -107,8 +107,8 @@ def _late_clause(failure: Failure) -> Diagnostic | None:
         return None
     return failure.diagnose(
         "S106",
-        f"`{failure.token}` comes too late",
-        help="the clauses of a selector stand before the method",
+        f"`{failure.token}` must come before the method",
+        help="the clauses of a selector come before the method",
     )
 
 
@@ -126,7 +126,7 @@ def _missing_bar(failure: Failure) -> Diagnostic | None:
                 left, right = failure.tokens[gaps[first] - 1], failure.tokens[gaps[first]]
                 return failure.diagnose(
                     "S107",
-                    "two selectors stand side by side",
+                    "missing `|` between two selectors",
                     failure.span(gaps[first]),
                     help=f"`|` joins them: `{left.strip('`')}|{right.strip('`')}`"
                     if left.type == right.type == "NAME"
@@ -158,7 +158,7 @@ def _bare_arguments(failure: Failure) -> Diagnostic | None:
     span = failure.span(first, last)
     return failure.diagnose(
         "S109",
-        "arguments stand between parentheses",
+        "arguments must be in parentheses",
         span,
         help=f"write `{name}({span.text})`",
     )

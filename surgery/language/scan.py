@@ -81,7 +81,7 @@ def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
     help = _INSTEAD.get(signs) or _INSTEAD.get(signs[0])
     if help is None and signs.isalpha():
         help = "names are written in ASCII letters, digits and `_`"
-    message = f"`{signs}` means nothing here"
+    message = f"unexpected `{signs}`"
     return end, Diagnostic("S102", message, (Label(Span(source, start, end)),), help)
 
 
@@ -102,7 +102,7 @@ def _string(source: Source, start: int, line_end: int) -> tuple[int, Diagnostic]
     place = start + escape.start()
     return closed.end(), Diagnostic(
         "S102",
-        f"`{escape[0]}` means nothing in a string",
+        f"unknown escape sequence `{escape[0]}`",
         (Label(Span(source, place, place + 2)),),
         r"the escapes are `\"`, `\\`, `\n` and `\t`",
     )

@@ -84,7 +84,7 @@ def checked_path(path: str | os.PathLike[str], code: str = "S509") -> str:
     except (TypeError, ValueError):
         raise error(code, f"{path!r} is no path") from None
     if "\0" in text:
-        raise error(code, f"{text!r} is no path: a name holds no NUL")
+        raise error(code, f"{text!r} is not a path: it contains a NUL character")
     return text
 
 

@@ -157,7 +157,7 @@ class Draft:
             self.found.append(
                 Diagnostic(
                     "S410",
-                    "this applies nowhere: the method fits none of the selected modules",
+                    "the method fits none of the selected modules",
                     (Label(statement.span),),
                 )
             )
@@ -203,7 +203,7 @@ class Draft:
         if site.kind == "parameter":
             raise error(
                 "S401",
-                "a method is applied to modules, and this selects parameters",
+                "methods apply to modules, but this selects parameters",
                 help="a parameter is a place for one only where its module multiplies with it itself, "
                 "or where it holds the weights of all experts",
             )
@@ -280,7 +280,7 @@ def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
         name = child.rpartition(".")[2]
         raise error(
             "S407",
-            f"there is a `{name}` at this site already",
+            f"this module already has an adapter named `{name}`",
             help=f"name one of them: `… as {name}_2`",
         )
     if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):

@@ -52,7 +52,7 @@ class Idle:
         if reasons and not settled and all(reason for _, reason in self.sites):
             what = "; ".join(f"{_listed(paths)} {reason}" for reason, paths in reasons.items())
             help = "pass example_inputs that reach it, or leave it out"
-            message = f"nothing selected here has a part in what the model returns: {what}"
+            message = f"nothing selected here affects what the model returns: {what}"
             found.append(Diagnostic("S306", message, label, help))
             return
         for reason, paths in reasons.items():
@@ -60,7 +60,7 @@ class Idle:
             left = len(self.left.intersection(paths))
             which = "they" if left == len(paths) else f"{left:,} of them"
             kept = f", so {which} are left as they are" if left else ""
-            help = "inputs that reach them settle it (example_inputs); or except them"
+            help = "pass example_inputs that reach them, or exclude them with `except`"
             message = f"{share}{kept}: {_listed(paths)}"
             warnings.append(Diagnostic("S307", message, label, help, "warning"))
 

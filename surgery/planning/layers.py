@@ -126,7 +126,7 @@ def read_layer(module: nn.Module, parent: nn.Module | None = None) -> Layer | No
     by trying; a module of no such class is one if it computes what `nn.Linear` does.
 
     Raises:
-        SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
+        SurgeryError: S420 for a layer that has no sizes before its first forward pass.
 
     """
     found = native_layer(module, parent)
@@ -177,7 +177,7 @@ def check_sizes(module: nn.Module) -> None:
     """Refuse a module with parameters of which the sizes are not known yet.
 
     Raises:
-        SurgeryError: S420 for a layer that gets its sizes when it runs for the first time.
+        SurgeryError: S420 for a layer that has no sizes before its first forward pass.
 
     """
     if not any(_is_unsized(part) for part in all_modules(module)):
@@ -188,8 +188,8 @@ def check_sizes(module: nn.Module) -> None:
             name = f"`{path}` (`{type(part).__name__}`)" if path else f"`{type(part).__name__}`"
             raise error(
                 "S420",
-                f"{name} gets its sizes when it runs for the first time",
-                help="run the model once before",
+                f"{name} has no sizes before its first forward pass",
+                help="run the model once first",
             )
 
 

@@ -129,7 +129,7 @@ class Place:
         if call is None:
             raise error(
                 "S408",
-                "this module never runs in the model's forward",
+                "this module is not called during the recorded forward pass",
                 help="pass example_inputs that reach it, or leave it out",
             )
         self.rank = len(call.output_shape)
@@ -177,7 +177,7 @@ class Place:
             )
         if program.changes_core and self.site.core is not None:
             if self.site.core.obstacle:
-                raise error("S415", f"this attention can't be reached: {self.site.core.obstacle}")
+                raise error("S415", f"cannot intercept this attention: {self.site.core.obstacle}")
             if self.site.core.fixed and not program.only_reveals:
                 raise error(
                     "S415",
@@ -235,7 +235,7 @@ class Place:
         if program.changes_result:
             raise error(
                 "S415",
-                "here the attention is no one module, so one method cannot change both its core "
+                "this attention is not a single module, so one method cannot change both its core "
                 "and its result",
                 help="select a module for the method that changes the result",
             )

@@ -245,7 +245,7 @@ class SavedPlan:
             check(kept, SAVED)
             spec = spec_from_texts(kept["spec"])
         except (MalformedError, SurgeryError) as problem:
-            raise error("S533", f"this is no saved plan: {problem}") from None
+            raise error("S533", f"not a saved plan: {problem}") from None
         return SavedPlan(spec, kept["fingerprint"], kept["base"])
 
 

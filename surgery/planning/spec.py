@@ -216,7 +216,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
     match item:
         case syntax.Let():
             if item.name in constants.values:
-                raise error("S215", f"`{item.name}` is already something here", item.name_span)
+                raise error("S215", f"`{item.name}` is already defined here", item.name_span)
             constants.values[item.name] = evaluate(item.value, constants)
             constants.written[item.name] = item.value.span
         case syntax.On():
@@ -225,7 +225,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
                 name = closure.definition.name
                 raise error(
                     "S209",
-                    f"`{name}` is a block, and a block needs a verb that says where it goes",
+                    f"`{name}` is a block, and needs a verb that says where it goes",
                     item.application.name_span,
                     help=f"`sequential {name}(…)`, `parallel {name}(…)` or `pfeiffer {name}(…)`",
                 )

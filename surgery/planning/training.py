@@ -75,7 +75,7 @@ def decide(
         found.append(
             Diagnostic(
                 "S409",
-                "nothing would train: every parameter is frozen, and none is added",
+                "nothing is trainable: every parameter is frozen, and none is added",
                 (Label(statements[-1].span),),
                 "train something: `train bias`, or `freeze all except head`",
             )

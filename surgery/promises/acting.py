@@ -72,11 +72,11 @@ def _named(train: bool, grad: bool) -> str:
 
 def gradients_reach(trial: Trial) -> Verdict:
     """Every new parameter that trains gets a finite gradient that is not all zeros."""
-    promise = "gradients reach"
+    promise = "gradients reach all"
     trained = {n: p for n, p in trial.parameters.items() if p.requires_grad}
     own = {n: p for n, p in trial.model.named_parameters() if n in set(trial.plan.trained)}
     if not trained and not own:
-        return not_promised(promise, "nothing new trains")
+        return not_promised(promise, "no added parameter is trainable")
     finding = Finding(promise)
     gradients = _gradients(trial, {**trained, **own})
     idle = {t.name for e in trial.plan.edits if e.site in trial.plan.idle for t in e.tensors}

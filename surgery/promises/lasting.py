@@ -28,13 +28,13 @@ def saved_is_loaded(trial: Trial) -> Verdict:
         load_adapter(trial.model, path, trial.options["example_inputs"])
     _compare(finding, trial.snapshot(), values, "loaded")
     same = same_bits(trial.run(), adapted) or not trial.base.repeats
-    finding.require(same, "the output after loading is another")
-    return finding.verdict(f"the same bits, {size:,} bytes")
+    finding.require(same, "the output after loading differs")
+    return finding.verdict(f"bitwise identical, {size:,} bytes")
 
 
 def seed_decides(trial: Trial, start: dict[str, Tensor]) -> Verdict:
     """The same seed gives the same bits."""
-    finding = Finding("same seed, same bits")
+    finding = Finding("same seed, same values")
     remove_specs(trial.model)
     trial.apply()
     _compare(finding, trial.snapshot(), start, "made again")
@@ -49,14 +49,14 @@ def removal_is_exact(trial: Trial) -> Verdict:
     now = checksums(model)
     changed = [name for name in base.sums if now.get(name) != base.sums[name]]
     finding.require(not changed, f"{some(len(changed), 'tensor')} changed, first {changed[:3]}")
-    finding.require(tuple(model.state_dict()) == base.keys, "the state dict has other keys")
+    finding.require(tuple(model.state_dict()) == base.keys, "the keys of the state dict changed")
     for path, kind in base.classes.items():
-        finding.require(type(model.get_submodule(path)) is kind, f"`{path}` has another class")
+        finding.require(type(model.get_submodule(path)) is kind, f"`{path}` has a different class")
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    finding.require(flags == base.flags, "other parameters train than before")
+    finding.require(flags == base.flags, "the set of trainable parameters changed")
     if base.repeats:
-        finding.require(same_bits(trial.run(), base.output), "the output is another")
-    return finding.verdict(f"{some(len(now), 'tensor')} and the output: the same bits")
+        finding.require(same_bits(trial.run(), base.output), "the output differs")
+    return finding.verdict(f"{some(len(now), 'tensor')} and the output: bitwise identical")
 
 
 def _compare(

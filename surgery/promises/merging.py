@@ -52,11 +52,11 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     merged = len(trial.plan.edits) - len(stayed)
     for edit in stayed:
         finding.require(
-            not edit.merges, f"`{edit.child}` at `{edit.site}` stayed, and should merge"
+            not edit.merges, f"`{edit.child}` at `{edit.site}` was not merged, although it can be"
         )
     finding.remarks += why
     if not merged and not finding.faults:
-        return not_promised(promise, "nothing of it merges", *why)
+        return not_promised(promise, "nothing can be merged", *why)
     finding.require(whole <= trial.tolerance, f"the output differs by {whole:.1e} of its size")
     effect = relative_error(adapted, trial.base.output)
     if effect < trial.tolerance:
@@ -70,7 +70,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
 
 def leaving_undoes(trial: Trial) -> Verdict:
     """After `merged` and `disabled` every bit is as before; inside `disabled` the base runs."""
-    finding = Finding("leaving undoes")
+    finding = Finding("contexts restore")
     model = trial.model
     adapted, sums = trial.run(), checksums(model)
     for name, context in (("merged", merged_specs), ("disabled", disabled_specs)):
@@ -84,8 +84,10 @@ def leaving_undoes(trial: Trial) -> Verdict:
         finding.require(not changed, f"leaving `{name}` changed {changed[:3]}")
         finding.require(now.keys() == sums.keys(), f"leaving `{name}` changed the names")
         same = same_bits(trial.run(), adapted) or not trial.base.repeats
-        finding.require(same, f"the output after leaving `{name}` is another")
-    return finding.verdict(f"`merged` and `disabled`: the same bits, {some(len(sums), 'tensor')}")
+        finding.require(same, f"the output after leaving `{name}` differs")
+    return finding.verdict(
+        f"`merged` and `disabled`: bitwise identical, {some(len(sums), 'tensor')}"
+    )
 
 
 def _layers(trial: Trial) -> list[str]:
@@ -106,7 +108,7 @@ def _stands(model: nn.Module, edit: Edit) -> bool:
 def _reasons(stayed: list[Edit]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for edit in stayed:
-        reason = edit.obstacle or edit.reason or "it stands behind what does not merge"
+        reason = edit.obstacle or edit.reason or "it follows a method that cannot be merged"
         groups.setdefault(f"`{edit.child}`: {reason}", []).append(edit.site)
     return [f"stays at {shortened(sites)}, {reason}" for reason, sites in groups.items()]
 

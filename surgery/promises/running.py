@@ -76,7 +76,7 @@ def runner(model: nn.Module, given: Any, seed: int) -> Runner:
                 continue
             if all(bool(torch.isfinite(t).all()) for t in result):
                 return found
-    inputs = "inputs made up for it" if given is None else "the example inputs"
+    inputs = "generated inputs" if given is None else "the example inputs"
     raise error(
         "S502",
         f"{type(model).__name__} does not run on {inputs}" + (f": {problem}" if problem else ""),

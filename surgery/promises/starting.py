@@ -16,13 +16,15 @@ ROUNDING = 0.1
 
 def starts_as_base(trial: Trial) -> Verdict:
     """Where every rule starts as the identity, the adapted model's output is the base's."""
-    promise = "starts as the base"
+    promise = "identity at init"
     last = {e.whole: e for e in trial.plan.edits}
     away = [e for e in last.values() if not e.identity]
     output = trial.run()
     if away:
         sites = [str(family) for family in families(e.site for e in away)]
-        return not_promised(promise, f"the rules start elsewhere at {', '.join(sites[:4])}")
+        return not_promised(
+            promise, f"the rules change the output at initialization at {', '.join(sites[:4])}"
+        )
     finding = Finding(promise)
     error = relative_error(output, trial.base.output)
     finding.worst(error)
@@ -30,7 +32,7 @@ def starts_as_base(trial: Trial) -> Verdict:
     finding.require(
         error <= trial.tolerance * ROUNDING, f"the output differs by {error:.1e} of its size"
     )
-    return finding.verdict("the same bits" if exact else f"up to rounding, {error:.1e}")
+    return finding.verdict("bitwise identical" if exact else f"up to rounding, {error:.1e}")
 
 
 def names_stay(trial: Trial) -> Verdict:
@@ -50,14 +52,14 @@ def names_stay(trial: Trial) -> Verdict:
     finding.require(not wrong, f"a base checkpoint has unexpected keys {wrong[:3]}")
     for path, kind in base.classes.items():
         if not isinstance(model.get_submodule(path), kind):
-            finding.require(False, f"`{path}` is no {kind.__name__} any more")
+            finding.require(False, f"`{path}` is no longer a {kind.__name__}")
     text = f"{some(len(base.keys), 'key')} of the base, and its checkpoint loads"
     return finding.verdict(text)
 
 
 def flags_hold(trial: Trial) -> Verdict:
     """What trains is what the plan says, and nothing else."""
-    finding = Finding("the right ones train")
+    finding = Finding("trainable as planned")
     parameters = dict(trial.model.named_parameters())
     added = trial.parameters
     wanted = {t.name for t in trial.plan.tensors if t.trained}
@@ -73,9 +75,9 @@ def flags_hold(trial: Trial) -> Verdict:
     elements = sum(p.numel() for p in parameters.values() if p.requires_grad)
     finding.require(
         elements == trial.plan.trainable,
-        f"{elements:,} elements train, and the plan says {trial.plan.trainable:,}",
+        f"{elements:,} elements are trainable, but the plan says {trial.plan.trainable:,}",
     )
-    return finding.verdict(f"{elements:,} elements train, as planned")
+    return finding.verdict(f"{elements:,} trainable elements, as planned")
 
 
 def failed(promise: str, problem: Exception) -> Verdict:

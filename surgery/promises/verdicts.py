@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["held", "broken", "not promised"]
-SIGNS: dict[Outcome, str] = {"held": "ok", "broken": "broken", "not promised": "-"}
+SIGNS: dict[Outcome, str] = {"held": "ok", "broken": "failed", "not promised": "-"}
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ class Claims:
     def merges(self) -> str:
         """The merge in a phrase."""
         if self.kind == "block":
-            return "as the verb it is given to says"
+            return "as decided by the verb that takes it"
         if self.merge is None:
-            verb = "merges" if self.reason and self.reason.startswith("as") else "does not merge:"
+            verb = "merges" if self.reason and self.reason.startswith("as") else "cannot be merged:"
             return f"{verb} {self.reason}"
         return merging(self.merge, self.brings_bias)
 
@@ -91,7 +91,7 @@ def claims_of(definition: Definition) -> Claims:
     formula = change_of(program.before, program)
     verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
     if verbs and not any(e.op == "block" for e in walk(program.result)):
-        starts = f"starts as the base if `{verbs[0]}` does"
+        starts = f"identity at init if `{verbs[0]}` is"
         reason = f"as `{verbs[0]}` does"
         formula = f"{verbs[0]} at the same place"
     return _claims(
@@ -125,7 +125,7 @@ def merge_of(program: Program) -> tuple[dict[str, str] | None, str | None]:
 def merging(merge: dict[str, str], brings_bias: bool) -> str:
     """A merge in a phrase."""
     shown = f"merges: {', '.join(f'{k} = {v}' for k, v in merge.items())}"
-    return f"{shown} (needs a bias, also where there is none)" if brings_bias else shown
+    return f"{shown} (adds a bias where there is none)" if brings_bias else shown
 
 
 def brings_bias(program: Program) -> bool:
@@ -178,7 +178,7 @@ def _block(definition: Definition, block: syntax.Block, named: set[str]) -> Clai
         definition,
         "block",
         formula=str(value).replace("(x", f"({block.input.name}"),
-        starts="starts as zero" if is_zero else "does not start as zero",
+        starts="zero at init" if is_zero else "not zero at init",
         is_identity=is_zero,
         merge=None,
         brings_bias=False,
@@ -236,12 +236,12 @@ def _claims(
 def _starts(program: Program) -> tuple[str, bool]:
     """How a site starts; a verb's block is taken to start as zero, and that is said."""
     if program.is_identity:
-        return "starts as the base", True
+        return "identity at init", True
     blocks = {str(e.attribute("name")) for e in walk(program.result) if e.op == "block"}
     result = at_start(program.result, program.params)
     if blocks and same_value(_without_blocks(result), program.base):
-        return f"starts as the base if `{'` and `'.join(sorted(blocks))}` starts as zero", False
-    return "does not start as the base", False
+        return f"identity at init if `{'` and `'.join(sorted(blocks))}` is zero at init", False
+    return "changes the output at initialization", False
 
 
 def _without_blocks(result: Expression) -> Expression:

@@ -42,9 +42,9 @@ def closing(summary: Summary) -> list[str]:
     """The lines below the entries: cost, start, and the summary."""
     lines: list[str] = []
     if summary.edits:
-        starts = "as the base" if summary.identity else "away from the base"
-        cost = f"Costs {summary.cost}. " if summary.cost else ""
-        lines.append(f"{cost}Starts {starts}.")
+        cost = f"Cost: {summary.cost}. " if summary.cost else ""
+        start = "Identity" if summary.identity else "Changes the output"
+        lines.append(f"{cost}{start} at initialization.")
     return [*lines, str(summary)]
 
 
@@ -76,11 +76,11 @@ def remarks(entry: Entry) -> list[str]:
     """What a reviewer should know of an entry; nothing for one that is harmless and merges."""
     found: list[str] = []
     if not entry.first.identity:
-        found.append("! does not start as the base")
+        found.append("! changes the output at initialization")
     if entry.reason:
-        found.append(f"! does not merge: {entry.reason}")
+        found.append(f"! cannot be merged: {entry.reason}")
     if entry.first.folds:
-        found.append("the network folds into what it makes")
+        found.append("the network can be folded into the vectors that it computes")
     return found
 
 
@@ -104,7 +104,7 @@ def _base(plan: Plan, training: Sequence[Parameters]) -> list[str]:
 def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str]:
     """Ties that make a change reach further than the names say, and what could not be checked."""
     found = [
-        f"{edit.site} is also reached as {', '.join(p for p in edit.paths if p != edit.site)}"
+        f"{edit.site} is also available as {', '.join(p for p in edit.paths if p != edit.site)}"
         for entry in entries
         for edit in entry.edits
         if len(edit.paths) > 1
@@ -114,7 +114,7 @@ def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str
 
 
 def _unchecked(plan: Plan) -> list[str]:
-    text = "not checked whether all that changes has a part in what the model returns"
+    text = "not checked whether every change affects what the model returns"
     return [f"{text}: {plan.unchecked}"] if plan.unchecked else []
 
 

@@ -156,10 +156,10 @@ def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Itera
     signature = edit.signature
     program = build(signature, (*before, wrapped))
     yield local(change(build(signature, before).result, program.result))
-    yield "starts as the base" if program.is_identity else "! does not start as the base"
+    yield "identity at init" if program.is_identity else "! changes the output at initialization"
     merge, reason = merge_of(program)
     if merge is None or edit.obstacle:
-        yield f"! does not merge: {edit.obstacle or reason}"
+        yield f"! cannot be merged: {edit.obstacle or reason}"
     else:
         none = {"bias": "0"}.items()
         yield from (f"merged {k} = {local(v)}" for k, v in merge.items() if (k, v) not in none)

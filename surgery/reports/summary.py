@@ -49,32 +49,32 @@ class Summary:
         if self.is_empty:
             return "No changes."
         if not self.edits:
-            changes = [f"{some(self.thawed, 'base parameter')} start to train"] * bool(self.thawed)
-            changes += [f"{self.frozen:,} freeze"] * bool(self.frozen)
-            return f"Plan: {', '.join(changes)} ({self.share} trainable)."
-        added = some(self.parameters, "parameter")
-        figures = f"{millions(self.elements)}, {self.share} trainable"
-        text = f"Plan: {some(self.sites, 'site')} rewritten, {added} added ({figures})."
+            changes = [f"{some(self.thawed, 'base parameter')} made trainable"] * bool(self.thawed)
+            changes += [f"{self.frozen:,} frozen"] * bool(self.frozen)
+            return f"Plan: {', '.join(changes)} ({self.share} of all parameters trainable)."
+        added = some(self.parameters, "tensor")
+        figures = f"{millions(self.elements)} parameters; {self.share} of all parameters trainable"
+        text = f"Plan: {some(self.sites, 'site')} changed, {added} added ({figures})."
         return f"{text} {self.merges}"
 
     @property
     def merges(self) -> str:
-        """Whether the edits merge back, as a sentence."""
+        """Whether the edits can be merged into the base weights, as a sentence."""
         if self.merging == self.edits:
-            return "Merges back."
+            return "All can be merged."
         if not self.merging:
-            return "Does not merge back."
-        return f"{self.merging:,} of {self.edits:,} edits merge back."
+            return "None can be merged."
+        return f"{self.merging:,} of {self.edits:,} can be merged."
 
     @property
     def cost(self) -> str | None:
         """What the edits compute more, as a phrase; None if nothing."""
         if not self.flops:
             return None
-        text = f"{operations(self.flops)} more per token"
+        text = f"+{operations(self.flops)} per token"
         if self.base_flops:
             share = percent(self.flops, self.base_flops)
-            text += f" ({share} of the base's matrix products)"
+            text += f" (+{share} of the base model's matrix products)"
         return text
 
 

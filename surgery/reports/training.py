@@ -27,7 +27,9 @@ class Parameters:
         of = f"{some(len(self.names), 'base parameter')} ({millions(self.elements)})"
         if self.changed == len(self.names):
             return of
-        return f"{of}, {f'{self.changed:,} of them newly' if self.changed else 'as before'}"
+        was = "trainable" if self.verb == "train" else "frozen"
+        same = len(self.names) - self.changed
+        return f"{of}, {f'{same:,} of them ' if self.changed else ''}already {was}"
 
 
 def training_of(plan: Plan, context: Context) -> tuple[Parameters, Parameters]:
@@ -60,7 +62,7 @@ def shaped(plan: Plan, names: Iterable[str]) -> list[tuple[Family, str]]:
 def tied(plan: Plan, context: Context) -> list[str]:
     """A note for each parameter that trains under several names."""
     return [
-        f"{name} is tied with {', '.join(context.aliases[name])}, which train with it"
+        f"{name} is tied with {', '.join(context.aliases[name])}, which are trained with it"
         for name in plan.trained
         if name in context.aliases
     ]

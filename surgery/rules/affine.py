@@ -113,7 +113,9 @@ class _Walk:
         if e.op == "operand" and e.name == "x":
             return Map(eye(e.shape[-1]), number(0, shape=e.shape[-1:]))
         if e.op == "base":
-            raise _NotAffineError(e, "the module is no linear layer, so it has no one weight")
+            raise _NotAffineError(
+                e, "the module is not a linear layer, so there is no single weight to merge into"
+            )
         if e.op == "operand":
             raise _NotAffineError(e, f"`{e.name}` comes from elsewhere in the model")
         if e.op == "spread":

@@ -56,7 +56,7 @@ def bind(
         if taker is None:
             raise error(
                 "S209",
-                f"`{definition.name}` is no verb: it takes no method or block",
+                f"`{definition.name}` is not a verb: it does not take a method or a block",
                 span,
                 Label(definition.syntax.name_span, "defined here"),
             )

@@ -112,7 +112,11 @@ def tensor(value: Value, span: Span) -> Expression:
         return value
     if isinstance(value, Dim):
         if is_leading(value):
-            raise error("S208", "each forward has its own of this dim, so it is no number", span)
+            raise error(
+                "S208",
+                "this dim changes from one forward pass to the next, so it is not a number",
+                span,
+            )
         return number(value, span)
     raise error("S208", f"expected a tensor or a number, and this is {describe(value)}", span)
 

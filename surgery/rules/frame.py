@@ -45,7 +45,7 @@ class Frame:
         if name in self.values or name in self.targets:
             first = self.spans.get(name)
             raise error(
-                "S215", f"`{name}` is already something here", span, first and Label(first, "this")
+                "S215", f"`{name}` is already defined here", span, first and Label(first, "this")
             )
         self.values[name] = value
         self.spans[name] = span
@@ -208,7 +208,7 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
     names = [d for d in given.dims if not isinstance(d, syntax.Star)]
     starred = len(names) != len(given.dims)
     if starred and not isinstance(given.dims[0], syntax.Star):
-        raise error("S212", "`*` comes first", given.span)
+        raise error("S212", "`*` must come first", given.span)
     if not starred and value.shape and value.shape[0] == STAR:
         leading = len(names) - len(value.shape) + 1
         if frame.state.named_dims not in (None, leading):
@@ -231,7 +231,7 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
         elif not isinstance(bound, Dim) or not frame.shapes.equal(
             bound, size, f"`{dim.name}`", dim.span
         ):
-            raise error("S211", f"`{dim.name}` stands for two different dims", dim.span)
+            raise error("S211", f"`{dim.name}` names two different dims", dim.span)
     return value
 
 

@@ -189,7 +189,7 @@ def _scope_of(
                 f"`{item.path}` is a spec, not a file of rules",
                 item.span,
                 Label(statement.span, "a statement here"),
-                help="`use` brings in methods and blocks; apply a spec as one of its own",
+                help="`use` imports methods and blocks; apply a spec separately",
             )
         inner = _scope_of(used, read, rules, files, (*chain, item.path), known)
         known[item.path] = inner
@@ -211,7 +211,7 @@ def _import(scope: Scope, source: Scope, item: syntax.Use) -> None:
         if scope.own.setdefault(name, found) is not found:
             raise error(
                 "S202",
-                f"`{name}` is brought in twice",
+                f"`{name}` is imported twice",
                 item.span,
                 Label(scope.own[name].syntax.name_span, "first this one"),
             )

@@ -49,7 +49,7 @@ def bounded(value: Value, span: Span | None) -> Value:
 def _check_numbers(dim: Dim, span: Span | None) -> None:
     for monomial, coefficient in dim.terms:
         if not is_sound(coefficient) or any(abs(power) > _POWER for _, power in monomial):
-            raise error("S243", "this is no number that can be worked with: it is too large", span)
+            raise error("S243", "this number is too large", span)
 
 
 def is_sound(number: Scalar) -> bool:
@@ -94,9 +94,9 @@ def followed(span: Span | None) -> Generator[None]:
 def _too_deep(span: Span | None) -> SurgeryError:
     return error(
         "S241",
-        "this nests too deep to be followed",
+        "this is nested too deeply",
         span,
-        help="a rule has no loops and no recursion",
+        help="rules cannot contain loops or recursion",
     )
 
 

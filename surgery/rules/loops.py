@@ -32,7 +32,7 @@ def refuse_loops(definition: Definition) -> None:
         f"`{names[-1]}` uses itself{through}",
         loop[-1][1],
         Label(loop[-1][0].syntax.name_span, "defined here"),
-        help="a rule has no loops and no recursion",
+        help="rules cannot contain loops or recursion",
     )
 
 

@@ -87,7 +87,7 @@ def _check_presence(given: syntax.Operand, canonical: str, state: State) -> None
         }
         raise error(
             "S403",
-            f"this needs a {words.get(canonical, canonical)}, and the site has none",
+            f"this rule needs a {words.get(canonical, canonical)}, and the site has none",
             given.span,
             help=f"`{given.name}?` in the match makes it optional",
         )

@@ -113,9 +113,15 @@ class Program:
     @cached_property
     def merge(self) -> Merge | NotAffine:
         if self.changes_core and self.core is not None:
-            return NotAffine(self.core, "an attention is no linear layer, so it has no one weight")
+            return NotAffine(
+                self.core,
+                "an attention is not a linear layer, so there is no single weight to merge into",
+            )
         if self.signature.kind == "tokens":
-            return NotAffine(self.result, "tokens are no linear layer, so they have no one weight")
+            return NotAffine(
+                self.result,
+                "tokens are not a linear layer, so there is no single weight to merge into",
+            )
         return merge(self.result, self.signature.grouped)
 
     @cached_property

@@ -55,10 +55,15 @@ def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -
     values = ", ".join(f"{n} = {sizes[n]}" for n in names) if sizes else ""
     here = f" here ({values})" if values else ""
     if requirement.words is None:
-        message = f"this requirement does not hold{here if sizes else ', wherever it is applied'}"
+        text = " ".join(rule.text.removeprefix("require").split())
         shown = requirement.condition.shown(sizes)
-        why = f"{shown} is false" if shown else ""
-        code = "S404"
+        message = f"the rule requires `{text}`, which is false{here if sizes else ' at every site'}"
+        why, code = (f"{shown} is false" if shown else ""), "S404"
+        help = (
+            "change the argument, or exclude these layers with `where` or `except`"
+            if sizes
+            else None
+        )
     else:
         value = (
             requirement.value
@@ -66,5 +71,5 @@ def unmet(requirement: Requirement, sizes: Mapping[str, Scalar] | None = None) -
             else requirement.value.value(sizes)
         )
         message = f"{requirement.words}, and this is {value}{here}"
-        why, code = ("used here" if elsewhere else ""), "S240"
-    return error(code, message, *elsewhere, Label(rule, why))
+        why, code, help = ("used here" if elsewhere else ""), "S240", None
+    return error(code, message, *elsewhere, Label(rule, why), help=help)

@@ -115,4 +115,4 @@ def _star_help(left: Expression, right: Expression) -> str | None:
     """What to say where only dims differ that stand in front of the features."""
     if STAR not in (*left.shape, *right.shape) or left.shape[-1:] != right.shape[-1:]:
         return None
-    return "`*` stands for dims that each forward has its own of: no other dim lines up with it"
+    return "`*` stands for any leading dims, which no other dim can be aligned with"

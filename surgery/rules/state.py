@@ -175,7 +175,7 @@ def effective(state: State, target: str, span: Span) -> Expression:
     if isinstance(found, NotAffine):
         raise error(
             "S402",
-            f"this reads `{target}`, and what stands at the site has none: {found.reason}",
+            f"this reads `{target}`, and what stands at this module has none: {found.reason}",
             span,
             found.span and Label(found.span, "not affine in the input"),
             help="put the method that reads the weight first",

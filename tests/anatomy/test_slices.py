@@ -110,9 +110,9 @@ def sharing(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def test_what_is_not_apart_has_no_slices() -> None:
     model = Fused(sharing)
     assert not {"q", "k", "v"} & set(read(model, X).places)
-    with pytest.raises(surgery.SurgeryError, match="q has no layer of its own") as caught:
+    with pytest.raises(surgery.SurgeryError, match="q is not a separate layer") as caught:
         surgery.plan(model, "on q apply lora(2)", example_inputs=X)
-    assert "fused in `inner`, whose role is qkv" in str(caught.value)
+    assert "part of the fused layer `inner`, which has the role qkv" in str(caught.value)
 
 
 class OneForBoth(nn.Module):
@@ -225,7 +225,9 @@ def test_where_a_slice_lies_and_what_is_known_of_it() -> None:
 
 
 def test_a_slice_has_no_parameters_to_train() -> None:
-    with pytest.raises(surgery.SurgeryError, match=r"a part of `transformer\.h\.0\.attn\.c_attn`"):
+    with pytest.raises(
+        surgery.SurgeryError, match=r"a slice of the fused layer `transformer\.h\.0\.attn\.c_attn`"
+    ):
         surgery.plan(build("gpt2"), "train q")
 
 

@@ -57,7 +57,7 @@ def test_what_has_no_part_in_the_result_is_an_error(
     if "lora" in method and selector in ("`lost.*`", "`lost` | `counted`"):
         selector = "`lost.0` | `counted.0`"
     found = message(Parts(), f"on {selector} {method}")
-    assert found.startswith("error[S306]: nothing selected here has a part in what the model")
+    assert found.startswith("error[S306]: nothing selected here affects what the model")
     assert reason in found
     assert "pass example_inputs that reach it" in found
     assert f"1 | on {selector} {method}" in found
@@ -103,9 +103,7 @@ def test_a_block_is_left_out_where_nothing_is_known_of_its_sizes() -> None:
 def test_where_no_forward_can_be_recorded_the_difference_says_so() -> None:
     model = nn.ModuleDict({"layer": nn.Linear(2, 2)})
     shown = str(surgery.diff(model, "on Linear apply lora(2)"))
-    assert (
-        "note: not checked whether all that changes has a part in what the model returns" in shown
-    )
+    assert "note: not checked whether every change affects what the model returns" in shown
 
 
 def test_what_was_applied_with_other_inputs_still_loads(tmp_path: Any) -> None:

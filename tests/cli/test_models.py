@@ -103,7 +103,7 @@ def test_verify(run: Any, snapshot: Any):
 def test_verify_exits_with_1_where_a_promise_breaks(run: Any):
     ran = run("verify", "toy:model", "spec.peft", "--tolerance", "0")
     assert ran.code == 1
-    assert "Broken: merged = adapted." in ran.out
+    assert "Failed: merged = adapted." in ran.out
 
 
 def test_apply_saves_an_adapter(run: Any, folder: Path, snapshot: Any):
@@ -126,7 +126,7 @@ def test_apply_is_the_same_twice(run: Any, folder: Path):
 def test_apply_merged_writes_the_whole_model(run: Any, folder: Path):
     ran = run("apply", "toy:model", "on up|down apply shift", "-o", "out", "--merged")
     assert ran.code == 0
-    assert "Merged: 6 methods into 6 layers." in ran.out
+    assert "Merged 6 adapters into 6 layers." in ran.out
     written = load_file(folder / "out" / "model.safetensors")
     state = surgery.load_model("toy:model").state_dict()
     assert set(written) <= set(state)
@@ -180,7 +180,7 @@ def test_fold(run: Any, folder: Path):
     assert run("apply", "llamas:model", spec, "-o", "whole").code == 0
     ran = run("fold", "llamas:model", "whole", "-o", "folded")
     assert (ran.code, ran.err) == (0, "")
-    assert "Folded: 2 methods" in ran.out
+    assert "Folded 2 adapters" in ran.out
     assert set(load_file(folder / "folded" / "adapter.safetensors")) == {
         f"model.layers.{layer}.self_attn.prefix_mlp.folded{part}"
         for layer in (0, 1)

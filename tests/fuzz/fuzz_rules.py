@@ -243,7 +243,7 @@ def check(
     with torch.no_grad():
         start = model(x)
     if all(e.identity for e in plan.edits[-1:]):
-        _near(start, base, "it does not start as the base")
+        _near(start, base, "it changes the output at initialization")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in added.values():

@@ -81,7 +81,7 @@ def test_strict() -> None:
 def test_tests_of_where_are_documented() -> None:
     from surgery.anatomy.where import NAMES
 
-    sentence = re.search(r"A test speaks of (.*?);", REFERENCE, re.DOTALL)
+    sentence = re.search(r"A test may use (.*?);", REFERENCE, re.DOTALL)
     assert sentence
     assert set(re.findall(r"`(\w+)`", sentence[1])) == set(NAMES)
 

@@ -86,8 +86,8 @@ def test_what_merges_merges_and_the_rest_stays(method: str) -> None:
         close(run(model), before)
     assert {site.rpartition(".")[2] for site, _ in report.merged} == {"o_proj"}
     assert {s.child for s in report.stayed} == {"prefix"}
-    assert all("no linear layer" in s.reason for s in report.stayed)
-    assert "Stayed: model.layers.0.self_attn and 1 more" in str(report)
+    assert all("not a linear layer" in s.reason for s in report.stayed)
+    assert "Not merged: model.layers.0.self_attn and 1 more" in str(report)
     assert all(".prefix." in name for name in surgery.trainable(model))
 
 

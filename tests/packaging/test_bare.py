@@ -132,10 +132,8 @@ def installed(interpreter: str) -> str | None:
 
 
 def readme(root: Path) -> str:
-    (program,) = re.findall(
-        r"^```python\n(.*?)^```", (root / "README.md").read_text(encoding="utf-8"), re.M | re.S
-    )
-    return program
+    text = (root / "README.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ class ExpressionBuilder(Base):
             if isinstance(dim, Star):
                 self.reject(
                     "S121",
-                    "`*` stands only in front of the other dims",
+                    "`*` must come before the other dims",
                     dim.span,
                     help="`x[*, m]`: any number of leading dims, then `m`",
                 )

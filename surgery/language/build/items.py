@@ -152,7 +152,7 @@ class Builder(SelectorBuilder):
             if flag.value not in FLAGS:
                 self.reject(
                     "S118",
-                    f"`{flag}` says nothing about a param",
+                    f"`{flag}` is not a modifier of `param`",
                     self.at(flag),
                     help=did_you_mean(flag, FLAGS)
                     or "a param may be `frozen`, and one of `shared`, `stack` and `layer`",

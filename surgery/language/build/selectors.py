@@ -104,7 +104,7 @@ class SelectorBuilder(ExpressionBuilder):
                 span,
                 help=f"a class goes by its bare name: `{parts[-1]}`"
                 if known
-                else "a role has no capitals, and a path stands between backticks",
+                else "roles are lowercase, and paths are written between backticks",
             )
         return Role(name, span=span)
 
