@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     )
     from surgery.api import (
         remove as remove,
+    )
+    from surgery.api import (
         reread as reread,
     )
     from surgery.api import (

@@ -8,8 +8,19 @@ from surgery.anatomy.record import Op, Record
 from surgery.anatomy.roles.operators import kind
 
 _SIZED = frozenset(
-    "nonzero argwhere masked_select unique _unique2 unique_consecutive unique_dim bincount histc "
-    "repeat_interleave one_hot".split()
+    [
+        "nonzero",
+        "argwhere",
+        "masked_select",
+        "unique",
+        "_unique2",
+        "unique_consecutive",
+        "unique_dim",
+        "bincount",
+        "histc",
+        "repeat_interleave",
+        "one_hot",
+    ]
 )
 """Functions with results whose size depends on the numbers that they are given."""
 _PICKING = frozenset(("getitem", "index"))

@@ -93,7 +93,7 @@ class Anatomy:
         self.paths = paths
 
     def of(self, model: nn.Module) -> Anatomy:
-        """This anatomy for use apart: the names in it are those of ``model``, which lives with it."""
+        """The same for use apart: the names in it are those of ``model``, which lives with it."""
         _ = self.reading
         found = copy(self)
         found.model = model
