@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.modules import module_at
+from surgery.anatomy.modules import all_parameters, module_at
 from surgery.anatomy.state import uncollected
 from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_grafts
 from surgery.graft.contexts import Context, changing
@@ -113,7 +113,7 @@ def _planned(
 
 def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
     """Have those of the base's parameters train that ``plan`` says; returns all flags before."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     remember(model, plan.trained)
     flags = dict(surgery.flags)
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
@@ -227,7 +227,7 @@ def enforce(
     values back; without, they stay as they are.
     """
     forget(model, now.claimed(), structure)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     old, new = before.decisions(), now.decisions()
     decided = {n for a in now.applied for n in (*a.plan.trained, *a.plan.frozen)}
     for name in before.flags:
@@ -258,7 +258,7 @@ def _bare(model: nn.Module) -> None:
     host_of(model).uninstall(model)
     take_grafts(model)
     show_first(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     for name, flag in surgery.flags.items():
         if name in parameters:
             set_flag(parameters[name], flag)
