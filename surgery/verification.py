@@ -145,7 +145,7 @@ class Verification:
 
     def __str__(self) -> str:
         added = some(len(self.plan.distinct), "new parameter")
-        sites = some(len({e.site for e in self.plan.edits}), "site")
+        sites = some(len({e.site.name for e in self.plan.edits}), "site")
         head = f"{self.plan.spec.name} on {self.model}: {sites}, {added}; inputs {self.inputs}"
         rows = [(SIGNS[v.outcome], v.promise, v.text) for v in self.verdicts]
         lines = [head, ""]

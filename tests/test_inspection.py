@@ -74,7 +74,8 @@ SPEC = "on up in layer[1:] apply lora(r = 2); on up apply ia3; on mlp sequential
 @pytest.mark.parametrize("path", ["layers.0.up", "layers.2.up", "layers.1[up..down]", "embed"])
 def test_explanations_agree_with_the_plan(path: str):
     base = model()
-    planned = [e.statement for e in surgery.plan(base, SPEC).edits if path in (e.site, *e.paths)]
+    edits = surgery.plan(base, SPEC).edits
+    planned = [e.method.statement for e in edits if path in (e.site.name, *e.site.paths)]
     found = surgery.explain(base, path, SPEC)
     assert [i for i, v in enumerate(found.verdicts) if v.applies] == planned
 

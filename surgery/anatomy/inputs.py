@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from surgery.language.diagnostics import error
 
@@ -37,6 +38,8 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
         yield as_given(given)
         return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(model, fx.GraphModule):
+        yield from _as_traced(model)
     if getattr(model, "config", None) is not None:
         from surgery.anatomy.configured import from_config
 
@@ -53,6 +56,26 @@ def as_given(given: Any) -> Inputs:
     if isinstance(given, tuple | list):
         return tuple(cast("tuple[Any, ...]", given)), {}
     return (given,), {}
+
+
+def _as_traced(model: fx.GraphModule) -> Iterator[Inputs]:
+    """What the placeholders of an exported graph say that they stand for, in other numbers."""
+    tree: Any = getattr(model.graph._codegen, "pytree_info", None)  # pyright: ignore[reportPrivateUsage]
+    nodes = model.graph.find_nodes(op="placeholder")
+    if tree is None or not all("val" in node.meta for node in nodes):
+        return
+    # Ones are real tokens and no padding, but may be beyond a table of one row.
+    for number in (1, 0):
+        leaves = [_alike(node.meta["val"], number) for node in nodes]
+        yield pytree.tree_unflatten(leaves, tree.in_spec)
+
+
+def _alike(value: Any, number: int) -> Any:
+    """A tensor of the shape and type of ``value``; what is no tensor as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value.node.hint if isinstance(value, torch.SymInt) else value
+    shape = [size.node.hint if isinstance(size, torch.SymInt) else size for size in value.shape]
+    return torch.full(shape, number, dtype=value.dtype, device=value.device)
 
 
 def _plain(model: nn.Module, device: torch.device) -> Iterator[Inputs]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from surgery.anatomy.record import Call, Key
 
@@ -24,31 +26,45 @@ def interpret(
     return result
 
 
+def class_name(cls: type) -> str:
+    """The full name of a class, as exported programs write it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+class _Frame(NamedTuple):
+    """A flattened module around a node, and its class; each call of it has a ``key`` of its own."""
+
+    key: str
+    path: str
+    kind: str | None = None
+
+
 class _StackInterpreter(fx.Interpreter):
     def __init__(self, recorder: Recorder, module: fx.GraphModule, prefix: str):
         super().__init__(module)
         self.recorder = recorder
         self.prefix = prefix
-        self.stacks = stacks(module)
-        self.open: list[tuple[str, Call]] = []
+        self.frames = _frames(module)
+        self.open: list[tuple[_Frame, Call]] = []
         self.seen: list[Call] = []
 
     def run_node(self, n: fx.Node) -> Any:
+        if _checks(n):
+            return None
         if n.op in ("call_module", "call_function", "call_method"):
-            self.unwind(self.stacks[n])
-            for key in self.stacks[n][len(self.open) :]:
-                path = key.partition("@")[0]
-                full = f"{self.prefix}.{path}" if self.prefix else path
-                call = self.recorder.enter(full, {}, virtual=True)
-                self.open.append((key, call))
+            self.unwind(self.frames[n])
+            for frame in self.frames[n][len(self.open) :]:
+                full = f"{self.prefix}.{frame.path}" if self.prefix else frame.path
+                call = self.recorder.enter(full, {}, frame.kind, virtual=True)
+                self.open.append((frame, call))
                 self.seen.append(call)
         return super().run_node(n)
 
-    def unwind(self, wanted: tuple[str, ...]) -> None:
+    def unwind(self, wanted: tuple[_Frame, ...]) -> None:
         """Close the virtual calls that are not in ``wanted``."""
         shared = 0
-        for (key, _), other in zip(self.open, wanted, strict=False):
-            if key != other:
+        for (frame, _), other in zip(self.open, wanted, strict=False):
+            if frame != other:
                 break
             shared += 1
         while len(self.open) > shared:
@@ -70,10 +86,25 @@ class _StackInterpreter(fx.Interpreter):
             call.inputs = {f"input_{i}": [(None, value)] for i, value in enumerate(outside)}
             leaving = [v for v in made if v in final or last_read.get(v, -1) > call.last]
             keys: list[Key] = [None] if len(leaving) == 1 else list(range(len(leaving)))
-            call.outputs = list(zip(keys, sorted(leaving), strict=True))
+            # What a module returns first it mostly makes last: states behind masks and weights.
+            call.outputs = list(zip(keys, sorted(leaving, reverse=True), strict=True))
+
+
+def _checks(node: fx.Node) -> bool:
+    """Whether a node of an exported program gives nothing: it holds sizes and types to account."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return not node.users and name.startswith(("_guards_fn", "_assert_", "sym_constrain_range"))
 
 
 def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
+    """What the placeholders of a graph get, in order."""
+    tree: Any = getattr(module.graph._codegen, "pytree_info", None)  # pyright: ignore[reportPrivateUsage]
+    if tree is not None:
+        # Exported, a placeholder is a leaf of an argument.
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        names = [name for name in tree.orig_args if name != "self"]
+        return pytree.tree_leaves([bound.arguments[name] for name in names])
     given = list(args)
     places = [node for node in module.graph.nodes if node.op == "placeholder"]
     for node in places[len(given) :]:
@@ -88,7 +119,11 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
 
 
 def stacks(module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
-    """For each node the flattened modules around it, outermost first."""
+    """For each node the paths of the flattened modules around it, outermost first."""
+    return {node: tuple(frame.path for frame in found) for node, found in _frames(module).items()}
+
+
+def _frames(module: fx.GraphModule) -> dict[fx.Node, tuple[_Frame, ...]]:
     nodes = [n for n in module.graph.nodes if n.op.startswith("call_")]
     recorded = {node: node.meta.get("nn_module_stack") for node in nodes}
     if any(recorded.values()):
@@ -96,20 +131,25 @@ def stacks(module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
     return _from_targets(module, nodes)
 
 
-def _from_meta(node: fx.Node, stack: dict[str, Any]) -> tuple[str, ...]:
+def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[_Frame, ...]:
+    frames = [
+        _Frame(key, path.partition("@")[0], kind if isinstance(kind, str) else class_name(kind))
+        for key, (path, kind) in stack.items()
+    ]
     # The innermost entry of a module's own node is that module: its call is a real one.
-    keys = list(stack)
-    if node.op == "call_module" and keys and keys[-1].partition("@")[0] == node.target:
-        keys.pop()
-    return tuple(key for key in keys if key)
+    if node.op == "call_module" and frames and frames[-1].path == node.target:
+        frames.pop()
+    return tuple(frame for frame in frames if frame.path)
 
 
-def _from_targets(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, tuple[str, ...]]:
+def _from_targets(
+    module: fx.GraphModule, nodes: list[fx.Node]
+) -> dict[fx.Node, tuple[_Frame, ...]]:
     """Without recorded stacks: a function belongs where its neighbours on both sides do."""
     owners = [_owner(node) for node in nodes]
     before = _carried(owners)
     after = _carried(owners[::-1])[::-1]
-    result: dict[fx.Node, tuple[str, ...]] = {}
+    result: dict[fx.Node, tuple[_Frame, ...]] = {}
     for i, node in enumerate(nodes):
         if owners[i] is not None:
             result[node] = _called(module, owners[i] or ())
@@ -140,12 +180,12 @@ def _carried(owners: list[tuple[str, ...] | None]) -> list[tuple[str, ...] | Non
     return result
 
 
-def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[str, ...]:
+def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[_Frame, ...]:
     """The prefixes of a path that stand for modules, not for mere lists of them."""
-    found: list[str] = []
+    found: list[_Frame] = []
     for end in range(1, len(components) + 1):
         path = ".".join(components[:end])
         children = module.get_submodule(path)._modules  # pyright: ignore[reportPrivateUsage]
         if not children or not all(name.isdigit() for name in children):
-            found.append(path)
+            found.append(_Frame(path, path))
     return tuple(found)

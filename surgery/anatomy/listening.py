@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from surgery.anatomy.interpret import interpret
+from surgery.anatomy.interpret import class_name, interpret
 from surgery.anatomy.record import Access
 from surgery.anatomy.trace import Recorder
 
@@ -48,7 +48,8 @@ def _called(recorder: Recorder, original: Any) -> Any:
             return original(module, *args, **kwargs)
         current = recorder.current
         with _quiet():
-            frame = recorder.enter(path, recorder.bound(module, args, kwargs), virtual=False)
+            given, kind = recorder.bound(module, args, kwargs), class_name(type(module))
+            frame = recorder.enter(path, given, kind, virtual=False)
         try:
             if isinstance(module, fx.GraphModule):
                 result = interpret(recorder, module, path, args, kwargs)

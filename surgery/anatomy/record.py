@@ -49,7 +49,8 @@ class Value:
 class Call:
     """One run of a module: what went in under which parameter name, and what came out.
 
-    A ``virtual`` call is one that a traced graph has flattened: its module can't be hooked.
+    A ``virtual`` call is one that a traced graph has flattened: its module can't be hooked. ``kind``
+    is the full name of the module's class, or of what that was; None if nothing tells.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Call:
     outputs: list[tuple[Key, int]] = field(default_factory=list[tuple[Key, int]])
     last: int = -1
     virtual: bool = False
+    kind: str | None = None
 
 
 class Access(NamedTuple):
@@ -81,10 +83,11 @@ class Record:
 
     Values are numbered; ``shapes``, ``dtypes`` and ``producer`` (an operator's index, or -1) are
     indexed by them. ``parameters`` and ``buffers`` name the values that are the model's own.
-    ``counts`` are the values that were one whole number each, where these could be read;
-    ``strides`` and ``storages`` tell how and in which memory values lay. ``kept`` are those that
-    leave the forward: returned, left somewhere for later, or read by Python on the way.
-    ``accesses`` are the parameters that were taken from their modules by name; ``direct`` are the modules whose forward was called by its name, which is no call
+    ``counts`` are the values that were one whole number each, where these could be read, and
+    ``indices`` integers that were there before; ``strides`` and ``storages`` tell how and in which
+    memory values lay. ``kept`` are those that leave the forward: returned, left somewhere for later,
+    or read by Python on the way. ``accesses`` are the parameters that were taken from their modules
+    by name; ``direct`` are the modules whose forward was called by its name, which is no call
     here. What ran where it could not be ``followed`` is missing, and of ``strangers`` it is not
     known where they come from. ``blind`` are the operators that the model ran without gradients;
     None where some have gradients of their own. ``numbers`` are the values of which Python was
@@ -100,6 +103,7 @@ class Record:
     buffers: dict[int, str]
     how: str
     counts: dict[int, int] = field(default_factory=dict[int, int])
+    indices: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
     strides: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     storages: list[int] = field(default_factory=list[int])
     kept: set[int] = field(default_factory=set[int])

@@ -112,6 +112,8 @@ def _stand_in(record: Record, value: int, generator: torch.Generator, seen: bool
     shape, dtype = record.shapes[value], record.dtypes[value]
     if value in record.counts:
         return torch.tensor(record.counts[value], dtype=dtype)
+    if value in record.indices:
+        return record.indices[value]
     if dtype.is_floating_point:
         return (torch.rand(shape, generator=generator) / 2 + 0.25).to(dtype)
     return torch.full(shape, seen and dtype is torch.bool, dtype=dtype)
@@ -153,19 +155,21 @@ class Replay:
         self.values |= dict(zip(op.outputs, made, strict=True))
 
     def value(self, number: int) -> Tensor:
-        if number not in self.values and self.counts(number):
+        if number not in self.values and self.told(number):
             self.one(self.record.ops[self.record.producer[number]])
         if number not in self.values:
             self.values[number] = _stand_in(self.record, number, self.generator, self.seen)
         return self.values[number]
 
-    def counts(self, number: int) -> bool:
-        """Whether a value is one number, made of nothing but such: how many blocks there are."""
+    def told(self, number: int) -> bool:
+        """Whether a value is made of nothing but what is known of the model: an index, a count."""
         producer = self.record.producer[number]
-        if self.record.shapes[number] or producer < 0:
-            return False
-        op = self.record.ops[producer]
-        return op.function is not None and all(map(self.counts, op.inputs))
+        if producer < 0:
+            return number in self.record.indices
+        op, dtype = self.record.ops[producer], self.record.dtypes[number]
+        whole = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+        sized = not self.record.shapes[number] or (whole and op.inputs)
+        return bool(op.function and sized) and all(map(self.told, op.inputs))
 
     def filled(self, thing: Any) -> Any:
         """Noted arguments with tensors in the place of values."""

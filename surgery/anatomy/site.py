@@ -206,6 +206,23 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """How the hidden states of a site lie, as far as the methods there ask for it.
+
+    They have ``rank`` dims (None where nobody asked), of which the ``features`` stand last, or
+    first behind the batch. ``turned`` ones come as [length, batch, features]. Where the site has
+    them as rows, ``sequences`` is where they can be seen as [batch, length, features]; ``mask`` is
+    where the mask can be seen that tells tokens from padding.
+    """
+
+    features: Literal["first", "last"] = "last"
+    rank: int | None = None
+    turned: bool = False
+    sequences: Port | None = None
+    mask: Port | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module, a region of several modules, a slice of a layer's outputs, or a parameter.
 
@@ -215,7 +232,7 @@ class Site:
     ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`. ``rows`` are
     the outputs that a slice consists of. ``packed`` is the weight of which these are rows where
     their module holds it for several layers, or that is one for all ``experts``, or that the module
-    takes as a ``matrix``.
+    takes as a ``matrix``. ``states`` are those at its ports, which planning asks for.
     """
 
     path: str
@@ -234,6 +251,31 @@ class Site:
     packed: str | None = None
     experts: Experts | None = None
     matrix: Matrix | None = None
+    states: States = States()
+
+    @property
+    def name(self) -> str:
+        """What tells this site from others; the module that reads tokens may be one itself."""
+        return f"{self.path}[tokens]" if self.tokens else self.path
+
+    @property
+    def whole(self) -> str:
+        """The site whose program this is part of: of a slice, the layer or its packed weight."""
+        return self.name if self.rows is None else self.name.removesuffix(f"[{self.rows}]")
+
+    @property
+    def owner(self) -> str:
+        """The module that is changed here, and has the new parameters."""
+        return self.path if self.kind in ("module", "parameter") else self.exit.path
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Every path of the module that holds the weight which is changed here."""
+        rows = f"[{self.rows}]" if self.rows else ""
+        end = (self.packed or "") + rows
+        if not end:
+            return self.paths
+        return tuple(path.removesuffix(end).removesuffix(".") for path in self.paths)
 
     @property
     def spans(self) -> tuple[str, ...]:

@@ -57,6 +57,13 @@ def count_of(tensor: torch.Tensor) -> int | None:
         return None
 
 
+def is_index(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` holds integers that can be read at once: what is looked up by them is one."""
+    whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    return plain and whole and tensor.dtype is not torch.bool and tensor.device.type == "cpu"
+
+
 def owners_of(paths: Paths) -> dict[int, tuple[str, str]]:
     """The kind and the first name of each tensor that the model registers, by its identity."""
     found: dict[int, tuple[str, str]] = {}

@@ -20,6 +20,7 @@ from surgery.anatomy.tensors import (
     DESCRIPTIONS,
     among,
     count_of,
+    is_index,
     owners_of,
     property_name,
     storage_of,
@@ -45,6 +46,7 @@ class Recorder(TorchFunctionMode):
         self.dtypes: list[torch.dtype] = []
         self.producer: list[int] = []
         self.counts: dict[int, int] = {}
+        self.indices: dict[int, torch.Tensor] = {}
         self.strides: list[tuple[int, ...]] = []
         # Tensors are kept alive here, so that no id is given out twice.
         self.known: dict[int, tuple[int, torch.Tensor]] = {}
@@ -183,7 +185,7 @@ class Recorder(TorchFunctionMode):
 
     def number(self, tensor: torch.Tensor) -> int:
         """The value ``tensor`` holds now."""
-        tensor = self.twin(tensor)
+        real, tensor = tensor, self.twin(tensor)
         found = self.known.get(id(tensor))
         if found is not None:
             return found[0]
@@ -203,6 +205,8 @@ class Recorder(TorchFunctionMode):
             self.named[kind][number] = path
         elif id(tensor) not in self.given:
             self.strangers[number] = tensor
+        if id(tensor) not in self.given and is_index(real):
+            self.indices[number] = real.clone()
         return number
 
     def noted(self, thing: Any) -> Any:
@@ -217,8 +221,11 @@ class Recorder(TorchFunctionMode):
             return {key: self.noted(item) for key, item in cast("dict[Any, Any]", thing).items()}
         return thing
 
-    def enter(self, path: str, inputs: dict[str, list[tuple[Key, int]]], virtual: bool) -> Call:
-        call = Call(len(self.calls), path, self.current, inputs, len(self.ops), virtual=virtual)
+    def enter(
+        self, path: str, inputs: dict[str, list[tuple[Key, int]]], kind: str | None, virtual: bool
+    ) -> Call:
+        number, first = len(self.calls), len(self.ops)
+        call = Call(number, path, self.current, inputs, first, virtual=virtual, kind=kind)
         self.calls.append(call)
         self.current = call.number
         return call
@@ -303,6 +310,7 @@ class Recorder(TorchFunctionMode):
             self.named["buffer"],
             how,
             self.counts,
+            self.indices,
             self.strides,
             self.storages,
             self.seen | kept,

@@ -91,6 +91,7 @@ def _first(doc: str | None) -> str:
 
 def _about(c: Claims, definition: Definition) -> Iterator[str]:
     from surgery.reports.figures import aligned
+    from surgery.rules.shapes import show_shape
 
     yield f"{c.kind} {c.name}   {c.source}"
     if c.doc:
@@ -102,7 +103,9 @@ def _about(c: Claims, definition: Definition) -> Iterator[str]:
         rows.append(("merge", c.merges))
     for p in c.parameters:
         marks = ["frozen"] * p.frozen + ([p.shared] if p.shared else [])
-        rows.append((f"param {p.name}", f"{p.shape} {p.init} {', '.join(marks)}".rstrip()))
+        rows.append(
+            (f"param {p.name}", f"{show_shape(p.shape)} {p.init} {', '.join(marks)}".rstrip())
+        )
     rows += [("elements", c.elements), ("FLOPs", f"+{c.flops} per token")]
     rows += [("requires", condition) for condition in c.requires]
     yield from aligned(rows)

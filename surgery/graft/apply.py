@@ -30,7 +30,8 @@ from surgery.graft.state import (
 from surgery.graft.structure import Structure, set_flag
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.planning.build import Planner
-from surgery.planning.plan import Edit, Plan, SavedPlan
+from surgery.planning.edit import Edit
+from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec
 
 
@@ -124,7 +125,7 @@ def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
 
 
 def _check_instances(model: nn.Module, plan: Plan) -> None:
-    for path in dict.fromkeys(p for e in plan.edits for p in (e.exit.path, e.owner)):
+    for path in dict.fromkeys(p for e in plan.edits for p in (e.site.exit.path, e.owner)):
         if "forward" in module_at(model, path).__dict__:
             raise error(
                 "S414",
@@ -167,7 +168,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
                 f"nothing here is named `{name}`",
                 help=did_you_mean(name, names) or _named(names),
             )
-        edits = [e for _, e in surgery.edits() if name in (None, e.child)]
+        edits = [e for _, e in surgery.edits() if name in (None, e.method.child)]
         kept = keep(surgery, edits, [] if name is None else _training(surgery, name))
         if kept.applied:
             check_standing(model, kept)
@@ -185,7 +186,7 @@ def _names(applied: Applied) -> set[str]:
     file = PurePath(applied.plan.spec.name)
     if not applied.plan.edits and file.suffix == ".peft":
         return {file.stem}
-    return {e.child for e in applied.edits}
+    return {e.method.child for e in applied.edits}
 
 
 def _training(surgery: Surgery, name: str) -> list[Applied]:

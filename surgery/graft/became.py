@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.state import named_modules
+from surgery.planning.edit import Edit
 from surgery.planning.fingerprint import dtype_name
-from surgery.planning.plan import Edit
 
 
 class Became:

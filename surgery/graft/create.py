@@ -17,9 +17,10 @@ from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens.words import embedded_words
 from surgery.language.diagnostics import error
+from surgery.planning.edit import Edit
+from surgery.planning.edit import Tensor as Planned
 from surgery.planning.layers import Layer
-from surgery.planning.plan import Edit, Plan
-from surgery.planning.plan import Tensor as Planned
+from surgery.planning.plan import Plan
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration
 
@@ -46,8 +47,8 @@ def create(
     fresh: dict[str, nn.Parameter] = {}
     created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
     for edit in plan.edits:
-        wraps = standing.setdefault(edit.whole, [])
-        wraps.append(edit.wrapped(plan.spec))
+        wraps = standing.setdefault(edit.site.whole, [])
+        wraps.append(edit.wrapped)
         declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
         owner = edit.owner
         like = _like(module_at(model, owner), edit)
@@ -117,8 +118,8 @@ def _words(
     stream: str,
     start: Start,
 ) -> nn.Parameter:
-    assert edit.tokens is not None
-    table: Any = model.get_submodule(edit.tokens.embedding).weight
+    assert edit.site.tokens is not None
+    table: Any = model.get_submodule(edit.site.tokens.embedding).weight
     text = str(dict(declaration.init.arguments)["text"])
     rows = embedded_words(table, count, text, start.tokenizer, generator(stream))
     return nn.Parameter(rows.to(like), requires_grad=not declaration.frozen)

@@ -18,7 +18,7 @@ from surgery.graft.design import Design, Part, Stack, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
-from surgery.graft.sites import Site, sites_of
+from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored, set_class
 from surgery.graft.tokens import masks
@@ -47,33 +47,32 @@ class _Wiring:
         self.stacks: dict[str, list[Stack]] = {}
         self.attributes: dict[str, dict[str, object]] = {}
 
-    def add(self, site: Site) -> None:
-        edit, program = site.edits[0], site.program
-        if edit.tokens is not None:
-            self.stack(site, edit.tokens)
+    def add(self, methods: SiteMethods) -> None:
+        edit, program, core = methods.first, methods.program, methods.core
+        if edit.site.tokens is not None:
+            self.stack(methods, edit.site.tokens)
             return
         if edit.layer and edit.layer.read:
-            part = self.part(site, edit.owner, inside=True)
+            part = self.part(methods, edit.owner, inside=True)
             self.read.setdefault(edit.owner, []).append(part)
             return
-        core = next((e.core for e in site.edits if e.core), None)
-        apart = core is not None and not site.is_own
+        apart = core is not None and not methods.is_own
         if not apart or program.changes_result:
-            part = self.part(site, edit.exit.path)
-            self.put(edit.exit.path, replace(part, core=None if apart else core))
+            path = edit.site.exit.path
+            self.put(path, replace(self.part(methods, path), core=None if apart else core))
         if core is not None and apart:
-            part = self.part(site, core.path)
+            part = self.part(methods, core.path)
             self.put(core.path, replace(part, own=False, core=core, gives_result=False))
 
-    def stack(self, site: Site, tokens: Tokens) -> None:
+    def stack(self, methods: SiteMethods, tokens: Tokens) -> None:
         """The modules that take part in what becomes of a stack's tokens."""
-        part = self.part(site, tokens.reader)
+        part = self.part(methods, tokens.reader)
         change = token_change(part.program.result, dict(part.sizes))
         seen = tokens.memory if change.joined > change.unseen else None
         memory = memory_slots(self.model, seen, change.joined) if seen else None
         shared = token_slots(self.model, tokens, memory)
         self.open(tokens.reader, *shared.open)
-        ports = {"embedding": site.edits[0].entry, "exit": tokens.exit}
+        ports = {"embedding": methods.first.site.entry, "exit": tokens.exit}
         roles: dict[str, Stack] = {}
         for path, role in self._roles(tokens, change, seen):
             own = part if role == "reader" else None
@@ -118,33 +117,34 @@ class _Wiring:
         given[name] = value
         return name
 
-    def part(self, site: Site, path: str, inside: bool = False) -> Part:
-        """The program of ``site`` as it runs at ``path``, with what it needs from elsewhere.
+    def part(self, methods: SiteMethods, path: str, inside: bool = False) -> Part:
+        """The program of a site as it runs at ``path``, with what it needs from elsewhere.
 
         ``inside`` the forward of the module at ``path`` its input is at hand.
         """
-        edit, program = site.edits[0], site.program
+        edit, program = methods.first, methods.program
+        site, states = edit.site, edit.site.states
         slots: list[tuple[str, str]] = []
-        if not (inside or site.is_own) and any(e.reads("x") for e in program.changed):
-            slots.append(("x", self.states(edit.entry, path)))
-        for name in ("residual", "real", "sequences"):
-            port = next((p for e in site.edits if (p := getattr(e, name))), None)
-            if port:
-                slots.append((name, (self.mask if name == "real" else self.states)(port, path)))
-        norm = next((e.norm for e in site.edits if e.norm), None)
-        held = self.hold(norm, path) if norm else None
+        if not (inside or methods.is_own) and any(e.reads("x") for e in program.changed):
+            slots.append(("x", self.states(site.entry, path)))
+        if methods.residual:
+            slots.append(("residual", self.states(methods.residual, path)))
+        if methods.mask:
+            slots.append(("real", self.mask(methods.mask, path)))
+        if methods.sequences:
+            slots.append(("sequences", self.states(methods.sequences, path)))
         return Part(
             program,
             edit.layer,
             tuple(edit.sizes.items()),
-            edit.features,
-            edit.rank,
-            site.is_own,
-            replace(edit.entry, path=""),
-            replace(edit.exit, path=""),
+            states.features,
+            states.rank,
+            methods.is_own,
+            replace(site.entry, path=""),
+            replace(site.exit, path=""),
             tuple(slots),
-            held,
-            turned=any(e.turned for e in site.edits),
+            self.hold(methods.norm, path) if methods.norm else None,
+            turned=methods.turned,
         )
 
     def design(self, path: str) -> Design:
@@ -206,8 +206,8 @@ class _Wiring:
 def install(model: nn.Module, surgery: Surgery) -> None:
     """Make the modules of ``model`` run what ``surgery`` records; parameters are in place."""
     wiring = _Wiring(model)
-    for site in sites_of(surgery).values():
-        wiring.add(site)
+    for methods in sites_of(surgery).values():
+        wiring.add(methods)
     for path, given in wiring.attributes.items():
         module_at(model, path).__dict__.update(given)
     adapted = [*wiring.parts, *wiring.read, *wiring.stacks]

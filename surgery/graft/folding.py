@@ -15,8 +15,8 @@ from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery, check_standing, put, required
 from surgery.language.diagnostics import error
-from surgery.planning.plan import Edit
-from surgery.planning.plan import Tensor as Added
+from surgery.planning.edit import Edit
+from surgery.planning.edit import Tensor as Planned
 from surgery.rules.expand import Wrapped
 from surgery.rules.values import Declaration
 
@@ -44,7 +44,9 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     with changing(model, "fold"):
         surgery = required(model)
         check_standing(model, surgery)
-        found = [e for _, e in surgery.edits() if e.folds and not e.folded and only(e)]
+        found = [
+            e for _, e in surgery.edits() if e.derived.folds and not e.method.folded and only(e)
+        ]
         if not found:
             raise error("S519", "nothing to fold: no prefix or prompt is computed by a network")
         before = _elements(model, surgery)
@@ -56,7 +58,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
         rehome(model)
         now = put(model, _folded(surgery, {key: edit for key, (edit, _) in made.items()}))
         host.install(model, now)
-        folded = tuple((e.site, e.child) for e in found)
+        folded = tuple(e.key for e in found)
         return FoldReport(folded, before, _elements(model, now))
 
 
@@ -71,15 +73,14 @@ def _folded(surgery: Surgery, made: Mapping[int, Edit]) -> Surgery:
 
 def as_folded(edit: Edit, wraps: Sequence[Wrapped]) -> Edit:
     """The edit as it is when folded, where ``wraps`` are the methods at its site, its own among them."""
-    prefix = f"{edit.owner}." if edit.owner else ""
     known = {t.name: t for t in edit.tensors}
     dtype = edit.tensors[0].dtype
-    tensors: list[Added] = []
+    tensors: list[Planned] = []
     for declaration in _declared(edit, wraps):
-        name = prefix + declaration.name
-        shape = tuple(int(d.value(edit.sizes)) for d in declaration.shape)
-        tensors.append(known.get(name) or Added(name, shape, "folded", True, None, dtype))
-    return replace(edit, tensors=tuple(tensors), folded=True)
+        name, shape = edit.prefix + declaration.name, declaration.shape_at(edit.sizes)
+        tensors.append(known.get(name) or Planned(name, shape, "folded", True, None, dtype))
+    method = replace(edit.method, folded=True)
+    return replace(edit, method=method, tensors=tuple(tensors))
 
 
 def _declared(edit: Edit, wraps: Sequence[Wrapped]) -> tuple[Declaration, ...]:
@@ -90,7 +91,7 @@ def _declared(edit: Edit, wraps: Sequence[Wrapped]) -> tuple[Declaration, ...]:
 
 def _made(model: nn.Module, surgery: Surgery, edit: Edit) -> tuple[Edit, dict[str, nn.Parameter]]:
     """The edit as it is when folded, and the parameters it then has."""
-    wraps = surgery.standing()[edit.whole]
+    wraps = surgery.standing()[edit.site.whole]
     owner = model.get_submodule(edit.owner)
     known = {t.name for t in edit.tensors}
     folded = as_folded(edit, wraps)
@@ -115,7 +116,7 @@ def _replace(model: nn.Module, folded: Edit, values: dict[str, nn.Parameter]) ->
     graft = Graft()
     for name, parameter in values.items():
         graft._put(name.partition(".")[2], parameter)
-    model.get_submodule(folded.owner)._modules[folded.child] = graft
+    model.get_submodule(folded.owner)._modules[folded.method.child] = graft
 
 
 def _elements(model: nn.Module, surgery: Surgery) -> int:

@@ -59,7 +59,7 @@ def initial(
     Random values are drawn on the CPU in float32 by a generator seeded from ``key``, so they do not
     depend on the device, torch's defaults, the order of sites, or what else is drawn.
     """
-    shape = tuple(int(d.value(sizes)) for d in declaration.shape)
+    shape = declaration.shape_at(sizes)
     if like.device.type == "meta":
         tensor = torch.empty(shape, dtype=like.dtype, device="meta")
     elif declaration.init.value is not None:

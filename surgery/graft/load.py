@@ -23,9 +23,10 @@ from surgery.graft.state import put, required, surgery_of
 from surgery.graft.structure import Structure, set_flag
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.planning.build import Planner
+from surgery.planning.edit import Edit
 from surgery.planning.facts import first_difference
 from surgery.planning.fingerprint import dtype_name
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec, spec_from_texts
 from surgery.rules.expand import Wrapped
 
@@ -124,7 +125,7 @@ def _drafts(
             draft = _draft(planner, spec, saved)
             drafts.append(draft)
             for edit in draft.edits:
-                standing.setdefault(edit.whole, []).append(edit.wrapped(spec))
+                standing.setdefault(edit.site.whole, []).append(edit.wrapped)
             _set_flags(model, draft.plan)
     return drafts
 
@@ -137,20 +138,20 @@ def _draft(planner: Planner, spec: Spec, saved: Mapping[str, Any]) -> _Draft:
             raise _unfit(f"its spec has other parameters {key} now: {_other(saved[key], now)}")
     gone = {(g["site"], g["name"]) for g in saved["gone"]}
     folded = {(m["site"], m["name"]) for m in saved["methods"] if m["folded"]}
-    planned = {(e.site, e.child): e for e in plan.edits}
+    planned = {e.key: e for e in plan.edits}
     for site, name in gone - planned.keys():
         raise _unfit(f"its spec puts no `{name}` at `{site}` now")
     for key in folded:
-        if key not in planned or not planned[key].folds:
+        if key not in planned or not planned[key].derived.folds:
             raise _unfit(f"`{key[1]}` at `{key[0]}` does not fold")
     wraps = {path: list(given) for path, given in planner.standing.items()}
     edits: list[Edit] = []
     for key, edit in planned.items():
         if key not in gone:
-            before = wraps.setdefault(edit.whole, [])
-            at = [*before, edit.wrapped(spec)]
+            before = wraps.setdefault(edit.site.whole, [])
+            at = [*before, edit.wrapped]
             edits.append(as_folded(edit, at) if key in folded else edit)
-            before.append(edits[-1].wrapped(spec))
+            before.append(edits[-1].wrapped)
     stored = stored_names(edits)
     different = first_difference(saved["methods"], [stored_facts(e, stored) for e in edits])
     if different is None and len(saved["methods"]) != len(edits):

@@ -19,8 +19,8 @@ from surgery.graft.rebase import rebase
 from surgery.graft.sites import program_of, sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
 from surgery.language.diagnostics import error
+from surgery.planning.edit import Edit
 from surgery.planning.layers import Layer
-from surgery.planning.plan import Edit
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -76,7 +76,7 @@ class _Draft:
 
     @property
     def report(self) -> MergeReport:
-        merged = tuple((e.site, e.child) for e in self.edits)
+        merged = tuple(e.key for e in self.edits)
         return MergeReport(merged, tuple(self.stayed))
 
 
@@ -165,19 +165,19 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
     draft, became = _Draft(), Became(model)
     for path, site in sites_of(surgery).items():
         first = site.edits[0]
-        obstacle = next((e.obstacle for e in site.edits if e.obstacle), None)
-        if first.operator == "linear" and first.layer is not None and obstacle is None:
+        obstacle = next((o for e in site.edits if (o := e.derived.obstacle)), None)
+        if first.signature.kind == "linear" and first.layer is not None and obstacle is None:
             obstacle = became.replaced(first)
-        if first.operator != "linear" or first.layer is None or obstacle:
+        if first.signature.kind != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
-                reason = obstacle or edit.reason or "it is not in one layer"
-                draft.stayed.append(Stayed(edit.site, edit.child, reason))
+                reason = obstacle or edit.derived.reason or "it is not in one layer"
+                draft.stayed.append(Stayed(*edit.key, reason))
             continue
         inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
-                reason = edit.reason or "it follows a method that cannot be merged"
-                draft.stayed.append(Stayed(edit.site, edit.child, reason))
+                reason = edit.derived.reason or "it follows a method that cannot be merged"
+                draft.stayed.append(Stayed(*edit.key, reason))
         if not inside:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
@@ -186,7 +186,7 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         if tied is None:
             draft.work[path] = work
         else:
-            draft.stayed += [Stayed(e.site, e.child, tied) for e in edits]
+            draft.stayed += [Stayed(*e.key, tied) for e in edits]
     return draft
 
 

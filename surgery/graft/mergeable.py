@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from surgery.graft.sites import Site, program_of
+from surgery.graft.sites import SiteMethods, program_of
 from surgery.language.diagnostics import SurgeryError
-from surgery.planning.plan import Edit
+from surgery.planning.edit import Edit
 from surgery.rules.affine import Merge
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import is_number
@@ -12,7 +12,7 @@ from surgery.rules.program import Program
 from surgery.rules.simplify import same_value
 
 
-def mergeable(site: Site) -> list[Wrapped]:
+def mergeable(site: SiteMethods) -> list[Wrapped]:
     """The methods of a site that can go into its weight, the others staying as they are.
 
     Those that merge by themselves may go first if the site then still computes the same; else

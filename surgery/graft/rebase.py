@@ -8,8 +8,9 @@ from dataclasses import replace
 from torch import nn
 
 from surgery.graft.state import Applied, Surgery
+from surgery.planning.edit import Edit
 from surgery.planning.fingerprint import digest, fingerprint
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.plan import Plan
 
 
 def rebase(model: nn.Module, before: Surgery, now: Surgery, merged: Iterable[Edit]) -> Surgery:
@@ -64,14 +65,10 @@ def _following(
 def _with_bias(edit: Edit) -> Edit:
     if edit.layer is None:
         return edit
-    return replace(
-        edit,
-        layer=replace(edit.layer, bias=True),
-        signature=replace(edit.signature, bias=True),
-    )
+    return replace(edit, layer=replace(edit.layer, bias=True))
 
 
 def kept(plan: Plan, edits: Iterable[tuple[str, str]]) -> Plan:
     """``plan`` with no more than some of its edits, by site and name."""
     wanted = set(edits)
-    return replace(plan, edits=tuple(e for e in plan.edits if (e.site, e.child) in wanted))
+    return replace(plan, edits=tuple(e for e in plan.edits if e.key in wanted))

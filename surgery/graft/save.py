@@ -17,8 +17,8 @@ from surgery.graft.state import Applied, Surgery, check_standing, required
 from surgery.graft.tensor_file import check_storable
 from surgery.language.diagnostics import error
 from surgery.language.writing import replacing
+from surgery.planning.edit import Edit
 from surgery.planning.facts import method_facts
-from surgery.planning.plan import Edit
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -55,13 +55,13 @@ def _facts(applied: Applied) -> dict[str, Any]:
     plan = applied.plan
     stored = stored_names(applied.edits)
     methods = [stored_facts(e, stored) for e in applied.edits]
-    here = {(e.site, e.child) for e in applied.edits}
-    gone = [{"site": e.site, "name": e.child} for e in plan.edits if (e.site, e.child) not in here]
+    here = {e.key for e in applied.edits}
+    gone = [e.key for e in plan.edits if e.key not in here]
     return {
         "spec": plan.spec.texts(),
         "seed": int(applied.seed),
         "methods": methods,
-        "gone": gone,
+        "gone": [{"site": site, "name": child} for site, child in gone],
         "trained": list(plan.trained),
         "frozen": list(plan.frozen),
     }

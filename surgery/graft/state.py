@@ -16,7 +16,8 @@ from surgery.anatomy.modules import all_modules
 from surgery.graft.container import Graft, graft_at
 from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.edit import Edit
+from surgery.planning.plan import Plan
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"
@@ -29,10 +30,6 @@ class Applied:
     plan: Plan
     edits: tuple[Edit, ...]
     seed: int
-
-    def wrapped(self, edit: Edit) -> Wrapped:
-        """The method of one of its edits."""
-        return edit.wrapped(self.plan.spec)
 
     def decides(self, name: str) -> bool | None:
         """Whether it has a base parameter train; None if it says nothing of it."""
@@ -71,8 +68,8 @@ class Surgery:
     def standing(self) -> dict[str, list[Wrapped]]:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
-        for applied, edit in self.edits():
-            found.setdefault(edit.whole, []).append(applied.wrapped(edit))
+        for _, edit in self.edits():
+            found.setdefault(edit.site.whole, []).append(edit.wrapped)
         return found
 
     def claimed(self) -> set[str]:

@@ -23,12 +23,12 @@ from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
-from surgery.graft.sites import Site, sites_of
+from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
 from surgery.language.diagnostics import error
+from surgery.planning.edit import Edit
 from surgery.planning.layers import named_rank
-from surgery.planning.plan import Edit
 from surgery.rules.expression import Expression
 
 _STACK = "nn_module_stack"
@@ -46,7 +46,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     stack_of = {mapping[node]: path for node, path in flattened.items() if node in mapping}
     writer = _Writer(model, graph, stack_of)
     sites = sites_of(surgery).values()
-    for site in sorted(sites, key=lambda s: (not s.is_own, -s.edits[0].site.count("."))):
+    for site in sorted(sites, key=lambda s: (not s.is_own, -s.first.site.name.count("."))):
         writer.write(site)
     optimise(graph, writer.added)
     model.__dict__[ORIGINAL] = original
@@ -91,9 +91,9 @@ class _Writer:
         self.stack_of = stack_of
         self.added: set[fx.Node] = set()
 
-    def write(self, site: Site) -> None:
-        edit = site.edits[0]
-        if edit.tokens is not None:
+    def write(self, site: SiteMethods) -> None:
+        edit = site.first
+        if edit.site.tokens is not None:
             raise error(
                 "S417",
                 "a traced graph has its masks and positions built in, so no tokens can join",
@@ -102,21 +102,21 @@ class _Writer:
         if edit.layer and edit.layer.read:
             raise error(
                 "S417",
-                f"in the traced graph nothing reads `{edit.whole}` but a module inside it",
+                f"in the traced graph nothing reads `{edit.site.whole}` but a module inside it",
                 help="apply the spec to the model itself, and torch.export that",
             )
-        calls = self.calls(edit.exit.path) if edit.layer else []
+        calls = self.calls(edit.site.exit.path) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)
-        core = next((e.core for e in site.edits if e.core), None)
+        core = site.core
         if core is not None:
             for node in [core_node(self.inside(core.path), one) for one in core.each]:
                 self.emit_core(site, edit, node)
         if core is None or site.program.changes_result:
-            for node in calls or [self.output(edit.exit)]:
+            for node in calls or [self.output(edit.site.exit)]:
                 self.emit(site, edit, node)
 
-    def emit_core(self, site: Site, edit: Edit, node: fx.Node) -> None:
+    def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(node.users)
         host = _NodeHost(self, site, edit, node)
@@ -187,18 +187,19 @@ class _Writer:
             raise error("S417", f"nothing leaves `{port.path}` in the traced graph")
         return leaving[-1]
 
-    def emit(self, site: Site, edit: Edit, base: fx.Node) -> None:
+    def emit(self, site: SiteMethods, edit: Edit, base: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(base.users)
         host = _NodeHost(self, site, edit, base)
-        emitter = Emitter(host, edit.layer, edit.sizes, edit.features, edit.rank)
+        states = edit.site.states
+        emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
         with self.graph.inserting_after(base):
             host.start()
             rank = named_rank(site.program.named_dims, edit.layer)
-            if rank is not None and edit.sequences is None:
-                host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site}`")
-            elif edit.layer is None and edit.features == "first" and edit.rank:
-                host.x = host.call(kernels.check_dims, host.x, edit.rank, f"`{edit.site}`")
+            if rank is not None and states.sequences is None:
+                host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site.name}`")
+            elif edit.layer is None and states.features == "first" and states.rank:
+                host.x = host.call(kernels.check_dims, host.x, states.rank, f"`{edit.site.name}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)
         for user in users:
@@ -215,13 +216,13 @@ class _Writer:
 
 
 def _unreachable(edit: Edit) -> Exception:
-    return error("S417", f"the traced graph never runs `{edit.site}`")
+    return error("S417", f"the traced graph never runs `{edit.site.name}`")
 
 
 class _NodeHost(Host):
     """Emits behind one node of the graph."""
 
-    def __init__(self, writer: _Writer, site: Site, edit: Edit, base: fx.Node):
+    def __init__(self, writer: _Writer, site: SiteMethods, edit: Edit, base: fx.Node):
         self.writer = writer
         self.graph = writer.graph
         self.site = site
@@ -237,7 +238,7 @@ class _NodeHost(Host):
         if self.edit.layer:
             self.x = self.node.all_input_nodes[0]
         elif any(e.reads("x") for e in self.site.program.changed):
-            self.x = self.writer.input(self.edit.entry)
+            self.x = self.writer.input(self.edit.site.entry)
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self.graph.inserting_after(self.last):
@@ -262,18 +263,19 @@ class _NodeHost(Host):
             assert self.x is not None
             return self.x
         if expression.name == "residual":
-            port = next(e.residual for e in self.site.edits if e.residual)
+            port = self.site.residual
+            assert port is not None
             return self.writer.output(port) if port.side == "output" else self.writer.input(port)
         return self.attribute({"W": "weight", "b": "bias"}[expression.name])
 
     def module(self) -> fx.Node:
-        return self._put("get_attr", self.edit.exit.path, (), {})
+        return self._put("get_attr", self.edit.site.exit.path, (), {})
 
     def training(self) -> fx.Node:
         return self._put("get_attr", "training", (), {})
 
     def real(self, states: fx.Node) -> fx.Node | None:
-        port = next((e.real for e in self.site.edits if e.real), None)
+        port = self.site.mask
         if port is None:
             return None
         for node in self.graph.nodes:
@@ -286,8 +288,8 @@ class _NodeHost(Host):
         )
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
-        norm = next(e.norm for e in self.site.edits if e.norm)
-        return self._put("call_module", norm, (value,), {})
+        assert self.site.norm is not None
+        return self._put("call_module", self.site.norm, (value,), {})
 
     def base(self, x: fx.Node) -> fx.Node:
         if x is self.x or self.x is None:
@@ -302,7 +304,7 @@ class _NodeHost(Host):
         copies: dict[fx.Node, fx.Node] = {}
         if self.x is not None:
             copies[self.x] = x
-        for node in self.writer.inside(self.edit.site):
+        for node in self.writer.inside(self.edit.site.name):
             if node is self.last:
                 break
             with self.graph.inserting_after(self.last):

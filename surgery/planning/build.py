@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
-from surgery.planning.derived import derive
+from surgery.planning.applying import plan_edit
+from surgery.planning.edit import Edit, Method
 from surgery.planning.fingerprint import digests, fingerprint
 from surgery.planning.idle import UNSIZED, Idle
 from surgery.planning.layers import check_sizes, is_known, read_layer
 from surgery.planning.place import Place
-from surgery.planning.plan import Edit, Plan, graft_name
+from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.planning.usage import Usage
@@ -29,7 +30,6 @@ from surgery.rules.expand import Wrapped
 from surgery.rules.limits import followed
 from surgery.rules.program import build
 from surgery.rules.prompts import token_change
-from surgery.rules.values import Declaration
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -56,14 +56,6 @@ class Planner:
         return self.usage.anatomy
 
     @cached_property
-    def names(self) -> dict[int, list[str]]:
-        """Every name of each parameter, by its identity: tied ones have several."""
-        found: dict[int, list[str]] = {}
-        for name, parameter in self.usage.paths.parameters.items():
-            found.setdefault(id(parameter), []).append(name)
-        return found
-
-    @cached_property
     def own_digests(self) -> Mapping[str, str]:
         return digests(self.model)
 
@@ -82,7 +74,9 @@ class Planner:
                 draft.on(number, statement)
         draft.finish()
         adds = any(t.trained for e in draft.edits for t in e.tensors)
-        training = decide(self, spec, draft.found, draft.warnings, adds)
+        training = decide(
+            self.usage, spec, draft.found, draft.warnings, adds=adds, settled=self.settled
+        )
         if draft.found:
             raise SurgeryError(first_of(draft.found))
         acts = any(not isinstance(s, syntax.Freeze) for s in spec.statements)
@@ -137,7 +131,7 @@ class Draft:
             try:
                 with followed(statement.span):
                     place = self.place(site)
-                    self.edits.append(self.edit(number, statement, place, wrapped))
+                    self.edits.append(self.edit(number, statement, place))
             except SurgeryError as problem:
                 first = problem.diagnostics[0]
                 if lenient and first.code == "S401":
@@ -168,9 +162,10 @@ class Draft:
     def finish(self) -> None:
         """Hold what all statements make of tokens against what can be done."""
         for edit in reversed(self.edits):
-            if edit.tokens is None or edit.whole not in self.applied:
+            whole = edit.site.whole
+            if edit.site.tokens is None or whole not in self.applied:
                 continue
-            program = build(edit.signature, tuple(self.applied.pop(edit.whole)))
+            program = build(edit.signature, tuple(self.applied.pop(whole)))
             change = token_change(program.result, edit.sizes)
             if change.unseen not in (0, change.joined):
                 problem = error(
@@ -178,9 +173,10 @@ class Draft:
                     f"{change.unseen} vectors stay within the encoder, and {change.joined} join it",
                     help=f"let all of them stay, or none: encoder_only({change.joined})",
                 )
-                statement = self.spec.statements[edit.statement]
+                statement = self.spec.statements[edit.method.statement]
                 assert isinstance(statement, syntax.On)
-                self.found += [_located(d, statement, [edit.site]) for d in problem.diagnostics]
+                paths = [edit.site.name]
+                self.found += [_located(d, statement, paths) for d in problem.diagnostics]
 
     def sites(self, site: Site, wrapped: Wrapped) -> tuple[Site, ...]:
         """``site``; or the weights in it that a method of linear layers is for: those of all experts,
@@ -207,122 +203,14 @@ class Draft:
                 help="a parameter is a place for one only where its module multiplies with it itself, "
                 "or where it holds the weights of all experts",
             )
-        return Place(self.planner, site)
+        return Place(self.planner.usage, site)
 
-    def edit(self, number: int, statement: syntax.On, place: Place, wrapped: Wrapped) -> Edit:
+    def edit(self, number: int, statement: syntax.On, place: Place) -> Edit:
         """Plan one method at one place, or raise why it does not fit there."""
-        site = place.site
-        standing = self.applied.setdefault(place.whole, [])
-        child = wrapped.child
-        graft = graft_name(child, site.rows, place.layer)
-        wrapped = replace(wrapped, child=graft, rows=site.rows)
-        _check_name(wrapped.child, place, standing)
-        program = build(place.signature, (*standing, wrapped))
-        place.check_reader(program)
-        if program.changes_core and site.kind == "region":
-            graft = graft_name(child, site.rows, place.layer, place.site.core)
-            wrapped = replace(wrapped, child=graft)
-            program = build(place.signature, (*standing, wrapped))
-        if program.named_dims is not None or place.layer is None or place.layer.among is not None:
-            place.locate()
-        place.check(program)
-        _check_names(dict(program.declarations)[wrapped.child], wrapped.child, place)
-        before = build(place.signature, tuple(standing))
-        one_hot = place.layer is not None and place.layer.kind == "embedding"
-        sizes = tuple(place.sizes.items())
-        derived = derive(program, before, wrapped.child, sizes, one_hot)
-        if place.layer and place.layer.experts and derived.reason:
-            raise error(
-                "S413",
-                "the experts' weights are in one parameter, and only they can be changed, so a method "
-                f"must merge, and this does not: {derived.reason}",
-            )
-        obstacle = place.obstacle(program)
-        standing.append(wrapped)
-        return Edit(
-            site=place.key,
-            whole=place.whole,
-            paths=site.paths,
-            child=child,
-            statement=number,
-            method=_method_text(statement),
-            place=str(statement.span).rpartition(":")[0],
-            formula=derived.formula,
-            signature=place.signature,
-            layer=place.layer,
-            sizes=place.sizes,
-            entry=place.site.entry,
-            exit=place.site.exit,
-            owner=place.owner,
-            residual=place.site.residual if program.reads_residual else None,
-            norm=place.site.norm if program.calls_norm else None,
-            core=place.site.core if program.changes_core else None,
-            tokens=place.site.tokens,
-            real=place.real if program.uses("pool") else None,
-            sequences=place.sequences,
-            turned=place.turned,
-            rows=site.rows,
-            features=place.features,
-            rank=place.rank,
-            tensors=place.tensors(derived),
-            identity=program.is_identity,
-            merges=derived.reason is None and obstacle is None,
-            reason=derived.reason,
-            obstacle=obstacle,
-            flops=derived.flops,
-            folds=derived.folds,
-        )
-
-
-def _check_name(child: str, place: Place, standing: Sequence[Wrapped]) -> None:
-    first = child.partition(".")[0]
-    if any(w.child == child for w in standing):
-        name = child.rpartition(".")[2]
-        raise error(
-            "S407",
-            f"this module already has an adapter named `{name}`",
-            help=f"name one of them: `… as {name}_2`",
-        )
-    if any(w.child.startswith(f"{child}.") or child.startswith(f"{w.child}.") for w in standing):
-        raise error(
-            "S407",
-            f"`{first}` names a method here, and a slice whose methods are below that name",
-            help="give the method another name with `as`",
-        )
-
-
-def _check_names(declared: Sequence[Declaration], child: str, place: Place) -> None:
-    """No new child or parameter may stand where a module has something already."""
-    first = child.partition(".")[0]
-    if _has(place.module, first):
-        raise error(
-            "S407",
-            f"the module has an attribute `{first}` of its own",
-            help="give the method another name with `as`",
-        )
-    for declaration in declared:
-        for name in declaration.name.split(".")[1:]:
-            if _has(_PLAIN, name):
-                raise error(
-                    "S244",
-                    f"no parameter and no child can be named `{name}`: every module has an "
-                    "attribute of that name",
-                    declaration.span,
-                    help=f"choose another, such as `{name}_`",
-                )
-
-
-_PLAIN = nn.Module()
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    """Whether ``module`` or its class has an attribute; none is computed."""
-    held = (vars(module), module._parameters, module._buffers, module._modules)
-    return any(name in names for names in (*held, *map(vars, type(module).__mro__)))
-
-
-def _method_text(statement: syntax.On) -> str:
-    return " ".join(statement.application.span.text.split())
+        text = " ".join(statement.application.span.text.split())
+        written = str(statement.span).rpartition(":")[0]
+        method = Method(self.spec, number, self.spec.wrapped(number).child, text, written)
+        return plan_edit(place, method, self.applied.setdefault(place.site.whole, []))
 
 
 def _located(diagnostic: Diagnostic, statement: syntax.On, paths: list[str]) -> Diagnostic:

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
-from surgery.language.syntax import Sharing
 from surgery.rules.affine import NotAffine
-from surgery.rules.dims import Dim
 from surgery.rules.program import Program
 
 # Figures are for one position; what grows with a sequence cancels out.
 _LEADING = {f"*{i}": 1 for i in range(8)} | {"*t": 1}
 
-
-@dataclass(frozen=True)
-class Added:
-    """A parameter of a program at concrete sizes; its name is relative to the module."""
-
-    name: str
-    shape: tuple[int, ...]
-    init: str
-    trained: bool
-    shared: Sharing | None
+Use = Literal["core", "norm", "residual"]
 
 
 @dataclass(frozen=True)
 class Derived:
-    """The plan's figures for one method, the last of a program."""
+    """What is derived of one method at a site, the last of a program.
 
-    formula: str
-    tensors: tuple[Added, ...]
+    ``uses`` are the things beside the site's own input and result that it takes; ``flops`` those
+    added for each position, before anything is folded. ``reason`` says why the rule does not merge,
+    and ``obstacle`` why that cannot be written to the layer, if so. Of a method that ``folds``,
+    networks compute constants.
+    """
+
+    formula: str = field(repr=False)
+    identity: bool
+    uses: tuple[Use, ...]
     flops: int
     folds: bool
     reason: str | None
+    obstacle: str | None = None
+
+    @property
+    def merges(self) -> bool:
+        return self.unmerged is None
+
+    @property
+    def unmerged(self) -> str | None:
+        """Why the method does not merge, if it does not."""
+        return self.obstacle or self.reason
 
 
 @lru_cache(maxsize=4096)
@@ -57,10 +64,6 @@ def derive(
     known = dict(sizes)
     program.check(known)
     program.check_acting(known)
-    tensors = tuple(
-        Added(d.name, tuple(_size(s, known) for s in d.shape), str(d.init), not d.frozen, d.shared)
-        for d in dict(program.declarations)[child]
-    )
     one = {**known, **_LEADING, **({"m": 0} if one_hot else {})}
     found = program.merge
     reason = None
@@ -68,12 +71,18 @@ def derive(
         reason = f"{found.reason}{f' ({found.span})' if found.span else ''}"
     return Derived(
         "; ".join(map(str, program.changed)).replace(f"{child}.", ""),
-        tensors,
+        program.is_identity,
+        _uses(program),
         int(program.flops.value(one) - before.flops.value(one)),
         program.folds(child),
         reason,
     )
 
 
-def _size(dim: Dim, sizes: dict[str, int]) -> int:
-    return int(dim.value(sizes))
+def _uses(program: Program) -> tuple[Use, ...]:
+    uses: dict[Use, bool] = {
+        "core": program.changes_core,
+        "norm": program.calls_norm,
+        "residual": program.reads_residual,
+    }
+    return tuple(name for name, used in uses.items() if used)

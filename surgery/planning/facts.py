@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from surgery.anatomy.site import Port
-    from surgery.planning.plan import Edit, Tensor
+from surgery.anatomy.site import Port
+from surgery.planning.edit import Edit, Tensor
 
 Facts = Mapping[str, Any]
 
@@ -28,19 +27,20 @@ def method_facts(edit: Edit) -> dict[str, Any]:
     None of it depends on what else is applied at the site, so that it comes out the same beside
     other adaptations.
     """
-    rows = edit.rows
+    site, method = edit.site, edit.method
+    rows = site.rows
     return {
-        "statement": edit.statement,
-        "site": edit.site,
-        "name": edit.child,
-        "method": edit.method,
-        "operator": edit.operator,
+        "statement": method.statement,
+        "site": site.name,
+        "name": method.child,
+        "method": method.text,
+        "operator": edit.signature.kind,
         "sizes": dict(edit.sizes),
         "module": edit.owner,
-        "from": edit.entry.path,
-        "to": edit.exit.path,
+        "from": site.entry.path,
+        "to": site.exit.path,
         "rows": None if rows is None else {"of": rows.total, "blocks": list(rows.layout)},
-        "folded": edit.folded,
+        "folded": method.folded,
         "tensors": [tensor_facts(t) for t in edit.tensors],
     }
 
@@ -60,26 +60,26 @@ def plan_facts(
 
 def _running(edit: Edit) -> dict[str, Any]:
     """How a method is computed, beside what its site is."""
-    core, tokens = edit.core, edit.tokens
+    site, core, tokens, states = edit.site, edit.core, edit.site.tokens, edit.site.states
     ports = {
-        "from": edit.entry,
-        "to": edit.exit,
+        "from": site.entry,
+        "to": site.exit,
         "residual": edit.residual,
-        "mask": edit.real,
-        "sequences": edit.sequences,
+        "mask": states.mask,
+        "sequences": states.sequences,
         "tokens": tokens and tokens.exit,
     }
     return {
-        "formula": edit.formula,
+        "formula": edit.derived.formula,
         "starts": [{"as": t.init, "dtype": t.dtype, "shared": t.shared} for t in edit.tensors],
-        "identity": edit.identity,
+        "identity": edit.derived.identity,
         "ports": {name: port and _port(port) for name, port in ports.items()},
         "norm": edit.norm,
         "attention": None if core is None else {"module": core.path, "heads_at": core.heads_at},
         "reader": tokens and tokens.reader,
-        "features": edit.features,
-        "rank": edit.rank,
-        "turned": edit.turned,
+        "features": states.features,
+        "rank": states.rank,
+        "turned": states.turned,
     }
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from surgery.anatomy.site import Core, Port, Tokens
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.writing import checked_path, replacing
+from surgery.planning.edit import Edit, Tensor
 from surgery.planning.facts import canonical, plan_facts
-from surgery.planning.layers import Layer
 from surgery.planning.schema import ANY, Each, MalformedError, check, read_json
 from surgery.planning.spec import TEXTS, Spec, spec_from_texts
-from surgery.rules.expand import Wrapped
-from surgery.rules.program import Signature
-from surgery.rules.rows import Rows
 
 VERSION = 2
 """Of what :meth:`Plan.save` writes."""
@@ -29,116 +25,11 @@ SAVED = {"fingerprint": str, "base": str, "spec": TEXTS}
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A parameter to add. ``name`` is its full name in the adapted model.
-
-    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    init: str
-    trained: bool
-    shared: str | None
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        total = 1
-        for d in self.shape:
-            total *= d
-        return total
-
-
-def graft_name(child: str, rows: Rows | None, layer: Layer | None, core: Core | None = None) -> str:
-    """The path below a module at which the parameters of a method named ``child`` live there.
-
-    ``core`` is the attention of a region, of which the module may run others, too.
-    """
-    if core is not None and core.order:
-        return f"core{core.order}.{child}"
-    if rows is not None:
-        return f"{rows}.{child}"
-    named = layer is not None and (layer.experts or layer.held)
-    return f"{child}.{layer.weight}" if layer and named else child
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One method at one site.
-
-    ``statement`` counts the spec's statements; ``sizes`` give the rule's dims their values;
-    ``entry`` and ``exit`` are where hidden states enter and leave (for a linear layer, the layer
-    itself); ``owner`` is the module that gets the parameters. ``real`` is where the mask can be
-    seen that tells tokens from padding, ``sequences`` where states are seen as [batch, length,
-    features] that the site has as rows; ``turned`` ones come with the length first. ``flops`` are those added for each position, before
-    anything is folded. ``rows`` are those of the layer's outputs that the method is applied to, if
-    not all; then the edit is part of the program of the ``whole`` layer.
-
-    Of an edit that ``folds``, networks compute constants; a ``folded`` one holds these instead.
-    """
-
-    site: str
-    whole: str
-    paths: tuple[str, ...]
-    child: str
-    statement: int
-    method: str
-    place: str
-    formula: str = field(repr=False)
-    signature: Signature
-    layer: Layer | None
-    sizes: dict[str, int]
-    entry: Port
-    exit: Port
-    owner: str
-    residual: Port | None
-    norm: str | None
-    core: Core | None
-    tokens: Tokens | None
-    real: Port | None
-    sequences: Port | None
-    turned: bool
-    rows: Rows | None
-    features: str
-    rank: int | None
-    tensors: tuple[Tensor, ...]
-    identity: bool
-    merges: bool
-    reason: str | None
-    obstacle: str | None
-    flops: int
-    folds: bool
-    folded: bool = False
-
-    @property
-    def operator(self) -> str:
-        return self.signature.kind
-
-    @property
-    def graft(self) -> str:
-        """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
-        core = self.core if self.whole != self.exit.path else None
-        return graft_name(self.child, self.rows, self.layer, core)
-
-    def wrapped(self, spec: Spec) -> Wrapped:
-        """The method with its place in the program of the ``whole`` site."""
-        wrapped = spec.wrapped(self.statement)
-        return replace(wrapped, child=self.graft, rows=self.rows, folded=self.folded)
-
-    def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
-        """What tells ``tensor`` from others, if several sites share it."""
-        if tensor.shared is None:
-            return None
-        return (self.method, tensor.name[len(self.owner) :], tensor.shape, tensor.shared)
-
-
-@dataclass(frozen=True)
 class Plan:
     """What :func:`surgery.apply` will do to a model, and what :func:`surgery.diff` shows.
 
-    ``base`` fingerprints the model the plan was made for, from the ``digests`` of its parameters. ``trained`` and ``frozen`` name the base
-    parameters whose training the spec decides.
+    ``base`` fingerprints the model the plan was made for, from the ``digests`` of its
+    parameters. ``trained`` and ``frozen`` name the base parameters whose training the spec decides.
     """
 
     spec: Spec = field(repr=False)

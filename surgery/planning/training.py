@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -13,10 +13,10 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
 from surgery.planning.idle import Idle
 from surgery.planning.spec import Spec
+from surgery.planning.usage import Usage
 
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
-    from surgery.planning.build import Planner
 
 
 @dataclass(frozen=True)
@@ -31,62 +31,81 @@ class Training:
 
 
 def decide(
-    planner: Planner,
+    usage: Usage,
     spec: Spec,
     found: list[Diagnostic],
     warnings: list[Diagnostic],
+    *,
     adds: bool = False,
+    settled: bool = False,
 ) -> Training:
     """Work out `freeze` and `train` in the order written.
 
     A spec that grafts or trains anything freezes the base first. `freeze A except B` trains B
     within A, and `train A except B` freezes it. Errors go to ``found``; one is that nothing
-    trains, unless the spec ``adds`` what does.
+    trains, unless the spec ``adds`` what does. Of a spec that is ``settled``, what has no part in
+    the result is no error.
     """
-    model = planner.model
-    parameters = dict(model.named_parameters())
-    statements = spec.statements
-    starts_frozen = any(isinstance(s, syntax.On | syntax.Train) for s in statements)
-    trains: dict[str, bool] = dict.fromkeys(parameters, False) if starts_frozen else {}
-    trained_by: dict[str, syntax.Train | syntax.Freeze] = {}
-    nothing: list[str] = []
-    for statement in statements:
-        if isinstance(statement, syntax.On):
-            continue
-        try:
-            chosen, spared = _split(model, statement, lambda: planner.anatomy, warnings)
-        except SurgeryError as problem:
-            found += problem.diagnostics
-            continue
-        freeze = isinstance(statement, syntax.Freeze)
-        trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
-        trained_by |= dict.fromkeys(spared if freeze else chosen, statement)
-        if not freeze:
-            idle = Idle()
-            for name in chosen:
-                idle.note(name, planner.usage.unused(name))
-            idle.tell(statement.selector, found, warnings, "parameters", planner.settled)
-            nothing += idle.paths
-    found += _fixed(parameters, trains, trained_by)
-    trained = tuple(n for n in parameters if trains.get(n))
-    frozen = tuple(n for n in parameters if trains.get(n) is False)
+    parameters = dict(usage.model.named_parameters())
+    decisions = _Decisions(usage, settled, found, warnings)
+    if any(isinstance(s, syntax.On | syntax.Train) for s in spec.statements):
+        decisions.trains = dict.fromkeys(parameters, False)
+    for statement in spec.statements:
+        if not isinstance(statement, syntax.On):
+            decisions.take(statement)
+    trains = decisions.trains
+    found += _fixed(parameters, trains, decisions.by)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
-    if statements and not adds and not any(now.values()) and not found:
+    if spec.statements and not adds and not any(now.values()) and not found:
         found.append(
             Diagnostic(
                 "S409",
                 "nothing is trainable: every parameter is frozen, and none is added",
-                (Label(statements[-1].span),),
+                (Label(spec.statements[-1].span),),
                 "train something: `train bias`, or `freeze all except head`",
             )
         )
     return Training(
-        trained,
-        frozen,
+        tuple(n for n in parameters if trains.get(n)),
+        tuple(n for n in parameters if trains.get(n) is False),
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for n, p in parameters.items() if now[n]),
-        tuple(dict.fromkeys(n for n in nothing if trains.get(n))),
+        tuple(dict.fromkeys(n for n in decisions.idle if trains.get(n))),
     )
+
+
+@dataclass
+class _Decisions:
+    """What the statements so far say of each parameter, and which of them said it last."""
+
+    usage: Usage
+    settled: bool
+    found: list[Diagnostic]
+    warnings: list[Diagnostic]
+    trains: dict[str, bool] = field(default_factory=dict[str, bool])
+    by: dict[str, syntax.Train | syntax.Freeze] = field(
+        default_factory=dict[str, syntax.Train | syntax.Freeze]
+    )
+    idle: list[str] = field(default_factory=list[str])
+
+    def take(self, statement: syntax.Train | syntax.Freeze) -> None:
+        """Let ``statement`` decide about the parameters that it selects."""
+        usage = self.usage
+        try:
+            chosen, spared = _split(usage.model, statement, lambda: usage.anatomy, self.warnings)
+        except SurgeryError as problem:
+            self.found += problem.diagnostics
+            return
+        freeze = isinstance(statement, syntax.Freeze)
+        self.trains |= dict.fromkeys(chosen, not freeze) | dict.fromkeys(spared, freeze)
+        self.by |= dict.fromkeys(spared if freeze else chosen, statement)
+        if freeze:
+            return
+        idle = Idle()
+        for name in chosen:
+            idle.note(name, usage.unused(name))
+        idle.tell(statement.selector, self.found, self.warnings, "parameters", self.settled)
+        self.idle += idle.paths
 
 
 def _fixed(

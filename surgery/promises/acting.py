@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surgery.planning.plan import Edit
+from surgery.planning.edit import Edit
 from surgery.promises.running import modes, relative_error, same_bits, seeded
 from surgery.promises.trial import Trial
 from surgery.promises.verdicts import Finding, Verdict, not_promised
@@ -27,7 +27,7 @@ class Group:
 def groups_of(trial: Trial) -> Iterator[Group]:
     """What is disturbed at once: the finest parts whose number does not grow with the depth."""
     for (_, child), edits in trial.statements.items():
-        by_site = {e.site: e for e in edits}
+        by_site = {e.site.name: e for e in edits}
         for family in families(by_site):
             idle = set(trial.plan.idle)
             held = tuple(by_site[site] for site in family.members if site not in idle)
@@ -79,7 +79,7 @@ def gradients_reach(trial: Trial) -> Verdict:
         return not_promised(promise, "no added parameter is trainable")
     finding = Finding(promise)
     gradients = _gradients(trial, {**trained, **own})
-    idle = {t.name for e in trial.plan.edits if e.site in trial.plan.idle for t in e.tensors}
+    idle = {t.name for e in trial.plan.edits if e.site.name in trial.plan.idle for t in e.tensors}
     silent = [n for n in trained if not _reached(gradients[n]) and n not in idle]
     missed = _passed_by(trial, silent)
     for name in silent:
@@ -160,5 +160,5 @@ def _passed_by(trial: Trial, names: list[str]) -> set[str]:
 
 def _runs_at(edit: Edit) -> str:
     """The module that runs where ``edit`` acts: of a layer that is read, the one around it."""
-    read = edit.layer is not None and edit.layer.read and edit.whole == edit.owner
+    read = edit.layer is not None and edit.layer.read and edit.site.whole == edit.owner
     return edit.owner.rpartition(".")[0] if read else edit.owner

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from surgery.graft.apply import disabled_specs
 from surgery.graft.container import find_graft
 from surgery.graft.merge import merged_specs
-from surgery.planning.plan import Edit
+from surgery.planning.edit import Edit
 from surgery.promises.keeping import checksums
 from surgery.promises.running import copied, relative_error, same_bits
 from surgery.promises.trial import Trial
@@ -41,7 +41,7 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     with merged_specs(trial.model):
         stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
         whole = relative_error(trial.run(), adapted)
-        behind = {e.whole for e in stayed}
+        behind = {e.site.whole for e in stayed}
         seen = {path: call for path, call in seen.items() if path not in behind}
         for path, call in seen.items():
             error = _again(trial.model.get_submodule(path), call)
@@ -52,7 +52,8 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     merged = len(trial.plan.edits) - len(stayed)
     for edit in stayed:
         finding.require(
-            not edit.merges, f"`{edit.child}` at `{edit.site}` was not merged, although it can be"
+            not edit.derived.merges,
+            f"`{edit.method.child}` at `{edit.site.name}` was not merged, although it can be",
         )
     finding.remarks += why
     if not merged and not finding.faults:
@@ -95,9 +96,9 @@ def _layers(trial: Trial) -> list[str]:
     if isinstance(trial.model, fx.GraphModule):
         return []
     return [
-        e.whole
-        for e in {e.whole: e for e in trial.plan.edits}.values()
-        if e.operator == "linear" and e.layer is not None and not e.layer.read
+        e.site.whole
+        for e in {e.site.whole: e for e in trial.plan.edits}.values()
+        if e.signature.kind == "linear" and e.layer is not None and not e.layer.read
     ]
 
 
@@ -108,8 +109,8 @@ def _stands(model: nn.Module, edit: Edit) -> bool:
 def _reasons(stayed: list[Edit]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for edit in stayed:
-        reason = edit.obstacle or edit.reason or "it follows a method that cannot be merged"
-        groups.setdefault(f"`{edit.child}`: {reason}", []).append(edit.site)
+        reason = edit.derived.unmerged or "it follows a method that cannot be merged"
+        groups.setdefault(f"`{edit.method.child}`: {reason}", []).append(edit.site.name)
     return [f"stays at {shortened(sites)}, {reason}" for reason, sites in groups.items()]
 
 

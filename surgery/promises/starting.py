@@ -17,11 +17,11 @@ ROUNDING = 0.1
 def starts_as_base(trial: Trial) -> Verdict:
     """Where every rule starts as the identity, the adapted model's output is the base's."""
     promise = "identity at init"
-    last = {e.whole: e for e in trial.plan.edits}
-    away = [e for e in last.values() if not e.identity]
+    last = {e.site.whole: e for e in trial.plan.edits}
+    away = [e for e in last.values() if not e.derived.identity]
     output = trial.run()
     if away:
-        sites = [str(family) for family in families(e.site for e in away)]
+        sites = [str(family) for family in families(e.site.name for e in away)]
         return not_promised(
             promise, f"the rules change the output at initialization at {', '.join(sites[:4])}"
         )

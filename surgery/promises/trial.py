@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.apply import apply_spec
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.edit import Edit
+from surgery.planning.plan import Plan
 from surgery.promises.keeping import checksums
 from surgery.promises.running import Output, Runner, same_bits
 
@@ -101,7 +102,7 @@ class Trial:
         """The edits by the statement and name that they came from."""
         groups: dict[tuple[int, str], list[Edit]] = {}
         for edit in self.plan.edits:
-            groups.setdefault((edit.statement, edit.child), []).append(edit)
+            groups.setdefault((edit.method.statement, edit.method.child), []).append(edit)
         return groups
 
     @torch.no_grad()

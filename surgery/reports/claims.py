@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from surgery.language import syntax
@@ -27,17 +27,6 @@ from surgery.rules.values import Declaration
 
 
 @dataclass(frozen=True)
-class Grown:
-    """A parameter of a rule, its sizes as polynomials of the site's dims and the arguments."""
-
-    name: str
-    shape: str
-    init: str
-    frozen: bool
-    shared: str | None
-
-
-@dataclass(frozen=True)
 class Claims:
     """All that a rule promises. ``merge`` gives weight and bias; without one, ``reason`` is why."""
 
@@ -52,7 +41,7 @@ class Claims:
     merge: dict[str, str] | None
     brings_bias: bool
     reason: str | None
-    parameters: tuple[Grown, ...]
+    parameters: tuple[Declaration, ...]
     elements: str
     flops: str
     requires: tuple[str, ...]
@@ -68,7 +57,14 @@ class Claims:
         return merging(self.merge, self.brings_bias)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All of it as JSON data; sizes are polynomials of the site's dims and the arguments."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**held, "parameters": [_declared(d) for d in self.parameters]}
+
+
+def _declared(d: Declaration) -> dict[str, Any]:
+    shape, init = show_shape(d.shape), str(d.init)
+    return {"name": d.name, "shape": shape, "init": init, "frozen": d.frozen, "shared": d.shared}
 
 
 def claims_of(definition: Definition) -> Claims:
@@ -211,9 +207,6 @@ def _claims(
         for dim in d.shape:
             size = size * dim
         total = total + size
-    grown = tuple(
-        Grown(d.name, show_shape(d.shape), str(d.init), d.frozen, d.shared) for d in declared
-    )
     return Claims(
         node.name,
         kind,
@@ -226,7 +219,7 @@ def _claims(
         merge,
         brings_bias,
         reason,
-        grown,
+        declared,
         str(total),
         _plain(cost),
         requires,

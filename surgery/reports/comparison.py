@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from surgery.planning.plan import Edit, Plan
-from surgery.reports.entries import Addition, additions_of, kind_of
+from surgery.planning.edit import Edit, Tensor
+from surgery.planning.plan import Plan
+from surgery.reports.entries import kind_of
 from surgery.reports.figures import Family, dimensions, families
 
 Change = Literal["added", "removed", "changed"]
@@ -38,10 +39,10 @@ class Moved:
         if self.before is None or self.after is None:
             return [
                 f"{SIGNS[self.change]} {a.name}   {dimensions(a.shape)}   {a.init}"
-                for a in additions_of(self.edit)
+                for a in self.edit.added
             ]
-        old = {a.name: a for a in additions_of(self.before)}
-        new = {a.name: a for a in additions_of(self.after)}
+        old = {a.name: a for a in self.before.added}
+        new = {a.name: a for a in self.after.added}
         lines = [f"- {a.name}   {_shown(a)}" for n, a in old.items() if n not in new]
         lines += [f"+ {a.name}   {_shown(a)}" for n, a in new.items() if n not in old]
         lines += [
@@ -49,21 +50,21 @@ class Moved:
             for n in new
             if n in old and new[n] != old[n]
         ]
-        if self.before.formula != self.after.formula:
-            lines += [f"- y = {self.before.formula}", f"+ y = {self.after.formula}"]
-        if self.before.merges != self.after.merges:
-            lines.append(f"~ merges back: {_yes(self.before.merges)} → {_yes(self.after.merges)}")
-        if self.before.identity != self.after.identity:
-            was, now = _yes(self.before.identity), _yes(self.after.identity)
-            lines.append(f"~ starts as the base: {was} → {now}")
+        was, now = self.before.derived, self.after.derived
+        if was.formula != now.formula:
+            lines += [f"- y = {was.formula}", f"+ y = {now.formula}"]
+        if was.merges != now.merges:
+            lines.append(f"~ merges back: {_yes(was.merges)} → {_yes(now.merges)}")
+        if was.identity != now.identity:
+            lines.append(f"~ starts as the base: {_yes(was.identity)} → {_yes(now.identity)}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "change": self.change,
             "sites": list(self.sites),
-            "before": self.before and self.before.method,
-            "after": self.after and self.after.method,
+            "before": self.before and self.before.method.text,
+            "after": self.after and self.after.method.text,
             "kind": kind_of(self.edit),
             "differences": self.lines(),
         }
@@ -71,32 +72,33 @@ class Moved:
 
 def moves(before: Plan, after: Plan) -> list[Moved]:
     """The differing edits of two plans, folded; edits are matched by site and name."""
-    old = {(e.site, e.child): e for e in before.edits}
-    new = {(e.site, e.child): e for e in after.edits}
+    old = {e.key: e for e in before.edits}
+    new = {e.key: e for e in after.edits}
     groups: dict[object, list[tuple[Edit | None, Edit | None]]] = {}
     for key in [*old, *(k for k in new if k not in old)]:
         pair = (old.get(key), new.get(key))
         was, now = (_meaning(e) if e else None for e in pair)
         if was != now:
-            groups.setdefault((was, now, pair[0] and pair[0].statement), []).append(pair)
+            groups.setdefault((was, now, pair[0] and pair[0].method.statement), []).append(pair)
     return [_moved(pairs) for pairs in groups.values()]
 
 
 def _moved(pairs: Sequence[tuple[Edit | None, Edit | None]]) -> Moved:
     before, after = pairs[0]
     change: Change = "added" if before is None else "removed" if after is None else "changed"
-    sites = tuple((a or b).site for b, a in pairs if (a or b))  # type: ignore[union-attr]
+    sites = tuple((a or b).site.name for b, a in pairs if (a or b))  # type: ignore[union-attr]
     return Moved(change, sites, before, after)
 
 
 def _meaning(edit: Edit) -> object:
     """All that an edit does; how its statement is written is no part of it."""
     sizes = tuple(sorted(edit.sizes.items()))
-    derived = (edit.identity, edit.merges, edit.reason, edit.obstacle)
-    return (edit.child, edit.formula, edit.layer, edit.rows, sizes, additions_of(edit), *derived)
+    child, rows, derived = edit.method.child, edit.site.rows, edit.derived
+    claims = (derived.formula, derived.identity, derived.reason, derived.obstacle)
+    return (child, edit.layer, rows, sizes, edit.added, *claims)
 
 
-def _shown(a: Addition) -> str:
+def _shown(a: Tensor) -> str:
     marks = f", {', '.join(a.marks)}" if a.marks else ""
     return f"{dimensions(a.shape)} {a.init}{marks}"
 

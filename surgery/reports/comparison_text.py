@@ -88,7 +88,7 @@ class Compared:
 
 def method_of(m: Moved) -> str:
     """`lora(r = 4) → lora(r = 8)`, or the one method there is."""
-    texts = [e.method for e in (m.before, m.after) if e]
+    texts = [e.method.text for e in (m.before, m.after) if e]
     return " → ".join(dict.fromkeys(texts))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from surgery.planning.edit import Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.context import Context
 from surgery.reports.diff_text import closing, notes_of, remarks, warning_text
-from surgery.reports.entries import Addition, Entry
+from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions
 from surgery.reports.summary import Summary
 from surgery.reports.training import Parameters, shaped
@@ -46,26 +47,26 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _row(entry: Entry) -> tuple[str, ...]:
     first = entry.first
     where = "<br>".join(f"`{family}`" for family in entry.families)
-    added = "<br>".join(_addition(a) for a in entry.additions) or "nothing"
+    added = "<br>".join(_addition(a) for a in entry.added) or "nothing"
     merges = "no" if entry.reason else "yes"
-    method = f"`{first.method}` ({first.place})"
+    method = f"`{first.method.text}` ({first.method.place})"
     return (f"{len(entry.edits):,}", where, entry.kind, method, added, merges)
 
 
-def _addition(a: Addition) -> str:
+def _addition(a: Tensor) -> str:
     marks = f" ({', '.join(a.marks)})" if a.marks else ""
     return f"`{a.name}` {dimensions(a.shape)}{marks}"
 
 
 def _details(entry: Entry) -> str:
     first = entry.first
-    lines = [f"~ {first.site or '(the model)'}   {entry.kind}"]
-    lines += [f"+ {a.name}   {dimensions(a.shape)}   {a.init}" for a in entry.additions]
+    lines = [f"~ {first.site.name or '(the model)'}   {entry.kind}"]
+    lines += [f"+ {a.name}   {dimensions(a.shape)}   {a.init}" for a in entry.added]
     lines += [f"  {entry.formula}", *(f"  {remark}" for remark in remarks(entry))]
     shown = "\n".join(lines)
     sites = "\n".join(f"    {site}" for site in entry.sites)
     return (
-        f"<details><summary><code>{first.method}</code>, {len(entry.edits):,} × {entry.kind}"
+        f"<details><summary><code>{first.method.text}</code>, {len(entry.edits):,} × {entry.kind}"
         f"</summary>\n\n```diff\n{shown}\n```\n\n{sites}\n\n</details>"
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgery.language.diagnostics import Diagnostic, render
+from surgery.planning.edit import Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.context import Context
-from surgery.reports.entries import Addition, Entry
+from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions, some
 from surgery.reports.summary import Summary
 from surgery.reports.training import Parameters, shaped, tied
@@ -50,13 +51,13 @@ def closing(summary: Summary) -> list[str]:
 
 def _block(entry: Entry) -> list[Row]:
     first = entry.first
-    rows: list[Row] = [(f"~ {first.site or '(the model)'}   {entry.kind}", first.place)]
-    names = max((len(a.name) for a in entry.additions), default=0)
-    shapes = max((len(dimensions(a.shape)) for a in entry.additions), default=0)
-    rows += [(_addition(a, names, shapes), "") for a in entry.additions]
+    rows: list[Row] = [(f"~ {first.site.name or '(the model)'}   {entry.kind}", first.method.place)]
+    names = max((len(a.name) for a in entry.added), default=0)
+    shapes = max((len(dimensions(a.shape)) for a in entry.added), default=0)
+    rows += [(_addition(a, names, shapes), "") for a in entry.added]
     *changes, last = entry.formula.split("; ")
     rows += [(f"    {change}", "") for change in changes]
-    rows.append((f"    {last}", first.method))
+    rows.append((f"    {last}", first.method.text))
     rows += [(f"    {remark}", "") for remark in remarks(entry)]
     if len(entry.edits) > 1:
         rows.append((f"  … {len(entry.edits) - 1:,} more like it{_where(entry)}", ""))
@@ -67,7 +68,7 @@ def _where(entry: Entry) -> str:
     return f": {', '.join(map(str, entry.families))}"
 
 
-def _addition(a: Addition, names: int, shapes: int) -> str:
+def _addition(a: Tensor, names: int, shapes: int) -> str:
     more = f"   {', '.join(a.marks)}" if a.marks else ""
     return f"    + {a.name:<{names}}   {dimensions(a.shape):<{shapes}}   {a.init}{more}"
 
@@ -75,11 +76,11 @@ def _addition(a: Addition, names: int, shapes: int) -> str:
 def remarks(entry: Entry) -> list[str]:
     """What a reviewer should know of an entry; nothing for one that is harmless and merges."""
     found: list[str] = []
-    if not entry.first.identity:
+    if not entry.first.derived.identity:
         found.append("! changes the output at initialization")
     if entry.reason:
         found.append(f"! cannot be merged: {entry.reason}")
-    if entry.first.folds:
+    if entry.first.derived.folds:
         found.append("the network can be folded into the vectors that it computes")
     return found
 
@@ -104,10 +105,10 @@ def _base(plan: Plan, training: Sequence[Parameters]) -> list[str]:
 def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str]:
     """Ties that make a change reach further than the names say, and what could not be checked."""
     found = [
-        f"{edit.site} is also available as {', '.join(p for p in edit.paths if p != edit.site)}"
+        f"{site.name} is also available as {', '.join(p for p in site.paths if p != site.name)}"
         for entry in entries
-        for edit in entry.edits
-        if len(edit.paths) > 1
+        for site in (edit.site for edit in entry.edits)
+        if len(site.paths) > 1
     ]
     shown = found[:4] + ([f"{some(len(found) - 4, 'more site')} like this"] * (len(found) > 4))
     return [*shown, *tied(plan, context), *_unchecked(plan)]

@@ -17,11 +17,11 @@ from surgery.graft.state import surgery_of
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error
 from surgery.planning.build import Draft, Planner
-from surgery.planning.plan import Edit
+from surgery.planning.edit import Edit
 from surgery.planning.spec import Spec
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
-from surgery.reports.entries import additions_of, kind_of
+from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
 from surgery.reports.reasons import Reasoner
@@ -125,8 +125,8 @@ class _Explainer:
             for site in self.draft.sites(reason.sites[0], wrapped):
                 if site.experts is None or self.site.path in (site.path, site.exit.path):
                     place = self.draft.place(site)
-                    edit = self.draft.edit(number, statement, place, wrapped)
-                    *before, own = self.draft.applied[edit.whole]
+                    edit = self.draft.edit(number, statement, place)
+                    *before, own = self.draft.applied[edit.site.whole]
                     effects += _effects(edit, tuple(before), own)
                     effects += [f"! no part in the result: such sites {place.idle}"] * bool(
                         place.idle
@@ -150,16 +150,16 @@ def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Itera
     def local(text: str) -> str:
         return text.replace(f"{edit.graft}.", "")
 
-    yield f"{kind_of(edit)}, by {edit.method}"
-    for a in additions_of(edit):
+    yield f"{kind_of(edit)}, by {edit.method.text}"
+    for a in edit.added:
         yield f"+ {a.name}   {'   '.join([dimensions(a.shape), a.init, *a.marks])}"
     signature = edit.signature
     program = build(signature, (*before, wrapped))
     yield local(change(build(signature, before).result, program.result))
     yield "identity at init" if program.is_identity else "! changes the output at initialization"
     merge, reason = merge_of(program)
-    if merge is None or edit.obstacle:
-        yield f"! cannot be merged: {edit.obstacle or reason}"
+    if merge is None or edit.derived.obstacle:
+        yield f"! cannot be merged: {edit.derived.obstacle or reason}"
     else:
         none = {"bias": "0"}.items()
         yield from (f"merged {k} = {local(v)}" for k, v in merge.items() if (k, v) not in none)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from surgery.planning.plan import Edit, Plan
+from surgery.planning.edit import Edit
+from surgery.planning.plan import Plan
 from surgery.reports.change import change_of
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import build
@@ -21,10 +22,10 @@ def formula_of(plan: Plan, edit: Edit, standing: Standing) -> str:
 
 
 def _wraps(plan: Plan, edit: Edit, standing: Standing) -> list[Wrapped]:
-    wraps = list(standing.get(edit.whole, ()))
+    wraps = list(standing.get(edit.site.whole, ()))
     for other in plan.edits:
-        if other.whole == edit.whole:
-            wraps.append(other.wrapped(plan.spec))
+        if other.site.whole == edit.site.whole:
+            wraps.append(other.wrapped)
         if other is edit:
             break
     return wraps

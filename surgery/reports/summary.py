@@ -80,7 +80,7 @@ class Summary:
 
 def summary_of(plan: Plan, context: Context) -> Summary:
     """Add up ``plan``."""
-    last = {e.site: e for e in plan.edits}
+    last = {e.site.name: e for e in plan.edits}
     return Summary(
         sites=len(last),
         edits=len(plan.edits),
@@ -90,8 +90,8 @@ def summary_of(plan: Plan, context: Context) -> Summary:
         trainable=plan.trainable,
         thawed=sum(not context.flags[n] for n in plan.trained),
         frozen=sum(context.flags[n] for n in plan.frozen),
-        merging=sum(e.merges for e in plan.edits),
-        identity=all(e.identity for e in last.values()),
-        flops=sum(e.flops for e in plan.edits),
+        merging=sum(e.derived.merges for e in plan.edits),
+        identity=all(e.derived.identity for e in last.values()),
+        flops=sum(e.derived.flops for e in plan.edits),
         base_flops=context.flops,
     )

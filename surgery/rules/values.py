@@ -170,6 +170,10 @@ class Declaration:
     origins: tuple[Span, ...] = field(default=(), compare=False, repr=False)
     """Where the numbers in its shape were written."""
 
+    def shape_at(self, sizes: Mapping[str, Scalar]) -> tuple[int, ...]:
+        """Its shape at a site of these sizes."""
+        return tuple(int(dim.value(sizes)) for dim in self.shape)
+
 
 Value = Dim | Expression | Primitive | Closure | Opaque | HostModule | Condition | str
 

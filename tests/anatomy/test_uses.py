@@ -96,7 +96,7 @@ def test_some_without_a_part_are_a_warning_with_their_paths() -> None:
 
 def test_a_block_is_left_out_where_nothing_is_known_of_its_sizes() -> None:
     plan = surgery.plan(Parts(), "on `*` sequential adapter(2)", example_inputs=X)
-    assert "unused" not in {edit.site for edit in plan.edits}
+    assert "unused" not in {edit.site.path for edit in plan.edits}
     assert any("are left as they are" in w.message for w in plan.warnings)
 
 
@@ -212,7 +212,7 @@ class Tied(nn.Module):
 def test_a_table_tied_by_use_does_not_merge() -> None:
     ids = torch.arange(6).reshape(2, 3)
     plan = surgery.plan(Tied(), "on Embedding | Linear apply lora(2)", example_inputs=ids)
-    assert [edit.obstacle for edit in plan.edits] == [
+    assert [edit.derived.obstacle for edit in plan.edits] == [
         "the model reads the weight too, and would change with it",
         None,
     ]

@@ -242,7 +242,7 @@ def check(
     assert plan.added == sum(p.numel() for p in added.values()), "the plan counts others"
     with torch.no_grad():
         start = model(x)
-    if all(e.identity for e in plan.edits[-1:]):
+    if all(e.derived.identity for e in plan.edits[-1:]):
         _near(start, base, "it changes the output at initialization")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -321,7 +321,7 @@ def merging(
     x: Tensor,
     adapted: Tensor,
 ) -> str:
-    merges = plan.edits[-1].merges
+    merges = plan.edits[-1].derived.merges
     with torch.no_grad(), surgery.merged(model):
         merged = model(x)
     if merges:
@@ -329,7 +329,7 @@ def merging(
         _near(merged, adapted, "a merge to something else")
         return "merges" if left else "nothing"
     _near(merged, adapted, "a part that merged to something else")
-    assert plan.edits[-1].reason or plan.edits[-1].obstacle
+    assert plan.edits[-1].derived.reason or plan.edits[-1].derived.obstacle
     values = [model.get_parameter(t.name).detach() for t in plan.tensors]
 
     def whole(value):
@@ -339,7 +339,7 @@ def merging(
         Site(plain).effective(whole)
     except (MeaninglessError, RuntimeError):
         return "does not merge"
-    return f"does not merge though affine: {plan.edits[-1].reason.partition(' (')[0][:60]}"
+    return f"does not merge though affine: {plan.edits[-1].derived.reason.partition(' (')[0][:60]}"
 
 
 def _near(actual: Tensor, expected: Tensor, problem: str) -> None:

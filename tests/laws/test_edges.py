@@ -40,7 +40,7 @@ def refuses(model: nn.Module, reason: str) -> None:
     assert_state(model, before)
     with surgery.merged(model):
         assert_state(model, before)
-    assert not any(edit.merges for edit in model._surgery.applied[0].plan.edits)
+    assert not any(edit.derived.merges for edit in model._surgery.applied[0].plan.edits)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def outcome(case: Case) -> str:
         assert_state(model, before)
         assert not must_work(case)
         return min(codes)
-    if all(edit.identity for edit in plan):
+    if all(edit.derived.identity for edit in plan):
         assert_near(model(x), expected, dtype)
         if "dropout" not in case.spec and "dropout" not in case.own.before:
             assert_near(trained(model, x), in_training, dtype)
@@ -49,14 +49,14 @@ def outcome(case: Case) -> str:
     adapted = model(x)
     adapted.sum().backward()
     assert all(p.grad is not None for p in surgery.trainable(model).values())
-    if all(edit.merges for edit in plan):
+    if all(edit.derived.merges for edit in plan):
         with surgery.merged(model):
             assert_near(model(x), adapted, dtype)
         assert torch.equal(model(x), adapted)
     surgery.remove(model)
     assert_state(model, before)
     assert torch.equal(model(x), expected)
-    return "merges" if all(edit.merges for edit in plan) else "stays"
+    return "merges" if all(edit.derived.merges for edit in plan) else "stays"
 
 
 def must_work(case: Case) -> bool:

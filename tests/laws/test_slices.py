@@ -229,7 +229,9 @@ def test_it_starts_as_the_base(name: str, method: str) -> None:
     model = build(name).double()
     expected = run(model)
     spec = f"on q|v apply {method}"
-    assert all(edit.identity and edit.merges for edit in surgery.plan(model, spec).edits)
+    assert all(
+        edit.derived.identity and edit.derived.merges for edit in surgery.plan(model, spec).edits
+    )
     surgery.apply(model, spec, seed=0)
     assert_near(run(model), expected, torch.float64)
 

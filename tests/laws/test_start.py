@@ -31,7 +31,7 @@ def test_a_model_starts_as_its_base(case: Case) -> None:
     base = case.base()(x)
     plan = surgery.plan(case.base(), case.spec)
     starts = case.fresh()(x)
-    assert all(edit.identity for edit in plan.edits)
+    assert all(edit.derived.identity for edit in plan.edits)
     assert_near(starts, base, case.dtype)
 
 

@@ -223,7 +223,7 @@ def test_one_module_on_two_paths_is_adapted_once() -> None:
     model, x = Twice(), torch.randn(2, 4)
     plan = surgery.plan(model, "on `second` apply lora(2)")
     (edit,) = plan.edits
-    assert edit.paths == ("first", "second")
+    assert edit.site.paths == ("first", "second")
     surgery.apply(model, "on `second` apply lora(2)", seed=0)
     randomise_added(model)
     adapted = model(x)

@@ -210,7 +210,7 @@ def moved(model: nn.Module, parameters: dict[str, nn.Parameter]) -> set[str]:
 
 def idle_of(plan: Plan) -> set[str]:
     """The parameters that a warning of ``plan`` is about."""
-    new = {t.name for e in plan.edits if e.site in plan.idle for t in e.tensors}
+    new = {t.name for e in plan.edits if e.site.name in plan.idle for t in e.tensors}
     return new | set(plan.idle).intersection(plan.trained)
 
 

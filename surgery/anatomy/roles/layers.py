@@ -108,7 +108,8 @@ def _item(path: str, at: str) -> str:
 def _runs(flow: Flow, path: str) -> bool:
     """Whether the module has a forward of its own: a list of modules has none."""
     module = flow.paths.modules.get(path)
-    return module is not None and type(module).forward is not nn.Module.forward
+    own = module is not None and type(module).forward is not nn.Module.forward
+    return own or path in flow.record.calls_of
 
 
 def _above(path: str) -> Iterator[str]:
@@ -131,14 +132,16 @@ def _numbered(flow: Flow, sums: list[Op]) -> set[str]:
 def _siblings(flow: Flow, paths: set[str], sums: list[Op]) -> set[str]:
     """The other modules of the same lists that are of the same class or have a residual."""
     lists = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2].isdigit()}
-    modules = flow.paths.modules
-    kinds = {(path.rpartition(".")[0], type(modules[path])) for path in paths if path in modules}
+    modules, calls = flow.paths.modules, flow.record.calls_of
+    # Of a flattened module only its call tells the class.
+    kinds = {(path.rpartition(".")[0], calls[path][0].kind) for path in paths if path in calls}
     residual = {call.path for op in sums for call in flow.record.stack(op.call)}
     found: set[str] = set()
-    for path in flow.record.calls_of:
+    for path in calls:
         parent, _, name = path.rpartition(".")
         if parent not in lists or not name.isdigit() or path not in modules:
             continue
-        if (parent, type(modules[path])) in kinds or path in residual:
+        kind = calls[path][0].kind
+        if (kind and (parent, kind) in kinds) or path in residual:
             found.add(path)
     return found

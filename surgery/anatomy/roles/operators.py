@@ -11,7 +11,11 @@ def _names(text: str) -> frozenset[str]:
 
 @cache
 def kind(name: str) -> str:
-    """One name for a function, its method, its operator and its in-place form."""
+    """One name for a function, its method, its operator and its in-place form.
+
+    Operators of ATen go by the name of their schema, without that of the overload.
+    """
+    name = name.partition(".")[0]
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
         if name[:1] in ("i", "r") and name[1:] in _OPERATORS:
@@ -31,6 +35,11 @@ _SYNONYMS = {
     "grouped_mm_fallback": "grouped_mm",
     "_grouped_mm": "grouped_mm",
     "_softmax": "softmax",
+    "_to_copy": "to",
+    "_unsafe_view": "view",
+    "lift_fresh_copy": "clone",
+    "numpy_T": "T",
+    "index_put": "setitem",
     "concat": "cat",
     "concatenate": "cat",
     "swapaxes": "transpose",
@@ -45,7 +54,7 @@ RESHAPES = _names("""
 """The same elements, elsewhere: what comes out is what went in."""
 
 SELECTIONS = _names("""
-    getitem split chunk unbind tensor_split split_with_sizes narrow select index_select expand
+    getitem slice index split chunk unbind tensor_split split_with_sizes narrow select index_select expand
     expand_as repeat repeat_interleave broadcast_to tile roll gather unfold masked_select
     """)
 """A part of the elements, or more of the same."""

@@ -127,6 +127,8 @@ class Reading:
             return
         for index, role in attention.roles.items():
             linear = self.linears[index]
+            if len(role) > 1 and self._opened(linear, role, attention):
+                continue
             self._linear(linear, role)
             if len(role) > 1 and linear.call is not None:
                 self._served(linear, linear.call, role, attention)
@@ -154,6 +156,16 @@ class Reading:
     def _core(self, attention: Attention) -> Core:
         queries = (self.linears[i].result for i, role in attention.roles.items() if "q" in role)
         return self.keys.described(attention.core, next(queries, None))
+
+    def _opened(self, linear: Linear, served: str, attention: Attention) -> bool:
+        """Slices of a packed weight whose module was flattened: `nn.MultiheadAttention`, exported."""
+        owner, _, name = linear.weight.rpartition(".")
+        calls = self.record.calls_of.get(owner)
+        if linear.call is not None or name == "weight" or not calls or not calls[0].virtual:
+            return False
+        found = self.slices.projections(linear, served, attention.core).apart
+        self._slices(calls[0], found, name)
+        return bool(found)
 
     def _served(self, linear: Linear, call: Call, served: str, attention: Attention) -> None:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""

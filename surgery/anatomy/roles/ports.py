@@ -82,6 +82,8 @@ class Ports:
         seen = self._at.get(item.skip, [])
         if source == item.skip:
             return entry
+        if seen and not seen[0][0].virtual:
+            seen = [(call, port) for call, port in seen if not call.virtual]
         norm = self.flow.norms.get(self.flow.same(source))
         for call, port in seen:
             if norm is not None and call.number == norm.number and port.side == "input":
@@ -99,9 +101,8 @@ class Ports:
     def _at(self) -> dict[int, list[tuple[Call, Port]]]:
         skips = {item.skip for item in self.sums}
         found: dict[int, list[tuple[Call, Port]]] = {}
-        for call in self.flow.record.calls:
-            if call.virtual:
-                continue
+        # A port of a module that is called is surer than the border of one that was flattened.
+        for call in sorted(self.flow.record.calls, key=lambda call: call.virtual):
             for name, values in call.inputs.items():
                 for key, value in values:
                     if value in skips:

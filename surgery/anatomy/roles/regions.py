@@ -63,7 +63,7 @@ class Regions:
     def region(self, border: Border, role: str) -> Site | None:
         """The modules between the border's first and its last, as one site."""
         first, last = border.first_call, border.last_call
-        if first is None or last is None or first.virtual or last.virtual:
+        if first is None or last is None:
             return None
         entry = self.ports.input(first, border.source)
         exit = self.ports.output(last, border.result)

@@ -38,9 +38,9 @@ VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze sque
 MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
-STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem"}
+STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem", "slice"}
 
-CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem")
+CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem slice")
 """What queries are cut to blocks by, and blocks of a context put together."""
 
 LINEAR = CUTS | _names("to type type_as float half bfloat16 dropout masked_fill pad narrow clone")
@@ -65,7 +65,7 @@ def is_step(
         return _keeps_last(name, args, kwargs, len(before))
     if name == "getitem":
         return _is_of_last(args[1], len(before))
-    return name != "cat" or axis(args, kwargs, 0) in (-1, len(before) - 1)
+    return name not in ("cat", "slice") or axis(args, kwargs, 0) in (-1, len(before) - 1)
 
 
 def softens(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:

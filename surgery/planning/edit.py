@@ -1,0 +1,170 @@
+"""One method at one site, as a plan has it: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+from surgery.anatomy.site import Core, Port, Site
+from surgery.planning.derived import Derived
+from surgery.planning.layers import Layer
+from surgery.planning.spec import Spec
+from surgery.rules.expand import Wrapped
+from surgery.rules.program import Signature
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter to add. ``name`` is its full name in the adapted model.
+
+    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: str
+    trained: bool
+    shared: str | None
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def marks(self) -> list[str]:
+        """What is uncommon about it, for reports."""
+        return ["frozen"] * (not self.trained) + ["shared"] * (self.shared is not None)
+
+
+@dataclass(frozen=True)
+class Method:
+    """The method that one `on` statement of a spec applies.
+
+    ``statement`` counts the spec's statements, ``text`` is what is written there, at ``place``; its
+    parameters are named under ``child``. When ``folded``, it has what its networks computed.
+    """
+
+    spec: Spec = field(repr=False, compare=False)
+    statement: int
+    child: str
+    text: str
+    place: str
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One method at one site.
+
+    ``layer`` is the site as the operator `linear`, if it is one; ``sizes`` give the rule's dims
+    their values. Methods at slices of a layer are part of the program of the whole of it.
+    """
+
+    site: Site
+    layer: Layer | None
+    sizes: dict[str, int]
+    method: Method
+    tensors: tuple[Tensor, ...]
+    derived: Derived
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells this edit from others of the model: its site, and its name there."""
+        return self.site.name, self.method.child
+
+    @property
+    def signature(self) -> Signature:
+        return signature_of(self.site, self.layer)
+
+    @property
+    def core(self) -> Core | None:
+        """The attention that the method changes."""
+        return self.site.core if "core" in self.derived.uses else None
+
+    @property
+    def residual(self) -> Port | None:
+        """Where the residual can be seen that the method reads."""
+        return self.site.residual if "residual" in self.derived.uses else None
+
+    @property
+    def norm(self) -> str | None:
+        """The module behind the site that the method runs."""
+        return self.site.norm if "norm" in self.derived.uses else None
+
+    @property
+    def owner(self) -> str:
+        """The module that gets the parameters: of a region's attention, that which runs its core."""
+        core = self._apart
+        return self.site.owner if core is None else core.path
+
+    @property
+    def graft(self) -> str:
+        """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
+        return graft_name(self.method.child, self.site, self.layer, self._apart)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its parameters begin with: ``owner`` and a dot."""
+        return f"{self.owner}." if self.owner else ""
+
+    @property
+    def _apart(self) -> Core | None:
+        return self.core if self.site.kind == "region" else None
+
+    @property
+    def wrapped(self) -> Wrapped:
+        """The method with its place in the program of the whole site."""
+        wrapped = self.method.spec.wrapped(self.method.statement)
+        folded = self.method.folded
+        return replace(wrapped, child=self.graft, rows=self.site.rows, folded=folded)
+
+    @property
+    def added(self) -> tuple[Tensor, ...]:
+        """The parameters by the names that the rule gives them: `A` of `q_proj.lora.A`.
+
+        Of shared ones they tell that they are, and not with which sites, so that they are equal
+        where the same is added.
+        """
+        start = f"{self.prefix}{self.graft}."
+        return tuple(
+            replace(t, name=t.name.removeprefix(start), shared=t.shared and "shared")
+            for t in self.tensors
+        )
+
+    def shared_key(self, tensor: Tensor) -> tuple[Any, ...] | None:
+        """What tells ``tensor`` from others, if several sites share it."""
+        if tensor.shared is None:
+            return None
+        name = tensor.name[len(self.owner) :]
+        return (self.method.text, name, tensor.shape, tensor.shared)
+
+
+def graft_name(child: str, site: Site, layer: Layer | None, core: Core | None = None) -> str:
+    """The path below a module at which the parameters of a method named ``child`` live there.
+
+    ``core`` is the attention of a region, of which the module may run others, too.
+    """
+    if core is not None and core.order:
+        return f"core{core.order}.{child}"
+    if site.rows is not None:
+        return f"{site.rows}.{child}"
+    named = layer is not None and (layer.experts or layer.held)
+    return f"{child}.{layer.weight}" if layer and named else child
+
+
+def signature_of(site: Site, layer: Layer | None) -> Signature:
+    """What of a site decides how methods expand there."""
+    tokens = site.tokens
+    if tokens is not None:
+        positions, memory = tokens.positions is not None, tokens.memory is not None
+        return Signature("tokens", positions=positions, memory=memory)
+    if layer is not None:
+        return Signature("linear", bias=layer.bias, grouped=layer.groups > 1)
+    return Signature(
+        "module",
+        norm=site.norm is not None,
+        residual=site.residual is not None,
+        core=site.core is not None,
+    )
