@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -76,22 +77,20 @@ def replaced(
 
 def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
     def off(original: Any, *args: Any) -> Any:
-        work = original(*args)
-        work.weight = work.weight * 1.001
-        return work
+        made = original(*args)
+        return dataclasses.replace(made, weight=made.weight * 1.001)
 
-    replaced(monkeypatch, merging, "_work", off)
+    replaced(monkeypatch, merging, "merged_layer", off)
     assert broken(model()) == ["merged = adapted"]
 
 
 def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        if path == "layers.1.up":
-            work.bias = work.bias + 1
-        return work
+    def off(original: Any, base: Any, edit: Any, *args: Any) -> Any:
+        made = original(base, edit, *args)
+        wrong = edit.owner == "layers.1.up"
+        return dataclasses.replace(made, bias=made.bias + 1) if wrong else made
 
-    replaced(monkeypatch, merging, "_work", off)
+    replaced(monkeypatch, merging, "merged_layer", off)
     found = surgery.verify(model(), SPEC)
     (verdict,) = [v for v in found.verdicts if v.outcome == "broken"]
     assert verdict.promise == "merged = adapted"
@@ -99,12 +98,12 @@ def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
-    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        work.weight = base.get_submodule(path).weight.detach().clone()
-        return work
+    def nothing(original: Any, base: Any, edit: Any, *args: Any) -> Any:
+        made = original(base, edit, *args)
+        weight = base.get_submodule(edit.owner).weight.detach().clone()
+        return dataclasses.replace(made, weight=weight)
 
-    replaced(monkeypatch, merging, "_work", nothing)
+    replaced(monkeypatch, merging, "merged_layer", nothing)
     assert broken(model()) == ["merged = adapted"]
 
 
@@ -114,9 +113,8 @@ def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_leaving_that_loses_bits(monkeypatch: pytest.MonkeyPatch):
-    def lossy(original: Any, base: Any, draft: Any) -> Any:
-        kept = original(base, draft)
-        return [(m, torch.nextafter(w, w + 1), b) for m, w, b in kept]
+    def lossy(original: Any, base: Any, layer: Any, put: Any) -> None:
+        original(base, layer, lambda parameter, value: parameter.data.copy_(value))
 
     replaced(monkeypatch, merging, "_write", lossy)
     assert "contexts restore" in broken(model())

@@ -210,6 +210,11 @@ def keep(surgery: Surgery, gone: Iterable[Edit], also: Iterable[Applied] = ()) -
 def drop(model: nn.Module, edits: Iterable[Edit]) -> None:
     """Take ``edits`` out of the model, where they still are in it; what is left is not in force."""
     host_of(model).uninstall(model)
+    take_out(model, edits)
+
+
+def take_out(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Take the parameters of ``edits`` off their modules."""
     for edit in edits:
         try:
             module = module_at(model, edit.owner)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from surgery.anatomy.modules import module_at
-from surgery.graft.apply import drop, enforce, keep
+from surgery.graft.apply import enforce, keep, take_out
 from surgery.graft.became import Became
 from surgery.graft.contexts import Context, changing
-from surgery.graft.initialise import by_expert, compute
+from surgery.graft.hosts import host_of
 from surgery.graft.mergeable import mergeable
+from surgery.graft.merged_layer import merged_layer
 from surgery.graft.rebase import rebase
-from surgery.graft.sites import program_of, sites_of
+from surgery.graft.sites import sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
+from surgery.graft.structure import Structure
 from surgery.language.diagnostics import error
 from surgery.planning.edit import Edit
-from surgery.planning.layers import Layer
-from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression
+
+Put = Callable[[nn.Parameter, Tensor], None]
+"""Gives a parameter a new value."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +58,30 @@ class MergeReport:
         return "\n".join(lines)
 
 
-@dataclass
-class _Work:
-    """One layer to change: the edits that go into it, and what its tensors become."""
+@dataclass(frozen=True)
+class Merging:
+    """The methods that go into one layer."""
 
     edits: list[Edit]
-    weight: Tensor
-    bias: Tensor | None
+    wraps: list[Wrapped]
 
 
 @dataclass
-class _Draft:
-    work: dict[str, _Work] = field(default_factory=dict[str, "_Work"])
+class MergePlan:
+    """What goes into which layers, and what stays."""
+
+    layers: list[Merging] = field(default_factory=list[Merging])
     stayed: list[Stayed] = field(default_factory=list[Stayed])
 
     @property
     def edits(self) -> list[Edit]:
         """All that goes into layers."""
-        return [e for w in self.work.values() for e in w.edits]
+        return [edit for layer in self.layers for edit in layer.edits]
 
     @property
     def report(self) -> MergeReport:
-        merged = tuple(e.key for e in self.edits)
-        return MergeReport(merged, tuple(self.stayed))
+        """The plan as it is told once it is carried out."""
+        return MergeReport(tuple(e.key for e in self.edits), tuple(self.stayed))
 
 
 def merge_specs(model: nn.Module) -> MergeReport:
@@ -88,17 +92,16 @@ def merge_specs(model: nn.Module) -> MergeReport:
             `merged` and `disabled`; S523 if the model has lost what was applied.
 
     """
-    with changing(model, "merge"):
+    with changing(model, "merge") as structure:
         surgery = required(model)
         check_standing(model, surgery)
-        draft = _draft(model, surgery)
-        if not draft.work:
-            first = draft.stayed[0] if draft.stayed else None
+        plan = _plan(model, surgery)
+        if not plan.layers:
+            first = plan.stayed[0] if plan.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing can be merged", help=help)
-        _carry_out(model, surgery, draft)
-        _outdate(model, draft)
-    return draft.report
+        _carry_out(model, surgery, plan, partial(_overwrite, structure))
+    return plan.report
 
 
 def merged_specs(model: nn.Module) -> Context:
@@ -118,52 +121,62 @@ def _merge(model: nn.Module) -> None:
         check_alone(model)
         return
     check_standing(model, surgery)
-    draft = _draft(model, surgery)
-    if draft.work:
-        _carry_out(model, surgery, draft)
+    plan = _plan(model, surgery)
+    if plan.layers:
+        _carry_out(model, surgery, plan, _replace)
 
 
-def _carry_out(model: nn.Module, surgery: Surgery, draft: _Draft) -> None:
-    drop(model, draft.edits)
-    _write(model, draft)
-    now = keep(surgery, draft.edits)
+def _carry_out(model: nn.Module, surgery: Surgery, plan: MergePlan, put: Put) -> None:
+    """Merge one layer after the other; what is computed for one is gone before the next."""
+    host_of(model).uninstall(model)
+    for layer in plan.layers:
+        _write(model, layer, put)
+    take_out(model, plan.edits)
+    now = keep(surgery, plan.edits)
     if now.applied:
-        now = rebase(model, surgery, now, draft.edits)
+        now = rebase(model, surgery, now, plan.edits)
     enforce(model, surgery, now)
 
 
-def _write(model: nn.Module, draft: _Draft) -> None:
-    """Put the new tensors in place, in memory of their own."""
-    for work in draft.work.values():
-        first = work.edits[0]
-        assert first.layer is not None
-        module, names = module_at(model, first.owner), first.layer.names
-        table = module._parameters
-        weight, bias = table[names["W"]], table.get(names["b"])
-        assert weight is not None
-        weight.data = work.weight
-        if work.bias is not None and bias is not None:
-            bias.data = work.bias
-        elif work.bias is not None:
-            added = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
-            setattr(module, names["b"], added)
+def _write(model: nn.Module, merging: Merging, put: Put) -> None:
+    first = merging.edits[0]
+    assert first.layer is not None
+    made = merged_layer(model, first, merging.wraps)
+    module, names = module_at(model, first.owner), first.layer.names
+    table = module._parameters
+    weight, bias = table[names["W"]], table.get(names["b"])
+    assert weight is not None
+    put(weight, made.weight)
+    if made.bias is not None and bias is not None:
+        put(bias, made.bias)
+    elif made.bias is not None:
+        added = nn.Parameter(made.bias, requires_grad=weight.requires_grad)
+        setattr(module, names["b"], added)
 
 
-def _outdate(model: nn.Module, draft: _Draft) -> None:
-    """Have a backward through a forward before the merge fail: it would read the weights after."""
-    for work in draft.work.values():
-        first = work.edits[0]
-        assert first.layer is not None
-        table = model.get_submodule(first.owner)._parameters
-        for name in first.layer.names.values():
-            parameter = table.get(name)
-            if parameter is not None and not parameter.is_inference():
-                increment_version(parameter)
+def _replace(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give ``parameter`` the memory of ``value``; its own stays as it is, for what it had."""
+    parameter.data = value
 
 
-def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
-    draft, became = _Draft(), Became(model)
-    for path, site in sites_of(surgery).items():
+@torch.no_grad()
+def _overwrite(structure: Structure, parameter: nn.Parameter, value: Tensor) -> None:
+    """Write ``value`` where ``parameter`` is, if nobody else looks there.
+
+    A backward through a forward before fails from here on: it would read the weights after.
+    """
+    if structure.holds_alone(parameter):
+        structure.keep(parameter)
+        parameter.copy_(value)
+        return
+    parameter.data = value
+    if not parameter.is_inference():
+        increment_version(parameter)
+
+
+def _plan(model: nn.Module, surgery: Surgery) -> MergePlan:
+    plan, became = MergePlan(), Became(model)
+    for site in sites_of(surgery).values():
         first = site.edits[0]
         obstacle = next((o for e in site.edits if (o := e.derived.obstacle)), None)
         if first.signature.kind == "linear" and first.layer is not None and obstacle is None:
@@ -171,86 +184,19 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         if first.signature.kind != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.derived.reason or "it is not in one layer"
-                draft.stayed.append(Stayed(*edit.key, reason))
+                plan.stayed.append(Stayed(*edit.key, reason))
             continue
         inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.derived.reason or "it follows a method that cannot be merged"
-                draft.stayed.append(Stayed(*edit.key, reason))
+                plan.stayed.append(Stayed(*edit.key, reason))
         if not inside:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-        work = _work(model, first.owner, first.layer, edits, inside)
-        tied = became.tied(first, work.weight, work.bias)
-        if tied is None:
-            draft.work[path] = work
+        tied = became.tied(first) and became.changed(first, merged_layer(model, edits[0], inside))
+        if tied:
+            plan.stayed += [Stayed(*e.key, tied) for e in edits]
         else:
-            draft.stayed += [Stayed(*e.key, tied) for e in edits]
-    return draft
-
-
-@torch.no_grad()
-def _work(
-    model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
-) -> _Work:
-    module = module_at(model, path)
-    found = program_of(edits[0], wraps).merge
-    assert not isinstance(found, NotAffine)
-    weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
-    # One that its module adds later is no part of the product.
-    bias = bias if layer.bias else None
-    assert weight is not None
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    cache: dict[Expression, Tensor] = {}
-
-    def value(e: Expression) -> Tensor:
-        if e not in cache:
-            if e.op == "operand":
-                tensor = module._parameters[layer.names[e.name]]
-            else:
-                holder, _, name = e.name.rpartition(".")
-                tensor = getattr(module_at(module, holder), name)
-            assert tensor is not None
-            cache[e] = tensor.detach().to(wide)
-        return cache[e]
-
-    if layer.experts:
-        return _Work(edits, _each(found.weight, layer, edits[0], value, weight), None)
-    matrix = compute(found.weight, layer, edits[0].sizes, value)
-    offset = compute(found.bias, layer, edits[0].sizes, value)
-    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
-        offset = None
-    if layer.kind == "embedding" and offset is not None:
-        # A one-hot input sums to one, so the bias is the same row added to each.
-        matrix, offset = (
-            matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset),
-            None,
-        )
-    shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape)
-    if merged.stride() != weight.stride():
-        merged = torch.empty_like(weight).copy_(merged)
-    if offset is None:
-        return _Work(edits, merged, None)
-    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
-    return _Work(edits, merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
-
-
-def _each(
-    matrix: Expression,
-    layer: Layer,
-    edit: Edit,
-    value: Callable[[Expression], Tensor],
-    weight: Tensor,
-) -> Tensor:
-    """The merged weights of all experts, one computed after the other."""
-    merged = torch.empty_like(weight)
-    for i, into in enumerate(by_expert(merged, layer)):
-
-        def one(e: Expression, i: int = i) -> Tensor:
-            return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
-
-        found = compute(matrix, layer, edit.sizes, one)
-        into.copy_(found.t() if layer.kind == "transposed" else found)
-    return merged
+            plan.layers.append(Merging(edits, inside))
+    return plan
