@@ -20,19 +20,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from surgery.graft.tensor_file import write_tensors
-from surgery.language.diagnostics import SurgeryError, did_you_mean, error, nearest
-from surgery.language.folders import filling
-from surgery.language.writing import checked_path
-from surgery.pretrained import (
-    KINDS,
-    Place,
+from surgery.huggingface.checkpoints import (
+    Checkpoint,
     is_pretrained,
     listed,
     read_model,
     read_tokenizer,
     unknown,
     write_model,
+    write_tokenizer,
 )
+from surgery.huggingface.files import KINDS, is_checkpoint
+from surgery.language.diagnostics import SurgeryError, did_you_mean, error, nearest
+from surgery.language.folders import filling
+from surgery.language.writing import checked_path
 
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -101,7 +102,7 @@ def save_model(
         else:
             _write_state(model, draft / "model.safetensors")
         if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
+            write_tokenizer(tokenizer, draft)
     return target
 
 
@@ -133,18 +134,18 @@ def folder_of(text: str) -> tuple[Path, bool] | None:
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        return path, (path / "config.json").is_file()
+        return path, is_checkpoint(path)
     return (path.parent, False) if path.is_file() else None
 
 
-def _locate(text: str) -> Place:
+def _locate(text: str) -> Checkpoint:
     path = Path(text).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file():
-            return Place(str(path))
+        if is_checkpoint(path):
+            return Checkpoint(str(path))
         packed = sorted(p.name for p in path.glob("*.gguf"))
         if len(packed) == 1:
-            return Place(str(path), packed[0])
+            return Checkpoint(str(path), packed[0])
         if packed:
             help = f"name one of them: {listed([str(path / name) for name in packed])}"
             raise error("S501", f"`{text}` holds {len(packed)} GGUF files", help=help)
@@ -153,10 +154,10 @@ def _locate(text: str) -> Place:
         )
     if path.is_file():
         if path.suffix == ".gguf":
-            return Place(str(path.parent), path.name)
+            return Checkpoint(str(path.parent), path.name)
         raise error("S501", f"`{text}` is a file of no kind known here", help=f"a model is {KINDS}")
     if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
-        return Place(text, hub=True)
+        return Checkpoint(text, hub=True)
     raise unknown(text, "there is no such file or directory")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from surgery.huggingface.example_inputs import from_config
 from surgery.language.diagnostics import error
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -40,11 +41,8 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(model, fx.GraphModule):
         yield from _as_traced(model)
-    if getattr(model, "config", None) is not None:
-        from surgery.anatomy.configured import from_config
-
-        for kwargs in from_config(model, device):
-            yield (), kwargs
+    for kwargs in from_config(model, device, BATCH, LENGTH):
+        yield (), kwargs
     yield from _plain(model, device)
 
 

@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
-from surgery.anatomy.interfaces import outlined
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Record
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
+from surgery.huggingface.attention_functions import outlined
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 
 

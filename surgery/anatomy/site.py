@@ -77,7 +77,7 @@ class Core:
     It runs while the module at ``path`` does, as the ``order``-th core in one call of it. It is
     ``fused`` in one function (`scaled_dot_product_attention`, or all of `nn.MultiheadAttention`),
     made of ``products``: a matmul, a softmax and a matmul, or run by an ``interface`` of
-    transformers (`anatomy/interfaces.py`). ``heads`` is how many the model has
+    transformers (`huggingface/attention_functions.py`). ``heads`` is how many the model has
     before it repeats them for its ``query_heads``; ``keys`` and ``values`` are the features of
     one head. ``obstacle`` says why new keys cannot join it, if so, and ``fixed`` why nothing else
     can be done to it. Where a place has several cores of one size (differential attention),

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from surgery.huggingface.files import FILES
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.language.writing import checked_path
-
-_OF_MODELS = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 
 def check_model_output(output: Path, model: str, force: bool) -> None:
@@ -46,7 +45,7 @@ def check_adapter_output(output: Path, model: str, force: bool) -> None:
         raise _taken(f"`{there}` is there already")
     folder = there.parent
     if output.suffix != ".safetensors" and os.path.isdir(folder):
-        found = sorted({p.name for kind in _OF_MODELS for p in folder.glob(kind)})
+        found = sorted({p.name for kind in FILES for p in folder.glob(kind)})
         if found:
             raise _taken(f"`{output}` holds a model: {_some(found)}")
 

@@ -21,10 +21,10 @@ from surgery.graft.graphs.held import Held
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored, set_class
-from surgery.graft.tokens import masks
 from surgery.graft.tokens.memory import MemorySlots, memory_slots
 from surgery.graft.tokens.sequences import token_slots
 from surgery.graft.weights.effective import write_effective
+from surgery.huggingface import generation
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer, native_layer
 from surgery.rules.prompts import TokenChange, token_change
@@ -226,7 +226,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     fastpath.close(model, adapted)
     # A gate that averages over tokens reads the plain mask as well.
     if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
-        masks.keep_plain(model)
+        generation.keep_plain(model)
 
 
 def _runs(module: nn.Module) -> bool:
@@ -260,7 +260,7 @@ def uninstall(model: nn.Module) -> None:
     """
     modules = all_modules(model)
     fastpath.reopen(modules)
-    masks.undo(modules)
+    generation.undo(modules)
     plain: set[type[nn.Module]] = set()
     for module in modules:
         if type(module) in plain:

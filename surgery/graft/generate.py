@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from surgery.anatomy.interfaces import opened
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.graft.channel import within
 from surgery.graft.container import HidesGrafts
+from surgery.huggingface.attention_functions import opened
 
 SELF = "surgery_self"
 """The attribute by which a graph refers to the module it runs on."""

@@ -15,19 +15,23 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
+from surgery.anatomy.roles import follower
 from surgery.graft import channel, hooks
 from surgery.graft.attention import (
     axes,
     calls,
+    flex,
     fused,
     interfaces,
     masks,
     products,
     reroute,
     rerouting,
+    running,
     steps,
     windows,
 )
+from surgery.huggingface import flash_attention
 
 _compiler: Any = torch.compiler
 look = _compiler.disable(channel.look)
@@ -36,13 +40,17 @@ attending = _compiler.disable(rerouting.attending)
 _MODULES = (
     channel,
     hooks,
+    follower,
+    flash_attention,
     axes,
     calls,
+    flex,
     fused,
     interfaces,
     masks,
     products,
     reroute,
+    running,
     steps,
     windows,
 )

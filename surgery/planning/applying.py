@@ -10,7 +10,7 @@ from torch import nn
 from surgery.anatomy.modules import module_at
 from surgery.language.diagnostics import error
 from surgery.planning.derived import derive
-from surgery.planning.edit import Edit, Method, graft_name
+from surgery.planning.edit import Edit, PlannedMethod, graft_name
 from surgery.planning.fits import check_fit, check_reader, obstacle
 from surgery.planning.place import Place
 from surgery.rules.expand import Wrapped
@@ -18,7 +18,7 @@ from surgery.rules.program import Program, build
 from surgery.rules.values import Declaration
 
 
-def plan_edit(place: Place, method: Method, standing: list[Wrapped]) -> Edit:
+def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> Edit:
     """Plan ``method`` at ``place``, where the methods ``standing`` are; it joins them.
 
     Raises:
@@ -50,7 +50,9 @@ def plan_edit(place: Place, method: Method, standing: list[Wrapped]) -> Edit:
     return Edit(site, layer, place.sizes, method, place.tensors(declared, owner), derived)
 
 
-def _wrapped(place: Place, method: Method, standing: Sequence[Wrapped]) -> tuple[Wrapped, Program]:
+def _wrapped(
+    place: Place, method: PlannedMethod, standing: Sequence[Wrapped]
+) -> tuple[Wrapped, Program]:
     """The method under the name that it has at ``place``, and the program that it is then part of."""
     site = place.site
     given = method.spec.wrapped(method.statement)

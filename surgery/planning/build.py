@@ -16,7 +16,7 @@ from surgery.anatomy.site import Site
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.applying import plan_edit
-from surgery.planning.edit import Edit, Method
+from surgery.planning.edit import Edit, PlannedMethod
 from surgery.planning.fingerprint import digests, fingerprint
 from surgery.planning.idle import UNSIZED, Idle
 from surgery.planning.layers import check_sizes, is_known, read_layer
@@ -209,7 +209,7 @@ class Draft:
         """Plan one method at one place, or raise why it does not fit there."""
         text = " ".join(statement.application.span.text.split())
         written = str(statement.span).rpartition(":")[0]
-        method = Method(self.spec, number, self.spec.wrapped(number).child, text, written)
+        method = PlannedMethod(self.spec, number, self.spec.wrapped(number).child, text, written)
         return plan_edit(place, method, self.applied.setdefault(place.site.whole, []))
 
 

@@ -12,7 +12,7 @@ from surgery.rules.program import Program
 # Figures are for one position; what grows with a sequence cancels out.
 _LEADING = {f"*{i}": 1 for i in range(8)} | {"*t": 1}
 
-Use = Literal["core", "norm", "residual"]
+Taken = Literal["core", "norm", "residual"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Derived:
 
     formula: str = field(repr=False)
     identity: bool
-    uses: tuple[Use, ...]
+    uses: tuple[Taken, ...]
     flops: int
     folds: bool
     reason: str | None
@@ -79,8 +79,8 @@ def derive(
     )
 
 
-def _uses(program: Program) -> tuple[Use, ...]:
-    uses: dict[Use, bool] = {
+def _uses(program: Program) -> tuple[Taken, ...]:
+    uses: dict[Taken, bool] = {
         "core": program.changes_core,
         "norm": program.calls_norm,
         "residual": program.reads_residual,

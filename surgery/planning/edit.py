@@ -39,7 +39,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Method:
+class PlannedMethod:
     """The method that one `on` statement of a spec applies.
 
     ``statement`` counts the spec's statements, ``text`` is what is written there, at ``place``; its
@@ -65,7 +65,7 @@ class Edit:
     site: Site
     layer: Layer | None
     sizes: dict[str, int]
-    method: Method
+    method: PlannedMethod
     tensors: tuple[Tensor, ...]
     derived: Derived
 

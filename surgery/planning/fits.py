@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.planning.layers import Layer
 from surgery.planning.own import check_own
@@ -164,7 +165,7 @@ def obstacle(place: Place, program: Program) -> str | None:
     if needs_bias(program, layer):
         if not takes_offset(layer):
             return "its module adds nothing to the product, so it has no bias"
-        if hasattr(type(place.usage.model), "from_pretrained"):
+        if has_configuration(place.usage.model):
             return (
                 "merging would add a bias, which the model's configuration does not have here: "
                 "loaded again, the model would be without it"

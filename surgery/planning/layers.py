@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.modules import all_modules
 from surgery.anatomy.site import Experts, Matrix
+from surgery.huggingface.layers import is_conv1d
 from surgery.language.diagnostics import error
 from surgery.planning.probe import product_of
 
@@ -114,7 +115,7 @@ def _kind_of(cls: type[nn.Module]) -> _Kind | None:
     for base in cls.__mro__:
         if base in _KINDS:
             return _KINDS[base]
-        if (base.__name__, base.__module__) == ("Conv1D", "transformers.pytorch_utils"):
+        if is_conv1d(base):
             return _Kind(base, "transposed")
     return None
 

@@ -12,7 +12,6 @@ from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
 from surgery.graft.channel import within
 from surgery.graft.graphs import kernels
-from surgery.graft.tokens import masks
 from surgery.graft.tokens.sequences import (
     TokenSlots,
     extended,
@@ -21,6 +20,7 @@ from surgery.graft.tokens.sequences import (
     token_slots,
     trimmed,
 )
+from surgery.huggingface import generation
 
 SLOTS = "_surgery_stack0"
 
@@ -64,7 +64,7 @@ def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> nn.Mo
     for path, part in parts.items():
         adapt(model.get_submodule(path), part, slots, part is _reader)
     model.get_submodule(tokens.reader).prompt = nn.Parameter(prompt.clone())
-    masks.keep_plain(model)
+    generation.keep_plain(model)
     return model
 
 

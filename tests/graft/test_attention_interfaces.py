@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import surgery
-from surgery.anatomy.interfaces import FLEX, opened
 from surgery.graft.attention import interfaces
 from surgery.graft.attention.change import Change
+from surgery.huggingface.attention_functions import FLEX, opened
 from tests.graft.attending import NEW, Prefix, by_hand
 from tests.graft.test_attention_cores import CORE, FEATURES, HEADS
 from tests.laws.strategies import randomise_added

@@ -29,7 +29,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from surgery.anatomy.read import read
 from surgery.graft.channel import within
-from surgery.graft.tokens import masks
 from surgery.graft.tokens.sequences import (
     can_shift,
     extended,
@@ -39,6 +38,7 @@ from surgery.graft.tokens.sequences import (
     shifted,
     token_slots,
 )
+from surgery.huggingface import generation
 from surgery.language.diagnostics import SurgeryError
 from tests.graft.prompted import SLOTS, adapt, random_prompt, tokens_of, with_prompt
 from tests.models import build, randomise
@@ -543,11 +543,11 @@ def test_a_cache_and_what_is_said_of_it_must_agree() -> None:
 def test_masks_stay_plain_only_while_a_prompt_is_there() -> None:
     model = build("llama")
     before = {name: set(module.__dict__) for name, module in model.named_modules()}
-    masks.keep_plain(model)
+    generation.keep_plain(model)
     given = torch.ones(2, 5)
     assert model.create_masks_for_generate(config=None, attention_mask=given) is given
     pickle.loads(pickle.dumps(model))
-    masks.undo(model.modules())
+    generation.undo(model.modules())
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == before
 
 

@@ -101,7 +101,7 @@ def test_folds(name: str, tmp_path) -> None:
         fresh = surgery.load(build(name), tmp_path)
         assert torch.equal(run(fresh), before)
         assert surgery.trainable(fresh).keys() == surgery.trainable(model).keys()
-        with pytest.raises(surgery.SurgeryError, match="nothing here folds"):
+        with pytest.raises(surgery.SurgeryError, match="nothing to fold"):
             surgery.fold(model)
     run(model).sum().backward()
 

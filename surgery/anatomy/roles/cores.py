@@ -19,7 +19,7 @@ from surgery.anatomy.roles.operators import (
     PRODUCTS,
     WHOLE_ATTENTIONS,
 )
-from surgery.anatomy.roles.scores import Trail
+from surgery.anatomy.roles.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,16 @@ class Core:
     whole: bool = False
 
 
-def cores(flow: Flow, linears: Mapping[int, Linear], trails: Mapping[int, Trail]) -> Iterator[Core]:
+def cores(flow: Flow, linears: Mapping[int, Linear], scores: Scores) -> Iterator[Core]:
     """The attention cores of a record, in order.
 
     Where no scores are softened, those that are bent in another way weigh values, too.
     """
-    found = list(_softened(flow, linears, trails))
+    found = list(_softened(flow, linears, scores))
     yield from found or _bent(flow, linears)
 
 
-def _softened(
-    flow: Flow, linears: Mapping[int, Linear], trails: Mapping[int, Trail]
-) -> Iterator[Core]:
+def _softened(flow: Flow, linears: Mapping[int, Linear], scores: Scores) -> Iterator[Core]:
     for op, kind in zip(flow.ops, flow.kinds, strict=True):
         if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
             named = [op.kwargs.get(name) for name in ("query", "key", "value")]
@@ -59,11 +57,11 @@ def _softened(
                     continue  # one query for all tokens, none of their own: it only weighs
                 yield Core(q, k, v, op.outputs[0], (op,), kind in WHOLE_ATTENTIONS)
         elif kind == "softmax":
-            core = _around(flow, linears, op, op.outputs[0], trails)
+            core = _around(flow, linears, op, op.outputs[0], scores)
             if core is not None:
                 yield core
         elif kind == "exp" and (total := _normaliser(flow, op)) is not None:
-            core = _around(flow, linears, total, op.outputs[0], trails)
+            core = _around(flow, linears, total, op.outputs[0], scores)
             if core is not None:
                 yield core
 
@@ -109,7 +107,7 @@ def _normaliser(flow: Flow, exp: Op) -> Op | None:
 
 
 def _around(
-    flow: Flow, linears: Mapping[int, Linear], softmax: Op, soft: int, trails: Mapping[int, Trail]
+    flow: Flow, linears: Mapping[int, Linear], softmax: Op, soft: int, scores: Scores
 ) -> Core | None:
     """The products of activations on both sides of a softmax, whose weights are ``soft``."""
 
@@ -127,21 +125,21 @@ def _around(
     if not products:
         return None
     # DeBERTa adds products with positions later than the one with keys.
-    trail = trails.get(softmax.index)
+    trail = scores.softmaxes.get(softmax.index)
     known = trail is not None and trail.product.index in products
-    scores = trail.product if trail and known else products[min(products)]
+    scored: Op = trail.product if trail and known else products[min(products)]
     for op in flow.forward(soft, stop):
         if not is_product(op):
             continue
-        q, k = operands_of(scores, flow.kinds[scores.index])
+        q, k = operands_of(scored, flow.kinds[scored.index])
         weights, values = operands_of(op, flow.kinds[op.index])
         softened = flow.bit(soft)
         if flow.history(values) & softened:
             weights, values = values, weights
-        if scores.name == "einsum":
+        if scored.name == "einsum":
             ranks = (len(flow.record.shapes[q]), len(flow.record.shapes[k]))
-            scored = scoring(str(scores.args[0]), ranks)
-            q, k = (k, q) if scored is not None and scored.keys_at == 0 else (q, k)
+            axes = scoring(str(scored.args[0]), ranks)
+            q, k = (k, q) if axes is not None and axes.keys_at == 0 else (q, k)
         if flow.history(weights) & softened and not flow.history(values) & softened:
-            return Core(q, k, values, op.outputs[0], (scores, softmax, op))
+            return Core(q, k, values, op.outputs[0], (scored, softmax, op))
     return None

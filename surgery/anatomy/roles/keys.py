@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 from math import prod
@@ -15,22 +14,24 @@ from surgery.anatomy.replay import between, parted
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
+from surgery.anatomy.roles.follower import among
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
-from surgery.anatomy.roles.scores import Trail
-from surgery.anatomy.roles.trails import MOVES, SOFTENED, STEPS, softens
+from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.trails import MOVES, SOFTENED, softens
 from surgery.anatomy.roles.windows import windows
 
 _SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
 
 
 class Keys:
-    """Tells of cores how new keys join them; ``trails`` are those of the record's softmaxes."""
+    """Tells of cores how new keys join them; ``scores`` are followed through the record."""
 
-    def __init__(self, flow: Flow, trails: Mapping[int, Trail]):
+    def __init__(self, flow: Flow, scores: Scores):
         self.flow = flow
-        self.trails = trails
+        self.scores = scores
+        self.trails = scores.softmaxes
 
     def described(self, core: Core, query: int | None) -> site.Core:
         """``core`` as a site tells of it; ``query`` is the result of the linear for its queries."""
@@ -70,21 +71,16 @@ class Keys:
 
     def _windowed(self, core: Core) -> site.Windows | None:
         """The windows of ``core``, where no trail leads from a product to its softmax."""
-        strays = len(core.ops) > 1 and self._strays(core.ops[1])
+        strays = len(core.ops) > 1 and core.ops[1].index in self.scores.strays
         return windows(self.flow, core) if strays else None
-
-    def _strays(self, op: Op) -> bool:
-        """Whether ``op`` is a softmax of what comes from no product by known steps."""
-        if self.flow.kinds[op.index] != "softmax" or op.index in self.trails:
-            return False
-        rank = len(self.flow.record.shapes[op.inputs[0]])
-        return softens("softmax", op.args, op.kwargs, rank)
 
     def _of_windows(self, core: Core, found: site.Windows, query: int | None) -> site.Core:
         """``core`` with its windows; each head of queries has keys of its own."""
         flow, shapes = self.flow, self.flow.record.shapes
         call, scores = flow.lowest(core.ops), core.ops[1].inputs[0]
-        order = sum(self._strays(op) for op in flow.ops[call.first : core.ops[1].index])
+        order = sum(
+            op.index in self.scores.strays for op in flow.ops[call.first : core.ops[1].index]
+        )
         heads_at = self._heads_of(scores, query)
         if heads_at is None:
             why = "its heads cannot be told from its windows"
@@ -166,27 +162,20 @@ class Keys:
             return f"its softmax is not over the last axis of its scores; {_SDPA}"
         if trail is None or trail.product is not scores:
             return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
-        if product.index not in self._reached(softmax):
+        if not among(product, trail.products):
             return f"its weights reach the values by a step that new keys cannot take; {_SDPA}"
         after = between(flow.record, softmax.outputs[0], product.outputs)
-        moved = any(flow.kinds[op.index] in MOVES for op in (*trail.steps, *after))
+        moved = any(flow.kinds[op.index] in MOVES for op in (*(trail.scored or ()), *after))
         if rank > 4 and moved:
             return f"its blocks change places between its products; {_SDPA}"
         return None
-
-    def _reached(self, softmax: Op) -> set[int]:
-        """The operators that weights come to by known steps."""
-        kinds = self.flow.kinds
-        known = STEPS if kinds[softmax.index] == "softmax" else STEPS | {"exp"}
-        found = self.flow.forward(softmax.outputs[0], lambda op: kinds[op.index] not in known)
-        return {op.index for op in found}
 
     def _fixed(self, core: Core) -> str | None:
         """Why nothing but new keys and values can be given to ``core``."""
         if len(core.ops) == 1:
             return None
         trail = self.trails.get(core.ops[1].index)
-        steps = trail.steps if trail else []
+        steps = (trail.scored or []) if trail else []
         joined = [op for op in steps if self.flow.kinds[op.index] == "cat"]
         # Sinks are the same for all inputs; other scores are of keys beside these.
         if any(not self.flow.constant(v) for op in joined for v in op.inputs[1:]):

@@ -8,9 +8,7 @@ from collections.abc import Iterable
 from surgery.anatomy.record import Call, Key, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
-
-_MASKS = ("encoder_attention_mask", "encoder_padding_mask", "memory_key_padding_mask")
-"""What the mask of an encoder's tokens is called where no forward has shown it."""
+from surgery.huggingface.names import MEMORY_MASKS
 
 
 def memory_of(
@@ -67,7 +65,7 @@ def _mask(flow: Flow, reader: Call, mask: int | None) -> str | None:
             if key is None and mask is not None and flow.same(value) == flow.same(mask):
                 return name
     accepted = inspect.signature(flow.paths.modules[reader.path].forward).parameters
-    return next((name for name in _MASKS if name in accepted), None)
+    return next((name for name in MEMORY_MASKS if name in accepted), None)
 
 
 def _kept(flow: Flow, encoder: Call, last: int, states: int) -> bool:

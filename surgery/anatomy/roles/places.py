@@ -21,7 +21,7 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.roles.scores import scores
+from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights, matrices
@@ -47,9 +47,9 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        trails = scores(flow)
-        found = list(cores(flow, self.linears, trails))
-        self.keys = Keys(flow, trails)
+        scores = Scores(flow)
+        found = list(cores(flow, self.linears, scores))
+        self.keys = Keys(flow, scores)
         projections = Projections(flow, self.linears, found, self.sums)
         self.attentions = [projections.around(core) for core in found]
         self.mixtures = list(mixtures(flow, self.linears, self.ports))

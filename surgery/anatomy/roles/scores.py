@@ -1,78 +1,71 @@
-"""Which product the scores of each softmax come from, told as it is when attention is changed."""
+"""What a follower tells of a record: where the scores of each softmax come from, and weights go."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
-from surgery.anatomy.record import Op, Value
+from surgery.anatomy.record import Op
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.trails import MOVES, SCORED, VIEWS, is_step, softens
+from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
 
 
-@dataclass
-class Trail:
-    """One product, and the steps from it to the softmax of its scores.
+class Noted:
+    """A value of a record."""
 
-    ``values`` are where it has come to: the last one, and those that it is a view of, each with
-    the number of steps up to there.
+    __slots__ = ("number", "shape")
+
+    def __init__(self, number: int, shape: tuple[int, ...]):
+        self.number = number
+        self.shape = shape
+
+
+class Scores(Follower[Noted]):
+    """The trails of a record by the index of the operator that makes weights of the scores.
+
+    Products and steps of these are operators. ``strays`` are the softmaxes of what has come from no
+    product by known steps.
     """
 
-    product: Op
-    values: dict[int, int]
-    steps: list[Op] = field(default_factory=list[Op])
+    def __init__(self, flow: Flow):
+        super().__init__()
+        self.softmaxes: dict[int, Trail[Noted]] = {}
+        self.strays: set[int] = set()
+        record = flow.record
+        values = [Noted(number, shape) for number, shape in enumerate(record.shapes)]
+        self.last = [max(readers, default=-1) for readers in record.consumers]
+        for op, kind in zip(flow.ops, flow.kinds, strict=True):
+            given = [values[number] for number in op.inputs]
+            self.outputs = [values[number] for number in op.outputs]
+            self.follow(FunctionCall(kind, op, op.args, op.kwargs, given))
+            # What nobody reads any more leads nowhere.
+            self.trails = [trail for trail in self.trails if self.is_read(trail, op.index)]
 
-    def take(self, op: Op, kind: str, before: int) -> None:
-        """Go on by a step from the value ``before``; a view leaves what it is of to be read."""
-        taken = self.values[before]
-        del self.steps[taken:]
-        kept = {value: n for value, n in self.values.items() if n <= taken}
-        self.values = kept if kind in VIEWS | MOVES else {}
-        self.steps.append(op)
-        self.values[op.outputs[0]] = taken + 1
+    def is_read(self, trail: Trail[Noted], index: int) -> bool:
+        """Whether an operator behind the one at ``index`` reads a place of ``trail``."""
+        return any(self.last[place.number] > index for place, _ in trail.places)
 
+    def run(self, call: FunctionCall[Noted]) -> list[Noted]:
+        return self.outputs
 
-def scores(flow: Flow) -> dict[int, Trail]:
-    """The trails of a record, by the index of the operator that makes weights of the scores."""
-    found: dict[int, Trail] = {}
-    at: dict[int, list[Trail]] = {}
-    for op, kind in zip(flow.ops, flow.kinds, strict=True):
-        if not op.outputs:
-            continue
-        trail, before = _first(at, op.inputs)
-        if trail is not None and softens(kind, op.args, op.kwargs, len(flow.record.shapes[before])):
-            found[op.index] = trail
-            for value in trail.values:
-                at[value].remove(trail)
-            continue
-        if kind in SCORED:
-            at.setdefault(op.outputs[0], []).append(Trail(op, {op.outputs[0]: 0}))
-        if trail is not None and kind == "setitem" and _writes(op, before):
-            # A number in some places: no step, and the same tensor to the eyes of those who read.
-            trail.values[op.outputs[0]] = trail.values.pop(before)
-            at[before].remove(trail)
-            at.setdefault(op.outputs[0], []).append(trail)
-        if trail is not None and _is_step(flow, op, kind, before):
-            for value in trail.values:
-                at[value].remove(trail)
-            trail.take(op, kind, before)
-            for value in trail.values:
-                at.setdefault(value, []).append(trail)
-    return found
+    def value(self, result: list[Noted]) -> Noted | None:
+        # Others are the same memory under other names.
+        return result[0] if result else None
 
+    def softened(self, trail: Trail[Noted], call: FunctionCall[Noted], before: Noted) -> Noted:
+        self.softmaxes[call.function.index] = trail
+        return self.outputs[0]
 
-def _first(at: dict[int, list[Trail]], inputs: Sequence[int]) -> tuple[Trail | None, int]:
-    """The trail of the earliest product that has come to one of ``inputs``, and to which."""
-    there = [(trail, value) for value in inputs for trail in at.get(value, ())]
-    return min(there, key=lambda pair: pair[0].product.index, default=(None, -1))
+    def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:
+        trail.products.append(call.function)
+        self.begin(call, self.outputs[0])
+        return self.outputs[0]
 
+    def strayed(self, call: FunctionCall[Noted]) -> None:
+        if call.kind == "softmax":
+            self.strays.add(call.function.index)
 
-def _writes(op: Op, before: int) -> bool:
-    """Whether ``op`` writes a number into the value ``before``."""
-    given = [arg.number for arg in op.args if isinstance(arg, Value)]
-    return given == [before] and isinstance(op.args[-1], int | float)
+    def product(self, call: FunctionCall[Noted]) -> Op:
+        return call.function
 
-
-def _is_step(flow: Flow, op: Op, kind: str, before: int) -> bool:
-    shapes = flow.record.shapes
-    return is_step(kind, op.args, op.kwargs, shapes[before], shapes[op.outputs[0]])
+    def step(self, call: FunctionCall[Noted], before: Noted, result: Noted) -> Any:
+        return call.function

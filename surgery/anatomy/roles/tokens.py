@@ -12,30 +12,9 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.memory import memory_of
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Memory, Port, Site, Tokens
-
-_NAMES = {
-    "embeds": ("inputs_embeds", "input_embeds", "decoder_inputs_embeds"),
-    "mask": ("attention_mask", "mask", "decoder_attention_mask", "input_mask"),
-    "positions": ("position_ids", "positions", "decoder_position_ids", "input_pos", "pos"),
-    "types": ("token_type_ids", "token_types", "segment_ids"),
-    "cache": (
-        "past_key_values",
-        "past_key_value",
-        "kv_cache",
-        "cache",
-        "past",
-        "cache_params",
-        "past_buckets_states",
-        "state",
-        "mems",
-    ),
-}
-"""What the arguments beside the ids are called where no forward has shown them."""
-
+from surgery.huggingface.names import ARGUMENTS, CAUSAL, marks_padding
 
 _REPLACING = ("where", "masked_fill", "setitem", "getitem")
-_CAUSAL = "decoder_causal_mask"
-"""What the mask of a decoder, [length, length], is called where its caller makes it but while decoding."""
 
 
 class Stacks:
@@ -178,7 +157,7 @@ class Stacks:
             if square and name not in known and (self.flow.is_hidden(value) or batch != length):
                 return name
         accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
-        return _CAUSAL if _CAUSAL in accepted else None
+        return CAUSAL if CAUSAL in accepted else None
 
     def _memory(
         self, stack: Stack, exit: Port | None, mask: str | None, stacks: list[Stack]
@@ -200,7 +179,7 @@ class Stacks:
         accepted = [name for name in inspect.signature(module.forward).parameters if name != ids]
         found = {
             use: next((name for name in names if name in accepted), None)
-            for use, names in _NAMES.items()
+            for use, names in ARGUMENTS.items()
         }
         shape = self.record.shapes[reader.inputs[ids][0][1]]
         for name, values in reader.inputs.items():
@@ -211,7 +190,7 @@ class Stacks:
                 continue
             use = self._use(reader, value)
             # In a padding mask ones are what is not there.
-            if use is not None and found[use] is None and "padding" not in name:
+            if use is not None and found[use] is None and not marks_padding(name):
                 found[use] = name
         return found
 

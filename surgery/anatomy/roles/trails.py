@@ -38,7 +38,10 @@ VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze sque
 MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
-STEPS = ALIKE | SCALED | JOINED | VIEWS | MOVES | {"getitem", "slice"}
+KEEPS = VIEWS | MOVES | {"getitem", "slice"}
+"""What leaves the scores that it is given to be read again."""
+
+STEPS = ALIKE | SCALED | JOINED | KEEPS
 
 CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem slice")
 """What queries are cut to blocks by, and blocks of a context put together."""
@@ -59,6 +62,8 @@ def is_step(
     """
     if name not in STEPS or len(after) < 2:
         return False
+    if name in ("max", "min") and isinstance(axis(args, kwargs, None), int):
+        return False  # the largest score of each query
     if name in VIEWS:
         return before[-1:] == after[-1:]
     if name in MOVES:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
-from surgery.anatomy.roles.trails import MOVES, VIEWS
 from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import Change, Function
-from surgery.graft.attention.steps import Step, tensors
+from surgery.graft.attention.steps import Step
 
 
 @dataclass(frozen=True)
@@ -43,63 +42,43 @@ class Product:
         return result if self.beside is None else result + self.beside * self.share
 
 
-def product(kind: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product | None:
+def product(call: FunctionCall[Tensor]) -> Product | None:
     """The product that a function computes, if it is of two tensors."""
-    given = tensors(args, kwargs)
-    if kind == "baddbmm":
+    given, kwargs = list(call.given), call.kwargs
+    if call.kind == "baddbmm":
         beside, *given = given
         scale, share = kwargs.get("alpha", 1), kwargs.get("beta", 1)
         return Product(given[0], given[1], None, scale, beside, share)
     if len(given) != 2:
         return None
-    if kind == "einsum":
-        return Product(given[0], given[1], args[0]) if isinstance(args[0], str) else None
-    if func.__name__ == "__rmatmul__":
+    if call.kind == "einsum":
+        equation = call.args[0]
+        return Product(given[0], given[1], equation) if isinstance(equation, str) else None
+    if call.function.__name__ == "__rmatmul__":
         given = given[::-1]
     return Product(given[0], given[1])
 
 
-class Trail:
-    """One product, followed through the softmax of its scores to the product with values.
+class ChangedCore:
+    """The core on a ``trail``, with its change. ``new`` are the weights of new keys once known."""
 
-    ``tensor`` is where it has come to; ``views`` are those that it is a view of, each with the
-    number of steps up to there, which may be read again. Once its core is to be changed, ``new``
-    are the weights of new keys. A softmax that is ``written`` out is still to be exponentiated.
-    """
-
-    def __init__(self, product: Product, tensor: Tensor):
-        self.product = product
-        self.tensor = tensor
-        self.views: list[tuple[Tensor, int]] = []
-        self.steps: list[Step] = []
-        self.shifts: list[Tensor] = []
-        self.core: Core | None = None
-        self.change = Change()
-        self.written = False
+    def __init__(self, trail: Trail[Tensor], core: Core, change: Change):
+        self.trail = trail
+        self.core = core
+        self.change = change
         self.new: Tensor | None = None
 
-    def reached(self, given: list[Any]) -> Tensor | None:
-        """The tensor on the trail that is among ``given``."""
-        places = [self.tensor, *(tensor for tensor, _ in self.views)]
-        return next((tensor for tensor in places if any(arg is tensor for arg in given)), None)
-
-    def score(self, step: Step, before: Tensor, result: Tensor) -> None:
-        """Go on by a step of scores from ``before``; a view leaves what it is of to be read."""
-        places = [*self.views, (self.tensor, len(self.steps))]
-        taken = next(count for tensor, count in places if tensor is before)
-        self.steps = [*self.steps[:taken], step]
-        viewed = step.kind in VIEWS or step.kind in MOVES
-        self.views = [place for place in places if viewed and place[1] <= taken]
-        self.tensor = result
-
-    def soften(self, softmax: Step, before: Tensor, core: Core, change: Change) -> Tensor | None:
+    def soften(self, softmax: Step, before: Tensor) -> Tensor | None:
         """``softmax`` over scores of new and of own keys: the weights of own ones.
 
         In exp(x - logsumexp(x)) it is their sum. None if the product is not one of queries and keys.
         """
-        pair = (self.product.one, self.product.other)
+        core, change = self.core, self.change
+        product: Product = self.trail.product
+        steps: list[Step] = self.trail.steps(before)
+        pair = (product.one, product.other)
         ranks = (pair[0].dim(), pair[1].dim())
-        scored = scoring(self.product.equation, ranks, core.heads_at)
+        scored = scoring(product.equation, ranks, core.heads_at)
         if scored is None:
             return None
         query, key = pair[1 - scored.keys_at], pair[scored.keys_at]
@@ -114,55 +93,46 @@ class Trail:
         def both(keys: Tensor) -> tuple[Tensor, Tensor]:
             return (query, keys) if scored.keys_at == 1 else (keys, query)
 
-        self.core, self.change, self.views = core, change, []
-        self.written = softmax.kind == "logsumexp"
         old = before
         if change.query is not None or own is not None:
-            old = self.product.renewed(*both(key if own is None else own))
-            for step in self.steps:
+            old = product.renewed(*both(key if own is None else own))
+            for step in steps:
                 old = step.again(old)
         if new is None:
-            made = softmax.again(old)
-            self.tensor = before if self.written else made
-            return made
-        fresh = self.product.again(*both(new))
-        for step in self.steps:
-            fresh = step.alike(fresh, self.shifts)
+            return softmax.again(old)
+        fresh = product.again(*both(new))
+        for step in steps:
+            fresh = step.alike(fresh, self.trail.shifts)
         fresh = fresh.expand(*old.shape[:-1], fresh.shape[-1])
-        self.shifts = []
         made = softmax.again(torch.cat([fresh, old], dim=-1))
-        if self.written:
-            self.new, self.tensor = (fresh - made).exp(), before
+        if softmax.kind == "logsumexp":
+            self.new = (fresh - made).exp()
             return made
-        self.new, self.tensor = made[..., : change.revealed], made[..., change.revealed :]
-        return self.tensor
+        self.new, own = made[..., : change.revealed], made[..., change.revealed :]
+        return own
 
-    def take(self, step: Step, result: Tensor) -> None:
-        """Note that the weights went through ``step``; those of new keys do, too."""
-        self.tensor = result
-        if self.new is not None and not self.written:
-            self.new = step.alike(self.new, [])
-
-    def weigh(self, product: Product) -> Tensor | None:
+    def weigh(self, product: Product, weights: Tensor) -> Tensor | None:
         """``product`` of the weights with values, new ones too, or None if it is another."""
         change, core = self.change, self.core
-        assert core is not None
         pair = (product.one, product.other)
-        values_at = 1 if pair[0] is self.tensor else 0
+        values_at = 1 if pair[0] is weights else 0
         value = pair[values_at]
         ranks = (pair[0].dim(), pair[1].dim())
         weighed = weighing(product.equation, ranks, values_at, core.heads_at)
         if weighed is None:
             return None
-        folded = core.query_heads if self.tensor.dim() == 3 else 1
+        folded = core.query_heads if weights.dim() == 3 else 1
         new, own = parts(value, weighed.value, change.value, change, folded)
 
         def both(weights: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             return (weights, values) if values_at == 1 else (values, weights)
 
-        result = product.renewed(*both(self.tensor, value if own is None else own))
+        result = product.renewed(*both(weights, value if own is None else own))
         if self.new is not None and new is not None:
-            result = result + product.again(*both(self.new, new))
+            fresh = self.new
+            for step in self.trail.steps(weights):
+                fresh = step.alike(fresh, [])
+            result = result + product.again(*both(fresh, new))
         if change.output is not None:
             result = ordered(result, weighed.result, change.output, core.query_heads)
         return result

@@ -5,6 +5,7 @@ The kinds of steps are those of :mod:`surgery.anatomy.roles.trails`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
 from surgery.anatomy.roles.trails import (
     ALIKE,
@@ -21,7 +23,6 @@ from surgery.anatomy.roles.trails import (
     SOFTENED,
     STEPS,
     VIEWS,
-    is_step,
 )
 from surgery.graft.attention.calls import called
 
@@ -54,13 +55,11 @@ class Step:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, kind: str, func: Any, args: Any, kwargs: Any, before: Tensor, shape: Any = ()
-    ) -> Step:
-        """The call of ``func``, with a hole in place of ``before``."""
-        held = tuple(_replaced(arg, before, _HOLE) for arg in args)
-        named = {key: _replaced(arg, before, _HOLE) for key, arg in kwargs.items()}
-        return cls(kind, func, held, named, tuple(shape))
+    def of(cls, call: FunctionCall[Tensor], before: Tensor, shape: Sequence[int] = ()) -> Step:
+        """The call, with a hole in place of ``before``."""
+        held = tuple(_replaced(arg, before, _HOLE) for arg in call.args)
+        named = {key: _replaced(arg, before, _HOLE) for key, arg in call.kwargs.items()}
+        return cls(call.kind, call.function, held, named, tuple(shape))
 
     def again(self, tensor: Tensor) -> Tensor:
         """The step, with ``tensor`` in the hole."""
@@ -85,17 +84,6 @@ class Step:
         return new.expand(*self.shape[:-1], new.shape[-1])
 
 
-def step(
-    name: str, func: Any, args: tuple[Any, ...], kwargs: Any, before: Tensor, result: Any
-) -> Step | None:
-    """The step of the kind ``name`` that made ``result`` of ``before``, if it was one."""
-    if not isinstance(result, Tensor) or not among(before, tensors(args, kwargs)):
-        return None
-    if not is_step(name, args, kwargs, before.shape, result.shape):
-        return None
-    return Step.of(name, func, args, kwargs, before, result.shape)
-
-
 def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors among arguments and in lists of them, but numbers."""
     found: list[Tensor] = []
@@ -106,11 +94,6 @@ def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
             items = cast("list[Any]", arg)
             found.extend(item for item in items if isinstance(item, Tensor))
     return [tensor for tensor in found if tensor.dim() > 0]
-
-
-def among(thing: Any, tensors: list[Tensor]) -> bool:
-    """Whether ``thing`` is one of ``tensors``."""
-    return any(tensor is thing for tensor in tensors)
 
 
 def _replaced(arg: Any, old: Any, new: Any) -> Any:

@@ -7,16 +7,18 @@ to the context that blocks are put together to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.roles.trails import ALIKE, CUTS, LINEAR, SCORED
 from surgery.anatomy.site import Core, Windows
 from surgery.graft.attention.change import Change
-from surgery.graft.attention.steps import Step, among, tensors
+from surgery.graft.attention.steps import Step
 
 
 class WindowedCore:
@@ -32,22 +34,21 @@ class WindowedCore:
         self.weights: list[Tensor] = []
         self.parts: list[tuple[Tensor, int]] = []
 
-    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    def seen(self, call: FunctionCall[Tensor], result: Any) -> Any:
         """Take note of a function: the result that it is to have, and whether the core is done."""
-        name = kind(getattr(func, "__name__", ""))
-        given = tensors(args, kwargs)
-        if not isinstance(result, Tensor) or not given:
+        if not isinstance(result, Tensor) or not call.given:
             return result
+        name = kind(getattr(call.function, "__name__", ""))
         if self.new is None:
-            self.before(name, given, result)
+            self.before(name, call.given, result)
             return result
-        return self.after(name, func, args, kwargs, given, result)
+        return self.after(name, call, result)
 
     @property
     def is_done(self) -> bool:
         return self.new is not None and not self.weights
 
-    def before(self, name: str, given: list[Tensor], result: Tensor) -> None:
+    def before(self, name: str, given: Sequence[Tensor], result: Tensor) -> None:
         """Remember how operands are cut; the first product of queries tells which these are."""
         if self.queries is None and name in CUTS:
             self.cuts.append((result, name, given[0]))
@@ -87,27 +88,18 @@ class WindowedCore:
         self.weights, self.cuts = [own], []
         return own
 
-    def after(
-        self,
-        name: str,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        given: list[Tensor],
-        result: Tensor,
-    ) -> Tensor:
+    def after(self, name: str, call: FunctionCall[Tensor], result: Tensor) -> Tensor:
         """Follow weights to their products with values, and these to the context."""
-        taken = next((t for t in given if among(t, self.weights)), None)
+        taken = next((t for t in call.given if among(t, self.weights)), None)
         if taken is not None and name in SCORED:
             return self.put(result, 0)
         if taken is not None and name in LINEAR:
             first = taken is self.weights[-1] and result.shape == taken.shape
             if name in ALIKE and first and self.new is not None:
-                step = Step.of(name, func, args, kwargs, taken, result.shape)
-                self.new = step.alike(self.new, [])
+                self.new = Step.of(call, taken, result.shape).alike(self.new, [])
             self.weights.append(result)
         for part, count in self.parts:
-            if part is given[0] and name == self.windows.parts[count]:
+            if part is call.given[0] and name == self.windows.parts[count]:
                 return self.put(result, count + 1)
         return result
 

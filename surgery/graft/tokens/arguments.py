@@ -10,16 +10,12 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.tokens.cache import UNTOLD, past_of
+from surgery.huggingface import names
+from surgery.huggingface.caches import UNTOLD, past_of
 from surgery.language.diagnostics import SurgeryError, error
 
-_PERMUTED = ("perm_mask", "target_mapping")
-_CACHE = "past_key_values"
-_POSITIONS = "position_ids"
-_ELSEWHERE = ("encoder_", "cross_", "memory")
 
-
-class Call:
+class ReaderCall:
     """One call of the reader of ``tokens``, whose arguments can be replaced by name."""
 
     def __init__(
@@ -33,10 +29,10 @@ class Call:
         self.rest = args[len(parameters) :]
         self.given: dict[str, Any] = {**dict(zip(self.positional, args, strict=False)), **kwargs}
         # What the reader has no parameter for it may hand on.
-        if tokens.positions is None and _POSITIONS in kwargs:
-            tokens = replace(tokens, positions=_POSITIONS)
-        if tokens.cache is None and _CACHE in kwargs:
-            tokens = replace(tokens, cache=_CACHE)
+        if tokens.positions is None and names.POSITIONS in kwargs:
+            tokens = replace(tokens, positions=names.POSITIONS)
+        if tokens.cache is None and names.CACHE in kwargs:
+            tokens = replace(tokens, cache=names.CACHE)
         self.tokens = tokens
         self.past = past_of(self.of(tokens.cache))
         self.ids: Tensor | None = self.of(tokens.ids)
@@ -167,14 +163,14 @@ class Call:
         known = {tokens.ids, tokens.embeds, tokens.mask, tokens.positions, tokens.types}
         known.add(tokens.causal)
         for name, value in self.given.items():
-            if name in known or name.startswith(_ELSEWHERE) or not isinstance(value, Tensor):
+            if name in known or not isinstance(value, Tensor) or names.of_another_sequence(name):
                 continue
-            if name == "lengths" and value.shape == (self.batch,):
+            if name == names.LENGTHS and value.shape == (self.batch,):
                 self.given[name] = value + n
             tells = value.dim() > 1 and not value.is_floating_point()
             if tells and value.shape[:2] == (self.batch, self.length):
                 front = value[:, :1].expand(-1, n, *value.shape[2:])
-                if "padding" in name:
+                if names.marks_padding(name):
                     front = torch.zeros_like(front)
                 self.given[name] = torch.cat((front, value), 1)
 
@@ -199,12 +195,12 @@ class Call:
 
         The prompt must not see what the first token must not.
         """
-        for name in _PERMUTED:
+        for name in (names.FORBIDDEN, names.TARGETS):
             value: Tensor | None = self.of(name)
             if value is None:
                 continue
             self._same_length(value, name)
-            if value.shape[1] == self.length and name == _PERMUTED[0]:
+            if value.shape[1] == self.length and name == names.FORBIDDEN:
                 value = torch.cat((value[:, :1].expand(-1, n, -1), value), 1)
             self.given[name] = functional.pad(value, (n, 0))
 

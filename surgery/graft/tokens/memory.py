@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from surgery.anatomy.site import Memory
 from surgery.graft.channel import Slot, is_open, peek, put
 from surgery.graft.graphs import kernels
+from surgery.huggingface.outputs import each, each_of_layers
 from surgery.language.diagnostics import error
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -90,15 +91,7 @@ def handed(slots: MemorySlots, output: Any) -> Any:
     if states is None:
         return output
     tokens = states[:, slots.count :]
-    if isinstance(output, dict):
-        items = cast("dict[str, Any]", output)
-        for key, value in list(items.items()):
-            if value is states:
-                items[key] = tokens
-        return items
-    if type(output) is tuple:
-        return tuple(tokens if v is states else v for v in cast("tuple[Any, ...]", output))
-    return output
+    return each(output, lambda _, value: tokens if value is states else value)
 
 
 def attended(slots: MemorySlots, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -141,23 +134,15 @@ def told(slots: MemorySlots, output: Any) -> Any:
     """The decoder's result with its attentions to the states of the tokens given."""
     if not peek(slots.seen):
         return output
-    if isinstance(output, dict):
-        items = cast("dict[str, Any]", output)
-        for key, value in list(items.items()):
-            if "cross" in key and isinstance(value, tuple):
-                items[key] = _tokens(slots, cast("tuple[Any, ...]", value))
-        return items
-    if type(output) is not tuple:
-        return output
-    parts = cast("tuple[Any, ...]", output)
-    # Without names: attentions across come last, behind those to the sequence itself.
-    attending = [i for i, part in enumerate(parts) if isinstance(part, tuple) and _attends(part)]
-    last = attending[-1] if len(attending) > 1 else None
-    return tuple(_tokens(slots, part) if i == last else part for i, part in enumerate(parts))
+
+    def trimmed(values: tuple[Any, ...], _: bool, across: bool) -> tuple[Any, ...]:
+        return _tokens(slots, values) if across else values
+
+    return each_of_layers(output, _attends, trimmed)
 
 
-def _attends(values: Any) -> bool:
-    return any(isinstance(v, Tensor) and v.dim() == 4 for v in values)
+def _attends(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4
 
 
 def _tokens(slots: MemorySlots, attentions: tuple[Any, ...]) -> tuple[Any, ...]:

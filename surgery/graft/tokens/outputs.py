@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from surgery.graft.graphs import kernels
+from surgery.huggingface.outputs import each, each_of_layers
 
 
 class Trim:
@@ -35,38 +36,11 @@ class Trim:
 
     def output(self, output: Any) -> Any:
         """A result with its tuples of states, attentions and router scores trimmed."""
-        if isinstance(output, dict):
-            items = cast("dict[str, Any]", output)
-            for key, value in list(items.items()):
-                if isinstance(value, tuple | list):
-                    values = cast("tuple[Any, ...]", value)
-                    items[key] = self._several(values, "attention" in key, "cross" in key)
-            return items
-        if type(output) is not tuple:
-            return output
-        parts: list[Any] = []
-        attentions = 0
-        for part in cast("tuple[Any, ...]", output):
-            if isinstance(part, tuple):
-                several = cast("tuple[Any, ...]", part)
-                attends = any(self._attends(value) for value in several)
-                # Without names: those to the sequence itself come before those across.
-                streams = any(isinstance(v, Tensor) and v.dim() == 5 for v in several)
-                part = self._several(several, attends, attentions > 0 and not streams)
-                attentions += attends
-            parts.append(part)
-        return tuple(parts)
+        return each_of_layers(output, self._attends, self._several)
 
     def attended(self, output: Any) -> Any:
         """A result without states of tokens, with the attentions to them trimmed."""
-        if isinstance(output, dict):
-            items = cast("dict[str, Any]", output)
-            for key, value in list(items.items()):
-                items[key] = self._columns(value)
-            return items
-        if type(output) is not tuple:
-            return output
-        return tuple(map(self._columns, cast("tuple[Any, ...]", output)))
+        return each(output, lambda _, value: self._columns(value))
 
     def _columns(self, value: Any) -> Any:
         """Of several attentions [batch, heads, queries, keys] those whose keys are the tokens."""

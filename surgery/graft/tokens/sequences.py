@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from surgery.anatomy.site import Tokens
 from surgery.graft.channel import Slot, fetch, look, peek, put
 from surgery.graft.graphs import kernels
-from surgery.graft.tokens.arguments import Call
-from surgery.graft.tokens.cache import make_room
+from surgery.graft.tokens.arguments import ReaderCall
 from surgery.graft.tokens.memory import MemorySlots, kept, returned
 from surgery.graft.tokens.outputs import Trim
+from surgery.huggingface.caches import make_room
+from surgery.huggingface.vocabulary import special_tokens
 from surgery.language.diagnostics import error
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -58,11 +59,11 @@ class TokenSlots:
         within = (self.prompt, self.trim, self.places)
         return within if self.memory is None else (*within, self.memory.front)
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReaderCall:
         """A call of the reader; nothing has joined it yet."""
         put(self.prompt, None)
         put(self.trim, None)
-        return Call(self.tokens, self.parameters, args, kwargs)
+        return ReaderCall(self.tokens, self.parameters, args, kwargs)
 
 
 def token_slots(model: nn.Module, tokens: Tokens, memory: MemorySlots | None = None) -> TokenSlots:
@@ -76,11 +77,7 @@ def _placeholder(model: nn.Module, tokens: Tokens) -> int:
     """The least id that is not padding and has no part of its own, as an end of text has."""
     table: Any = model.get_submodule(tokens.embedding)
     special: set[Any] = {tokens.padding, getattr(table, "padding_idx", None)}
-    for module in (model, model.get_submodule(tokens.reader)):
-        settings: dict[str, Any] = getattr(getattr(module, "config", None), "__dict__", {})
-        for name, value in settings.items():
-            if name.endswith("_token_id"):
-                special.update(cast("list[Any]", value) if isinstance(value, list) else [value])
+    special |= special_tokens(model) | special_tokens(model.get_submodule(tokens.reader))
     return next(i for i in range(table.weight.shape[0]) if i not in special)
 
 
@@ -217,7 +214,7 @@ def shifted(
         SurgeryError: S530 if the reader takes no positions; :func:`can_shift` tells.
 
     """
-    call = Call(slots.tokens, slots.parameters, args, kwargs)
+    call = ReaderCall(slots.tokens, slots.parameters, args, kwargs)
     if call.batch:
         call.shift(shift)
     return call.arguments()

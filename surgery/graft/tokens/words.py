@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.huggingface.vocabulary import token_ids
 from surgery.language.diagnostics import error
 
 
@@ -27,7 +28,7 @@ def embedded_words(
                 "a prompt that starts as a text needs the model's tokenizer",
                 help="pass tokenizer=, or leave `text` out to start from words drawn at random",
             )
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = token_ids(tokenizer, text)
     if len(ids) > count:
         raise error(
             "S418",

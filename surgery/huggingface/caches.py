@@ -22,8 +22,10 @@ def past_of(cache: Any) -> int | None:
     """
     if cache is None:
         return None
+    # RWKV: a list of states, empty at first.
     if type(cache) in (tuple, list) and all(map(_recurs, cache)):
         return UNTOLD if cache else 0
+    # xLSTM counts the tokens itself.
     if hasattr(cache, "seqlen_offset"):
         return int(cache.seqlen_offset)
     length = _length(cache)
@@ -41,7 +43,7 @@ def _length(cache: Any) -> int | None:
     told = getattr(cache, "get_seq_length", None)
     if told is None:
         return None
-    # transformers' caches without a layer of keys have no length, but know of a state.
+    # Caches of Mamba and other recurrences have no layer of keys and no length, but know of a state.
     layers = getattr(cache, "layers", ())
     if layers and not any(hasattr(layer, "get_seq_length") for layer in layers):
         return UNTOLD if cache.has_previous_state() else 0
@@ -54,6 +56,7 @@ def make_room(cache: Any, n: int) -> None:
 
     Layers that slide get them, too: what they must not see any more the mask hides.
     """
+    # T5, BART and others with a decoder have one cache for it and one for the encoder's states.
     for layer in getattr(getattr(cache, "self_attention_cache", cache), "layers", ()):
         size, room = getattr(layer, "max_cache_len", None), getattr(layer, _ROOM, 0)
         if size is not None and room < n:

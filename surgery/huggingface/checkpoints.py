@@ -1,4 +1,4 @@
-"""All that is known here of transformers, imported only when one of its models comes by."""
+"""Models of transformers from and to disk, in transformers' own format."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from typing import Any
 
 from torch import nn
 
+from surgery.huggingface.files import KINDS
 from surgery.language.diagnostics import SurgeryError, error, nearest
-
-KINDS = "a transformers directory, a GGUF file, a hub id or `package.module:factory`"
 
 
 @dataclass(frozen=True)
-class Place:
+class Checkpoint:
     """Where transformers finds a model: a directory or hub id, and a GGUF file in it, if any."""
 
     name: str
@@ -37,33 +36,33 @@ class Place:
         return str(Path(self.name, self.gguf)) if self.gguf else self.name
 
 
-def read_model(place: Place) -> nn.Module:
-    """The model at ``place``, as the class that its configuration names."""
-    transformers = _transformers(place)
-    with _quiet(transformers, place), _reading(place):
-        config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
-        options: dict[str, Any] = dict(place.options)
-        if place.gguf and hasattr(transformers, "GgufConfig"):
+def read_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model at ``checkpoint``, as the class that its configuration names."""
+    transformers = _transformers(checkpoint)
+    with _quiet(transformers, checkpoint), _reading(checkpoint):
+        config = transformers.AutoConfig.from_pretrained(checkpoint.name, **checkpoint.options)
+        options: dict[str, Any] = dict(checkpoint.options)
+        if checkpoint.gguf and hasattr(transformers, "GgufConfig"):
             # Where a GGUF kernel is installed the weights would stay packed, and none could merge.
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model, report = _model_class(transformers, config, place).from_pretrained(
-            place.name, config=config, output_loading_info=True, **options
+        model, report = _model_class(transformers, config, checkpoint).from_pretrained(
+            checkpoint.name, config=config, output_loading_info=True, **options
         )
     missing = sorted(report["missing_keys"])
     if missing:
         raise error(
             "S507",
-            f"`{place}` lacks weights that {type(model).__name__} has: {listed(missing)}",
+            f"`{checkpoint}` lacks weights that {type(model).__name__} has: {listed(missing)}",
             help="they would be random; where that is meant, build the model in a factory",
         )
     return model
 
 
-def read_tokenizer(place: Place) -> Any:
-    """The tokenizer at ``place``."""
-    transformers = _transformers(place)
-    with _quiet(transformers, place), _reading(place):
-        return transformers.AutoTokenizer.from_pretrained(place.name, **place.options)
+def read_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer at ``checkpoint``."""
+    transformers = _transformers(checkpoint)
+    with _quiet(transformers, checkpoint), _reading(checkpoint):
+        return transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -71,6 +70,11 @@ def is_pretrained(model: nn.Module) -> bool:
     # None can be here without transformers having been imported.
     transformers: Any = sys.modules.get("transformers")
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def has_configuration(model: nn.Module) -> bool:
+    """Whether ``model`` loads its weights into what its configuration says it consists of."""
+    return hasattr(type(model), "from_pretrained")
 
 
 def write_model(model: nn.Module, directory: Path) -> None:
@@ -98,6 +102,11 @@ def write_model(model: nn.Module, directory: Path) -> None:
         )
 
 
+def write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Save a tokenizer beside its model."""
+    tokenizer.save_pretrained(directory)
+
+
 def unknown(text: str, reason: str) -> SurgeryError:
     """No model is at ``text``; the help names the nearest thing that is there."""
     path = Path(text).expanduser()
@@ -114,38 +123,40 @@ def listed(names: list[str], most: int = 3) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"
 
 
-def _transformers(place: Place) -> Any:
-    for package in ("transformers", *(("gguf",) if place.gguf else ())):
+def _transformers(checkpoint: Checkpoint) -> Any:
+    for package in ("transformers", *(("gguf",) if checkpoint.gguf else ())):
         if importlib.util.find_spec(package) is None:
             raise error(
                 "S502",
-                f"`{place}` needs the package `{package}`, which isn't installed",
+                f"`{checkpoint}` needs the package `{package}`, which isn't installed",
                 help="pip install 'model-surgery[transformers]'",
             )
     return importlib.import_module("transformers")
 
 
-def _model_class(transformers: Any, config: Any, place: Place) -> Any:
+def _model_class(transformers: Any, config: Any, checkpoint: Checkpoint) -> Any:
     for name in (config.architectures or ())[:1]:
         found = getattr(transformers, name, None)
         if found is not None:
             return found
-    if not place.gguf:
+    if not checkpoint.gguf:
         return transformers.AutoModel
     both = getattr(config, "is_encoder_decoder", False)
     return transformers.AutoModelForSeq2SeqLM if both else transformers.AutoModelForCausalLM
 
 
 @contextmanager
-def _quiet(transformers: Any, place: Place | None = None) -> Generator[None]:
+def _quiet(transformers: Any, checkpoint: Checkpoint | None = None) -> Generator[None]:
     """No warnings and bars from transformers, save those of a download."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if place is None or not place.hub:
+    if checkpoint is None or not checkpoint.hub:
         logging.disable_progress_bar()
     # Unpacking GGUF tensors shows a bar of its own that heeds no setting.
-    still = redirect_stderr(StringIO()) if place is not None and place.gguf else nullcontext()
+    still = (
+        redirect_stderr(StringIO()) if checkpoint is not None and checkpoint.gguf else nullcontext()
+    )
     try:
         with warnings.catch_warnings(), still:
             warnings.simplefilter("ignore")
@@ -157,14 +168,14 @@ def _quiet(transformers: Any, place: Place | None = None) -> Generator[None]:
 
 
 @contextmanager
-def _reading(place: Place) -> Generator[None]:
+def _reading(checkpoint: Checkpoint) -> Generator[None]:
     try:
         yield
     except Exception as cause:
         reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
-        if place.hub and isinstance(cause, OSError):
-            raise unknown(place.name, f"it isn't here, and from the hub: {reason}") from cause
-        raise error("S507", f"`{place}` can't be loaded: {reason}") from cause
+        if checkpoint.hub and isinstance(cause, OSError):
+            raise unknown(checkpoint.name, f"it isn't here, and from the hub: {reason}") from cause
+        raise error("S507", f"`{checkpoint}` can't be loaded: {reason}") from cause
 
 
 @contextmanager
