@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -76,21 +75,22 @@ def replaced(
 
 
 def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, *args: Any) -> Any:
-        made = original(*args)
-        return dataclasses.replace(made, weight=made.weight * 1.001)
+    def off(original: Any, base: Any, edit: Any, wraps: Any, room: Any) -> Any:
+        made: list[Tensor] = []
+        bias = original(base, edit, wraps, lambda: made.append(room()) or made[0])
+        made[0].data.mul_(1.001)
+        return bias
 
-    replaced(monkeypatch, merging, "merged_layer", off)
+    replaced(monkeypatch, merging, "write_merged", off)
     assert broken(model()) == ["merged = adapted"]
 
 
 def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
     def off(original: Any, base: Any, edit: Any, *args: Any) -> Any:
-        made = original(base, edit, *args)
-        wrong = edit.owner == "layers.1.up"
-        return dataclasses.replace(made, bias=made.bias + 1) if wrong else made
+        bias = original(base, edit, *args)
+        return bias + 1 if edit.owner == "layers.1.up" else bias
 
-    replaced(monkeypatch, merging, "merged_layer", off)
+    replaced(monkeypatch, merging, "write_merged", off)
     found = surgery.verify(model(), SPEC)
     (verdict,) = [v for v in found.verdicts if v.outcome == "broken"]
     assert verdict.promise == "merged = adapted"
@@ -98,12 +98,12 @@ def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
-    def nothing(original: Any, base: Any, edit: Any, *args: Any) -> Any:
-        made = original(base, edit, *args)
-        weight = base.get_submodule(edit.owner).weight.detach().clone()
-        return dataclasses.replace(made, weight=weight)
+    def nothing(original: Any, base: Any, edit: Any, wraps: Any, room: Any) -> Any:
+        into = room().detach()
+        into.copy_(base.get_submodule(edit.owner).weight)
+        return original(base, edit, wraps, lambda: torch.empty_like(into))
 
-    replaced(monkeypatch, merging, "merged_layer", nothing)
+    replaced(monkeypatch, merging, "write_merged", nothing)
     assert broken(model()) == ["merged = adapted"]
 
 
@@ -113,10 +113,10 @@ def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_leaving_that_loses_bits(monkeypatch: pytest.MonkeyPatch):
-    def lossy(original: Any, base: Any, layer: Any, put: Any) -> None:
-        original(base, layer, lambda parameter, value: parameter.data.copy_(value))
+    def lossy(parameter: Any, room: Any, lasting: bool) -> None:
+        parameter.data.copy_(room)
 
-    replaced(monkeypatch, merging, "_write", lossy)
+    monkeypatch.setattr(merging, "_show", lossy)
     assert "contexts restore" in broken(model())
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from surgery.anatomy.modules import all_modules, module_at
-from surgery.graft.merged_layer import MergedLayer
+from surgery.graft.merged_layer import write_merged
 from surgery.graft.state import named_modules
 from surgery.planning.edit import Edit
 from surgery.planning.fingerprint import dtype_name
+from surgery.rules.expand import Wrapped
 
 
 class Became:
@@ -22,6 +23,8 @@ class Became:
         self.held: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in all_modules(model):
             for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
                 self.held.setdefault(id(parameter), []).append((module, name))
 
     def replaced(self, edit: Edit) -> str | None:
@@ -45,12 +48,15 @@ class Became:
         assert edit.layer is not None
         return any(len(self.held.get(id(table.get(n)), ())) > 1 for n in edit.layer.names.values())
 
-    def changed(self, edit: Edit, now: MergedLayer) -> str | None:
-        """What reads a tensor that would change ``now``, and was tied to it since, in words."""
+    def changed(self, edit: Edit, wraps: list[Wrapped]) -> str | None:
+        """What reads a tensor that merging ``wraps`` would change, and was tied to it since, in words."""
         assert edit.layer is not None
-        module = module_at(self.model, edit.owner)
-        for key, value in (("W", now.weight), ("b", now.bias)):
-            name = edit.layer.names[key]
+        module, names = module_at(self.model, edit.owner), edit.layer.names
+        weight = module._parameters[names["W"]]
+        assert weight is not None
+        now = torch.empty_like(weight, requires_grad=False)
+        bias = write_merged(self.model, edit, wraps, lambda: now)
+        for name, value in ((names["W"], now), (names["b"], bias)):
             held = module._parameters.get(name)
             if held is None or value is None:
                 continue

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from surgery.graft.became import Became
 from surgery.graft.contexts import Context, changing
 from surgery.graft.hosts import host_of
 from surgery.graft.mergeable import mergeable
-from surgery.graft.merged_layer import merged_layer
+from surgery.graft.merged_layer import write_merged
 from surgery.graft.rebase import rebase
 from surgery.graft.sites import sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
@@ -24,9 +22,6 @@ from surgery.graft.structure import Structure
 from surgery.language.diagnostics import error
 from surgery.planning.edit import Edit
 from surgery.rules.expand import Wrapped
-
-Put = Callable[[nn.Parameter, Tensor], None]
-"""Gives a parameter a new value."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def merge_specs(model: nn.Module) -> MergeReport:
             first = plan.stayed[0] if plan.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing can be merged", help=help)
-        _carry_out(model, surgery, plan, partial(_overwrite, structure))
+        _carry_out(model, surgery, plan, structure)
     return plan.report
 
 
@@ -123,14 +118,20 @@ def _merge(model: nn.Module) -> None:
     check_standing(model, surgery)
     plan = _plan(model, surgery)
     if plan.layers:
-        _carry_out(model, surgery, plan, _replace)
+        _carry_out(model, surgery, plan)
 
 
-def _carry_out(model: nn.Module, surgery: Surgery, plan: MergePlan, put: Put) -> None:
-    """Merge one layer after the other; what is computed for one is gone before the next."""
+def _carry_out(
+    model: nn.Module, surgery: Surgery, plan: MergePlan, structure: Structure | None = None
+) -> None:
+    """Merge one layer after the other; what is computed for one is gone before the next.
+
+    With the ``structure`` of the model weights are written in place where that can be undone;
+    without, each gets memory of its own, and what it had stays where it is.
+    """
     host_of(model).uninstall(model)
     for layer in plan.layers:
-        _write(model, layer, put)
+        _write(model, layer, structure)
     take_out(model, plan.edits)
     now = keep(surgery, plan.edits)
     if now.applied:
@@ -138,40 +139,47 @@ def _carry_out(model: nn.Module, surgery: Surgery, plan: MergePlan, put: Put) ->
     enforce(model, surgery, now)
 
 
-def _write(model: nn.Module, merging: Merging, put: Put) -> None:
+@torch.no_grad()
+def _write(model: nn.Module, merging: Merging, structure: Structure | None) -> None:
     first = merging.edits[0]
     assert first.layer is not None
-    made = merged_layer(model, first, merging.wraps)
     module, names = module_at(model, first.owner), first.layer.names
     table = module._parameters
     weight, bias = table[names["W"]], table.get(names["b"])
     assert weight is not None
-    put(weight, made.weight)
-    if made.bias is not None and bias is not None:
-        put(bias, made.bias)
-    elif made.bias is not None:
-        added = nn.Parameter(made.bias, requires_grad=weight.requires_grad)
+    lasting, rooms = structure is not None, list[Tensor]()
+
+    def room() -> Tensor:
+        rooms.append(_room(weight, structure))
+        return rooms[0]
+
+    offset = write_merged(model, first, merging.wraps, room)
+    _show(weight, rooms[0], lasting)
+    if offset is not None and bias is not None:
+        _show(bias, _room(bias, structure).copy_(offset), lasting)
+    elif offset is not None:
+        added = nn.Parameter(offset, requires_grad=weight.requires_grad)
         setattr(module, names["b"], added)
 
 
-def _replace(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give ``parameter`` the memory of ``value``; its own stays as it is, for what it had."""
-    parameter.data = value
-
-
-@torch.no_grad()
-def _overwrite(structure: Structure, parameter: nn.Parameter, value: Tensor) -> None:
-    """Write ``value`` where ``parameter`` is, if nobody else looks there.
-
-    A backward through a forward before fails from here on: it would read the weights after.
-    """
-    if structure.holds_alone(parameter):
+def _room(parameter: nn.Parameter, structure: Structure | None) -> Tensor:
+    """Where the new value of ``parameter`` is written."""
+    if structure is not None and structure.holds_alone(parameter):
         structure.keep(parameter)
-        parameter.copy_(value)
-        return
-    parameter.data = value
-    if not parameter.is_inference():
-        increment_version(parameter)
+        return parameter
+    return torch.empty_like(parameter, requires_grad=False)
+
+
+def _show(parameter: nn.Parameter, room: Tensor, lasting: bool) -> None:
+    """Have ``parameter`` show what is in the ``room`` made for it.
+
+    A backward through a forward before a ``lasting`` merge fails from here on: it would read the
+    weights after. A state has versions of its own (see exchange.py).
+    """
+    if room is not parameter:
+        parameter.data = room
+        if lasting and not parameter.is_inference():
+            increment_version(parameter)
 
 
 def _plan(model: nn.Module, surgery: Surgery) -> MergePlan:
@@ -194,7 +202,7 @@ def _plan(model: nn.Module, surgery: Surgery) -> MergePlan:
         if not inside:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-        tied = became.tied(first) and became.changed(first, merged_layer(model, edits[0], inside))
+        tied = became.tied(first) and became.changed(first, inside)
         if tied:
             plan.stayed += [Stayed(*e.key, tied) for e in edits]
         else:

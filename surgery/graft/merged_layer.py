@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,75 +17,82 @@ from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
 
 
-@dataclass(frozen=True)
-class MergedLayer:
-    """What the weight of a layer becomes, and its bias if that is another; in the layer's form."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
 @torch.no_grad()
-def merged_layer(model: nn.Module, edit: Edit, wraps: list[Wrapped]) -> MergedLayer:
-    """The layer of ``edit`` with the methods ``wraps`` merged, computed in float32 or wider."""
+def write_merged(
+    model: nn.Module, edit: Edit, wraps: list[Wrapped], room: Callable[[], Tensor]
+) -> Tensor | None:
+    """Merge the methods ``wraps`` into the layer of ``edit``, and write its weight into a ``room``.
+
+    It is computed in float32 or wider and rounded once. The room has the form of the weight, and
+    may be it. It is asked for when what was computed on the way is gone, and takes its place: what
+    lasts would else stand in the memory between.
+
+    Returns:
+        What the bias becomes, if it is another.
+
+    """
     module, layer = module_at(model, edit.owner), edit.layer
     found = program_of(edit, wraps).merge
     assert layer is not None
     assert not isinstance(found, NotAffine)
-    weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
-    # One that its module adds later is no part of the product.
-    bias = bias if layer.bias else None
-    assert weight is not None
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    cache: dict[Expression, Tensor] = {}
-
-    def value(e: Expression) -> Tensor:
-        if e not in cache:
-            if e.op == "operand":
-                tensor = module._parameters[layer.names[e.name]]
-            else:
-                holder, _, name = e.name.rpartition(".")
-                tensor = getattr(module_at(module, holder), name)
-            assert tensor is not None
-            cache[e] = tensor.detach().to(wide)
-        return cache[e]
-
+    operands = _Operands(module, layer)
     if layer.experts:
-        return MergedLayer(_each(found.weight, layer, edit, value, weight), None)
-    matrix = compute(found.weight, layer, edit.sizes, value)
-    offset = compute(found.bias, layer, edit.sizes, value)
-    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
+        into = room()
+        for i, part in enumerate(by_expert(into, layer)):
+            merged = compute(found.weight, layer, edit.sizes, operands.of_expert(i))
+            part.copy_(merged.t() if layer.kind == "transposed" else merged)
+        return None
+    matrix = compute(found.weight, layer, edit.sizes, operands)
+    offset = compute(found.bias, layer, edit.sizes, operands)
+    # One that its module adds later is no part of the product.
+    own = layer.bias and module._parameters.get(layer.names["b"]) is not None
+    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and not own):
         offset = None
     if layer.kind == "embedding" and offset is not None:
         # A one-hot input sums to one, so the bias is the same row added to each.
-        matrix, offset = (
-            matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset),
-            None,
-        )
+        matrix = matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset)
+        offset = None
     shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
-    merged = shaped.to(weight.dtype).reshape(weight.shape)
-    if merged.stride() != weight.stride():
-        merged = torch.empty_like(weight).copy_(merged)
+    operands.known.clear()
+    into = room()
+    into.copy_(shaped.reshape(into.shape))
     if offset is None:
-        return MergedLayer(merged, None)
-    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
-    return MergedLayer(merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
+        return None
+    full = torch.empty(layer.out, dtype=into.dtype, device=into.device)
+    return full.copy_(torch.as_tensor(offset, device=into.device))
 
 
-def _each(
-    matrix: Expression,
-    layer: Layer,
-    edit: Edit,
-    value: Callable[[Expression], Tensor],
-    weight: Tensor,
-) -> Tensor:
-    """The merged weights of all experts, one computed after the other."""
-    merged = torch.empty_like(weight)
-    for i, into in enumerate(by_expert(merged, layer)):
+class _Operands:
+    """What the expressions of a merge read, in float32 or wider, each converted once."""
 
-        def one(e: Expression, i: int = i) -> Tensor:
-            return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
+    def __init__(self, module: nn.Module, layer: Layer):
+        self.module = module
+        self.layer = layer
+        weight = module._parameters[layer.names["W"]]
+        assert weight is not None
+        self.wide = torch.promote_types(weight.dtype, torch.float32)
+        self.known: dict[Expression, Tensor] = {}
 
-        found = compute(matrix, layer, edit.sizes, one)
-        into.copy_(found.t() if layer.kind == "transposed" else found)
-    return merged
+    def __call__(self, expression: Expression) -> Tensor:
+        if expression not in self.known:
+            self.known[expression] = self._own(expression).to(self.wide)
+        return self.known[expression]
+
+    def of_expert(self, number: int) -> Callable[[Expression], Tensor]:
+        """Those of one expert alone."""
+
+        def value(expression: Expression) -> Tensor:
+            own = self._own(expression)
+            held = by_expert(own, self.layer) if expression.op == "operand" else own
+            return held[number].to(self.wide)
+
+        return value
+
+    def _own(self, expression: Expression) -> Tensor:
+        if expression.op == "operand":
+            tensor = self.module._parameters[self.layer.names[expression.name]]
+        else:
+            holder, _, name = expression.name.rpartition(".")
+            tensor = getattr(module_at(self.module, holder), name)
+        assert tensor is not None
+        return tensor.detach()
