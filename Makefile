@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test environments quick format lint types grammar fuzz benchmark clean
+.PHONY: help environment demo test environments quick format lint tables types grammar fuzz benchmark clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ grammar: $(STRICT) ## The grammar has no conflicts, as strictly as Lark can tell
 $(STRICT): pyproject.toml $(INSTALLED)
 	$(PIP) install --quiet --target $@ --upgrade --group grammar
 	@touch $@
+
+tables: $(INSTALLED) ## Write the parse tables that are kept beside the grammar
+	$(BIN)/python -m surgery.language.tables
 
 types: $(INSTALLED) ## Pyright, strict
 	$(BIN)/pyright --pythonpath $(BIN)/python

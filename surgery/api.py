@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from surgery.graft.hosts import host_of
 from surgery.graft.load import load_adapter
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import save_adapter
-from surgery.graft.target import adapted_of, model_of, unwrapped
+from surgery.graft.target import adapted_of, is_program, model_of, returned, unwrapped
 from surgery.graft.tokens.ensemble import vote
 from surgery.language import syntax
 from surgery.language.diagnostics import render
@@ -81,7 +81,7 @@ def apply(
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
     grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
-    return model
+    return returned(model, target)
 
 
 def _told(plan: Plan) -> None:
@@ -148,7 +148,7 @@ def reread(model: nn.Module) -> None:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return all trainable parameters by name: added ones and base parameters."""
-    return grafting.trainable_parameters(adapted_of(model))
+    return grafting.trainable_parameters(model if is_program(model) else adapted_of(model))
 
 
 def merge(model: nn.Module) -> MergeReport:
@@ -161,7 +161,15 @@ def merge(model: nn.Module) -> MergeReport:
         SurgeryError: S512 if nothing was applied, S513 if nothing can be merged.
 
     """
-    return merge_specs(adapted_of(model))
+    if not is_program(model):
+        return merge_specs(adapted_of(model))
+    from surgery.graft.programs.verbs import to_merge
+
+    target = to_merge(model)
+    report = merge_specs(target)
+    if report.stayed:
+        warn(str(report))
+    return returned(model, target)
 
 
 def ensemble(
@@ -200,7 +208,9 @@ def fold(model: nn.Module) -> FoldReport:
         SurgeryError: S512 if nothing was applied, S519 if there is nothing to fold.
 
     """
-    return fold_specs(adapted_of(model))
+    target = adapted_of(model)
+    report = fold_specs(target)
+    return returned(model, target) if is_program(model) else report
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
@@ -220,6 +230,8 @@ def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
             applied is on record on a part of the model, S523 if the model has lost it.
 
     """
+    if is_program(model):
+        return nullcontext(merge(model))
     return merged_specs(adapted_of(model))
 
 
@@ -235,6 +247,8 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
             is on record on a part of the model.
 
     """
+    if is_program(model):
+        return nullcontext(remove(model))
     return grafting.disabled_specs(adapted_of(model))
 
 
@@ -251,8 +265,9 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
             :func:`disabled`; S523 if the model has lost what is to stay.
 
     """
-    grafting.remove_specs(adapted_of(model), name)
-    return model
+    target = adapted_of(model)
+    grafting.remove_specs(target, name)
+    return returned(model, target)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -306,5 +321,11 @@ def load(
             S536 for another word for ``base``.
 
     """
-    load_adapter(unwrapped(model), path, example_inputs, base, tell=warn)
-    return model
+    if is_program(model):
+        from surgery.graft.programs.verbs import to_load
+
+        target: nn.Module = to_load(model, path)
+    else:
+        target = unwrapped(model)
+    load_adapter(target, path, example_inputs, base, tell=warn)
+    return returned(model, target)

@@ -14,7 +14,7 @@ from surgery.graft.target import model_of
 from surgery.planning.plan import Plan
 from surgery.reports.comparison import moves
 from surgery.reports.comparison_text import Compared, training_changes
-from surgery.reports.context import Context, context_of
+from surgery.reports.context import ModelContext, context_of
 from surgery.reports.diff_markdown import markdown_of
 from surgery.reports.diff_text import notes_of, text_of
 from surgery.reports.entries import Entry, entries_of
@@ -92,7 +92,7 @@ class Diff:
     """A plan as a report: ``str()``, :meth:`as_markdown`, :meth:`as_json`, or in colour by rich."""
 
     plan: Plan
-    context: Context = field(repr=False)
+    context: ModelContext = field(repr=False)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -155,7 +155,7 @@ class Comparison:
 
     before: Plan
     after: Plan
-    context: Context = field(repr=False)
+    context: ModelContext = field(repr=False)
 
     @cached_property
     def compared(self) -> Compared:

@@ -19,7 +19,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError, render
 from surgery.planning.spec import read_spec
 from surgery.reports.explanation import Explanation, explanation_of
 from surgery.reports.figures import aligned, quoted, some
-from surgery.reports.matches import Match, matches_of
+from surgery.reports.matches import SiteFamily, matches_of
 from surgery.reports.terminal import painted
 from surgery.reports.tree import Branch, rows_of, tree_of
 
@@ -70,7 +70,7 @@ class Inspection:
 
     selector: str | None
     tree: Branch | None
-    matches: tuple[Match, ...]
+    matches: tuple[SiteFamily, ...]
     warnings: tuple[Diagnostic, ...] = field(default=())
 
     def __str__(self) -> str:

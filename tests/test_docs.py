@@ -66,3 +66,17 @@ def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text("utf-8"))}
     assert {p for p in PAGES if p.parent != ROOT} - linked - {index} == set()
+
+
+SHOWN = [
+    pytest.param(*text.split("\n", 1), id=f"{named(page)}-{i}")
+    for page in PAGES
+    for i, (language, text) in enumerate(blocks(page))
+    if language == "py"
+]
+
+
+@pytest.mark.parametrize(("where", "code"), SHOWN)
+def test_code_that_is_shown_is_in_the_file_it_names(where: str, code: str) -> None:
+    """A `py` block begins with `# path`, and the rest of it stands there word for word."""
+    assert code in (ROOT / where.removeprefix("# ")).read_text(encoding="utf-8")

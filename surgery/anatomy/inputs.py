@@ -16,6 +16,8 @@ from surgery.language.diagnostics import error
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 BATCH = 2
 LENGTH = 8
+EXAMPLE = "_surgery_inputs"
+"""The attribute of a module that came with arguments for one forward, as exported programs do."""
 
 
 def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
@@ -37,6 +39,9 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     """Inputs worth a try, the likeliest first; only ``given`` if that is given."""
     if given is not None:
         yield as_given(given)
+        return
+    if EXAMPLE in model.__dict__:
+        yield model.__dict__[EXAMPLE], {}
         return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(model, fx.GraphModule):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.anatomy.dims import TURNED, Sizes
 from surgery.anatomy.kept import kept
 from surgery.anatomy.numbers import deciding
 from surgery.anatomy.paths import Paths
@@ -19,6 +20,7 @@ from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
 from surgery.anatomy.uses import Uses
+from surgery.anatomy.varied import LentSizes, Varied
 from surgery.language.diagnostics import SurgeryError
 
 
@@ -40,7 +42,7 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
         found = forward(model, example_inputs, cheap=True)
     except SurgeryError:
         found = forward(model, example_inputs)
-    return found.anatomy.of(model)
+    return found.anatomy.of(model, found.lend(model, example_inputs))
 
 
 def forward(
@@ -60,13 +62,18 @@ class Forward:
     def __init__(self, record: Record, paths: Paths):
         self.record = record
         self.paths = paths
+        self.sizes = LentSizes()
         self.lasting = record.release()
         self.deciding = deciding(record)
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """The roles of modules, and what passes these."""
-        return Anatomy(self.record, self.paths)
+        return Anatomy(self.record, self.paths, self.sizes)
+
+    def lend(self, model: nn.Module, example_inputs: Any) -> Varied:
+        """Have the inputs at hand, to be varied as long as the caller keeps what this returns."""
+        return self.sizes.lend(Varied(model, example_inputs, self.paths, self.record))
 
     @cached_property
     def uses(self) -> Uses:
@@ -84,19 +91,20 @@ class Passage:
 
 
 class Anatomy:
-    """What one forward of a model tells of it."""
+    """What one forward of a model tells of it, and where ``sizes`` say too little, some more."""
 
     model: nn.Module | None = None
 
-    def __init__(self, record: Record, paths: Paths):
+    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
         self.record = record
         self.paths = paths
+        self.sizes = sizes
 
-    def of(self, model: nn.Module) -> Anatomy:
-        """The same for use apart: the names in it are those of ``model``, which lives with it."""
+    def of(self, model: nn.Module, sizes: Sizes) -> Anatomy:
+        """The same for use apart: with it lives ``model``, whose names are in it, and ``sizes``."""
         _ = self.reading
         found = copy(self)
-        found.model = model
+        found.model, found.sizes = model, sizes
         return found
 
     @cached_property
@@ -104,7 +112,7 @@ class Anatomy:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
         with torch.inference_mode(False), torch.enable_grad():
-            return Reading(self.record, self.paths)
+            return Reading(self.record, self.paths, self.sizes)
 
     @property
     def places(self) -> dict[str, tuple[Site, ...]]:
@@ -214,14 +222,15 @@ class Anatomy:
         value, flow = self._value(port), self.reading.flow
         if value is None:
             return False
-        states = self.record.shapes[value][:2]
         given = [
-            self.record.shapes[argument][:2]
+            argument
             for argument in self.record.arguments
             if len(self.record.shapes[argument]) == (3 if flow.is_number(argument) else 2)
             and flow.depends(value, argument)
         ]
-        return states not in given and states[::-1] in given
+        if any(flow.dims.alike(value, argument) for argument in given):
+            return False
+        return any(flow.dims.alike(value, argument, TURNED) for argument in given)
 
     def sequences(self, port: Port) -> Port | None:
         """Where states [batch, length, features] come into a call around ``port``, whose value has

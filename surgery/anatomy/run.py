@@ -41,7 +41,7 @@ def record(
     for inputs in candidates(model, given):
         for how in ways[:1] if cheap and ways[0] == "fake" else ways:
             try:
-                return _recorded(model, inputs, paths, how, training)
+                return recorded(model, inputs, paths, how, training)
             except Exception as failure:
                 failures.append((how, failure))
     if not failures:
@@ -57,7 +57,10 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
     return ("real", "fake") if small else ("fake", "real")
 
 
-def _recorded(model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool) -> Record:
+def recorded(
+    model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool = False
+) -> Record:
+    """What ``model`` does with ``inputs``, run in one way: on ``real`` or ``fake`` tensors."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
     recorder = Recorder(paths, fake)
     with ExitStack() as stack:

@@ -318,6 +318,30 @@ def matrix_site(weight: Site, matrix: Matrix) -> Site:
     return replace(weight, kind="matrix", matrix=matrix, packed=weight.path.rpartition(".")[2])
 
 
+def site_elsewhere(site: Site, one: str, other: str) -> Site:
+    """``site``, which lies in the module ``one``, as it stands in ``other``, a module just like it."""
+
+    def within(path: str) -> bool:
+        return path == one or path.startswith((f"{one}.", f"{one}["))
+
+    def moved(path: str) -> str:
+        return other + path[len(one) :] if within(path) else path
+
+    def moved_port(port: Port) -> Port:
+        return replace(port, path=moved(port.path))
+
+    return replace(
+        site,
+        path=moved(site.path),
+        paths=tuple(moved(path) for path in site.paths if within(path)),
+        entry=moved_port(site.entry),
+        exit=moved_port(site.exit),
+        residual=moved_port(site.residual) if site.residual else None,
+        norm=moved(site.norm) if site.norm else None,
+        members=tuple(map(moved, site.members)),
+    )
+
+
 def covers(place: str, path: str) -> bool:
     """Whether ``path`` is ``place`` or lies below it; the root covers everything."""
     return not place or path == place or path.startswith(place + ".")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from functools import partial
 
 FINE, FAILED, CHANGED, MISUSED, STOPPED, UNREAD = 0, 1, 2, 64, 130, 141
 """Exit codes: all well; an error, or a promise broken; `diff --exit-code` found changes; usage;
@@ -12,8 +15,28 @@ stopped by Ctrl-C; nobody reads the output any more, as behind `| head`."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; errors go to stderr, without a traceback."""
     try:
-        from surgery.cli.application import run
+        from surgery.cli.ending import ended
 
-        return run(arguments)
+        return ended(partial(_run, arguments))
     except KeyboardInterrupt:
         return STOPPED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command, *paths = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if command in ("check", "fmt") and paths and not any(map(_may_mean_more, paths)):
+        # Importing Typer takes as long as checking a file.
+        from surgery.cli import texts
+
+        return texts.check(paths) if command == "check" else texts.fmt(paths)
+    from surgery.cli.application import run
+
+    return run(arguments)
+
+
+def _may_mean_more(word: str) -> bool:
+    """Whether a word may be an option, or what Typer expands on Windows."""
+    return (word.startswith("-") and word != "-") or (os.name == "nt" and bool(set(word) & _WILD))
+
+
+_WILD = set("*?[~$%")

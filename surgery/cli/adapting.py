@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from surgery.cli.arguments import Adapter, Base, BaseMatch, Force, Inputs, Model, Output, Spec
+from surgery.cli.arguments import (
+    Adapter,
+    BaseComparison,
+    BaseMatch,
+    Force,
+    Inputs,
+    Model,
+    Output,
+    Spec,
+)
 from surgery.cli.loading import inputs_of, tokenizer_of, tokenizing
 from surgery.cli.outputs import check_adapter_output, check_model_output
 from surgery.cli.screen import complain, show, working
@@ -69,7 +78,7 @@ def merge(
     adapter: Adapter,
     output: Output,
     inputs: Inputs = None,
-    base: BaseMatch = Base.exact,
+    base: BaseMatch = BaseComparison.exact,
     force: Force = False,
 ) -> None:
     """Merge ADAPTER into MODEL and save the whole model."""
@@ -91,7 +100,7 @@ def fold(
     adapter: Adapter,
     output: Output,
     inputs: Inputs = None,
-    base: BaseMatch = Base.exact,
+    base: BaseMatch = BaseComparison.exact,
     force: Force = False,
 ) -> None:
     """Fold the networks of ADAPTER into their output.
@@ -111,7 +120,7 @@ def fold(
     show("\n".join([*compared, str(report), f"Saved {written} ({_megabytes(written)})."]))
 
 
-def _load(model: nn.Module, adapter: Path, base: Base, inputs: str | None) -> list[str]:
+def _load(model: nn.Module, adapter: Path, base: BaseComparison, inputs: str | None) -> list[str]:
     """Load ``adapter``; a line that says what of the base was not compared, if anything."""
     from surgery.graft.load import load_adapter
 

@@ -9,18 +9,16 @@ import typer
 
 from surgery import __version__
 from surgery.cli import (
-    FAILED,
     FINE,
     MISUSED,
     STOPPED,
-    UNREAD,
     adapting,
     catalogue,
     promises,
     reviewing,
-    texts,
+    text_commands,
 )
-from surgery.cli.screen import OutputError, complain, finish, prepare, say, show, silence
+from surgery.cli.screen import say, show
 from surgery.language.diagnostics import SurgeryError
 
 HELP = """Adapt PyTorch models with a declarative spec.
@@ -41,7 +39,7 @@ application = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (adapting, reviewing, promises, texts, catalogue):
+for group in (adapting, reviewing, promises, text_commands, catalogue):
     group.register(application)
 
 
@@ -64,38 +62,20 @@ def _root(
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """Run one command; the exit code."""
-    prepare()
-    try:
-        code = _run(arguments)
-        finish()
-    except BrokenPipeError:
-        silence()
-        return UNREAD
-    except SystemExit:  # so click ends where nobody reads what it printed
-        silence()
-        return UNREAD
-    except OutputError as problem:
-        silence()
-        complain([problem.diagnostic])
-        return FAILED
-    return code
+    """Run one command; the exit code.
 
+    Raises:
+        SurgeryError, OSError: as `ending.py` expects them.
 
-def _run(arguments: Sequence[str] | None) -> int:
+    """
     given = None if arguments is None else list(arguments)
     try:
         code: Any = application(given, prog_name="surgery", standalone_mode=False)
-    except SurgeryError as found:
-        complain(found.diagnostics)
-        return FAILED
+    except (SurgeryError, OSError):
+        raise
     except typer.Abort:
         say("stopped")
         return STOPPED
-    except OSError as problem:
-        if problem.filename is not None or isinstance(problem, BrokenPipeError):
-            raise
-        raise OutputError(problem) from None
     except Exception as misuse:
         # Typer carries its own click or uses the installed one; their errors share this method.
         explain: Any = getattr(misuse, "format_message", None)

@@ -52,7 +52,7 @@ Force = Annotated[
 ]
 
 
-class Base(StrEnum):
+class BaseComparison(StrEnum):
     """What of a model is compared with the base that an adapter was saved with."""
 
     exact = "exact"
@@ -60,7 +60,7 @@ class Base(StrEnum):
 
 
 BaseMatch = Annotated[
-    Base,
+    BaseComparison,
     typer.Option(
         "--base",
         help="How MODEL is compared with the base of ADAPTER: values too (exact), or names "

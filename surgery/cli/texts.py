@@ -1,45 +1,23 @@
-"""`check` and `fmt`: commands that read texts only, and so start at once."""
+"""What `check` and `fmt` do. They read texts only, and start at once: nothing here imports Typer."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from surgery.cli import FAILED, FINE
-from surgery.cli.arguments import Json
 from surgery.cli.screen import complain, problem, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.resources import NoTextError, decoded, read_text
 from surgery.language.source import LINE_END, Source
 from surgery.language.writing import replacing
 
-Paths = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="PATHS…",
-        help="Files, or directories that contain .peft files; - is stdin.",
-        show_default=False,
-    ),
-]
 
-
-def register(application: typer.Typer) -> None:
-    """Add the commands."""
-    application.command("check")(check)
-    application.command("fmt")(fmt)
-
-
-def check(paths: Paths, as_json: Json = False) -> int:
-    """Check specs and rules without a model.
-
-    Every error of every file is reported, and what is derived from its rules.
-    """
+def check(paths: list[str], as_json: bool = False) -> int:
+    """Check the files at ``paths`` and print what is found; the exit code."""
     from surgery.cli.checking import Checked, check_file, report
 
     checked: list[Checked] = []
@@ -58,16 +36,8 @@ def check(paths: Paths, as_json: Json = False) -> int:
     return FAILED if errors else FINE
 
 
-def fmt(
-    paths: Paths,
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")
-    ] = False,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Write nothing; print what would change.")
-    ] = False,
-) -> int:
-    """Format specs and rules in place."""
+def fmt(paths: list[str], check: bool = False, diff: bool = False) -> int:
+    """Lay out the files at ``paths``, or with ``check`` or ``diff`` only tell; the exit code."""
     from surgery.language.format import format_text
 
     problems: list[Diagnostic] = []
@@ -91,6 +61,8 @@ def fmt(
 
 def _change(path: str, before: str, after: str, check: bool, diff: bool) -> None:
     if diff:
+        import difflib
+
         lines = _lines(before), _lines(after)
         show("".join(difflib.unified_diff(*lines, path, path)).rstrip("\n"))
     elif check:

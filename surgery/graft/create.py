@@ -17,9 +17,9 @@ from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.tokens.words import embedded_words
 from surgery.language.diagnostics import error
+from surgery.layers import Layer
 from surgery.planning.edit import Edit
 from surgery.planning.edit import Tensor as Planned
-from surgery.planning.layers import Layer
 from surgery.planning.plan import Plan
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration

@@ -9,7 +9,7 @@ from torch import fx
 
 from surgery.anatomy.site import Core, Port
 from surgery.graft.attention.rerouting import CoreChange
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.program import Program
 

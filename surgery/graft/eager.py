@@ -26,7 +26,8 @@ from surgery.graft.tokens.sequences import token_slots
 from surgery.graft.weights.effective import write_effective
 from surgery.huggingface import generation
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer, native_layer
+from surgery.layers import Layer
+from surgery.planning.layers import native_layer
 from surgery.rules.prompts import TokenChange, token_change
 
 PREFIX = "_surgery_"

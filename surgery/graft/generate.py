@@ -7,7 +7,7 @@ import linecache
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import fx, nn
@@ -51,7 +51,9 @@ class _Module:
 
 def _source(name: str, graph: fx.Graph) -> tuple[str, str, Names]:
     code = graph.python_code("self")
-    used = set(compile(code.src, name, "exec").co_consts[0].co_names) | {"torch"}
+    # Defaults of arguments stand before the code of the function.
+    constants = compile(code.src, name, "exec").co_consts
+    used = {"torch", *next(c for c in constants if isinstance(c, CodeType)).co_names}
     names = tuple(
         (k, _Module(v.__name__) if isinstance(v, ModuleType) else v)
         for k, v in sorted(code.globals.items())

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration, Init
+
+
+def run(target: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply a function to tensors; a ``str`` target is a method of the first."""
+    if isinstance(target, str):
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
 
 
 class Tensors(Host):
@@ -25,9 +32,7 @@ class Tensors(Host):
         self.values = values
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(target, str):
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        return target(*args, **kwargs)
+        return run(target, *args, **kwargs)
 
     def leaf(self, expression: Expression) -> Tensor:
         return self.values(expression)
@@ -70,7 +75,7 @@ def initial(
         else:
             tensor.fill_(value)
     else:
-        one_hot = bool(layer and layer.kind == "embedding" and str(declaration.shape[-1]) == "m")
+        one_hot = bool(layer and layer.kind.one_hot and str(declaration.shape[-1]) == "m")
         tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
     return nn.Parameter(tensor, requires_grad=not declaration.frozen)
 

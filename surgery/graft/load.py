@@ -80,6 +80,19 @@ def load_adapter(
     return uncompared
 
 
+def restore_adapter(model: nn.Module, file: AdapterFile) -> None:
+    """Apply to its base, ``model``, what an exported program says was applied to it.
+
+    Raises:
+        SurgeryError: S516 if that does not come out of its specs.
+
+    """
+    with changing(model, "load") as structure, _explained(file):
+        drafts = _drafts(model, file, None, structure)
+        _check_tensors(file, drafts)
+        _carry_out(model, drafts, file.tensors, structure)
+
+
 @contextmanager
 def _explained(file: AdapterFile) -> Generator[None]:
     """What goes wrong inside is due to the content of ``file``: S516."""

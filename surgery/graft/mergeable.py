@@ -49,5 +49,5 @@ def _merges_apart(edit: Edit, wraps: list[Wrapped]) -> bool:
     """
     program = _program(edit, wraps) if wraps else None
     found = program and program.merge
-    embedding = edit.layer is not None and edit.layer.kind == "embedding"
+    embedding = edit.layer is not None and edit.layer.kind.one_hot
     return isinstance(found, Merge) and not (embedding and not is_number(found.bias, 0))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.modules import module_at
-from surgery.graft.initialise import by_expert, compute
+from surgery.graft.initialise import by_expert, compute, run
 from surgery.graft.sites import program_of
+from surgery.layers import Layer
 from surgery.planning.edit import Edit
-from surgery.planning.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -40,7 +40,7 @@ def write_merged(
         into = room()
         for i, part in enumerate(by_expert(into, layer)):
             merged = compute(found.weight, layer, edit.sizes, operands.of_expert(i))
-            part.copy_(merged.t() if layer.kind == "transposed" else merged)
+            part.copy_(layer.kind.as_weight(run, layer, merged))
         return None
     matrix = compute(found.weight, layer, edit.sizes, operands)
     offset = compute(found.bias, layer, edit.sizes, operands)
@@ -48,11 +48,9 @@ def write_merged(
     own = layer.bias and module._parameters.get(layer.names["b"]) is not None
     if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and not own):
         offset = None
-    if layer.kind == "embedding" and offset is not None:
-        # A one-hot input sums to one, so the bias is the same row added to each.
-        matrix = matrix + (offset.unsqueeze(1) if isinstance(offset, Tensor) else offset)
-        offset = None
-    shaped = matrix.t() if layer.kind in ("transposed", "embedding") else matrix
+    if layer.kind.one_hot and offset is not None:
+        matrix, offset = layer.folded(run, matrix, offset), None
+    shaped = layer.as_weight(run, matrix)
     operands.known.clear()
     into = room()
     into.copy_(shaped.reshape(into.shape))

@@ -45,13 +45,14 @@ def _save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     for name, tensor in tensors.items():
         check_storable(name, tensor)
     base = base_facts(model, held)
-    applied = [_facts(a) for a in surgery.applied]
+    applied = [applied_facts(a) for a in surgery.applied]
     with replacing(target) as file:
         write_adapter(file, base, applied, tensors)
     return target
 
 
-def _facts(applied: Applied) -> dict[str, Any]:
+def applied_facts(applied: Applied) -> dict[str, Any]:
+    """What a file keeps of one spec, beside tensors."""
     plan = applied.plan
     stored = stored_names(applied.edits)
     methods = [stored_facts(e, stored) for e in applied.edits]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from surgery.graft.state import surgery_of
 from surgery.language.diagnostics import SurgeryError, error
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 _COMPILED = "_orig_mod"
 _WRAPPERS = (DataParallel, DistributedDataParallel)
@@ -18,11 +22,35 @@ _WRAPPERS = (DataParallel, DistributedDataParallel)
 def model_of(given: object) -> nn.Module:
     """The model that ``given`` is, or that PyTorch wrapped in it: compiled, or run in parallel.
 
+    Of an exported program it is a traced graph that does what the program does.
+
     Raises:
         SurgeryError: S546 if it is no module.
 
     """
+    if is_program(given):
+        from surgery.graft.programs.verbs import as_module
+
+        return as_module(given)
     return list(_layers(given))[-1]
+
+
+def is_program(given: object) -> TypeGuard[ExportedProgram]:
+    """Whether ``given`` is what `torch.export` gives."""
+    export = sys.modules.get("torch.export")
+    return export is not None and isinstance(given, export.ExportedProgram)
+
+
+def returned(given: Any, model: nn.Module) -> Any:
+    """What a verb that changed ``model``, the model of ``given``, returns.
+
+    It is ``given``, which has changed; programs are values, so for one it is another.
+    """
+    if not is_program(given):
+        return given
+    from surgery.graft.programs.verbs import as_program
+
+    return as_program(model)
 
 
 def _layers(given: object) -> Iterator[nn.Module]:
@@ -60,6 +88,8 @@ def unwrapped(given: object) -> nn.Module:
             parameters.
 
     """
+    if is_program(given):
+        return model_of(given)
     model = model_of(given)
     if any(isinstance(module, DistributedDataParallel) for module in _layers(given)):
         raise error(
@@ -76,6 +106,4 @@ def _no_module(given: Any) -> SurgeryError:
     help = "a model is a torch.nn.Module"
     if isinstance(given, str):
         help = f"`surgery.load_model({given!r})` reads one"
-    elif kind.__name__ == "ExportedProgram":
-        help = "apply the spec to the model, and export that"
     return error("S546", f"a model was expected, and this is a {kind.__name__}", help=help)

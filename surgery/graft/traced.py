@@ -19,19 +19,21 @@ from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
-from surgery.graft.graphs import kernels
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
+from surgery.graft.graphs.states import check_dims, check_rank
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
 from surgery.language.diagnostics import error
+from surgery.layers.kind import named_rank
 from surgery.planning.edit import Edit
-from surgery.planning.layers import named_rank
 from surgery.rules.expression import Expression
 
 _STACK = "nn_module_stack"
+ORIGIN = "surgery_origin"
+"""Under which a node's meta has the name of the node that it is in an exported program."""
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -197,9 +199,9 @@ class _Writer:
             host.start()
             rank = named_rank(site.program.named_dims, edit.layer)
             if rank is not None and states.sequences is None:
-                host.x = host.call(kernels.check_rank, host.x, rank, f"`{edit.site.name}`")
+                host.x = host.call(check_rank, host.x, rank, f"`{edit.site.name}`")
             elif edit.layer is None and states.features == "first" and states.rank:
-                host.x = host.call(kernels.check_dims, host.x, states.rank, f"`{edit.site.name}`")
+                host.x = host.call(check_dims, host.x, states.rank, f"`{edit.site.name}`")
             result = emitter.emit(site.program.result)
         self.note(before, base)
         for user in users:
@@ -211,6 +213,7 @@ class _Writer:
         self.added |= fresh
         for node in fresh:
             self.stack_of[node] = self.stack_of.get(beside, ())
+            node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]
 
@@ -270,6 +273,9 @@ class _NodeHost(Host):
 
     def module(self) -> fx.Node:
         return self._put("get_attr", self.edit.site.exit.path, (), {})
+
+    def more(self) -> tuple[Any, ...]:
+        return (*self.node.args[1:], *self.node.kwargs.values())
 
     def training(self) -> fx.Node:
         return self._put("get_attr", "training", (), {})

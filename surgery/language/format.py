@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgery.language.definitions import definition
-from surgery.language.layout import Doc, Group, Line, Nest, bracketed, layout
+from surgery.language.layout import Doc, Line, Nest, Unbroken, bracketed, layout
 from surgery.language.parse import parse
 from surgery.language.placement import Piece, finish, place
 from surgery.language.source import Source
@@ -50,7 +50,7 @@ def _statement(node: On | Freeze | Train | Let | Use) -> Doc:
         case On():
             name = f" as {node.name}" if node.name else ""
             chain = Nest((Line(), application(node.application), name))
-            return Group(("on ", selector(node.selector), chain))
+            return Unbroken(("on ", selector(node.selector), chain))
         case Freeze():
             return ("freeze ", selector(node.selector))
         case Train():

@@ -1,4 +1,4 @@
-"""The grammar as a running parser: the one place that touches Lark and its types."""
+"""The grammar as a running parser; with `tables.py`, the one place that touches Lark's types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from surgery.language.resources import resource
+from surgery.language.tables import parser
 
 if TYPE_CHECKING:
     from lark import Token
@@ -33,20 +33,8 @@ class Grammar:
     """A loaded grammar whose reductions call the methods of ``builder``."""
 
     def __init__(self, builder: Builder):
-        from lark import Lark
-
         self.builder = builder
-        self._lark: Any = Lark(
-            resource("grammar", "peft.lark").read_text(encoding="utf-8"),
-            start="file",
-            parser="lalr",
-            # Every word is reserved everywhere, so the lexer needs no context, and without it
-            # each mistake surfaces where it is.
-            lexer="basic",
-            keep_all_tokens=True,
-            maybe_placeholders=False,
-            transformer=builder,
-        )
+        self._lark: Any = parser(builder)
 
     def parse(self, text: str) -> Any:
         """What the builder makes of the whole text."""

@@ -30,13 +30,13 @@ class Nest:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Unbroken:
     """``doc`` on one line if it fits; else each of its own lines breaks."""
 
     doc: Doc
 
 
-Doc = str | Line | IfBroken | Nest | Group | tuple["Doc", ...]
+Doc = str | Line | IfBroken | Nest | Unbroken | tuple["Doc", ...]
 _Work = tuple[int, bool, Doc]
 
 
@@ -63,7 +63,7 @@ def layout(doc: Doc, indent: int = 0) -> str:
                 column += len(text)
             case Nest():
                 stack.append((depth + STEP, broken, top.doc))
-            case Group():
+            case Unbroken():
                 fits = not broken or _fits(top.doc, WIDTH - column, stack)
                 stack.append((depth, not fits, top.doc))
             case _:
@@ -93,7 +93,7 @@ def _fits(doc: Doc, room: int, after: list[_Work]) -> bool:
                 room -= len(top.text) if broken else 0
             case Nest():
                 pending.append((broken, top.doc))
-            case Group():
+            case Unbroken():
                 # A group that comes later may still break by itself.
                 pending.append((broken and _has_line(top.doc), top.doc))
             case _:
@@ -105,7 +105,7 @@ def _has_line(doc: Doc) -> bool:
     match doc:
         case Line():
             return True
-        case Nest() | Group():
+        case Nest() | Unbroken():
             return _has_line(doc.doc)
         case tuple():
             return any(_has_line(part) for part in doc)
@@ -126,7 +126,7 @@ def bracketed(opener: str, docs: list[Doc], closer: str) -> Doc:
     if not docs:
         return opener + closer
     inner: Doc = (Line(""), joined(docs, (",", Line())))
-    return Group((opener, Nest(inner), IfBroken(","), Line(""), closer))
+    return Unbroken((opener, Nest(inner), IfBroken(","), Line(""), closer))
 
 
 def flat(doc: Doc) -> str:
@@ -138,7 +138,7 @@ def flat(doc: Doc) -> str:
             return doc.flat
         case IfBroken():
             return ""
-        case Nest() | Group():
+        case Nest() | Unbroken():
             return flat(doc.doc)
         case _:
             return "".join(flat(part) for part in doc)

@@ -7,7 +7,6 @@ import re
 from surgery.language.checks import check
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error, first_of
 from surgery.language.lalr import RefusedError, UnreadableError, grammar, make_token
-from surgery.language.recovery import read
 from surgery.language.source import Source, Span
 from surgery.language.syntax import Comment, File, Freeze, Selector
 
@@ -27,6 +26,9 @@ def parse(text: str | Source, name: str = "<spec>") -> File:
     try:
         items = running.parse(source.text)
     except (RefusedError, UnreadableError):
+        # What finds and explains errors is imported where there are some.
+        from surgery.language.recovery import read
+
         raise SurgeryError(read(source)[1]) from None
     problems: list[Diagnostic] = [*running.builder.problems, *check(items)]
     if problems:
@@ -36,6 +38,8 @@ def parse(text: str | Source, name: str = "<spec>") -> File:
 
 def parse_selector(text: str | Source, name: str = "<selector>") -> Selector:
     """The syntax tree of ``text``, which is one selector."""
+    from surgery.language.recovery import read
+
     source = Source(name, text) if isinstance(text, str) else text
     _survey(source)
     everything = Span(source, 0, len(source.text))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from surgery.language.layout import Doc, Group, Line, Nest, bracketed, joined
+from surgery.language.layout import Doc, Line, Nest, Unbroken, bracketed, joined
 from surgery.language.precedence import LEVEL, MINUS, run_on
 from surgery.language.syntax import (
     All,
@@ -14,6 +14,7 @@ from surgery.language.syntax import (
     Call,
     Class,
     Expression,
+    Group,
     Index,
     Name,
     Number,
@@ -27,7 +28,6 @@ from surgery.language.syntax import (
     Unary,
     Union,
 )
-from surgery.language.syntax import Group as Parentheses
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -74,7 +74,7 @@ def _chain(node: Binary) -> Doc:
     while isinstance(left, Binary) and (left is node or run_on(left.operator, node.operator)):
         run.append((Line(), f"{left.operator} ", expression(left.right, level + 1)))
         left = left.left
-    return Group((expression(left, level + 1), Nest(tuple(reversed(run)))))
+    return Unbroken((expression(left, level + 1), Nest(tuple(reversed(run)))))
 
 
 def _number(node: Number) -> str:
@@ -109,15 +109,15 @@ def selector(node: Selector) -> Doc:
         clauses += [Line(), "except ", union(node.exceptions)]
     if node.expect is not None:
         clauses += [Line(), f"expect {node.expect}"]
-    return Group((union(node.union), Nest(tuple(clauses))))
+    return Unbroken((union(node.union), Nest(tuple(clauses))))
 
 
 def union(node: Union) -> Doc:
     first, *rest = [_part(part) for part in node.parts]
-    return Group((first, Nest(tuple((Line(""), "|", part) for part in rest))))
+    return Unbroken((first, Nest(tuple((Line(""), "|", part) for part in rest))))
 
 
-def _part(node: Path | Role | Class | All | Sliced | Parentheses) -> Doc:
+def _part(node: Path | Role | Class | All | Sliced | Group) -> Doc:
     match node:
         case Path():
             return f"`{node.pattern}`"
@@ -127,7 +127,7 @@ def _part(node: Path | Role | Class | All | Sliced | Parentheses) -> Doc:
             return "all"
         case Sliced():
             return (_part(node.item), f"[{_subscript(node.subscript)}]")
-        case Parentheses():
+        case Group():
             return ("(", selector(node.selector), ")")
 
 

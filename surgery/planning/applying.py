@@ -30,10 +30,10 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     if program.named_dims is not None or layer is None or layer.among is not None:
         place.locate()
     check_fit(place, program)
-    if program.uses("pool"):
+    if program.reads_padding:
         place.states = replace(place.states, mask=place.mask())
     before = build(place.signature, tuple(standing))
-    one_hot = layer is not None and layer.kind == "embedding"
+    one_hot = layer is not None and layer.kind.one_hot
     declared = dict(program.declarations)[wrapped.child]
     owner = place.owner(program)
     _check_names(declared, wrapped.child, module_at(place.usage.model, owner))

@@ -7,8 +7,8 @@ from math import prod
 from typing import Any
 
 from surgery.anatomy.site import Core, Port, Site
+from surgery.layers import Layer
 from surgery.planning.derived import Derived
-from surgery.planning.layers import Layer
 from surgery.planning.spec import Spec
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Signature

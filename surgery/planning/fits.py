@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.planning.own import check_own
 from surgery.planning.place import Place
 from surgery.planning.reading import changed, is_effective, named, needs_bias, takes_offset
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import is_number
 from surgery.rules.patches import check_patches
-from surgery.rules.primitives import OF_REAL_NUMBERS
 from surgery.rules.program import Program
 
 
@@ -51,9 +50,9 @@ def check_fit(place: Place, program: Program) -> None:
     if place.is_complex:
         _check_complex(program)
     if layer is not None:
-        if layer.kind in ("convolution", "embedding"):
+        if not layer.kind.features:
             check_patches(program.result)
-        if layer.is_closed and layer.kind in ("linear", "transposed"):
+        if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)
     if place.site.tokens is not None:
@@ -66,7 +65,7 @@ def check_fit(place: Place, program: Program) -> None:
 
 
 def _check_complex(program: Program) -> None:
-    found = next((op for op in OF_REAL_NUMBERS if program.uses(op)), None)
+    found = program.needs_real
     if found is not None:
         raise error(
             "S440",
@@ -95,7 +94,7 @@ def _check_experts(program: Program) -> None:
             f"the rule names {program.named_dims + 1} dims of the hidden states, and experts are "
             "given tokens of all examples, sorted by expert: whose they are cannot be told",
         )
-    if program.uses("dropout"):
+    if program.is_random:
         raise error(
             "S413",
             "the experts' weights are in one parameter, and only they can be changed, so dropout "

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgery.language.diagnostics import error
-from surgery.planning.layers import Layer, LayerKind
+from surgery.layers import Layer
 from surgery.planning.probe import uses_of_weight
 from surgery.planning.reading import is_effective
 from surgery.rules.expression import Expression
 from surgery.rules.program import Program
 
-_TURNED = frozenset(("t", "T", "mT"))
-PRODUCTS: dict[LayerKind, frozenset[str]] = {
-    "linear": frozenset(("linear", "einsum", *_TURNED)),
-    "transposed": frozenset(("matmul", "mm", "__matmul__", "addmm", "einsum", *_TURNED)),
-    "convolution": frozenset(("conv1d", "conv2d", "conv3d")),
-    "embedding": frozenset(("embedding",)),
-}
-"""The functions of a weight of each kind, by name, that can be told what else is to be done."""
 _ONLY_VALUES = frozenset(("data", "detach"))
 
 
@@ -39,7 +28,10 @@ def check_own(module: nn.Module, layer: Layer, program: Program) -> None:
 
 
 def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
-    uses = uses_of_weight(module, layer.weight, _inputs(module, layer))
+    weight = module._parameters[layer.weight]
+    assert weight is not None
+    examples = layer.kind.examples(module, layer, weight)
+    uses = uses_of_weight(module, layer.weight, examples)
     if uses is None:
         return
     limited = getattr(module, "max_norm", None) is not None
@@ -61,7 +53,7 @@ def _check_read(module: nn.Module, layer: Layer, program: Program) -> None:
             "it writes to the weight, which would be lost on a changed one",
             help="write to it between forwards, or leave this layer out",
         )
-    other = {*uses.names - PRODUCTS[layer.kind], *(["max_norm"] if limited else [])}
+    other = {*uses.names - layer.kind.straight, *(["max_norm"] if limited else [])}
     if other and layer.is_own and not is_effective(program, layer):
         raise _refused(
             module,
@@ -79,7 +71,7 @@ def _check_around(module: nn.Module, layer: Layer, program: Program) -> None:
             "it holds no plain weight that this method could read",
             help="apply a method that does not read `W`, such as `lora`",
         )
-    if layer.kind in ("convolution", "embedding") and _reads_input(result):
+    if not layer.kind.features and _reads_input(result):
         raise _refused(
             module,
             "it holds no plain weight, so how it takes its input can't be followed",
@@ -113,20 +105,3 @@ def _reads_input(e: Expression) -> bool:
     if _is_base(e):
         return e.arguments[0].op != "operand" and _reads_input(e.arguments[0])
     return any(map(_reads_input, e.arguments))
-
-
-def _inputs(module: nn.Module, layer: Layer) -> Iterator[Tensor]:
-    """What a layer of this kind may be given, features in one place and in another."""
-    weight = module._parameters[layer.weight]
-    assert weight is not None
-    if layer.kind == "embedding":
-        yield torch.zeros(2, 3, dtype=torch.long, device=weight.device)
-    elif layer.kind == "convolution":
-        kernel, dilation = weight.shape[2:], getattr(module, "dilation", (1,) * layer.spatial)
-        sizes = [d * (k - 1) + 4 for k, d in zip(kernel, dilation, strict=True)]
-        channels = weight.shape[1] * layer.groups
-        yield weight.new_ones(2, channels, *sizes)
-        yield weight.new_ones(2, *sizes, channels)
-    else:
-        for shape in ((2, 3, layer.into), (2, layer.into), (2, layer.into, 3)):
-            yield weight.new_ones(shape)

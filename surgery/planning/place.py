@@ -14,8 +14,9 @@ from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, States, covers
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
+from surgery.layers import Layer
 from surgery.planning.edit import Tensor, signature_of
-from surgery.planning.layers import Layer, experts_layer, matrix_layer, packed_layer, read_layer
+from surgery.planning.layers import experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
 from surgery.rules.program import Program, Signature

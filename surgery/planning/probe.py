@@ -132,20 +132,24 @@ def _size(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 1.0
 
 
-def _run(module: nn.Module, x: Tensor, other: Any = None) -> Any:
-    """What the forward of ``module`` gives; None if it does not run.
+def _run(module: nn.Module, *inputs: Any, other: Any = None) -> Any:
+    """What the forward of ``module`` gives for its first ``inputs``; None if it does not run.
 
     ``other`` is what else the forward cannot do without.
     """
     args: list[Any] = []
     named: dict[str, Any] = {}
-    first, *rest = arguments(type(module))
-    for parameter in (first, *filter(_is_needed, rest)):
-        given = x if parameter is first else other
+    parameters = arguments(type(module))
+    for place, parameter in enumerate(parameters):
+        if place >= len(inputs) and not _is_needed(parameter):
+            continue
+        given = inputs[place] if place < len(inputs) else other
         if parameter.kind is parameter.KEYWORD_ONLY:
             named[parameter.name] = given
-        elif parameter is first or parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        else:
             args.append(given)
+    # A forward that takes all as `*args` gets the rest as well.
+    args += inputs[len(parameters) :]
     try:
         return type(module).forward(module, *args, **named)
     except Exception:  # anything may go wrong in a forward that is given what it does not expect
@@ -194,8 +198,10 @@ class Uses:
     written: bool
 
 
-def uses_of_weight(module: nn.Module, name: str, inputs: Iterator[Any]) -> Uses | None:
-    """What the forward of ``module`` does with its weight ``name``; None if it runs on no input.
+def uses_of_weight(
+    module: nn.Module, name: str, examples: Iterator[tuple[Any, ...]]
+) -> Uses | None:
+    """What the forward of ``module`` does with its weight ``name``; None if it runs on no example.
 
     It is that of a second run: what the first has kept of the weight would be kept of another.
     """
@@ -203,16 +209,16 @@ def uses_of_weight(module: nn.Module, name: str, inputs: Iterator[Any]) -> Uses 
     if held is None or held.is_meta or held.numel() > KEPT_PARAMETERS:
         return None
     needs = any(_is_needed(p) for p in arguments(type(module))[1:])
-    for x, other in product(inputs, (None, 1.0, True) if needs else (None,)):
+    for inputs, other in product(examples, (None, 1.0, True) if needs else (None,)):
         with _trying(module, training=False):
             # Other values than its own, which a projection would leave as they are.
             asked, stored = (nn.Parameter(4 * torch.randn_like(held)) for _ in range(2))
             module.__dict__[name] = asked
             module._parameters[name] = stored
             before, memory = asked.detach().clone(), asked.data_ptr()
-            _run(module, x, other)
+            _run(module, *inputs, other=other)
             with _Listening(asked, stored) as heard:
-                result = _run(module, x, other)
+                result = _run(module, *inputs, other=other)
             same = module.__dict__.get(name) is asked and asked.data_ptr() == memory
             written = not (same and torch.equal(before, asked))
         if result is not None:

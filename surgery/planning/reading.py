@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.rules.affine import NotAffine
 from surgery.rules.expression import is_number, operand
 from surgery.rules.program import Program
@@ -10,7 +10,7 @@ from surgery.rules.program import Program
 
 def takes_offset(layer: Layer) -> bool:
     """Whether a bias of the layer is, or would be, added to what its weight gives."""
-    would = layer.native and layer.adds and not layer.held and layer.kind != "embedding"
+    would = layer.native and layer.adds and not layer.held and not layer.kind.one_hot
     return layer.bias or would
 
 
@@ -21,15 +21,15 @@ def is_effective(program: Program, layer: Layer) -> bool:
     may be added. What is added to a table's result is added to its rows.
     """
     found = program.merge
-    if isinstance(found, NotAffine) or program.uses("dropout"):
+    if isinstance(found, NotAffine) or program.is_random:
         return False
-    return takes_offset(layer) or layer.kind == "embedding" or is_number(found.bias, 0)
+    return takes_offset(layer) or layer.kind.one_hot or is_number(found.bias, 0)
 
 
 def needs_bias(program: Program, layer: Layer) -> bool:
     """Whether a merge of ``program`` would give a bias to a layer that has none."""
     found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or layer.kind == "embedding":
+    if isinstance(found, NotAffine) or layer.bias or layer.kind.one_hot:
         return False
     return not is_number(found.bias, 0)
 
@@ -47,5 +47,5 @@ def changed(program: Program, layer: Layer) -> list[str]:
     changed = ["W"] if found.weight != operand("W", ()) else []
     own = found.bias == operand("b", ()) if layer.bias else is_number(found.bias, 0)
     if not own:
-        changed.append("W" if layer.kind == "embedding" else "b")
+        changed.append("W" if layer.kind.one_hot else "b")
     return changed

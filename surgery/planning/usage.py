@@ -15,7 +15,7 @@ from surgery.anatomy.read import Anatomy, Forward, forward, read
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
 from surgery.language.diagnostics import SurgeryError
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 NEVER = "never run"
 LOST = "run, but nothing of what they give reaches the result"
@@ -45,6 +45,7 @@ class Usage:
         found = self._recorded
         if isinstance(found, SurgeryError):
             return read(self.model, self.example_inputs)
+        self._lent = found.lend(self.model, self.example_inputs)
         return found.anatomy
 
     @cached_property
@@ -92,7 +93,7 @@ class Usage:
         if not outside or layer.read or isinstance(self.model, fx.GraphModule):
             return layer
         called = self.uses is not None and self.uses.runs(path)
-        if (called and layer.kind == "embedding") or not (layer.plain or layer.native):
+        if (called and layer.kind.one_hot) or not (layer.plain or layer.native):
             return layer
         straight = all(_is_straight(use, layer) for use in (*outside, *inside))
         states = {(use.states, use.turned) for use in outside}
@@ -224,5 +225,5 @@ class Usage:
 
 def _is_straight(use: Use, layer: Layer) -> bool:
     """Whether a weight is multiplied with as its layer does it."""
-    matrix = layer.kind in ("linear", "transposed")
-    return matrix and use.states is not None and use.transposed == (layer.kind == "transposed")
+    kind = layer.kind
+    return kind.features and use.states is not None and use.transposed == kind.transposed

@@ -17,21 +17,21 @@ from surgery.reports.figures import families, shortened, some
 
 
 @dataclass(frozen=True)
-class Group:
+class EditFamily:
     """Edits of one statement at sites that differ in their numbers only."""
 
     name: str
     edits: tuple[Edit, ...]
 
 
-def groups_of(trial: Trial) -> Iterator[Group]:
+def groups_of(trial: Trial) -> Iterator[EditFamily]:
     """What is disturbed at once: the finest parts whose number does not grow with the depth."""
     for (_, child), edits in trial.statements.items():
         by_site = {e.site.name: e for e in edits}
         for family in families(by_site):
             idle = set(trial.plan.idle)
             held = tuple(by_site[site] for site in family.members if site not in idle)
-            yield Group(f"`{child}` at {family.pattern or 'the model'}", held)
+            yield EditFamily(f"`{child}` at {family.pattern or 'the model'}", held)
 
 
 def every_part_acts(trial: Trial) -> Verdict:

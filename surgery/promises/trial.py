@@ -28,7 +28,7 @@ NOISE = 0.05
 
 
 @dataclass
-class Base:
+class BaseRun:
     """What is known of the model before anything is applied."""
 
     keys: tuple[str, ...]
@@ -40,13 +40,13 @@ class Base:
     """Whether two runs of the base give the same bits."""
 
 
-def base_of(run: Runner) -> Base:
+def base_of(run: Runner) -> BaseRun:
     """Read and run the base."""
     model = run.model
     output = run()
     untyped: Any = model
     modules: list[tuple[str, nn.Module]] = list(untyped.named_modules())
-    return Base(
+    return BaseRun(
         tuple(model.state_dict()),
         checksums(model),
         {path: type(module) for path, module in modules},
@@ -64,7 +64,7 @@ class Trial:
     """
 
     run: Runner
-    base: Base
+    base: BaseRun
     plan: Plan
     seed: int
     tolerance: float

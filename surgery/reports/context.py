@@ -15,7 +15,7 @@ from surgery.reports.formula import Standing
 
 
 @dataclass(frozen=True)
-class Context:
+class ModelContext:
     """``flags`` say which base parameters train now, ``aliases`` the other names of tied ones.
 
     ``flops`` are those of the base for one token: twice the weights of its matrix products;
@@ -29,12 +29,12 @@ class Context:
     standing: Standing = field(default_factory=dict[str, Any])
 
 
-def context_of(model: nn.Module) -> Context:
+def context_of(model: nn.Module) -> ModelContext:
     """Read ``model`` as its base is, without what was applied to it."""
     surgery = surgery_of(model)
     with host_of(model).detached(model):
         flags = {n: p.requires_grad for n, p in model.named_parameters()}
-        return Context(
+        return ModelContext(
             type(model).__name__,
             flags,
             _aliases(model),
@@ -54,10 +54,11 @@ def _flops(model: nn.Module) -> int | None:
     total = 0
     for module in model.modules():
         layer = read_layer(module)
-        if layer is not None and layer.spatial:
-            return None
-        if layer is not None and layer.kind != "embedding":
-            total += 2 * layer.out * layer.into
+        if layer is not None:
+            flops = layer.kind.flops(layer)
+            if flops is None:
+                return None
+            total += flops
         elif isinstance(module, nn.MultiheadAttention):
             own = [p for p in module._parameters.values() if p is not None and p.dim() == 2]
             total += sum(2 * p.numel() for p in own)

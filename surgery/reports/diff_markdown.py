@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgery.planning.edit import Tensor
 from surgery.planning.plan import Plan
-from surgery.reports.context import Context
+from surgery.reports.context import ModelContext
 from surgery.reports.diff_text import closing, notes_of, remarks, warning_text
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions
@@ -18,7 +18,7 @@ HEAD = ("sites", "where", "kind", "method", "adds to each", "merges")
 
 def markdown_of(
     plan: Plan,
-    context: Context,
+    context: ModelContext,
     entries: Sequence[Entry],
     training: Sequence[Parameters],
     summary: Summary,

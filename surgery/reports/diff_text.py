@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from surgery.language.diagnostics import Diagnostic, render
 from surgery.planning.edit import Tensor
 from surgery.planning.plan import Plan
-from surgery.reports.context import Context
+from surgery.reports.context import ModelContext
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions, some
 from surgery.reports.summary import Summary
@@ -19,7 +19,7 @@ Row = tuple[str, str]
 
 def text_of(
     plan: Plan,
-    context: Context,
+    context: ModelContext,
     entries: Sequence[Entry],
     training: Sequence[Parameters],
     summary: Summary,
@@ -102,7 +102,7 @@ def _base(plan: Plan, training: Sequence[Parameters]) -> list[str]:
     return parts
 
 
-def notes_of(plan: Plan, context: Context, entries: Sequence[Entry]) -> list[str]:
+def notes_of(plan: Plan, context: ModelContext, entries: Sequence[Entry]) -> list[str]:
     """Ties that make a change reach further than the names say, and what could not be checked."""
     found = [
         f"{site.name} is also available as {', '.join(p for p in site.paths if p != site.name)}"

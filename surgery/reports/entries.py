@@ -10,8 +10,6 @@ from surgery.planning.plan import Plan
 from surgery.reports.figures import Family, families
 from surgery.reports.formula import Standing, formula_of
 
-KINDS = {"transposed": "linear (transposed)"}
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -58,9 +56,7 @@ def kind_of(edit: Edit) -> str:
         sizes = f"{edit.sizes['m']} → {edit.sizes['n']}" if edit.sizes else ""
         return f"{'region' if edit.site.name.endswith(']') else 'module'} {sizes}".rstrip()
     layer = edit.layer
-    name = KINDS.get(layer.kind, layer.kind)
-    if layer.spatial:
-        name += f" {layer.spatial}d"
+    name = layer.title
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""
     if layer.experts:
         return f"{layer.experts} experts, {name} {layer.into} → {layer.out}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StatementVerdict:
     """One statement at the site: whether it applies, why, and what it does there."""
 
     place: str
@@ -56,7 +56,7 @@ class Explanation:
     site: str
     kind: str
     roles: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[StatementVerdict, ...]
 
     def __str__(self) -> str:
         roles = f"   {', '.join(self.roles)}" if self.roles else ""
@@ -105,7 +105,7 @@ class _Explainer:
     def is_within(self, found: Site) -> bool:
         return any(covers(place, path) for place in self.site.spans for path in found.paths)
 
-    def verdicts(self) -> Iterator[Verdict]:
+    def verdicts(self) -> Iterator[StatementVerdict]:
         for number, statement in enumerate(self.spec.statements):
             place = str(statement.span).rpartition(":")[0]
             text = " ".join(statement.span.text.split())
@@ -113,7 +113,7 @@ class _Explainer:
                 applies, reason, effects = self.graft(number, statement)
             else:
                 applies, reason, effects = self.training(statement)
-            yield Verdict(place, text, applies, reason, tuple(effects))
+            yield StatementVerdict(place, text, applies, reason, tuple(effects))
 
     def graft(self, number: int, statement: syntax.On) -> tuple[bool, str, Sequence[str]]:
         reason = self.itself.why(statement.selector)

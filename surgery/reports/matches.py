@@ -15,7 +15,7 @@ from surgery.reports.tree import kind_of
 
 
 @dataclass(frozen=True)
-class Match:
+class SiteFamily:
     """Sites that read the same but for their numbers."""
 
     pattern: str
@@ -43,7 +43,7 @@ class Match:
         }
 
 
-def matches_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Match]:
+def matches_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[SiteFamily]:
     """``sites`` folded; ``elements`` count those of one of them."""
     groups: dict[object, list[Site]] = {}
     for site in sites:
@@ -54,7 +54,7 @@ def matches_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[Match]:
         for family in families(by_path):
             first = by_path[family.members[0]]
             aliases = tuple(p for p in first.paths if p != first.path)
-            yield Match(family.pattern, family.members, str(kind), role, elements, aliases)  # type: ignore[arg-type]
+            yield SiteFamily(family.pattern, family.members, str(kind), role, elements, aliases)  # type: ignore[arg-type]
 
 
 def describe(model: nn.Module, site: Site) -> tuple[str, int]:

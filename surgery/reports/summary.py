@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from surgery.planning.plan import Plan
-from surgery.reports.context import Context
+from surgery.reports.context import ModelContext
 from surgery.reports.figures import millions, operations, percent, some
 
 
@@ -78,7 +78,7 @@ class Summary:
         return text
 
 
-def summary_of(plan: Plan, context: Context) -> Summary:
+def summary_of(plan: Plan, context: ModelContext) -> Summary:
     """Add up ``plan``."""
     last = {e.site.name: e for e in plan.edits}
     return Summary(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from surgery.planning.plan import Plan
-from surgery.reports.context import Context
+from surgery.reports.context import ModelContext
 from surgery.reports.figures import Family, dimensions, families, millions, some
 
 _FORM = re.compile(r"(\S+) ([\d×]*)")
@@ -32,7 +32,7 @@ class Parameters:
         return f"{of}, {f'{same:,} of them ' if self.changed else ''}already {was}"
 
 
-def training_of(plan: Plan, context: Context) -> tuple[Parameters, Parameters]:
+def training_of(plan: Plan, context: ModelContext) -> tuple[Parameters, Parameters]:
     """What ``plan`` trains and what it freezes."""
     trained = sum(not context.flags[n] for n in plan.trained)
     frozen = sum(context.flags[n] for n in plan.frozen)
@@ -59,7 +59,7 @@ def shaped(plan: Plan, names: Iterable[str]) -> list[tuple[Family, str]]:
     return sorted(found, key=lambda pair: order[pair[0].members[0]])
 
 
-def tied(plan: Plan, context: Context) -> list[str]:
+def tied(plan: Plan, context: ModelContext) -> list[str]:
     """A note for each parameter that trains under several names."""
     return [
         f"{name} is tied with {', '.join(context.aliases[name])}, which are trained with it"

@@ -107,8 +107,8 @@ def _joined(run: list[Branch]) -> Branch:
 def kind_of(module: nn.Module) -> str:
     name = type(module).__name__
     layer = read_layer(module)
-    if layer is not None and layer.kind != "convolution":
-        bias = "" if layer.bias or layer.kind == "embedding" else ", no bias"
+    if layer is not None and not layer.columns:
+        bias = "" if layer.bias or layer.kind.one_hot else ", no bias"
         return f"{name} {layer.into} → {layer.out}{bias}"
     weight = module._parameters.get("weight")
     if weight is not None:

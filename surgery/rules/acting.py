@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from surgery.language.source import Span
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression, Shape, number, rebuild
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.simplify import combined, make, recording
 
 
@@ -35,7 +36,7 @@ class Acting:
 
 def acting(results: Iterable[Expression], sizes: Mapping[str, Scalar] | None = None) -> Acting:
     """Follow ``results`` down to the params; ``sizes`` are those of a site, if one is known."""
-    walk = _Walk({} if sizes is None else sizes)
+    walk = _LiveParams({} if sizes is None else sizes)
     with recording() as dropped:
         settled = [walk.settled(e) for e in results]
     trained = frozenset[str]().union(*(walk.live(e) for e in settled))
@@ -56,7 +57,7 @@ def _params(e: Expression) -> frozenset[str]:
     return frozenset[str]().union(*map(_params, e.arguments))
 
 
-class _Walk:
+class _LiveParams:
     def __init__(self, sizes: Mapping[str, Scalar]):
         self.sizes = sizes
         self.lost: list[Lost] = []
@@ -85,14 +86,16 @@ class _Walk:
     def _live(self, e: Expression) -> frozenset[str]:
         if e.op == "param":
             return frozenset((e.name,))
-        if e.op == "detach":
+        primitive = PRIMITIVES.get(e.op)
+        if primitive and primitive.detaches:
             self.lost.append(Lost(_names(e.leaves), "no gradient passes what is detached", e.span))
             return frozenset()
         if self._is_constant(e):
             reason = "this is the same whatever it is taken of"
             self.lost.append(Lost(_names(e.leaves), reason, e.span))
             return frozenset()
-        arguments = e.arguments[:1] if e.op in ("spread", "expand", "align") else e.arguments
+        unread = primitive.only_shape if primitive else _ONLY_SHAPE.get(e.op, ())
+        arguments = [a for i, a in enumerate(e.arguments) if i not in unread]
         if e.op == "linear" and arguments[1].number is not None:
             # Multiplied by zeros, which stay only to give the result its shape.
             arguments = arguments[2:] if not arguments[1].number.terms else arguments
@@ -100,10 +103,22 @@ class _Walk:
 
     def _is_constant(self, e: Expression) -> bool:
         """A softmax over one place, or the sum of one over all."""
-        if e.op == "softmax":
-            return self.size(e.shape, e.attribute("axis")) == 1
-        inner = e.arguments[0] if e.op in ("sum", "mean") else None
-        return inner is not None and inner.op == "softmax" and inner.attributes == e.attributes
+        primitive = PRIMITIVES.get(e.op)
+        if primitive is None or not primitive.axis:
+            return False
+        inner = e.arguments[0]
+        of = PRIMITIVES.get(inner.op)
+        if primitive.reduces and primitive.linear and of is not None and of.sums_to is not None:
+            return inner.attributes == e.attributes
+        if primitive.of_constant is None or self.size(inner.shape, e.attribute("axis")) != 1:
+            return False
+        # One place is a constant along its axis; the question is if the result has its value in it.
+        value = Dim.named("value")
+        return not primitive.of_constant(value, Dim.of(1)).names()
 
     def size(self, shape: Shape, axis: object) -> Scalar | None:
         return self.known(shape[axis]).number if isinstance(axis, int) else None
+
+
+_ONLY_SHAPE = {"spread": (1,), "expand": (1,)}
+"""Arguments of which the shape alone counts, of what is no primitive."""

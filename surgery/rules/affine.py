@@ -83,7 +83,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
     into = x.shape[-1] if x else IN
     out = result.shape[-1] if result.shape else OUT
     try:
-        value = _Walk(grouped).value(result)
+        value = _AffineWalk(grouped).value(result)
         if not isinstance(value, Map):
             value = Map(number(0, shape=(into, out)), _vector(result, value))
     except _NotAffineError as stop:
@@ -97,7 +97,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
     return Merge(weight, bias)
 
 
-class _Walk:
+class _AffineWalk:
     """Values of expressions, each computed once."""
 
     def __init__(self, grouped: bool):
@@ -140,7 +140,7 @@ class _Walk:
         if together is None or not flowing:
             return make(e.op, known, e.shape[-1:], e.attributes, e.span)
         first = arguments[0]
-        if e.op in ("dropout", "identity") and isinstance(first, Map):
+        if primitive and primitive.inference and not primitive.detaches:
             return first
         if e.op == "matmul":
             right = arguments[1]
@@ -178,7 +178,7 @@ class _Walk:
 def _images(e: Expression, arguments: list[Expression], shape: Shape) -> Expression:
     if e.op == "linear" and arguments[0].op == "eye":
         return transposed(arguments[1])
-    if e.op == "detach" and arguments[0].op == "eye":
+    if PRIMITIVES[e.op].detaches and arguments[0].op == "eye":
         return arguments[0]
     return make(e.op, tuple(arguments), shape, e.attributes)
 

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, error
+from surgery.rules.body import run_block
 from surgery.rules.dims import Dim
 from surgery.rules.expand import apply_method
 from surgery.rules.expression import STAR, Expression, operand
-from surgery.rules.frame import run_block
 from surgery.rules.library import Definition
 from surgery.rules.program import Program, Signature, assemble
 from surgery.rules.state import ATTENTION, Kind, State, operator

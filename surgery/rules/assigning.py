@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
+from surgery.rules.body import Body
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import evaluate, tensor
-from surgery.rules.expression import Expression, Shape, expanded, is_number, operand, with_shape
-from surgery.rules.frame import Frame
+from surgery.rules.expression import (
+    OPERATORS,
+    Expression,
+    Shape,
+    expanded,
+    is_number,
+    operand,
+    with_shape,
+)
 from surgery.rules.limits import bounded
-from surgery.rules.primitives import OPERATORS, PRIMITIVES
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import COUNT
 from surgery.rules.shapes import ONE, show_shape
 from surgery.rules.simplify import make, substitute
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 
 
-def assign(step: syntax.Assign, frame: Frame) -> None:
-    target = frame.targets.get(step.target)
+def assign(step: syntax.Assign, body: Body) -> None:
+    target = body.targets.get(step.target)
     if target is None or target in ("norm", "residual"):
         raise error(
             "S220",
@@ -25,22 +33,22 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
             step.target_span,
             help="a `let` names a value that does not change",
         )
-    value = tensor(evaluate(step.value, frame), step.value.span)
-    state = frame.state
+    value = tensor(evaluate(step.value, body), step.value.span)
+    state = body.state
     current = tensor(read_operand(state, target, step.target_span) or Dim.of(0), step.target_span)
     expected = _expected(state, target, current, value)
     if step.operator != "=":
         op = OPERATORS[step.operator[0]]
-        shape = PRIMITIVES[op].shape(frame.shapes, (current, value), step.span)
+        shape = PRIMITIVES[op].shape(body.shapes, (current, value), step.span, -1)
         value = make(op, (current, value), shape, span=step.span)
     if target in ("W", "b") and value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)
-    if not frame.shapes.fits(value.shape, expected, f"`{step.target}`", step.span):
+    if not body.shapes.fits(value.shape, expected, f"`{step.target}`", step.span):
         raise error(
             "S211",
             f"`{step.target}` is {show_shape(expected)}, and this is {show_shape(value.shape)}",
             step.value.span,
-            Label(frame.spans[step.target], "bound here"),
+            Label(body.spans[step.target], "bound here"),
         )
     state.notes.changed = True
     if state.kind in ("linear", "module"):
@@ -52,7 +60,7 @@ def assign(step: syntax.Assign, frame: Frame) -> None:
     else:
         _rebind(state, target, value, step)
         if state.kind == "tokens":
-            _check_count(value, step, frame)
+            _check_count(value, step, body)
     bounded(state.result, step.span)
 
 
@@ -135,14 +143,14 @@ def _check_prompt(value: Expression, current: Expression, step: syntax.Assign) -
     )
 
 
-def _check_count(value: Expression, step: syntax.Assign, frame: Frame) -> None:
+def _check_count(value: Expression, step: syntax.Assign, body: Body) -> None:
     """Positions and the memory change by a whole number."""
     if not value.arguments:
         return
     count = value.arguments[1].number
     if count is None:
         raise error("S222", f"`{step.target}` changes by a number", step.value.span)
-    frame.demand(COUNT.of(count, step.value.span, frame.origin(step.value)))
+    body.demand(COUNT.of(count, step.value.span, body.origin(step.value)))
 
 
 def _check_own(state: State, target: str, value: Expression, step: syntax.Assign) -> None:
@@ -172,20 +180,20 @@ _FORMS = {
 """What an operand is made of itself by, where that is one thing alone."""
 
 
-def check_lengths(frame: Frame) -> None:
+def check_lengths(body: Body) -> None:
     """New keys, values and places of the mask must be the same in number."""
-    operands = frame.state.operands
+    operands = body.state.operands
     lengths: dict[str, Dim] = {}
     for name, axis in (("k", 2), ("v", 2), ("mask", 3)):
         value = operands[name]
         assert value is not None
-        lengths[name] = frame.shapes.resolve(value.shape[axis])
+        lengths[name] = body.shapes.resolve(value.shape[axis])
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{length} in {name}" for name, length in lengths.items())
-        target = next(iter(frame.targets))
+        target = next(iter(body.targets))
         raise error(
             "S211",
             f"an attention needs as many keys as values and places in its mask: {shown}",
-            frame.spans[target],
+            body.spans[target],
             help="`mask = reveal(mask, n, along = t)` lets every query see n new keys",
         )

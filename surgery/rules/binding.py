@@ -15,7 +15,7 @@ from surgery.rules.library import Definition, Scope
 from surgery.rules.limits import bounded
 from surgery.rules.loops import refuse_loops
 from surgery.rules.mentions import names_in, useful
-from surgery.rules.primitives import Primitive
+from surgery.rules.primitive import Primitive
 from surgery.rules.values import Closure, Opaque, Value, describe
 
 
@@ -41,57 +41,85 @@ def bind(
     """Give a method or block its arguments; missing ones take their defaults when it runs.
 
     Raises:
-        SurgeryError: S208 for an unknown, repeated, missing or unfit argument; S241 if what is
-            bound uses itself; S245 for an argument that nothing uses beside the others.
+        SurgeryError: S208 for an unknown, repeated, missing or unfit argument; S209 for an
+            ``operand`` that is not taken; S241 if what is bound uses itself; S245 for an argument
+            that nothing uses beside the others.
 
     """
     refuse_loops(definition)
-    formal = definition.syntax.parameters
+    waiting = list(definition.syntax.parameters)
     values: dict[str, Value] = {}
     origins: dict[str, tuple[Span, ...]] = {}
-    given: list[str] = []
-    positional = list(formal)
     if operand is not None:
-        taker = next((p for p in formal if p.kind != "value"), None)
-        if taker is None:
-            raise error(
-                "S209",
-                f"`{definition.name}` is not a verb: it does not take a method or a block",
-                span,
-                Label(definition.syntax.name_span, "defined here"),
-            )
+        taker = _taker(definition, span)
         values[taker.name] = _fit(taker, operand, span, definition)
-        positional.remove(taker)
+        waiting.remove(taker)
+    given: list[str] = []
     for argument in arguments:
         value = names.evaluate(argument.value)
-        if argument.name is None:
-            if not positional:
-                raise error(
-                    "S208",
-                    f"`{definition.name}` takes {len(formal)} arguments, and more are given",
-                    argument.span,
-                )
-            parameter = positional.pop(0)
-        else:
-            found = next((p for p in formal if p.name == argument.name), None)
-            if found is None:
-                known = [p.name for p in formal]
-                raise error(
-                    "S208",
-                    f"`{definition.name}` has no argument `{argument.name}`",
-                    argument.span,
-                    Label(definition.syntax.name_span, "defined here"),
-                    help=did_you_mean(argument.name, known)
-                    or f"it takes {', '.join(known) or 'none'}",
-                )
-            if found.name in values:
-                raise error("S208", f"`{found.name}` is given twice", argument.span)
-            parameter = found
-            positional = [p for p in positional if p is not found]
+        parameter = _parameter(definition, argument, waiting, values)
+        waiting = [p for p in waiting if p is not parameter]
         given.append(parameter.name)
         values[parameter.name] = _fit(parameter, value, argument.value.span, definition)
         origins[parameter.name] = names.origin(argument.value)
-    missing = [p for p in positional if p.default is None and p.name not in values]
+    _check_complete(definition, waiting, span)
+    # Only now: what an argument is used for depends on which others are given.
+    for argument, name in zip(arguments, given, strict=True):
+        _check_use(definition, argument, name, values)
+    own = f"{names.path}{definition.name}." if path is None else path
+    made = Closure(definition, values, span, own, origins)
+    bounded(made, span)
+    return made
+
+
+def _taker(definition: Definition, span: Span) -> syntax.Parameter:
+    """The parameter of a verb that takes what stands behind it."""
+    for parameter in definition.syntax.parameters:
+        if parameter.kind != "value":
+            return parameter
+    raise error(
+        "S209",
+        f"`{definition.name}` is not a verb: it does not take a method or a block",
+        span,
+        Label(definition.syntax.name_span, "defined here"),
+    )
+
+
+def _parameter(
+    definition: Definition,
+    argument: syntax.Argument,
+    waiting: list[syntax.Parameter],
+    values: Collection[str],
+) -> syntax.Parameter:
+    """The parameter that ``argument`` is for: the one it names, or the first that is ``waiting``."""
+    formal = definition.syntax.parameters
+    if argument.name is None:
+        if waiting:
+            return waiting[0]
+        raise error(
+            "S208",
+            f"`{definition.name}` takes {len(formal)} arguments, and more are given",
+            argument.span,
+        )
+    found = next((p for p in formal if p.name == argument.name), None)
+    if found is None:
+        known = [p.name for p in formal]
+        raise error(
+            "S208",
+            f"`{definition.name}` has no argument `{argument.name}`",
+            argument.span,
+            Label(definition.syntax.name_span, "defined here"),
+            help=did_you_mean(argument.name, known) or f"it takes {', '.join(known) or 'none'}",
+        )
+    if found.name in values:
+        raise error("S208", f"`{found.name}` is given twice", argument.span)
+    return found
+
+
+def _check_complete(
+    definition: Definition, waiting: Collection[syntax.Parameter], span: Span
+) -> None:
+    missing = [p for p in waiting if p.default is None]
     if missing:
         raise error(
             "S208",
@@ -100,12 +128,6 @@ def bind(
             Label(definition.syntax.name_span, "defined here"),
             help=f"write {_example(definition)}",
         )
-    for argument, name in zip(arguments, given, strict=True):
-        _check_use(definition, argument, name, values)
-    own = f"{names.path}{definition.name}." if path is None else path
-    made = Closure(definition, values, span, own, origins)
-    bounded(made, span)
-    return made
 
 
 def _check_use(

@@ -9,27 +9,32 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
+from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
-from surgery.rules.expression import STAR, Attribute, Expression, is_leading, number
+from surgery.rules.expression import (
+    OPERATORS,
+    STAR,
+    Attribute,
+    Expression,
+    is_leading,
+    number,
+)
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
-from surgery.rules.primitives import OPERATORS, PRIMITIVES, Primitive, joined, reduced
-from surgery.rules.ranges import COUNT, RATE, unmet
+from surgery.rules.primitive import Arguments, Primitive
+from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Shapes, show_shape
 from surgery.rules.simplify import make
 from surgery.rules.values import (
     Closure,
-    Condition,
     HostModule,
     Opaque,
-    Requirement,
     Value,
     describe,
 )
 
 _MOST_TERMS = 400
-_COUNTED = {"dropout": (1, RATE), "place": (2, COUNT)}
-"""Functions of which one argument is a number, and which ones it may be."""
 
 
 class Names(Protocol):
@@ -176,7 +181,7 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
         raise error("S208", "`%` is for numbers and dims", e.span)
     a, b = tensor(left, e.left.span), tensor(right, e.right.span)
     op = OPERATORS[e.operator]
-    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span), span=e.span)
+    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span, -1), span=e.span)
 
 
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
@@ -263,46 +268,43 @@ def _tensors(
 
 
 def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
-    known = dict(primitive.attributes)
+    positional = tuple(a for a in e.arguments if a.name is None)
     for argument in e.arguments:
-        if argument.name is not None and argument.name not in known:
+        if argument.name is not None and argument.name != primitive.axis:
             raise error(
                 "S208",
                 f"`{primitive.name}` has no argument `{argument.name}`",
                 argument.span,
-                help=did_you_mean(argument.name, known),
+                help=did_you_mean(argument.name, [primitive.axis]) if primitive.axis else None,
             )
-    arguments = _tensors(e, tuple(a for a in e.arguments if a.name is None), names, primitive.arity)
-    if primitive.name in _COUNTED:
-        position, range_ = _COUNTED[primitive.name]
-        count = arguments[position].number
-        if count is not None:
-            written = e.arguments[position].value
-            names.demand(range_.of(count, e.span, names.origin(written)))
-    shape = primitive.shape(names.shapes, arguments, e.span)
-    given = {a.name: a.value for a in e.arguments if a.name is not None}
-    attributes: list[tuple[str, Attribute]] = []
-    for name in known:
-        if name not in given:
-            raise error("S208", f"`{primitive.name}` needs `{name} = DIM`", e.span)
-        dim = scalar(evaluate(given[name], names), given[name].span)
-        axis = _axis(dim, arguments, names, e.span)
-        attributes.append(("axis", axis))
-        if primitive.keeps_ones:
-            shape = reduced(shape, axis)
-        elif primitive.name == "cat":
-            shape = joined(names.shapes, arguments, axis, e.span)
+    arguments = _tensors(e, positional, names, primitive.arity)
+    for position, range_ in primitive.numbers:
+        if position >= len(arguments):
+            continue
+        known = arguments[position].number
+        if known is None:
+            problem = f"{primitive.name} takes a number known before the model runs"
+            raise error("S212", problem, e.span)
+        written = positional[position].value
+        names.demand(range_.of(known, e.span, names.origin(written)))
+    axis = _axis(primitive, arguments, e, names) if primitive.axis else None
+    shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else axis)
     if primitive.name == "linear" and len(arguments) == 3:
         x, weight, bias = arguments
         if len(bias.shape) != 1 or names.shapes.resolve(bias.shape[0]) != shape[-1]:
             # One number for all features, where the function itself needs one for each.
             product = make("linear", (x, weight), shape, span=e.span)
             return make("add", (product, bias), shape, span=e.span)
-    return make(primitive.name, arguments, shape, tuple(attributes), e.span)
+    attributes: tuple[tuple[str, Attribute], ...] = () if axis is None else (("axis", axis),)
+    return make(primitive.name, arguments, shape, attributes, e.span)
 
 
-def _axis(dim: Dim, arguments: tuple[Expression, ...], names: Names, span: Span) -> int:
-    """The axis, counted from the end, that ``dim`` is of the last argument that has it."""
+def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int:
+    """The axis, counted from the end, that a dim is of the last argument that has it."""
+    given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
+    if given is None:
+        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
+    dim = scalar(evaluate(given, names), given.span)
     wanted = names.shapes.resolve(dim)
     places: list[int] = []
     for value in reversed(arguments):
@@ -316,7 +318,7 @@ def _axis(dim: Dim, arguments: tuple[Expression, ...], names: Names, span: Span)
     if len(places) != 1:
         problem = "none of" if not places else "more than one of"
         raise error(
-            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", span
+            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
         )
     return places[0]
 

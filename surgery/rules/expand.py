@@ -13,10 +13,10 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
+from surgery.rules.body import Body
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
-from surgery.rules.frame import Frame
 from surgery.rules.library import Scope
 from surgery.rules.matching import match_operator
 from surgery.rules.rows import Rows
@@ -48,34 +48,34 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
 
 
 def _run(method: syntax.Method, closure: Closure, state: State) -> None:
-    frame = Frame(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path)
     matched = False
     for step in method.body:
         match step:
             case syntax.Match():
-                match_operator(step, frame)
-                frame.arguments(closure)
+                match_operator(step, body)
+                body.arguments(closure)
                 matched = True
             case syntax.Assign():
-                assign(step, frame)
+                assign(step, body)
             case syntax.Apply():
-                _apply(step.application, frame)
+                _apply(step.application, body)
             case _:
-                frame.step(step)
+                body.step(step)
     if not matched:
         raise error("S216", f"`{method.name}` has no `match`", method.name_span)
-    if frame.state.kind == "attention":
-        check_lengths(frame)
+    if body.state.kind == "attention":
+        check_lengths(body)
 
 
-def _apply(application: syntax.Application, frame: Frame) -> None:
-    named = frame.lookup(application.name, application.name_span)
+def _apply(application: syntax.Application, body: Body) -> None:
+    named = body.lookup(application.name, application.name_span)
     if isinstance(named, Opaque):
-        given = [evaluate(a.value, frame) for a in application.arguments]
-        frame.state.notes.given += [g for g in given if isinstance(g, Expression)]
-        apply_method(named, frame.state)
+        given = [evaluate(a.value, body) for a in application.arguments]
+        body.state.notes.given += [g for g in given if isinstance(g, Expression)]
+        apply_method(named, body.state)
     else:
-        apply_method(chain(application, frame, core=False), frame.state)
+        apply_method(chain(application, body, core=False), body.state)
 
 
 def _verb_help(closure: Closure) -> str:

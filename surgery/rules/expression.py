@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
@@ -27,9 +26,6 @@ def is_leading(dim: Dim) -> bool:
 
 
 Attribute = Dim | Rows | str | bool | int
-Place = Literal["groups", "outputs", "everywhere"]
-_MIXING = frozenset(("linear", "matmul", "mean", "sum", "max", "pool", "cat"))
-"""What makes features of others."""
 
 
 @dataclass(frozen=True)
@@ -108,28 +104,6 @@ class Expression:
         if self.op == "operand":
             return self.name not in ("W", "b")
         return any(a.varies for a in self.arguments)
-
-    @cached_property
-    def place(self) -> Place:
-        """Where this is in a grouped convolution, each group of which has patches of its own.
-
-        What has the result's dim is there once for each output, made from its group's patches;
-        what else is made of the input once in each group; what is made of outputs once for all.
-        """
-        if self.op == "operand":
-            return "groups" if self.name == "x" else "outputs"
-        if self.op in ("base", "host"):
-            return "outputs"
-        if self.op == "spread":
-            return self.arguments[1].place
-        places = [a.place for a in self.arguments if a.varies]
-        if self.shape and self.shape[-1] == OUT:
-            return "outputs"
-        across = dict(self.attributes).get("axis", -1) == -1
-        apart = self.op in _MIXING and across and "outputs" in places
-        if "groups" in places and (apart or "outputs" not in places):
-            return "groups"
-        return "outputs" if "outputs" in places and not apart else "everywhere"
 
     def __str__(self) -> str:
         return show(self)
@@ -219,7 +193,9 @@ def walk(expression: Expression) -> Iterator[Expression]:
     yield from visit(expression)
 
 
-_INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "matmul": "@"}
+OPERATORS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "@": "matmul"}
+"""What the signs of the grammar stand for between tensors."""
+SIGNS = {op: sign for sign, op in OPERATORS.items()}
 
 
 def show(expression: Expression) -> str:
@@ -230,17 +206,17 @@ def show(expression: Expression) -> str:
     if e.op == "number":
         return str(e.attribute("value"))
     parts = [show(a) for a in e.arguments]
-    if e.op in _INFIX:
+    if e.op in SIGNS:
         shown = [
-            f"({p})" if a.op in _INFIX and a.op != e.op else p
+            f"({p})" if a.op in SIGNS and a.op != e.op else p
             for a, p in zip(e.arguments, parts, strict=True)
         ]
-        return f" {_INFIX[e.op]} ".join(shown)
+        return f" {SIGNS[e.op]} ".join(shown)
     if e.op == "negate":
         return f"-{parts[0]}"
     if e.op == "rows":
         (inner,) = e.arguments
-        return f"{f'({parts[0]})' if inner.op in _INFIX else parts[0]}[{e.attribute('of')}]"
+        return f"{f'({parts[0]})' if inner.op in SIGNS else parts[0]}[{e.attribute('of')}]"
     if e.op in ("block", "host"):
         return f"{e.name}({', '.join(parts)})"
     if e.op in ("expand", "spread", "vector"):

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.language.source import Span
+from surgery.rules.conditions import Condition
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression
-from surgery.rules.values import Closure, Condition, Value
+from surgery.rules.values import Closure, Value
 
 LARGEST = 2.0**63
 """The largest whole number; others are as large as floating point has them."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from surgery.language import syntax
 from surgery.language.diagnostics import error
-from surgery.rules.frame import Frame, bind_dims
+from surgery.rules.body import Body, bind_dims
 from surgery.rules.state import OPERANDS, State
 
 
-def match_operator(step: syntax.Match, frame: Frame) -> None:
+def match_operator(step: syntax.Match, body: Body) -> None:
     if step.operator not in OPERANDS:
         raise error(
             "S219",
@@ -18,7 +18,7 @@ def match_operator(step: syntax.Match, frame: Frame) -> None:
             step.operator_span,
             help=f"a rule matches one of {', '.join(OPERANDS)}",
         )
-    state = frame.state = _operator(frame.state, step)
+    state = body.state = _operator(body.state, step)
     formal = OPERANDS[step.operator]
     if len(step.operands) > len(formal):
         raise error(
@@ -26,17 +26,17 @@ def match_operator(step: syntax.Match, frame: Frame) -> None:
             f"`{step.operator}` has the operands {', '.join(formal)}",
             step.operands[-1].span,
         )
-    bind_dims(step.result, state.result, frame)
-    frame.targets[step.result.name] = "y"
+    bind_dims(step.result, state.result, body)
+    body.targets[step.result.name] = "y"
     for given, canonical in _paired(step.operands, formal):
-        if given.name in frame.targets:
+        if given.name in body.targets:
             raise error("S215", f"`{given.name}` names two operands", given.span)
         _check_presence(given, canonical, state)
         value = state.operands.get(canonical)
         if value is not None:
-            bind_dims(given, value, frame)
-        frame.targets[given.name] = canonical
-    frame.spans |= {o.name: o.span for o in (step.result, *step.operands)}
+            bind_dims(given, value, body)
+        body.targets[given.name] = canonical
+    body.spans |= {o.name: o.span for o in (step.result, *step.operands)}
 
 
 def _operator(state: State, step: syntax.Match) -> State:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.rules.expression import Expression, expanded, number, with_shape
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
-
-_MATRICES = frozenset(("transpose", "kron", "row_norm", "scale_rows", "split_heads", "bilstm"))
 
 
 def push_input(e: Expression) -> Expression:
@@ -47,32 +46,37 @@ def push_input(e: Expression) -> Expression:
             value, like = x.arguments
             made = make("linear", (_features(value, x), weight, *rest), e.shape, span=e.span)
             return make("spread", (made, make("linear", (like, weight), e.shape)), e.shape)
-        case "identity":
-            return make("linear", (x.arguments[0], weight, *rest), e.shape, span=e.span)
-        case "detach" | "dropout" if (moved := _inward(x)) is not None:
-            return make("linear", (moved, weight, *rest), e.shape, span=e.span)
         case _:
-            pass
+            moved = _inward(x) if _passes(x) else None
+            if moved is not None:
+                return make("linear", (moved, weight, *rest), e.shape, span=e.span)
     raise _meaningless(x, e)
 
 
-_THROUGH = {
-    "detach": frozenset(("multiply", "divide", "negate", "add", "subtract", "identity")),
-    "dropout": frozenset(("multiply", "divide", "negate", "identity")),
-}
+_ARITHMETIC = ("multiply", "divide", "negate", "add", "subtract")
+"""What is moved into a weight, above."""
+
+
+def _passes(x: Expression) -> bool:
+    """Whether the value of ``x`` in evaluation is its first argument, as of dropout and detach."""
+    primitive = PRIMITIVES.get(x.op)
+    return primitive is not None and primitive.inference
 
 
 def _inward(x: Expression) -> Expression | None:
     """`detach(v * x)` as `detach(v) * detach(x)`, and the like; None if nothing is equal."""
     inner, *rate = x.arguments
-    if inner.op in _THROUGH and not is_input(inner):
+    if _passes(inner) and not is_input(inner):
         moved = _inward(inner)
         return moved and make(x.op, (moved, *rate), x.shape)
-    if inner.op not in _THROUGH[x.op]:
+    if inner.op not in _ARITHMETIC:
+        return None
+    random = PRIMITIVES[x.op].random
+    if random and PRIMITIVES[inner.op].is_additive and inner.arguments[1:]:
+        # Both terms would be dropped at places of their own.
         return None
     parts = tuple(
-        make(x.op, (a, *rate), a.shape) if a.varies or x.op == "detach" else a
-        for a in inner.arguments
+        make(x.op, (a, *rate), a.shape) if a.varies or not random else a for a in inner.arguments
     )
     return make(inner.op, parts, inner.shape, inner.attributes, inner.span)
 
@@ -111,7 +115,7 @@ def is_real(x: Expression) -> bool:
 
 def is_input(x: Expression) -> bool:
     """Whether ``x`` is the input as it is given, but for what acts on each of its elements alone."""
-    while x.op in ("dropout", "detach"):
+    while _passes(x):
         x = x.arguments[0]
     return x.op == "operand" and x.name == "x"
 
@@ -132,7 +136,9 @@ def check_patches(result: Expression) -> None:
         if is_input(e):
             raise _meaningless(e, e)
         product = e.op in ("linear", "matmul")
-        if (product and e.arguments[1].varies) or e.op in _MATRICES:
+        primitive = PRIMITIVES.get(e.op)
+        matrices = primitive is not None and primitive.form == "matrices" and not product
+        if (product and e.arguments[1].varies) or matrices:
             raise _meaningless(e, e)
         x = e.arguments[0] if e.arguments else e
         if e.op == "linear" and not is_real(x) and not is_input(x):

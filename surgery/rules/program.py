@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
+from surgery.rules.conditions import Requirement
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
 from surgery.rules.limits import at_site, having_value
+from surgery.rules.primitive import Primitive
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Equation, show_shape
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import Kind, State, operator
-from surgery.rules.values import Declaration, Requirement
+from surgery.rules.values import Declaration
 
 _MOST_ELEMENTS = 2**42
 
@@ -148,20 +151,37 @@ class Program:
     @cached_property
     def calls_norm(self) -> bool:
         """Whether the norm that follows the site is run."""
-        return self.uses("host")
+        return "host" in self._operations
 
     @cached_property
     def reads_residual(self) -> bool:
         """Whether the residual that joins the site's result is used."""
         return any(e.reads("residual") for e in self.changed)
 
-    def uses(self, op: str) -> bool:
-        """Whether ``op`` occurs in what the methods made."""
-        return op in self._operations
+    @property
+    def is_random(self) -> bool:
+        """Whether what the methods made draws random numbers in training."""
+        return any(p.random for p in self._primitives)
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether it asks which tokens are padding."""
+        return any(p.form == "tokens" for p in self._primitives)
+
+    @property
+    def needs_real(self) -> str | None:
+        """What occurs in it that there is of real numbers alone, by its name."""
+        if "attend" in self._operations:
+            return "attend"
+        return next((p.name for p in self._primitives if p.real), None)
 
     @cached_property
     def _operations(self) -> frozenset[str]:
         return frozenset(e.op for changed in self.changed for e in walk(changed))
+
+    @property
+    def _primitives(self) -> Iterator[Primitive]:
+        return (p for name, p in PRIMITIVES.items() if name in self._operations)
 
     def check(self, sizes: Mapping[str, Scalar]) -> None:
         """Hold the rules' requirements against a site's sizes.
@@ -186,9 +206,11 @@ class Program:
         for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
             if e.number is not None and e.number.names() <= sizes.keys():
                 at_site(e.number, sizes, e.span)
-            by = e.arguments[1].number if e.op == "divide" else None
-            if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
-                raise error("S243", "this divides by zero at this site", e.span)
+            primitive = PRIMITIVES.get(e.op)
+            for position in primitive.nonzero if primitive else ():
+                by = e.arguments[position].number
+                if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
+                    raise error("S243", "this divides by zero at this site", e.span)
 
     def check_acting(
         self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from surgery.language.diagnostics import Label, SurgeryError, error
 from surgery.language.source import Span
+from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.values import Condition, Requirement
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
 from surgery.rules.expression import (
+    STAR,
     Attribute,
     Expression,
     Shape,
@@ -20,18 +21,13 @@ from surgery.rules.expression import (
     rebuild,
     with_shape,
 )
+from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import ONE
 from surgery.rules.slices import push, put, rows_in, take
 
 Attributes = tuple[tuple[str, Attribute], ...]
-_FOLD: dict[str, Callable[[Dim, Dim], Dim]] = {
-    "add": Dim.__add__,
-    "subtract": Dim.__sub__,
-    "multiply": Dim.__mul__,
-    "divide": Dim.__truediv__,
-}
 
 
 def make(
@@ -48,22 +44,27 @@ def make(
         if op == "rows":
             return take(arguments[0], rows)
         return put(arguments[0], arguments[1], rows)
-    numbers = [a.number for a in arguments]
-    if op in _FOLD and len(numbers) == 2 and None not in numbers:
-        left, right = numbers
-        if (
-            isinstance(left, Dim)
-            and isinstance(right, Dim)
-            and not (op == "divide" and not right.terms)
-        ):
-            return number(_FOLD[op](left, right), span, shape)
-    short = _shortcut(op, arguments, shape, attributes)
+    primitive = PRIMITIVES.get(op)
+    known = primitive and _of_numbers(primitive, arguments)
+    if known is not None:
+        return number(known, span, shape)
+    short = _shortcut(op, primitive, arguments, shape, attributes)
     _record(op, arguments, short, span)
     if short is not None and short.number is not None:
         return short if short.shape == shape else with_shape(short, shape)
     if short is None or not _stands_for(short, shape):
         return Expression(op, arguments, attributes, shape, span)
     return short
+
+
+def _of_numbers(primitive: Primitive, arguments: tuple[Expression, ...]) -> Dim | None:
+    """The value of a function of numbers; a division by zero is left for the site to name."""
+    numbers = [a.number for a in arguments if a.number is not None]
+    if primitive.of_numbers is None or len(numbers) < len(arguments):
+        return None
+    if any(not numbers[i].terms for i in primitive.nonzero):
+        return None
+    return primitive.of_numbers(*numbers)
 
 
 @dataclass(frozen=True)
@@ -172,68 +173,63 @@ def _stands_for(short: Expression, shape: Shape) -> bool:
 
 
 def _shortcut(
-    op: str, arguments: tuple[Expression, ...], shape: Shape, attributes: Attributes
+    op: str,
+    primitive: Primitive | None,
+    arguments: tuple[Expression, ...],
+    shape: Shape,
+    attributes: Attributes,
 ) -> Expression | None:
     zero = [is_number(a, 0) for a in arguments]
-    primitive = PRIMITIVES.get(op)
     if op == "linear" and len(arguments) == 3:
         if not arguments[0].varies and (zero[0] or zero[1]):
             return arguments[2]
         return make("linear", arguments[:2], shape) if zero[2] else None
-    if primitive and any(zero[i] for i in primitive.zeros if i < len(zero)):
-        return number(0)
-    if primitive and primitive.attributes and arguments[0].number is not None:
-        return _of_constant(op, arguments[0], attributes)
+    found = primitive and _by_row(primitive, arguments, attributes)
+    if found:
+        return found
     match op, arguments:
-        case "add", (a, b) if zero[0] or zero[1]:
-            return b if zero[0] else a
-        case "subtract", (a, b) if zero[1]:
-            return a
         case "subtract", (a, b) if zero[0]:
             return make("negate", (b,), b.shape)
-        case "subtract", (a, b) if a == b:
-            return number(0)
         case "subtract", (a, b) if a.op == "add" and b in a.arguments:
             return a.arguments[1 - a.arguments.index(b)]
-        case "multiply", (a, b) if is_number(a, 1) or is_number(b, 1):
-            return b if is_number(a, 1) else a
-        case (("divide" | "scale_rows"), (a, b)) if is_number(b, 1):
-            return a
-        case "divide", (a, b) if a == b:
-            return number(1)
-        case "dropout", (x, _) if zero[1]:
-            return x
         case "spread", (x, like) if x.varies and x.shape == like.shape:
             return x
-        case "align", (x, _) if len(x.shape) < 2:
-            return x
-        case "identity", (x,):
-            return x
-        case "detach", (x,) if x.op == "detach":
-            return x
-        case (("detach" | "negate"), (x,)) if x.number is not None:
-            return x if op == "detach" else number(-x.number)
         case _:
             return None
 
 
-def _of_constant(op: str, e: Expression, attributes: Attributes) -> Expression | None:
+def _by_row(
+    primitive: Primitive, arguments: tuple[Expression, ...], attributes: Attributes
+) -> Expression | None:
+    """What the row of a primitive says of these arguments."""
+    first = arguments[0]
+    if primitive.shorter is not None and (shorter := primitive.shorter(*arguments)):
+        return shorter
+    if any(is_number(arguments[i], 0) for i in primitive.zeros):
+        return number(0)
+    if primitive.axis and first.number is not None:
+        return _of_constant(primitive, first, first.number, attributes)
+    for position, value in primitive.neutral:
+        if is_number(arguments[position], value):
+            return arguments[0 if position else 1]
+    if primitive.of_equals is not None and first == arguments[1]:
+        return number(primitive.of_equals)
+    if primitive.inference and not (primitive.random or primitive.detaches):
+        return first
+    return first if primitive.idempotent and first.op == primitive.name else None
+
+
+def _of_constant(
+    primitive: Primitive, e: Expression, value: Dim, attributes: Attributes
+) -> Expression | None:
     """What is taken over a dim of a tensor that is one number everywhere."""
     axis = dict(attributes).get("axis")
-    if op in ("mean", "max", "pool"):
-        return e
-    if e.number is None or not isinstance(axis, int) or len(e.shape) < -axis:
+    if primitive.of_constant is None or not isinstance(axis, int):
         return None
-    if is_leading(e.shape[axis]):
-        return None
-    size = e.shape[axis]
-    match op:
-        case "sum":
-            return number(e.number * size)
-        case "softmax":
-            return number(Dim.of(1) / size)
-        case _:
-            return None
+    # Of a dim that is not known the result may not depend.
+    size = e.shape[axis] if len(e.shape) >= -axis else STAR
+    found = primitive.of_constant(value, size)
+    return None if is_leading(found) else number(found, e.span, e.shape)
 
 
 def substitute(expression: Expression, values: Mapping[Expression, Expression]) -> Expression:
@@ -251,7 +247,8 @@ def value_of(expression: Expression) -> Expression:
     """The expression without what changes no value at inference: dropout and detach."""
 
     def build(old: Expression, arguments: tuple[Expression, ...]) -> Expression:
-        if old.op in ("dropout", "detach"):
+        primitive = PRIMITIVES.get(old.op)
+        if primitive and primitive.inference:
             return arguments[0]
         if old.op == "linear" and len(arguments) == 3:
             product = make("linear", arguments[:2], old.shape)

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, Shape, is_leading, with_shape
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.rows import Rows
-
-_ELEMENTWISE = frozenset(("add", "subtract", "multiply", "divide", "negate", "detach", "identity"))
-_BY_ROW = {"linear": (1, 2), "matmul": (0,), "scale_rows": (0, 1), "row_norm": (0,)}
-"""Which arguments of an operator have a row for each of the result's."""
 
 
 def rows_in(e: Expression) -> Rows:
@@ -83,12 +80,15 @@ def step(e: Expression) -> Expression | None:
 
 def _by_row(e: Expression) -> tuple[bool, ...] | None:
     """Which arguments of ``e`` have its rows as theirs; None if its rows come of no such thing."""
-    if e.op in _ELEMENTWISE:
-        return tuple(_lines_up(a, e) for a in e.arguments)
-    places = _BY_ROW.get(e.op)
-    if places is None or (e.op == "matmul" and e.varies):
+    primitive = PRIMITIVES.get(e.op)
+    if primitive is None or not primitive.rows:
         return None
-    return tuple(i in places and bool(a.shape) for i, a in enumerate(e.arguments))
+    if primitive.elementwise:
+        return tuple(_lines_up(a, e) for a in e.arguments)
+    if e.op == "matmul" and e.varies:
+        # Of what flows, features stand last, and `matmul` has them from its other argument.
+        return None
+    return tuple(i in primitive.rows and bool(a.shape) for i, a in enumerate(e.arguments))
 
 
 def _lines_up(argument: Expression, e: Expression) -> bool:

@@ -9,13 +9,14 @@ from typing import Literal
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
+from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
 from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, number, operand
 from surgery.rules.limits import Depth
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
 from surgery.rules.slices import take
-from surgery.rules.values import Declaration, HostModule, Requirement, Value
+from surgery.rules.values import Declaration, HostModule, Value
 
 Kind = Literal["linear", "module", "attention", "tokens"]
 OPERANDS: dict[Kind, tuple[str, ...]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgery.rules.expression import Expression, number, with_shape
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
 
@@ -28,11 +29,13 @@ def transposed(e: Expression) -> Expression:
             return e
         case "linear" if len(e.arguments) == 2:
             return _product(e.arguments[1], e.arguments[0])
-        case "add" | "subtract" | "negate" | "detach" if all(_is_matrix(a) for a in e.arguments):
-            return make(e.op, tuple(map(transposed, e.arguments)), turned, span=e.span)
         case "multiply" | "divide" if _is_matrix(e.arguments[0]):
             return _scaled(e)
         case _:
+            primitive = PRIMITIVES.get(e.op)
+            sums = primitive is not None and primitive.elementwise and primitive.is_additive
+            if sums and all(map(_is_matrix, e.arguments)):
+                return make(e.op, tuple(map(transposed, e.arguments)), turned, span=e.span)
             return make("transpose", (e,), turned, span=e.span)
 
 

@@ -47,3 +47,12 @@ def test_python_runs_the_package(root: Path):
     command = [sys.executable, "-m", "surgery", "check", "examples"]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_checking_and_formatting_wait_for_no_typer(root: Path):
+    program = PROGRAM.replace('"torch"', '"torch", "typer", "pydantic"')
+    for words in (("check", "rules"), ("fmt", "rules")):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, *words], cwd=root, capture_output=True, text=True
+        )
+        assert ran.stderr == "0 []\n", ran.stderr

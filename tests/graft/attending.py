@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Core
+from surgery.graft.attention.axes import changed
 from surgery.graft.attention.change import Change
+from surgery.graft.attention.cores import ATTENTION, NAMES
+from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted
 
 NEW = 3
@@ -27,12 +31,33 @@ class Prefix(nn.Module):
         self.v = nn.Parameter(torch.randn(core.heads, NEW, core.values))
 
     def change(self) -> Change:
-        return Change(
+        return by_functions(
+            self.core.query_heads,
             key=lambda k: in_front(self.k, k),
             value=lambda v: in_front(self.v, v),
             revealed=NEW,
             own=self.own,
         )
+
+
+def by_functions(heads: int, **settings: Any) -> Change:
+    """A change by functions of operands, and the whole core as these make it."""
+    change = Change(**settings)
+    operands = {"query": change.query, "key": change.key, "value": change.value}
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        given = {**dict(zip(NAMES, args, strict=False)), **kwargs}
+        for name, function in operands.items():
+            given[name] = changed(given[name], function, heads) if function else given[name]
+        if change.revealed:
+            causal = given.pop("is_causal", False)
+            given["attn_mask"] = reveal(
+                given.get("attn_mask"), causal, change.revealed, given["query"], given["key"]
+            )
+        result = ATTENTION(**given)
+        return result if change.output is None else changed(result, change.output, heads)
+
+    return replace(change, attend=attend)
 
 
 def in_front(new: Tensor, own: Tensor) -> Tensor:

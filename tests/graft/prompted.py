@@ -11,7 +11,7 @@ from torch import nn
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
 from surgery.graft.channel import within
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.tokens.sequences import (
     TokenSlots,
     extended,
@@ -52,7 +52,7 @@ def _exit(self: Any, args: Any, kwargs: Any, base: Callable[..., Any]) -> Any:
         return trimmed(slots, output)
     if isinstance(output, dict):
         index = list(output)[index]
-    return kernels.with_first(output, index, trimmed(slots, output[index]))
+    return calls.with_first(output, index, trimmed(slots, output[index]))
 
 
 def with_prompt(model: nn.Module, prompt: torch.Tensor, stack: int = 0) -> nn.Module:

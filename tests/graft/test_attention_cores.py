@@ -20,7 +20,7 @@ from surgery.graft.attention.change import Change
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted
 from surgery.language.diagnostics import SurgeryError
-from tests.graft.attending import NEW, Prefix, by_hand, give, in_front, wire
+from tests.graft.attending import NEW, Prefix, by_functions, by_hand, give, in_front, wire
 from tests.models import randomise
 
 BATCH, LENGTH, HEADS, FEATURES = 2, 5, 4, 6
@@ -316,7 +316,8 @@ def test_every_function_of_a_change(way: Callable[..., Tensor]) -> None:
     assert core is not None
     prefix = Prefix(core)
     scale = torch.rand(HEADS, 1, FEATURES) + 0.5
-    change = Change(
+    change = by_functions(
+        HEADS,
         query=lambda q: q * scale,
         key=lambda k: in_front(prefix.k, k * scale),
         value=lambda v: in_front(prefix.v, v + scale),
@@ -328,7 +329,7 @@ def test_every_function_of_a_change(way: Callable[..., Tensor]) -> None:
     with rerouted([(core, change)]):
         found = made(x)
     torch.testing.assert_close(found, x + made.o((out * scale).transpose(1, 2).flatten(2)))
-    with rerouted([(core, Change(key=lambda k: k * scale))]):
+    with rerouted([(core, by_functions(HEADS, key=lambda k: k * scale))]):
         found = made(x)
     made.k.weight.data *= scale.reshape(-1, 1)
     made.k.bias.data *= scale.reshape(-1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+from itertools import groupby
 
 import pytest
 
@@ -12,7 +14,12 @@ from surgery.language.diagnostics import SurgeryError
 from surgery.language.lalr import grammar
 from surgery.language.parse import parse
 from surgery.language.resources import resource
-from surgery.language.words import RESERVED, SIGNS
+from surgery.language.words import RESERVED
+from surgery.language.words import SIGNS as WORD_SIGNS
+from surgery.rules.dims import FUNCTIONS
+from surgery.rules.distributions import DISTRIBUTIONS
+from surgery.rules.expression import SIGNS
+from surgery.rules.primitives import PRIMITIVES
 
 REFERENCE = resource("grammar", "README.md").read_text(encoding="utf-8")
 GRAMMAR = resource("grammar", "peft.lark").read_text(encoding="utf-8")
@@ -46,7 +53,7 @@ def test_reserved_words() -> None:
 def test_words_are_called_as_the_grammar_calls_them() -> None:
     terminals = {terminal.name: terminal.pattern for terminal in grammar()._lark.terminals}
     plain = {name: p.value for name, p in terminals.items() if p.type == "str"}
-    assert plain == RESERVED | SIGNS
+    assert plain == RESERVED | WORD_SIGNS
 
 
 def test_every_rule_has_its_method() -> None:
@@ -95,11 +102,31 @@ def test_operators_are_documented() -> None:
     assert documented == OPERANDS
 
 
-def test_functions_are_documented() -> None:
-    from surgery.rules.dims import FUNCTIONS
-    from surgery.rules.primitives import DISTRIBUTIONS, OPERATORS, PRIMITIVES
+def functions() -> str:
+    """The rows of the functions on tensors; those that say the same stand together."""
+    written = [p for p in PRIMITIVES.values() if p.name not in SIGNS and p.name != "negate"]
+    groups = groupby(written, key=lambda p: p.says)
+    rows = ["| | |", "|---|---|"]
+    for says, group in groups:
+        together = list(group)
+        plain = len(together) > 1 and all(p.arguments == "x" for p in together)
+        shown = " ".join(f"`{p.name if plain else p.usage}`" for p in together)
+        rows.append(f"| {shown} | {says} |")
+    return "\n".join(rows)
 
-    text = REFERENCE.partition("Functions on tensors")[2].partition("## Layout")[0]
-    named = set(re.findall(r"`(\w+)[`(]", text))
-    written = set(OPERATORS.values()) | {"negate", "scale_rows", "matmul"}
-    assert named >= (set(PRIMITIVES) - written) | set(FUNCTIONS) | set(DISTRIBUTIONS)
+
+def test_functions_on_tensors_are_the_rows() -> None:
+    before, marker, rest = REFERENCE.partition("<!-- functions -->\n\n")
+    shown, end, after = rest.partition("\n\n<!-- end -->")
+    assert marker
+    assert end
+    if os.environ.get("UPDATE_GOLDEN"):
+        page = before + marker + functions() + end + after
+        resource("grammar", "README.md").write_text(page, encoding="utf-8")
+    else:
+        assert shown == functions()
+
+
+def test_functions_on_numbers_are_documented() -> None:
+    text = REFERENCE.partition("Functions on numbers")[2].partition("## Layout")[0]
+    assert set(re.findall(r"`(\w+)[`(]", text)) == set(FUNCTIONS) | set(DISTRIBUTIONS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from surgery.planning.layers import read_layer
 
 Matrix = tuple[Tensor, Tensor | int]
+TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def settings_of(method: str) -> tuple[str, dict[str, float]]:
@@ -63,8 +64,21 @@ def own(layer: nn.Module) -> Matrix:
     kind = read_layer(layer)
     assert kind is not None
     weight, bias = layer._parameters["weight"].detach(), layer._parameters.get("bias")
-    W = weight.t() if kind.kind in ("transposed", "embedding") else weight.flatten(1)
-    return W, torch.zeros(kind.out, dtype=weight.dtype) if bias is None else bias.detach()
+    return matrix_of(layer, weight), _bias(kind.out, weight, bias)
+
+
+def _bias(out: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.zeros(out, dtype=weight.dtype) if bias is None else bias.detach()
+
+
+def matrix_of(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of ``layer`` as [n, m]."""
+    if isinstance(layer, TRANSPOSED):
+        groups = weight.chunk(layer.groups)
+        return torch.cat([group.transpose(0, 1).flatten(1) for group in groups])
+    if isinstance(layer, nn.Embedding) or type(layer).__name__ == "Conv1D":
+        return weight.t()
+    return weight.flatten(1)
 
 
 def effective(
@@ -86,4 +100,11 @@ def run(layer: nn.Module, matrix: Matrix, x: Tensor) -> Tensor:
         return functional.embedding(x, W.t()) + b
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return layer._conv_forward(x, W.reshape(layer.weight.shape), b)
+    if isinstance(layer, TRANSPOSED):
+        channels, kernel = layer.in_channels // layer.groups, layer.kernel_size
+        groups = [rows.unflatten(1, (channels, *kernel)) for rows in W.chunk(layer.groups)]
+        weight = torch.cat([group.transpose(0, 1) for group in groups])
+        convolve = getattr(functional, f"conv_transpose{len(kernel)}d")
+        settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return convolve(x, weight, b, *settings)
     return functional.linear(x, W, b)

@@ -128,21 +128,25 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 @st.composite
 def linears(draw: st.DrawFn) -> tuple[Callable[[], nn.Module], Callable[[], Tensor], str]:
     rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    bias, transposed = draw(st.booleans()), draw(st.booleans())
+    bias = draw(st.booleans())
+    shape = (*draw(st.lists(st.integers(1, 3), max_size=3)), columns)
+    words = f"Linear({columns}, {rows}, {bias}) on {shape}"
+    return lambda: nn.Linear(columns, rows, bias=bias), _floats(shape), words
+
+
+@st.composite
+def transposed_linears(
+    draw: st.DrawFn,
+) -> tuple[Callable[[], nn.Module], Callable[[], Tensor], str]:
+    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     shape = (*draw(st.lists(st.integers(1, 3), max_size=3)), columns)
 
     def make() -> nn.Module:
-        if transposed:
-            from transformers.pytorch_utils import Conv1D
+        from transformers.pytorch_utils import Conv1D
 
-            return Conv1D(rows, columns)
-        return nn.Linear(columns, rows, bias=bias)
+        return Conv1D(rows, columns)
 
-    return (
-        make,
-        _floats(shape),
-        f"{'Conv1D' if transposed else 'Linear'}({columns}, {rows}, {bias}) on {shape}",
-    )
+    return make, _floats(shape), f"Conv1D({columns}, {rows}) on {shape}"
 
 
 @st.composite
@@ -170,6 +174,31 @@ def convolutions(draw: st.DrawFn) -> tuple[Callable[[], nn.Module], Callable[[],
 
 
 @st.composite
+def transposed_convolutions(
+    draw: st.DrawFn,
+) -> tuple[Callable[[], nn.Module], Callable[[], Tensor], str]:
+    spatial = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from((1, 1, 2)))
+    into, out = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    kernel = tuple(draw(st.integers(1, 3)) for _ in range(spatial))
+    stride, dilation = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    settings = {
+        "groups": groups,
+        "dilation": dilation,
+        "stride": stride,
+        "padding": draw(st.integers(0, 1)),
+        "output_padding": draw(st.integers(0, max(stride, dilation) - 1)),
+        "bias": draw(st.booleans()),
+    }
+    size = tuple(draw(st.integers(3, 4)) for _ in range(spatial))
+    batch = draw(st.sampled_from(((), (1,), (2,))))
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[spatial - 1]
+    shape = (*batch, into, *size)
+    words = f"{kind.__name__}({into}, {out}, {kernel}, {settings}) on {shape}"
+    return lambda: kind(into, out, kernel, **settings), _floats(shape), words
+
+
+@st.composite
 def embeddings(draw: st.DrawFn) -> tuple[Callable[[], nn.Module], Callable[[], Tensor], str]:
     rows, width = draw(st.integers(1, 7)), draw(st.integers(1, 5))
     padding = draw(st.sampled_from((None, 0, rows - 1)))
@@ -182,8 +211,19 @@ def embeddings(draw: st.DrawFn) -> tuple[Callable[[], nn.Module], Callable[[], T
     return lambda: nn.Embedding(rows, width, padding_idx=padding), ids, words
 
 
-def layers() -> st.SearchStrategy[tuple[Callable[[], nn.Module], Callable[[], Tensor], str]]:
-    return st.one_of(linears(), convolutions(), embeddings())
+Drawn = st.SearchStrategy[tuple[Callable[[], nn.Module], Callable[[], Tensor], str]]
+KINDS: dict[str, Drawn] = {
+    "linear": linears(),
+    "transposed": transposed_linears(),
+    "convolution": convolutions(),
+    "transposed convolution": transposed_convolutions(),
+    "embedding": embeddings(),
+}
+"""Layers of each kind that is registered, by its name, with inputs that fit."""
+
+
+def layers() -> Drawn:
+    return st.one_of(KINDS.values())
 
 
 def _floats(shape: tuple[int, ...]) -> Callable[[], Tensor]:

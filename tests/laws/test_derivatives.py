@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import surgery
 from surgery.planning.layers import read_layer
 from tests.laws.derivatives import assert_derivatives, leaves
-from tests.laws.reference import compose, run
+from tests.laws.reference import compose, matrix_of, run
 from tests.laws.strategies import (
     EVERY,
     MERGING,
@@ -71,8 +71,7 @@ def plain(case: Case) -> Callable[..., Tensor]:
 
     def forward(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         weight = parameters["layer.weight"]
-        turned = kind.kind in ("transposed", "embedding")
-        W = weight.t() if turned else weight.flatten(1)
+        W = matrix_of(layer, weight)
         b = parameters.get("layer.bias", torch.zeros(kind.out, dtype=weight.dtype))
         for number, method in enumerate(case.methods):
             prefix = f"layer.method{number}."

@@ -115,7 +115,7 @@ class Case:
         assert kind is not None
         tensors = {**dict(model.named_parameters())}
         weight, bias = self.weight_names()
-        turned = kind.kind == "transposed"
+        turned = kind.kind.transposed
         W = tensors[weight].detach()
         W = W.t() if turned else W
         b = tensors[bias].detach() if bias in tensors else torch.zeros(len(W), dtype=W.dtype)

@@ -55,7 +55,11 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 def test_wheel_holds_the_grammar_the_rules_and_the_types_marker(root: Path, wheel: Path):
     names = set(contents(wheel))
-    assert {"surgery/data/grammar/peft.lark", "surgery/py.typed"} <= names
+    assert {
+        "surgery/data/grammar/peft.lark",
+        "surgery/data/grammar/peft.jsonl",
+        "surgery/py.typed",
+    } <= names
     rules = {f"surgery/data/rules/{file.name}" for file in (root / "rules").glob("*.peft")}
     assert rules
     assert rules <= names

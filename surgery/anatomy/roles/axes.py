@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal, cast
 
 from surgery.anatomy.record import Op
@@ -64,5 +65,16 @@ def _moved(flow: Flow, op: Op, axis: int) -> int:
         return axis
     if axis == len(before) - 1:
         return len(after) - 1
-    kept = axis < len(after) and before[: axis + 1] == after[: axis + 1]
-    return axis if kept else len(after) - 1
+    return _merged(before, after, axis)
+
+
+def _merged(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int:
+    """The axis of ``after`` that holds all of ``axis`` after a reshape; the last if none does.
+
+    SqueezeBERT merges heads with their features ahead of the length.
+    """
+    start, end = prod(before[:axis]), prod(before[: axis + 1])
+    for at in range(len(after)):
+        if prod(after[:at]) <= start and end <= prod(after[: at + 1]):
+            return at
+    return len(after) - 1

@@ -10,6 +10,7 @@ from surgery.anatomy.record import Call, Key, Op
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Port
 
@@ -51,9 +52,8 @@ class Exits:
         """Behind the last layer, or out of the reader where that is no place to drop tokens."""
         value = self.last(stack)
         layers = self._layers(stack.reader, stack.lookup)
-        shapes = self.record.shapes
         if layers:
-            if shapes[value][:2] == shapes[stack.ids] and not self._counted(stack, value):
+            if self._whole(stack, value) and not self._counted(stack, value):
                 for call in self._out_of(layers[-1], stack.reader):
                     port = self.ports.output(call, value)
                     if port is not None:
@@ -68,11 +68,24 @@ class Exits:
         given = self.returned(stack.reader, stack.ids, value)
         return Port(stack.reader.path, "output", None, given[0]) if given else None
 
+    def _whole(self, stack: Stack, value: int) -> bool:
+        """Whether ``value`` has a place for each token, and none but for padding behind them."""
+        flow, dims = self.flow, self.flow.dims
+        if dims.alike(value, stack.ids):
+            return True
+        return any(
+            flow.kinds[op.index] in ("cat", "pad")
+            and dims.alike(op.inputs[0], stack.ids)
+            and dims.alike(value, op.outputs[0])
+            and pads(flow, op)
+            for op in flow.ops[stack.reader.first : stack.reader.last + 1]
+        )
+
     def returned(self, call: Call, ids: int, value: int) -> tuple[Key, int] | None:
         """What ``call`` makes of ``value`` and returns: states of all tokens."""
         shapes = self.record.shapes
         for key, made in call.outputs:
-            sequence = len(shapes[made]) > 2 and shapes[made][:2] == shapes[ids]
+            sequence = len(shapes[made]) > 2 and self.flow.dims.alike(made, ids)
             if sequence and self.flow.depends(made, value):
                 return key, made
         return None
@@ -168,14 +181,15 @@ class Exits:
         """
         flow, shapes = self.flow, self.record.shapes
         found = stack.lookup.outputs[0]
-        length = shapes[stack.ids][1]
+        length = shapes[value][1]
         for op in self._behind(stack, value):
             shape = shapes[op.inputs[0]]
             reshaped = flow.kinds[op.index] in ("view", "reshape", "expand") and len(shape) > 2
-            if reshaped and shape[1:2] == (length,) and length in _numbers(op.args):
+            lengthy = flow.dims.alike(op.inputs[0], value, ((1, 1),))
+            if reshaped and lengthy and length in _numbers(op.args):
                 return True
             for other in op.inputs:
-                beside = flow.is_hidden(other) and shapes[other][:2] == shapes[stack.ids]
+                beside = flow.is_hidden(other) and flow.dims.alike(other, value)
                 if beside and flow.depends(other, found) and not flow.depends(other, value):
                     return True
         return self._picks(stack, value)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
 from surgery.anatomy.record import Call, Op
+from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
-from surgery.anatomy.site import covers
+from surgery.anatomy.site import Site, covers, site_elsewhere
 
 INNER = ("q", "k", "v", "o", "qkv", "qk", "kv", "up", "gate", "gate_up", "down", "linear")
 """Roles of layers inside an expert."""
@@ -38,8 +38,9 @@ class Mixture:
 
 def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
-    for linear in linears.values():
-        if _routes(flow, linears, linear):
+    routing = _routing(flow, linears)
+    for index, linear in linears.items():
+        if index in routing:
             found = _around(flow, linear, ports)
             if found is not None:
                 yield found
@@ -65,38 +66,80 @@ def expert_feed_forwards(
 
 
 def alike(
-    found: Sequence[Mixture], roles: Mapping[str, Container[str]], modules: Mapping[str, nn.Module]
-) -> Iterator[tuple[str, str]]:
-    """Modules of experts, each with the role that its like has in another expert.
+    found: Sequence[Mixture],
+    sites: Mapping[str, Mapping[str, Site]],
+    modules: Container[str],
+) -> Iterator[tuple[str, Site]]:
+    """The sites in experts, each as it stands in the other experts of its mixture, with its role.
 
-    Few tokens do not reach all experts, so in a record some may never run.
+    Few tokens do not reach all experts, so in a record some may never run (Switch, NLLB).
     """
-    for mixture in found:
-        inner: dict[str, list[str]] = {}
-        for expert in mixture.expert:
-            inside = cast("Iterator[tuple[str, nn.Module]]", modules[expert].named_modules())
-            for rest, _ in inside:
-                inner.setdefault(rest, []).append(f"{expert}.{rest}" if rest else expert)
-        for same in inner.values():
-            for role in INNER:
-                if any(name in roles[role] for name in same):
-                    yield from ((name, role) for name in same)
+    mixture_of = {expert: mixture for mixture in found for expert in mixture.expert}
+    seen: set[tuple[str, str, str]] = set()
+    for role in (*INNER, "expert"):
+        for site in list(sites[role].values()):
+            one = next((p for p in _around_path(site.spans[0]) if p in mixture_of), None)
+            if one is None:
+                continue
+            mixture, rest = mixture_of[one], site.path[len(one) :]
+            if (role, mixture.expert[0], rest) in seen:
+                continue
+            seen.add((role, mixture.expert[0], rest))
+            for other in mixture.expert:
+                moved = site_elsewhere(site, one, other)
+                if all(span in modules for span in moved.spans):
+                    yield role, moved
 
 
-def _routes(flow: Flow, linears: Mapping[int, Linear], linear: Linear) -> bool:
-    """Whether the scores of ``linear`` decide, by topk, where the values go."""
-    if len(flow.record.shapes[linear.op.outputs[0]]) > 3:
-        return False
+def _around_path(path: str) -> Iterator[str]:
+    """``path`` and the modules around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _routing(flow: Flow, linears: Mapping[int, Linear]) -> set[int]:
+    """The linears whose scores decide, by topk, where the values go.
+
+    They are looked for from the choices on: a walk ahead from each linear would follow the residual
+    stream to the end of the model.
+    """
     allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
-    def stop(op: Op) -> bool:
+    def stop(_: int, op: Op) -> bool:
         return op.index in linears or flow.kinds[op.index] not in allowed
 
-    for op in flow.forward(linear.op.outputs[0], stop):
-        kind = flow.kinds[op.index]
-        if kind in ("topk", "argmax") or (kind == "max" and len(op.outputs) == 2):
-            return any(call.path for call in flow.record.stack(op.call))
-    return False
+    found: set[int] = set()
+    for op in flow.ops:
+        if _chooses(flow, op) and any(call.path for call in flow.record.stack(op.call)):
+            for value in op.inputs:
+                found |= {made.index for made in flow.backward(value, stop)} & linears.keys()
+    return {i for i in found if len(flow.record.shapes[flow.ops[i].outputs[0]]) <= 3}
+
+
+def _chooses(flow: Flow, op: Op) -> bool:
+    """Whether ``op`` is a choice by scores that may be of experts."""
+    kind = flow.kinds[op.index]
+    # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+    chosen = kind == "max" and len(op.outputs) == 2 and _is_used(flow, op.outputs[1])
+    return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
+
+
+def _picks_keys(flow: Flow, op: Op) -> bool:
+    """Whether ``op`` chooses keys for each query, and no experts (Doge, for long texts).
+
+    It goes along no axis of features, in scores of heads, queries and keys.
+    """
+    rank = len(flow.record.shapes[op.inputs[0]])
+    at = 2 if flow.kinds[op.index] == "topk" else 1
+    axis = op.args[at] if len(op.args) > at else op.kwargs.get("dim", -1)
+    if rank < 4 or not isinstance(axis, int):
+        return False
+    return feature_axis(flow, op.inputs[0]) != axis % rank
+
+
+def _is_used(flow: Flow, value: int) -> bool:
+    return bool(flow.record.consumers[value]) or value in flow.record.kept
 
 
 def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property
 
+from surgery.anatomy.dims import Dims, Sizes
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record
 from surgery.anatomy.roles.operators import (
@@ -19,11 +20,15 @@ from surgery.anatomy.roles.operators import (
 
 
 class Flow:
-    """Walks over one record. Values, operators and calls are the numbers they have there."""
+    """Walks over one record. Values, operators and calls are the numbers they have there.
 
-    def __init__(self, record: Record, paths: Paths):
+    ``sizes`` can be varied to tell dims apart.
+    """
+
+    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
         self.record = record
         self.paths = paths
+        self.dims = Dims(record, sizes)
         self.ops = record.ops
         self.kinds = [kind(op.name) for op in record.ops]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE
+from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.residual import unscaled
 
 _KEPT = PASSIVE | {"masked_fill", "setitem", "clamp", "clamp_min"}
@@ -34,7 +35,8 @@ def _given(flow: Flow, ids: int) -> bool:
     kind = flow.kinds[op.index]
     if kind == "where":
         return any(_given(flow, value) for value in op.inputs[1:])
-    return kind in _KEPT and bool(op.inputs) and _given(flow, op.inputs[0])
+    left = (kind in _KEPT and bool(op.inputs)) or pads(flow, op)
+    return left and _given(flow, op.inputs[0])
 
 
 def heads(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Linear]:

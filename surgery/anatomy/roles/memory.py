@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.record import Call, Key, Op
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
@@ -53,7 +54,7 @@ def _given(flow: Flow, reader: Call, states: int) -> str | None:
     """The argument of ``reader`` with the states, or with what a projection made of each."""
     for name, values in reader.inputs.items():
         for key, value in values:
-            alike = flow.record.shapes[value][:2] == flow.record.shapes[states][:2]
+            alike = flow.dims.alike(value, states)
             if key is None and alike and flow.is_hidden(value) and flow.depends(value, states):
                 return name
     return None
@@ -96,6 +97,6 @@ def _all_alike(flow: Flow, op: Op, states: int) -> bool:
 
 def _alike(flow: Flow, value: int, states: int) -> bool:
     """Whether ``value`` has the batch and the length of ``states``, in one order or the other."""
-    shapes = flow.record.shapes
-    found, wanted = shapes[value][:2], shapes[states][:2]
-    return found in (wanted, wanted[::-1]) and len(shapes[value]) > 2
+    dims = flow.dims
+    either = dims.alike(value, states) or dims.alike(value, states, TURNED)
+    return either and len(flow.record.shapes[value]) > 2

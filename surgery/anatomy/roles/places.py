@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+from surgery.anatomy.dims import Sizes
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import cores
@@ -40,10 +41,10 @@ _WHOLE = {
 class Reading:
     """The roles in one record; ``places`` are the sites of each in model order."""
 
-    def __init__(self, record: Record, paths: Paths):
+    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
         self.record = record
         self.paths = paths
-        self.flow = flow = Flow(record, paths)
+        self.flow = flow = Flow(record, paths, sizes)
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
@@ -117,8 +118,11 @@ class Reading:
             routes = linear.path in self._sites["router"]
             if alone and linear.pointwise and not routes and linear.op.index in self.flow.felt:
                 self._linear(linear, "linear")
-        for path, role in alike(self.mixtures, self._sites, self.paths.modules):
-            self._called(path, role)
+        for role, site in alike(self.mixtures, self._sites, self.paths.modules):
+            own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
+            self._add(replace(site, paths=own), role)
+        for expert in (path for mixture in self.mixtures for path in mixture.expert):
+            self._called(expert, "expert")
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -285,7 +289,7 @@ class Reading:
         if mixture.experts is not None:
             self._called(mixture.experts, "experts")
         for path in mixture.expert:
-            if path not in self._sites["expert"]:
+            if path in self.record.calls_of and path not in self._sites["expert"]:
                 self._called(path, "expert")
 
     def _linear(self, linear: Linear, role: str) -> None:

@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from surgery.anatomy.dims import TURNED
 from surgery.anatomy.record import Call, Op
 from surgery.anatomy.roles.exits import Exits, Stack
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.memory import memory_of
+from surgery.anatomy.roles.padding import unpadded
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Memory, Port, Site, Tokens
 from surgery.huggingface.names import ARGUMENTS, CAUSAL, marks_padding
@@ -35,7 +37,7 @@ class Stacks:
 
         Where nothing looks the very ids up, some of them may be replaced before: those of images.
         """
-        yield from list(self._looked_up(self.flow.same)) or self._looked_up(self._unmasked)
+        yield from list(self._looked_up(self._unpadded)) or self._looked_up(self._unmasked)
 
     def _looked_up(self, origin: Callable[[int], int]) -> Iterator[Site]:
         """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
@@ -57,6 +59,9 @@ class Stacks:
             if site is not None:
                 yield site
 
+    def _unpadded(self, value: int) -> int:
+        return unpadded(self.flow, value)
+
     def _unmasked(self, value: int) -> int:
         """``value`` before some of its elements were replaced, or a slice took them all."""
         flow, shapes = self.flow, self.record.shapes
@@ -75,17 +80,20 @@ class Stacks:
             value = alike[0]
 
     def _stack(self, lookup: Op, origin: Callable[[int], int]) -> Stack | None:
-        """The innermost call with both ``lookup`` and layers inside that is given its ids."""
+        """The innermost call with both ``lookup`` and layers inside that is given its ids.
+
+        In a traced graph it is the graph itself: of modules that it flattened only names are left.
+        """
         given = [v for v in lookup.inputs if not self.record.dtypes[v].is_floating_point]
         if not given or not any(self.flow.owned(v) for v in lookup.inputs):
             return None
         ids = origin(given[0])
         for call in self.record.stack(lookup.call):
-            for name, values in call.inputs.items():
+            for name, values in call.inputs.items() if not call.virtual else ():
                 for key, value in values:
                     whole = key is None and len(self.record.shapes[value]) == 2
                     if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
-                        return None if call.virtual else Stack(lookup, call, name, value)
+                        return Stack(lookup, call, name, value)
         return None
 
     def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:
@@ -143,18 +151,20 @@ class Stacks:
                     return
 
     def _turned(self, stack: Stack) -> bool:
-        """Whether tokens are looked up with the length first."""
-        given = self.record.shapes[stack.ids]
-        looked_up = self.record.shapes[stack.lookup.outputs[0]][:2]
-        return looked_up != given and looked_up == given[::-1]
+        """Whether tokens are looked up with the length first (XLNet, FSMT)."""
+        dims, looked_up = self.flow.dims, stack.lookup.outputs[0]
+        turned = dims.alike(looked_up, stack.ids, TURNED)
+        return turned and not dims.alike(looked_up, stack.ids)
 
     def _causal(self, stack: Stack, known: set[Any]) -> str | None:
         """The argument that tells of each token which it sees, [length, length]."""
         batch, length = self.record.shapes[stack.ids]
         for name, values in stack.reader.inputs.items():
             key, value = values[0]
-            square = self.record.shapes[value] == (length, length) and key is None
-            if square and name not in known and (self.flow.is_hidden(value) or batch != length):
+            if key is not None or name in known or len(self.record.shapes[value]) != 2:
+                continue
+            doubt = self.flow.is_hidden(value) or batch != length
+            if self.flow.dims.alike(value, stack.ids, ((0, 1), (1, 1)), doubt):
                 return name
         accepted = inspect.signature(self.flow.paths.modules[stack.reader.path].forward).parameters
         return CAUSAL if CAUSAL in accepted else None
@@ -181,10 +191,11 @@ class Stacks:
             use: next((name for name in names if name in accepted), None)
             for use, names in ARGUMENTS.items()
         }
-        shape = self.record.shapes[reader.inputs[ids][0][1]]
+        given = reader.inputs[ids][0][1]
         for name, values in reader.inputs.items():
-            value = values[0][1]
-            alike = self.record.shapes[value] == shape and values[0][0] is None
+            key, value = values[0]
+            flat = key is None and len(self.record.shapes[value]) == 2
+            alike = flat and self.flow.dims.alike(value, given)
             known = name == ids or name in found.values() or name not in accepted
             if known or not alike or self.record.dtypes[value].is_floating_point:
                 continue

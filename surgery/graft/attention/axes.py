@@ -38,9 +38,14 @@ def beside(new: Tensor, rank: int) -> Tensor:
     return joined(new, (0,) * rank)
 
 
-def changed(operand: Tensor, function: Function, heads: int) -> Tensor:
-    """``operand`` changed by a function of four axes, in its own dtype and with its own axes.
+def as_given(made: Tensor, operand: Tensor) -> Tensor:
+    """What was ``made`` of ``operand`` with four axes, in its dtype and with its own axes.
 
     It may have become longer if it has four axes or fewer.
     """
-    return joined(function(spread(operand, heads)).to(operand.dtype), operand.shape)
+    return joined(made.to(operand.dtype), operand.shape)
+
+
+def changed(operand: Tensor, function: Function, heads: int) -> Tensor:
+    """``operand`` changed by a function of four axes."""
+    return as_given(function(spread(operand, heads)), operand)

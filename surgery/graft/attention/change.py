@@ -14,7 +14,9 @@ Function = Callable[[Tensor], Tensor]
 class Change:
     """What a program makes of one attention core.
 
-    Functions take and give [batch, heads, length, features]. Keys and values come as the core has
+    ``attend`` takes the arguments of `scaled_dot_product_attention` and gives its result, both as the
+    program has them. Where the core is another function, or written in several, the other functions
+    say what becomes of each operand and of the result. They take and give [batch, heads, length, features]. Keys and values come as the core has
     them: with the model's heads or, where the model repeats these for its queries, with as many
     heads as there are queries' (one beside the other, as `repeat_interleave` does). ``key`` and
     ``value`` put ``revealed`` new ones in front of their argument, which may be of length 0;
@@ -22,6 +24,7 @@ class Change:
     model's own keys need not be computed anew.
     """
 
+    attend: Callable[..., Tensor] | None = None
     query: Function | None = None
     key: Function | None = None
     value: Function | None = None

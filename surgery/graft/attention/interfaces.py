@@ -11,9 +11,9 @@ from typing import Any
 import torch.nn.functional as functional
 from torch import Tensor
 
+from surgery.graft.attention.axes import changed
 from surgery.graft.attention.change import Change
 from surgery.graft.attention.flex import apart, in_blocks
-from surgery.graft.attention.fused import changed
 from surgery.graft.attention.masks import reveal
 from surgery.huggingface.attention_functions import FLEX, home
 from surgery.huggingface.flash_attention import check_room

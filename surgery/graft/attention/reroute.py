@@ -16,7 +16,6 @@ from surgery.anatomy.site import Core
 from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import Change
-from surgery.graft.attention.fused import attend
 from surgery.graft.attention.running import RunningCores
 from surgery.graft.attention.steps import FIRST, KINDS, tensors
 from surgery.graft.attention.whole import opened
@@ -82,7 +81,8 @@ class _Rerouting(TorchFunctionMode):
         self.cores.changed()
         if kind == "attention_interface":
             return interfaces.attend(change, *args)
-        return attend(func, args, kwargs, change, core.query_heads)
+        assert change.attend is not None
+        return change.attend(*args, **kwargs)
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         super().__exit__(exc_type, exc_val, exc_tb)  # pyright: ignore[reportUnknownMemberType]

@@ -76,11 +76,11 @@ def _bound(
 ) -> Change:
     known = [captured] if change.late is None else []
 
-    def bind(name: str) -> Callable[[Tensor], Tensor]:
-        def function(value: Tensor) -> Tensor:
+    def bind(name: str) -> Callable[..., Tensor]:
+        def function(*args: Any, **kwargs: Any) -> Tensor:
             if not known and change.late is not None:
                 known.append(functions[change.late](module))
-            return functions[name](module, value, *known[0])
+            return functions[name](module, *known[0], *args, **kwargs)
 
         return function
 

@@ -9,32 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import kernels, shaping
+from surgery.graft.graphs import kernels, shaping, states
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Host
-from surgery.graft.graphs.linears import as_matrix, linear
-from surgery.planning.layers import Layer
-from surgery.rules.cost import flops
+from surgery.graft.graphs.keeping import is_worth_keeping
+from surgery.graft.graphs.linears import linear
+from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import STAR, Expression, Place, is_leading, operand, walk
+from surgery.rules.expression import Expression, is_leading, operand
+from surgery.rules.groups import Groups, Place
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
 Call = Callable[..., Any]
 
-CALL = 100_000
-"""What calling a kernel costs, in floating-point operations of a product of matrices."""
 MEANING = "rule"
 """Under which a node's meta has the expression that it computes."""
-COMPARISON = 32
-"""What comparing an element with a copy costs, likewise."""
 
 
 def function(path: str) -> Any:
@@ -63,7 +58,12 @@ class Emitter:
         self.spatial = layer.spatial if layer else (rank or 2) - 2
         self.groups = layer.groups if layer else 1
         self.folding = folding
+        self._groups = Groups()
         self.done: dict[Expression, Any] = dict(known or {})
+
+    def place(self, e: Expression) -> Place:
+        """Where ``e`` is in a grouped convolution."""
+        return self._groups.place(e)
 
     def emit(self, e: Expression) -> Any:
         """The value of ``e``; equal expressions are computed once.
@@ -72,7 +72,7 @@ class Emitter:
         that of its features.
         """
         if e not in self.done:
-            kept = self.folding and not e.varies and self._is_worth_keeping(e)
+            kept = self.folding and not e.varies and is_worth_keeping(e, self.sizes)
             value = self.host.fold(e, self) if kept else self.compute(e)
             if isinstance(value, fx.Node):
                 value.meta.setdefault(MEANING, e)
@@ -93,17 +93,16 @@ class Emitter:
             return self.scalar(e.attribute("value"))
         if e.op in ("operand", "param"):
             value = self.host.leaf(e)
-            return as_matrix(self, value) if e.op == "operand" and e.name == "W" else value
+            own = self.layer is not None and e.op == "operand" and e.name == "W"
+            return self.layer.as_matrix(self.host.call, value) if self.layer and own else value
         if e.op == "base":
             return self.host.base(self.emit(e.arguments[0]))
         if e.op == "host":
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
             return linear(self, e)
-        if e.op == "add":
-            return self._add(e)
         special = _SPECIAL.get(e.op)
-        return special(self, e) if special else self._elementwise(e)
+        return special(self, e) if special else _FORMS[PRIMITIVES[e.op].form](self, e)
 
     def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
@@ -142,17 +141,17 @@ class Emitter:
         if isinstance(value, int | float) or not within.varies:
             return value
         if e.varies:
-            return self.placed(value, e, within.place)
+            return self.placed(value, e, self.place(within))
         return self._beside(value) if e.shape else value
 
     def placed(self, value: Any, e: Expression, place: Place) -> Any:
         """The value of ``e`` as it is met in each group, or at the outputs of each group."""
-        if self.groups == 1 or e.place == place:
+        if self.groups == 1 or self.place(e) == place:
             return value
         if place == "groups":
             return self.host.call("unsqueeze", value, -2 - self.spatial)
-        if e.place == "groups" and self.layer:
-            return self.host.call(kernels.own_group, value, self.layer.out, self.spatial)
+        if self.place(e) == "groups" and self.layer:
+            return self.host.call(states.own_group, value, self.layer.out, self.spatial)
         return value
 
     def _add(self, e: Expression) -> Any:
@@ -165,31 +164,6 @@ class Emitter:
                         terms = self.aligned(one, e), self.aligned(value, e)
                         return self.host.call(torch.add, *terms, alpha=scale)
         return self._elementwise(e)
-
-    def _is_worth_keeping(self, e: Expression) -> bool:
-        """What costs more to compute than to keep, and to see that it still holds."""
-        if STAR in e.shape or _depth(e) <= 1:
-            return False
-        steps = [step for step in walk(e) if step.arguments]
-        if any(step.op == "dropout" or any(map(is_leading, step.shape)) for step in steps):
-            return False
-        params = [leaf for leaf in e.leaves if leaf.op == "param"]
-        made = CALL * len(steps) + sum(map(self._work, steps))
-        compared = CALL * len(params) + COMPARISON * sum(map(self._elements, params))
-        if made < compared:
-            return False
-        if len(e.shape) == 1:
-            return True
-        # A large matrix would double a layer's memory.
-        return not e.reads("W") and self._elements(e) < sum(map(self._elements, e.leaves))
-
-    def _work(self, e: Expression) -> float:
-        """Floating-point operations of one step that does not depend on the input."""
-        times = prod(d.value(self.sizes) for d in e.shape[:-1]) if e.op == "linear" else 1
-        return times * flops(e).value(self.sizes)
-
-    def _elements(self, e: Expression) -> float:
-        return prod(d.value(self.sizes) for d in e.shape)
 
     # primitives with something of their own
 
@@ -207,9 +181,9 @@ class Emitter:
             return self._elementwise(e)
         return self.host.call(kernels.over_norm, *(self.aligned(a, e) for a in (value, divisor)))
 
-    def _dropout(self, e: Expression) -> Any:
-        x, rate = (self.emit(a) for a in e.arguments)
-        return self.host.call(functional.dropout, x, rate, self.host.training())
+    def _in_training(self, e: Expression) -> Any:
+        run = function(PRIMITIVES[e.op].torch)
+        return self.host.call(run, *map(self.emit, e.arguments), self.host.training())
 
     def _axis(self, e: Expression) -> int:
         """The axis that is meant, where features come before the places rules write before them."""
@@ -218,10 +192,10 @@ class Emitter:
             return axis
         if axis >= -1 - self.spatial:
             return -1 - self.spatial if axis == -1 else axis + 1
-        return axis - (self.groups > 1 and e.place == "groups")
+        return axis - (self.groups > 1 and self.place(e) == "groups")
 
     def _over(self, e: Expression) -> Any:
-        extra = {"keepdim": True} if PRIMITIVES[e.op].keeps_ones else {}
+        extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
         return self.host.call(
             function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=self._axis(e), **extra
         )
@@ -238,7 +212,9 @@ class Emitter:
     def _along(self, e: Expression) -> Any:
         like = next(a for a in e.arguments if not self.is_number(a))
         arguments = [
-            self.placed(self.tensor(a, like), a, e.place) if a.varies else self.tensor(a, like)
+            self.placed(self.tensor(a, like), a, self.place(e))
+            if a.varies
+            else self.tensor(a, like)
             for a in e.arguments
         ]
         if e.varies:
@@ -270,30 +246,28 @@ class Emitter:
         )
 
 
+_FORMS: dict[str, Callable[[Emitter, Expression], Any]] = {
+    "values": Emitter._elementwise,
+    "matrices": Emitter._held,
+    "over": Emitter._over,
+    "along": Emitter._along,
+    "training": Emitter._in_training,
+    "tokens": Emitter._pool,
+}
+"""How a primitive's function is called, by the form that its row says."""
 _SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
-    "matmul": Emitter._matmul,
-    "divide": Emitter._divide,
-    "dropout": Emitter._dropout,
-    "mean": Emitter._over,
-    "sum": Emitter._over,
-    "max": Emitter._over,
-    "softmax": Emitter._over,
-    "pool": Emitter._pool,
-    "cat": Emitter._along,
-    "detach": Emitter._detach,
+    # what is no primitive
     "eye": shaping.eye,
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
-    "linear": Emitter._held,
-    "transpose": Emitter._held,
-    "kron": Emitter._held,
-    "row_norm": Emitter._held,
-    "scale_rows": Emitter._held,
-    "bilstm": Emitter._held,
-    "identity": shaping.identity,
     "rows": shaping.rows,
     "put": shaping.put,
+    # what has a cheaper form in some places, whatever its row says
+    "add": Emitter._add,
+    "matmul": Emitter._matmul,
+    "divide": Emitter._divide,
+    "detach": Emitter._detach,
 }
 
 
@@ -304,7 +278,3 @@ def _spans(tensors: list[Expression], e: Expression) -> bool:
         for back, dim in enumerate(reversed(e.shape), 1)
         if not is_leading(dim)
     )
-
-
-def _depth(e: Expression) -> int:
-    return 1 + max((_depth(a) for a in e.arguments), default=0) if e.arguments else 0

@@ -6,17 +6,19 @@ from elsewhere arrives in slots, which the modules where it passes write to.
 
 from __future__ import annotations
 
+import operator
+
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
 from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
 from surgery.graft.fastpath import emptied
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
@@ -47,8 +49,10 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         value = emitter.host.leave(result) if isinstance(emitter.host, ModuleHost) else result
         exit_port = part.exit
     result = value if value is not None else frame.base_unchanged()
-    if not frame.plain and value is not None and exit_port and exit_port.index is not None:
-        result = frame.call(kernels.with_first, frame.raw, exit_port.index, value)
+    if value is not None and frame.is_raw(value):
+        result = frame.raw or value
+    elif not frame.plain and value is not None and exit_port and exit_port.index is not None:
+        result = frame.call(calls.with_first, frame.raw, exit_port.index, value)
     for stack in design.stacks:
         result = end(frame, stack, result)
     for slot, port in design.writes:
@@ -56,7 +60,7 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
             seen = (
                 result
                 if frame.plain or port.index is None
-                else frame.call(kernels.first, result, port.index)
+                else frame.call(calls.first, result, port.index)
             )
             frame.call(put, frame.attribute(slot), seen)
     if design.empties is not None:
@@ -64,4 +68,11 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         result = frame.call(emptied, *given, result, design.empties)
     frame.graph.output(result)
     optimise(frame.graph)
+    frame.graph.eliminate_dead_code(is_impure_node=_acts)
     return Built(frame.graph, frame.functions, frame.cores)
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether ``node`` does more than pick a value, and has to run even if nobody reads it."""
+    picks = node.target in (calls.take, calls.first, operator.getitem)
+    return not picks and node.op != "get_attr"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import fx, nn
 
 from surgery.anatomy.site import Port
@@ -15,12 +15,13 @@ from surgery.graft.attention.rerouting import CoreChange, call_attending
 from surgery.graft.channel import look, take
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kept, kernels
+from surgery.graft.graphs import calls, kept, states
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.held import call_held
+from surgery.graft.graphs.host import Emitting
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
 from surgery.graft.tokens.sequences import accepted
-from surgery.planning.layers import Layer, named_rank
+from surgery.layers.kind import Layer, named_rank
 from surgery.planning.probe import arguments
 from surgery.rules.expression import Expression, operand
 
@@ -42,12 +43,17 @@ class Frame(GraphHost):
         self.inputs: dict[str, fx.Node] = {}
         self.parameters = arguments(cls)
         self.plain = plain
+        self.rest: list[fx.Node] = []
         self.reads: fx.Node | None = None
         if plain:
-            self.only = self.graph.placeholder(self.parameters[0].name)
+            self.only, *self.rest = (self._given(p) for p in self.parameters)
         else:
             self.args = self.graph.placeholder("*args")
             self.kwargs = self.graph.placeholder("**kwargs")
+
+    def _given(self, parameter: inspect.Parameter) -> fx.Node:
+        default = () if parameter.default is parameter.empty else (parameter.default,)
+        return self.graph.create_node("placeholder", parameter.name, default)
 
     @property
     def self_node(self) -> fx.Node:
@@ -93,7 +99,7 @@ class Frame(GraphHost):
         if self.reads is not None and not self.cores:
             return self.call(accepted, self.reads, self.self_node, args, kwargs)
         if not self.cores:
-            return self.call(kernels.call_base, self.self_node, args, kwargs)
+            return self.call(calls.call_base, self.self_node, args, kwargs)
         return self.call(call_attending, self.self_node, args, kwargs, tuple(self.captured))
 
     def argument(self, port: Port) -> tuple[int, str]:
@@ -114,25 +120,22 @@ class Frame(GraphHost):
         position, name = self.argument(port)
         key = f"{name} {position}"
         if key not in self.inputs:
-            self.inputs[key] = self.call(kernels.take, self.args, self.kwargs, position, name)
+            self.inputs[key] = self.call(calls.take, self.args, self.kwargs, position, name)
         return self.inputs[key]
 
     def run(self, x: fx.Node, part: Part) -> fx.Node:
         """The module's own forward on ``x``; its hidden states."""
         layer = part.layer
         if self.plain:
-            if layer and layer.kind in ("linear", "transposed") and layer.native:
+            if layer and layer.kind.written and layer.native:
                 bias = self.attribute("bias") if layer.bias else None
-                weight = self.attribute("weight")
-                if layer.kind == "transposed":
-                    return self.call(kernels.transposed_linear, x, weight, bias)
-                return self.call(functional.linear, x, weight, bias)
-            return self.call(kernels.call_base, self.self_node, (x,), {})
+                return self.call(layer.kind.written, x, self.attribute("weight"), bias)
+            return self.call(calls.call_base, self.self_node, (x, *self.rest), {})
         args, kwargs = self.args, self.kwargs
         if x is not self.input(part.entry):
             position, name = self.argument(part.entry)
-            args = self.call(kernels.put_args, args, kwargs, position, name, x)
-            kwargs = self.call(kernels.put_kwargs, kwargs, name, x)
+            args = self.call(calls.put_args, args, kwargs, position, name, x)
+            kwargs = self.call(calls.put_kwargs, kwargs, name, x)
         self.raw = self.own_forward(args, kwargs)
         return self.output(part.exit)
 
@@ -144,11 +147,11 @@ class Frame(GraphHost):
         rank, slots = named_rank(part.program.named_dims, part.layer), dict(part.slots)
         if rank is None and part.layer is None and part.features == "first" and part.rank:
             value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
-            self.call(kernels.check_dims, value, part.rank, f"`{self.cls.__name__}`")
+            self.call(states.check_dims, value, part.rank, f"`{self.cls.__name__}`")
         if rank is None or part.program.signature.kind == "tokens" or "sequences" in slots:
             return
         value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
-        self.call(kernels.check_rank, value, rank, f"`{self.cls.__name__}`")
+        self.call(states.check_rank, value, rank, f"`{self.cls.__name__}`")
 
     def base_unchanged(self) -> fx.Node:
         """The module's forward where no program of its own has run it."""
@@ -160,9 +163,13 @@ class Frame(GraphHost):
     def output(self, port: Port) -> fx.Node:
         if self.raw is None or port.index is None:
             return self.raw  # type: ignore[return-value]
-        return self.call(kernels.first, self.raw, port.index)
+        return self.call(calls.first, self.raw, port.index)
 
-    def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitter) -> str:
+    def is_raw(self, value: fx.Node) -> bool:
+        """Whether ``value`` is what the module's own forward gave, with nothing changed."""
+        return value.target is calls.first and value.args[0] is self.raw
+
+    def new_fold(self, expression: Expression, leaves: list[Expression], emitter: Emitting) -> str:
         key = f"{self.prefix}fold{len(self.functions)}"
         graph = fx.Graph()
         arguments = {leaf: graph.placeholder(f"value{i}") for i, leaf in enumerate(leaves)}
@@ -201,6 +208,9 @@ class ModuleHost(GraphHost):
     def module(self) -> fx.Node:
         return self.frame.self_node
 
+    def more(self) -> tuple[fx.Node, ...]:
+        return tuple(self.frame.rest)
+
     def training(self) -> fx.Node:
         return self.frame.attribute("training")
 
@@ -223,7 +233,7 @@ class ModuleHost(GraphHost):
         """``value``, a result of the program, with the axes that the module's own has."""
         return value
 
-    def fold(self, expression: Expression, emitter: Emitter) -> fx.Node:
+    def fold(self, expression: Expression, emitter: Emitting) -> fx.Node:
         leaves = sorted(expression.leaves, key=str)
         key = self.frame.new_fold(expression, leaves, emitter)
         values = tuple(self.leaf(leaf) for leaf in leaves)
@@ -257,7 +267,7 @@ class RowsHost(ModuleHost):
 
     def in_sequence(self, value: fx.Node) -> fx.Node:
         like = self.frame.take(self.slots["sequences"])
-        result = self.call(kernels.in_sequence, value, like)
+        result = self.call(states.in_sequence, value, like)
         self.given[result] = value
         self.first = self.first or value
         return result
@@ -269,12 +279,12 @@ class RowsHost(ModuleHost):
     def base(self, x: fx.Node) -> fx.Node:
         rows = self.given.get(x)
         if rows is None:
-            rows = self.call(kernels.as_given, x, super().leaf(operand("x", ())))
+            rows = self.call(states.as_given, x, super().leaf(operand("x", ())))
         return self.in_sequence(super().base(rows))
 
     def leave(self, value: fx.Node) -> fx.Node:
         assert self.first is not None
-        return self.call(kernels.as_given, value, self.first)
+        return self.call(states.as_given, value, self.first)
 
 
 def emitter_for(frame: Frame, part: Part, current: fx.Node | None) -> Emitter:

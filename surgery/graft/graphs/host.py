@@ -1,13 +1,64 @@
-"""What an emitter asks of the graph it writes into."""
+"""What an emitter asks of the graph that it writes into, and what the graph may ask of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from surgery.layers.kind import Layer, LayerKind
+from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression
+from surgery.rules.groups import Place
 
-if TYPE_CHECKING:
-    from surgery.graft.graphs.emit import Emitter
+
+class Emitting(Protocol):
+    """What turns the expressions of one site into calls: `surgery.graft.graphs.emit.Emitter`.
+
+    Hidden states have their features ``first`` and ``spatial`` axes behind them, or last; of the
+    ``groups`` of a convolution each has an input of its own.
+    """
+
+    layer: Layer | None
+    sizes: Mapping[str, Scalar]
+    first: bool
+    spatial: int
+    groups: int
+
+    @property
+    def host(self) -> Host: ...
+
+    @property
+    def done(self) -> Mapping[Expression, Any]:
+        """The values that are there already."""
+        ...
+
+    def emit(self, e: Expression) -> Any:
+        """The value of ``e``; equal expressions are computed once."""
+        ...
+
+    def compute(self, e: Expression) -> Any:
+        """Emit ``e`` itself."""
+        ...
+
+    def place(self, e: Expression) -> Place:
+        """Where ``e`` is in a grouped convolution."""
+        ...
+
+    def tensor(self, e: Expression, like: Expression) -> Any:
+        """The value of ``e``, also of a number as a tensor; ``like`` is one that is there."""
+        ...
+
+    def aligned(self, e: Expression, within: Expression) -> Any:
+        """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
+        ...
+
+    def scalar(self, value: Any) -> Any:
+        """The number that a dim is at this site."""
+        ...
+
+    def is_number(self, e: Expression) -> bool:
+        """Whether the value of ``e`` is a number, and no tensor."""
+        ...
 
 
 class Host:
@@ -29,9 +80,13 @@ class Host:
         """What the adapted module computed of ``x`` before."""
         raise NotImplementedError
 
-    def convolve(self, x: Any, kernel: Any, bias: Any) -> Any:
-        """A convolution of ``x`` as the adapted module's own is."""
-        return self.call("_conv_forward", self.module(), x, kernel, bias)
+    def product(self, kind: LayerKind, x: Any, weight: Any, bias: Any) -> Any:
+        """The adapted layer's own operator on ``x``, with another weight and bias."""
+        return self.call(kind.run, self.module(), x, weight, bias, *self.more())
+
+    def more(self) -> tuple[Any, ...]:
+        """What else the adapted layer is given beside its input, in the order of its forward."""
+        return ()
 
     def training(self) -> Any:
         raise NotImplementedError
@@ -47,6 +102,6 @@ class Host:
         """
         return None
 
-    def fold(self, expression: Expression, emitter: Emitter) -> Any:
+    def fold(self, expression: Expression, emitter: Emitting) -> Any:
         """A value that depends on parameters alone; may be kept between forwards."""
         return emitter.compute(expression)

@@ -1,4 +1,4 @@
-"""Functions that generated forwards call. Kept at module level so that graphs pickle."""
+"""What primitives compute where torch has no function for it, at module level so that graphs pickle."""
 
 from __future__ import annotations
 
@@ -6,60 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery.graft.graphs.ordinary import is_transformed, runs_unseen
 from surgery.language.diagnostics import error
-
-
-def take(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> Any:
-    """The argument ``name`` of a call, by keyword or by position; None if it is not given."""
-    if name in kwargs:
-        return kwargs[name]
-    return args[position] if position < len(args) else None
-
-
-def put_args(
-    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
-) -> Any:
-    """Positional arguments with ``name`` replaced, if it was given by position."""
-    return args if name in kwargs else (*args[:position], value, *args[position + 1 :])
-
-
-def put_kwargs(kwargs: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Keyword arguments with ``name`` replaced, if it was given by keyword."""
-    return {**kwargs, name: value} if name in kwargs else kwargs
-
-
-def call_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the forward that ``module`` had before it was adapted."""
-    cls: Any = type(module)
-    return cls.surgery_base.forward(module, *args, **kwargs)
-
-
-def first(output: Any, key: int | str) -> Any:
-    """The hidden states in a tuple, mapping or dataclass output."""
-    return output[key]
-
-
-def with_first(output: Any, key: int | str, value: Any) -> Any:
-    """``output`` with its hidden states replaced; its type stays."""
-    if isinstance(key, int) and hasattr(output, "keys"):
-        key = str([*output.keys()][key])
-    if isinstance(key, str):
-        changed = type(output)(**{**dict(output), key: value})
-        return changed
-    items: list[Any] = [*output[:key], value, *output[key + 1 :]]
-    cls: Any = output.__class__
-    if hasattr(cls, "_fields"):
-        return cls(*items)
-    return items if cls is list else tuple(items)
-
-
-def transposed_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What transformers' `Conv1D` computes: x W + b, with W [m, n]."""
-    rows = torch.addmm(bias, x.view(-1, x.size(-1)), weight)
-    return rows.view(*x.shape[:-1], weight.shape[1])
 
 
 def scale_rows(matrix: Tensor, factors: Tensor) -> Tensor:
@@ -119,24 +69,6 @@ def held_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return functional.linear(x, weight, bias)
 
 
-def own_group(value: Tensor, out: int, spatial: int) -> Tensor:
-    """What each output has of its own group: [groups, features, …] → [out, …].
-
-    A single feature serves all outputs of its group; of ``out`` features each serves its own.
-    """
-    groups, features = value.shape[-2 - spatial], value.shape[-1 - spatial]
-    if features == 1:
-        return value.squeeze(-1 - spatial).repeat_interleave(out // groups, -1 - spatial)
-    parts: Tensor = torch.unflatten(value, -1 - spatial, (groups, -1))
-    own: Tensor = parts.diagonal(dim1=-3 - spatial, dim2=-2 - spatial)
-    return own.movedim(-1, -2 - spatial).flatten(-2 - spatial, -1 - spatial)
-
-
-def linear_along(value: Tensor, weight: Tensor, bias: Tensor | None, axis: int) -> Tensor:
-    """``linear`` over another axis than the last."""
-    return functional.linear(value.movedim(axis, -1), weight, bias).movedim(-1, axis)
-
-
 @torch.no_grad()
 def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: float) -> Tensor:
     """Row norms of ``weight + scale * up @ down`` as a constant, without forming the sum.
@@ -153,61 +85,6 @@ def constant_low_rank_norm(weight: Tensor, up: Tensor, down: Tensor, scale: floa
     squared = squared + both.mul(wide_up).sum(1)
     # Forward-mode derivatives pass where no gradient is recorded, but not through this.
     return squared.clamp_min(0).sqrt().to(weight.dtype).detach()
-
-
-def as_kernel(matrix: Tensor, module: nn.Module) -> Tensor:
-    """A matrix over patches as a kernel for the convolution ``module``."""
-    return matrix.unflatten(1, module.weight.shape[1:])  # type: ignore[union-attr,arg-type]
-
-
-def look_up(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of ``table`` [ids, features]: what one-hot ids select of a matrix."""
-    return torch.nn.functional.embedding(ids, table)
-
-
-def drop_rows(rows: Tensor, rate: float, training: bool) -> Tensor:
-    """Dropout of one-hot ids: whole rows are dropped, as their only element is."""
-    if not training or rate == 0:
-        return rows
-    return rows * torch.nn.functional.dropout(torch.ones_like(rows[..., :1]), rate, True)
-
-
-def own_parameter(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter itself, where a property of the same name stands before it."""
-    return module._parameters[name]
-
-
-def check_rank(value: Tensor, rank: int, name: str) -> Tensor:
-    """``value``, unless it has other dims than a rule names: examples would be taken for tokens.
-
-    Raises:
-        SurgeryError: S411 if ``value`` has not ``rank`` dims.
-
-    """
-    if value.dim() != rank:
-        raise error(
-            "S411",
-            f"a rule names {rank} dims of the hidden states, and {name} was given {[*value.shape]}",
-            help="with fewer, examples would be taken for tokens: give it a dim for each, if of one",
-        )
-    return value
-
-
-def check_dims(value: Tensor, rank: int, name: str) -> Tensor:
-    """``value``, unless it has other dims than states with their features in front had before.
-
-    Raises:
-        SurgeryError: S428 if ``value`` has not ``rank`` dims.
-
-    """
-    if value.dim() != rank:
-        raise error(
-            "S428",
-            f"{name} was given {[*value.shape]}, and {rank} dims with the features second when the "
-            "model was read",
-            help="pass example_inputs of the dims that the model is to run on",
-        )
-    return value
 
 
 def pool(value: Tensor, mask: Tensor | None, dim: int) -> Tensor:
@@ -258,21 +135,13 @@ def cat(left: Tensor, right: Tensor, dim: int) -> Tensor:
                 f"{[*left.shape]} cannot stand before {[*right.shape]}: the model runs this place "
                 "with other sizes than when it was read",
             )
-    sizes = [max(a, b) for a, b in zip(left.shape, right.shape, strict=True)]
+    # Exported lengths are symbols, so sizes along ``dim`` are not compared.
+    pairs = [*zip(left.shape, right.shape, strict=True)]
     parts = [
-        t.expand(*(t.shape[i] if i == at else sizes[i] for i in range(rank))) for t in (left, right)
+        t.expand(*(t.shape[i] if i == at else b if a == 1 else a for i, (a, b) in enumerate(pairs)))
+        for t in (left, right)
     ]
     return torch.cat([parts[0].to(parts[1].dtype), parts[1]], at)
-
-
-def in_sequence(rows: Tensor, like: Tensor) -> Tensor:
-    """States of other leading dims as [batch, length, features], of which ``like`` tells."""
-    return rows.reshape(*like.shape[:2], rows.shape[-1])
-
-
-def as_given(states: Tensor, like: Tensor) -> Tensor:
-    """``states`` with the leading dims of ``like``."""
-    return states.reshape(*like.shape[:-1], states.shape[-1])
 
 
 def align(value: Tensor, like: Tensor) -> Tensor:

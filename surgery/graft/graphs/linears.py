@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 import torch.nn.functional as functional
 
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import states
 from surgery.graft.graphs.factors import Factored, factored_linear
+from surgery.graft.graphs.host import Emitting
 from surgery.rules.expression import OUT, Expression, operand
 from surgery.rules.patches import is_input, is_real, push_input
-
-if TYPE_CHECKING:
-    from surgery.graft.graphs.emit import Emitter
-
 
 _WEIGHT = operand("W", ())
 
 
-def linear(emitter: Emitter, e: Expression) -> Any:
+def linear(emitter: Emitting, e: Expression) -> Any:
     x, weight, *rest = e.arguments
     bias = rest[0] if rest else None
     own = weight.op == "operand" and weight.name == "W"
     if emitter.layer and is_input(x):
         return _on_input(emitter, e, own)
-    rows = emitter.layer is not None and emitter.layer.kind in ("linear", "transposed")
-    if emitter.layer and own and rows and not emitter.layer.native:
+    features = emitter.layer is not None and emitter.layer.kind.features
+    if emitter.layer and own and features and not emitter.layer.native:
         return _opaque(emitter, e, x, bias)
-    if emitter.layer and emitter.layer.kind in ("convolution", "embedding") and not is_real(x):
+    if emitter.layer and not features and not is_real(x):
         return emitter.emit(push_input(e))
     factored = _factored(emitter, weight)
     if factored is not None:
@@ -37,14 +33,14 @@ def linear(emitter: Emitter, e: Expression) -> Any:
     return _on_features(emitter, e)
 
 
-def _factored(emitter: Emitter, weight: Expression) -> Factored | None:
+def _factored(emitter: Emitting, weight: Expression) -> Factored | None:
     """A cheaper form of a product; none whose hidden features would be taken for the outputs'."""
     if emitter.groups > 1 and weight.op == "matmul" and weight.arguments[1].shape[0] == OUT:
         return None
     return factored_linear(weight)
 
 
-def _on_input(emitter: Emitter, e: Expression, own: bool) -> Any:
+def _on_input(emitter: Emitting, e: Expression, own: bool) -> Any:
     assert emitter.layer
     x, weight, *rest = e.arguments
     bias = rest[0] if rest else None
@@ -57,18 +53,14 @@ def _on_input(emitter: Emitter, e: Expression, own: bool) -> Any:
     if factored is not None:
         return emitter.emit(factored(x, bias, e))
     offset = None if bias is None else emitter.tensor(bias, weight)
-    match emitter.layer.kind:
-        case "convolution":
-            return _convolve(emitter, e, own, offset)
-        case "embedding":
-            return _embed(emitter, x, weight, own, offset)
-        case _:
-            return emitter.host.call(
-                functional.linear, emitter.emit(x), emitter.tensor(weight, _WEIGHT), offset
-            )
+    if not emitter.layer.kind.features:
+        return _operator(emitter, e, own, offset)
+    return emitter.host.call(
+        functional.linear, emitter.emit(x), emitter.tensor(weight, _WEIGHT), offset
+    )
 
 
-def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | None) -> Any:
+def _opaque(emitter: Emitting, e: Expression, x: Expression, bias: Expression | None) -> Any:
     """``e``, the layer's own product of ``x``, by its own forward."""
     assert emitter.layer
     value = emitter.host.base(emitter.emit(x))
@@ -82,41 +74,41 @@ def _opaque(emitter: Emitter, e: Expression, x: Expression, bias: Expression | N
     return emitter.host.call(operator.add, value, emitter.aligned(bias, e))
 
 
-def _convolve(emitter: Emitter, e: Expression, own: bool, offset: Any) -> Any:
-    """The layer's own convolution with another kernel; hidden features are there in each group."""
+def _operator(emitter: Emitting, e: Expression, own: bool, offset: Any) -> Any:
+    """The layer's own operator with another weight; hidden features are there in each group."""
+    assert emitter.layer
+    layer, host = emitter.layer, emitter.host
     x, weight = e.arguments[:2]
-    groups = emitter.groups if e.place == "groups" else 1
+    groups = emitter.groups if emitter.place(e) == "groups" else 1
     if own:
-        kernel = emitter.host.leaf(weight)
+        kernel = host.leaf(weight)
     else:
         kernel = emitter.tensor(weight, _WEIGHT)
         if groups > 1:
-            kernel = emitter.host.call("repeat", kernel, groups, 1)
-            offset = None if offset is None else emitter.host.call("repeat", offset, groups)
-        kernel = emitter.host.call(kernels.as_kernel, kernel, emitter.host.module())
-    value = emitter.host.convolve(emitter.emit(x), kernel, offset)
+            kernel = host.call("repeat", kernel, groups, 1)
+            offset = None if offset is None else host.call("repeat", offset, groups)
+        kernel = layer.kind.as_weight(host.call, layer, kernel)
+    x, rates = _ids(x) if layer.kind.one_hot else (x, [])
+    value = host.product(layer.kind, emitter.emit(x), kernel, None if rates else offset)
+    for rate in rates:
+        value = host.call(states.drop_rows, value, emitter.emit(rate), host.training())
+    if rates and offset is not None:
+        value = host.call(operator.add, value, offset)
     if groups == 1:
         return value
-    return emitter.host.call("unflatten", value, -1 - emitter.spatial, (groups, -1))
+    return host.call("unflatten", value, -1 - emitter.spatial, (groups, -1))
 
 
-def _embed(emitter: Emitter, x: Expression, weight: Expression, own: bool, offset: Any) -> Any:
-    ids = x
+def _ids(x: Expression) -> tuple[Expression, list[Expression]]:
+    """The ids in what may be done to one-hot vectors, and the rates of dropout of these."""
     rates: list[Expression] = []
-    while ids.op in ("dropout", "detach"):
-        rates += ids.arguments[1:]
-        ids = ids.arguments[0]
-    matrix = emitter.host.leaf(weight) if own else emitter.tensor(weight, _WEIGHT)
-    table = matrix if own else emitter.host.call(torch.t, matrix)
-    rows = emitter.host.call(kernels.look_up, emitter.emit(ids), table)
-    for rate in rates:
-        rows = emitter.host.call(
-            kernels.drop_rows, rows, emitter.emit(rate), emitter.host.training()
-        )
-    return rows if offset is None else emitter.host.call(operator.add, rows, offset)
+    while x.op != "operand":  # of what passes its first argument on, as `is_input` has told
+        rates += x.arguments[1:]
+        x = x.arguments[0]
+    return x, rates
 
 
-def _on_features(emitter: Emitter, e: Expression) -> Any:
+def _on_features(emitter: Emitting, e: Expression) -> Any:
     x, weight, *rest = e.arguments
     value = emitter.emit(x)
     matrix = emitter.tensor(weight, x)
@@ -124,26 +116,13 @@ def _on_features(emitter: Emitter, e: Expression) -> Any:
     if not emitter.first or not emitter.spatial:
         return emitter.host.call(functional.linear, value, matrix, offset)
     groups = 1
-    if emitter.groups > 1 and x.place == "groups":
-        if e.place == "groups":
+    if emitter.groups > 1 and emitter.place(x) == "groups":
+        if emitter.place(e) == "groups":
             axis = -1 - emitter.spatial
-            return emitter.host.call(kernels.linear_along, value, matrix, offset, axis)
+            return emitter.host.call(states.linear_along, value, matrix, offset, axis)
         groups = emitter.groups
         value = emitter.host.call("flatten", value, -2 - emitter.spatial, -1 - emitter.spatial)
     rows, columns = (int(d.value(emitter.sizes)) for d in weight.shape)
     kernel = emitter.host.call("view", matrix, rows, columns, *[1] * emitter.spatial)
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[emitter.spatial - 1]
     return emitter.host.call(convolve, value, kernel, offset, groups=groups)
-
-
-def as_matrix(emitter: Emitter, weight: Any) -> Any:
-    """The layer's weight as a matrix [n, m]."""
-    kind = emitter.layer.kind if emitter.layer else "linear"
-    if emitter.layer and len(emitter.layer.held) > 2:
-        sizes = (emitter.layer.out, emitter.layer.into)
-        weight = emitter.host.call(
-            "reshape", weight, *(sizes[::-1] if kind == "transposed" else sizes)
-        )
-    if kind == "convolution":
-        return emitter.host.call(torch.flatten, weight, 1)
-    return emitter.host.call(torch.t, weight) if kind in ("transposed", "embedding") else weight

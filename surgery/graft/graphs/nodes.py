@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from surgery.graft.graphs.emit import Host
+from surgery.graft.graphs.host import Host
 from surgery.rules.expression import Expression
 
 

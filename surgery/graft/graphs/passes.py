@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.graft.graphs import fused, kernels
+from surgery.graft.graphs import fused
 from surgery.graft.graphs.emit import MEANING
 from surgery.graft.weights import fused_rows, slices
+from surgery.layers.transposed import transposed_linear
 from surgery.rules.expression import Expression, Shape
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
@@ -178,10 +179,10 @@ def _fuse_rows(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _base_of(whole: Any) -> tuple[Any, Any, Any, bool] | None:
     """x, weight and bias of a product with a weight that a module holds, and if that is [m, n]."""
-    for target in (functional.linear, kernels.transposed_linear):
+    for target in (functional.linear, transposed_linear):
         if _is(whole, target) and not _flows(whole.args[1]):
             x, weight, bias = (*whole.args, None)[:3]
-            return x, weight, bias, target is kernels.transposed_linear
+            return x, weight, bias, target is transposed_linear
     return None
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from surgery.graft.graphs import kernels
+from surgery.graft.graphs.host import Emitting
 from surgery.graft.weights import slices
 from surgery.rules.expression import Expression, operand
 from surgery.rules.slices import rows_in, step
 
-if TYPE_CHECKING:
-    from surgery.graft.graphs.emit import Emitter
 
-
-def expand(emitter: Emitter, e: Expression) -> Any:
+def expand(emitter: Emitting, e: Expression) -> Any:
     value, like = e.arguments
     sizes = tuple(int(d.value(emitter.sizes)) for d in e.shape)
     if emitter.is_number(value):
@@ -24,7 +22,7 @@ def expand(emitter: Emitter, e: Expression) -> Any:
     return emitter.host.call("contiguous", repeated)
 
 
-def spread(emitter: Emitter, e: Expression) -> Any:
+def spread(emitter: Emitting, e: Expression) -> Any:
     value, like = e.arguments
     shape = emitter.emit(like)
     if emitter.is_number(value):
@@ -32,17 +30,17 @@ def spread(emitter: Emitter, e: Expression) -> Any:
     return emitter.host.call("expand_as", emitter.aligned(value, e), shape)
 
 
-def vector(emitter: Emitter, e: Expression) -> Any:
+def vector(emitter: Emitting, e: Expression) -> Any:
     value = emitter.emit(e.arguments[0])
     return value if emitter.is_number(e.arguments[0]) else emitter.host.call("reshape", value, -1)
 
 
-def eye(emitter: Emitter, e: Expression) -> Any:
+def eye(emitter: Emitting, e: Expression) -> Any:
     size = emitter.scalar(e.attribute("size"))
     return emitter.host.call(kernels.eye, emitter.emit(e.arguments[0]), size)
 
 
-def rows(emitter: Emitter, e: Expression) -> Any:
+def rows(emitter: Emitting, e: Expression) -> Any:
     """Some rows: of what there is already, else of what it would be made of."""
     inner = e.arguments[0]
     made = inner in emitter.done
@@ -53,7 +51,7 @@ def rows(emitter: Emitter, e: Expression) -> Any:
     return emitter.host.call(slices.take_rows, emitter.emit(inner), rows_in(e).layout, axis)
 
 
-def put(emitter: Emitter, e: Expression) -> Any:
+def put(emitter: Emitting, e: Expression) -> Any:
     whole, part = e.arguments
     rows = rows_in(e)
     axis = _features(emitter) if e.varies else 0
@@ -73,10 +71,6 @@ def put(emitter: Emitter, e: Expression) -> Any:
     return emitter.host.call(slices.put_rows, onto, new, rows.layout, axis)
 
 
-def identity(emitter: Emitter, e: Expression) -> Any:
-    return emitter.emit(e.arguments[0])
-
-
-def _features(emitter: Emitter) -> int:
+def _features(emitter: Emitting) -> int:
     """The axis of the features of what flows."""
     return -1 - emitter.spatial if emitter.first else -1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from surgery.anatomy.site import Memory
 from surgery.graft.channel import Slot, is_open, peek, put
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.huggingface.outputs import each, each_of_layers
 from surgery.language.diagnostics import error
 
@@ -76,7 +76,7 @@ def returned(slots: MemorySlots, output: Any) -> Any:
                 help="checkpoint with use_reentrant=False",
             )
         whole = torch.cat((front, states), 1)
-        output = whole if index is None else kernels.with_first(output, index, whole)
+        output = whole if index is None else calls.with_first(output, index, whole)
     if is_open(slots.states):
         put(slots.states, output if index is None else output[index])
     return output

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.huggingface.outputs import each, each_of_layers
 
 
@@ -111,7 +111,7 @@ class Trim:
             key = list(items)[index] if isinstance(index, int) else index
             items[key] = self.states(items[key])
             return items
-        return kernels.with_first(output, index, self.states(output[index]))
+        return calls.with_first(output, index, self.states(output[index]))
 
     def states(self, value: Tensor) -> Tensor:
         """Hidden states [batch, total, features] of the tokens given.

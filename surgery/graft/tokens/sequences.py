@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
 from surgery.graft.channel import Slot, fetch, look, peek, put
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.tokens.arguments import ReaderCall
 from surgery.graft.tokens.memory import MemorySlots, kept, returned
 from surgery.graft.tokens.outputs import Trim
@@ -132,7 +132,7 @@ def accepted(
 
     """
     try:
-        return kernels.call_base(module, args, kwargs)
+        return calls.call_base(module, args, kwargs)
     except ValueError as problem:
         trim = peek(slots.trim)
         if trim is None or not trim.joined or str(trim.total) not in str(problem):

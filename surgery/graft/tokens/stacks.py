@@ -11,7 +11,7 @@ from torch import fx
 
 from surgery.anatomy.site import Port
 from surgery.graft.design import Stack
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.frame import Frame, emitter_for
 from surgery.graft.tokens import memory, sequences
 from surgery.rules.prompts import token_change
@@ -84,5 +84,5 @@ def _changed(
     if frame.plain or index is None:
         return change(result)
     return frame.call(
-        kernels.with_first, result, index, change(frame.call(kernels.first, result, index))
+        calls.with_first, result, index, change(frame.call(calls.first, result, index))
     )

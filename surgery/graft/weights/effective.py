@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from surgery.graft.design import Part
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.planning.reading import is_effective, takes_offset
 from surgery.rules.affine import Merge, NotAffine
-from surgery.rules.expression import expanded, is_number, operand
+from surgery.rules.expression import expanded, is_number
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -29,7 +28,7 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
         graph, functions = write_experts(merged.weight, layer, dict(part.sizes))
         return {layer.weight: graph}, functions
     graphs = {layer.weight: _effective_weight(part, layer, merged)}
-    if layer.kind == "embedding":
+    if layer.kind.one_hot:
         # A table is large, and few of its rows are looked up.
         whole = f"{layer.weight}_whole"
         read, functions = write_multiplied(part, layer, whole)
@@ -54,17 +53,8 @@ def _effective_weight(part: Part, layer: Layer, merged: Merge) -> fx.Graph:
     """The graph of the weight as the layer holds it, made of the matrix of ``merged``."""
     graph = fx.Graph()
     emitter = _emitter(graph, part, layer)
-    host, value = emitter.host, emitter.emit(merged.weight)
-    if layer.kind == "embedding" and not is_number(merged.bias, 0):
-        # A one-hot input sums to one, so the bias is the same row added to each.
-        offset = emitter.emit(merged.bias)
-        offset = host.call("unsqueeze", offset, 1) if isinstance(offset, fx.Node) else offset
-        value = host.call(torch.add, value, offset)
-    if layer.kind in ("transposed", "embedding"):
-        value = host.call("t", value)
-    if layer.held:
-        value = host.call("reshape", value, *layer.held)
-    if layer.kind == "convolution":
-        value = host.call("reshape_as", value, host.leaf(operand("W", ())))
-    graph.output(value)
+    call, value = emitter.host.call, emitter.emit(merged.weight)
+    if layer.kind.one_hot and not is_number(merged.bias, 0):
+        value = layer.folded(call, value, emitter.emit(merged.bias))
+    graph.output(layer.as_weight(call, value))
     return graph

@@ -8,11 +8,11 @@ import torch
 from torch import fx
 
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import FunctionHost
 from surgery.graft.weights import experts
-from surgery.planning.layers import Layer
+from surgery.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression, number
 from surgery.rules.simplify import make
@@ -26,12 +26,12 @@ def write_experts(
 ) -> tuple[fx.Graph, dict[str, fx.Graph]]:
     """The graph of the property that is read, and the functions that it calls by name."""
     graph = fx.Graph()
-    own = graph.call_function(kernels.own_parameter, (graph.get_attr(SELF), layer.weight))
+    own = graph.call_function(calls.own_parameter, (graph.get_attr(SELF), layer.weight))
     writer = _Writer(graph, layer, sizes)
     terms = low_rank_terms(weight)
     if terms is None:
         leaves = sorted((e for e in weight.leaves if e.op == "param"), key=str)
-        name = writer.function(weight, [_WEIGHT, *leaves], turned=layer.kind == "transposed")
+        name = writer.function(weight, [_WEIGHT, *leaves], turned=layer.kind.transposed)
         values = (own, *(graph.get_attr(leaf.name) for leaf in leaves))
         arguments = (graph.get_attr(SELF), name, layer.experts, values)
         graph.output(graph.call_function(experts.made_weights, arguments))
@@ -40,7 +40,7 @@ def write_experts(
             (writer.value(left), writer.value(right), writer.number(scale))
             for left, right, scale in terms
         )
-        arguments = (own, layer.experts, layer.kind == "transposed", factors)
+        arguments = (own, layer.experts, layer.kind.transposed, factors)
         graph.output(graph.call_function(experts.low_rank_weights, arguments))
     return graph, writer.functions
 

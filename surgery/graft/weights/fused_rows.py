@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.graft.graphs import fused, kernels
+from surgery.graft.graphs import fused
 from surgery.graft.graphs.ordinary import gradients, is_first_order, runs_as_written
 from surgery.graft.weights.slices import blocks, put_rows, take_rows
+from surgery.layers.transposed import transposed_linear
 from surgery.rules.rows import Layout
 
 Update = tuple[Layout, Tensor, Tensor, float, float, bool]
@@ -41,7 +42,7 @@ def low_rank_rows(
 
 def _base(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     if transposed:
-        return x @ weight if bias is None else kernels.transposed_linear(x, weight, bias)
+        return x @ weight if bias is None else transposed_linear(x, weight, bias)
     return functional.linear(x, weight, bias)
 
 

@@ -11,12 +11,12 @@ from torch import fx
 from surgery.graft.channel import look
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
-from surgery.graft.graphs import kernels
+from surgery.graft.graphs import calls, states
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
-from surgery.graft.weights.change import again, convolved
+from surgery.graft.weights.change import again, with_weight
 from surgery.graft.weights.read import read_weight
-from surgery.planning.layers import Layer, named_rank
+from surgery.layers.kind import Layer, LayerKind, named_rank
 from surgery.rules.expression import Expression
 
 
@@ -33,7 +33,7 @@ def write_multiplied(
     host = _ProductHost(function, layer, dict(part.slots), x, y, product)
     rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
     if rank is not None:
-        host.call(kernels.check_rank, x, rank, "what the weight is multiplied with")
+        host.call(states.check_rank, x, rank, "what the weight is multiplied with")
     if part.turned:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
     emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
@@ -42,9 +42,9 @@ def write_multiplied(
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)
-    own = graph.call_function(kernels.own_parameter, (me, layer.weight))
+    own = graph.call_function(calls.own_parameter, (me, layer.weight))
     offset = layer.offset if layer.is_own and layer.bias else None
-    form = (layer.kind, layer.out, offset, whole)
+    form = (layer.kind.name, layer.out, layer.spatial, offset, whole)
     graph.output(graph.call_function(read_weight, (me, name, own, form)))
     return {layer.weight: graph}, {name: function}
 
@@ -60,7 +60,7 @@ class ReadHost(GraphHost):
         if expression.op == "param":
             return self.graph.get_attr(expression.name)
         name = self.layer.names[expression.name]
-        return self.call(kernels.own_parameter, self.graph.get_attr(SELF), name)
+        return self.call(calls.own_parameter, self.graph.get_attr(SELF), name)
 
 
 class _ProductHost(ReadHost):
@@ -79,16 +79,18 @@ class _ProductHost(ReadHost):
         self.slots = slots
         self.x = x
         self.y = y
-        self.product = product
+        self.running = product
 
     def leaf(self, expression: Expression) -> fx.Node:
         return self.x if expression.name == "x" else super().leaf(expression)
 
     def base(self, x: fx.Node) -> fx.Node:
-        return self.y if x is self.x else self.call(again, self.product, x)
+        return self.y if x is self.x else self.call(again, self.running, x)
 
-    def convolve(self, x: fx.Node, kernel: fx.Node, bias: fx.Node | None) -> fx.Node:
-        return self.call(convolved, self.product, x, kernel, bias)
+    def product(
+        self, kind: LayerKind, x: fx.Node, weight: fx.Node, bias: fx.Node | None
+    ) -> fx.Node:
+        return self.call(with_weight, self.running, x, weight, bias)
 
     def module(self) -> fx.Node:
         return self.graph.get_attr(SELF)

@@ -15,7 +15,7 @@ Parts = list[Any]
 """What a rule is made of: nodes, Lark's tokens, and what the helper rules return."""
 
 
-class Base(threading.local):
+class NodeBuilder(threading.local):
     """Builds nodes of ``source``; what it objects to is in ``problems``. One state a thread."""
 
     source = Source("", "")

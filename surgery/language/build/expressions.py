@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from surgery.language.build.base import Base, Parts
+from surgery.language.build.base import NodeBuilder, Parts
 from surgery.language.diagnostics import Label
 from surgery.language.precedence import run_on
 from surgery.language.source import Span
@@ -41,7 +41,7 @@ def unquote(literal: str) -> str:
     return re.sub(r"\\.", lambda escape: _ESCAPES[escape[0]], literal[1:-1])
 
 
-class ExpressionBuilder(Base):
+class ExpressionBuilder(NodeBuilder):
     def number(self, parts: Parts) -> Number:
         text = str(parts[0])
         value = self.whole(text)

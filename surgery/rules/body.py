@@ -8,19 +8,20 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
+from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
+from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate, scalar, tensor
 from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.naming import check_name
-from surgery.rules.primitives import DISTRIBUTIONS
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Requirement, Value
+from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
 
 
-class Frame:
+class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
 
     def __init__(self, scope: Scope, state: State, path: str):
@@ -189,19 +190,19 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     """Call a block on a tensor; its params join the state's."""
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
-    frame = Frame(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path)
     with state.notes.depth.one_more(span):
-        argument = bind_dims(block.input, argument, frame)
-        frame.define(block.input.name, argument, block.input.span)
-        frame.arguments(closure)
+        argument = bind_dims(block.input, argument, body)
+        body.define(block.input.name, argument, block.input.span)
+        body.arguments(closure)
         for step in block.body:
             if isinstance(step, syntax.Return):
-                return tensor(evaluate(step.value, frame), step.value.span)
-            frame.step(step)
+                return tensor(evaluate(step.value, body), step.value.span)
+            body.step(step)
     raise error("S216", f"`{block.name}` returns nothing", block.name_span)
 
 
-def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Expression:
+def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expression:
     """Let the names in ``given`` stand for the dims of ``value``; returns it with those dims."""
     if given.dims is None:
         return value
@@ -211,12 +212,12 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
         raise error("S212", "`*` must come first", given.span)
     if not starred and value.shape and value.shape[0] == STAR:
         leading = len(names) - len(value.shape) + 1
-        if frame.state.named_dims not in (None, leading):
+        if body.state.named_dims not in (None, leading):
             raise error(
                 "S212", "another rule here names another number of leading dims", given.span
             )
-        frame.state.named_dims = leading
-        _spread(frame.state, leading)
+        body.state.named_dims = leading
+        _spread(body.state, leading)
         value = _retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
@@ -225,10 +226,10 @@ def bind_dims(given: syntax.Operand, value: Expression, frame: Frame) -> Express
     for dim, size in zip(names, fixed, strict=True):
         if not isinstance(dim, syntax.Name):
             raise error("S212", "a pattern binds dims by plain names", dim.span)
-        bound = frame.values.get(dim.name)
+        bound = body.values.get(dim.name)
         if bound is None:
-            frame.define(dim.name, size, dim.span)
-        elif not isinstance(bound, Dim) or not frame.shapes.equal(
+            body.define(dim.name, size, dim.span)
+        elif not isinstance(bound, Dim) or not body.shapes.equal(
             bound, size, f"`{dim.name}`", dim.span
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)

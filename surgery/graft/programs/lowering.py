@@ -1,0 +1,472 @@
+"""A rewritten graph as an exported program again.
+
+Nodes of the base are copied, with what was known of them; what was added is traced into operators of
+ATen, on the fake tensors that the program holds, so that its dims stay what they were: sizes, or
+symbols in their ranges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from surgery.graft.completing import ORIGINAL
+from surgery.graft.programs.modules import reads_of
+from surgery.graft.programs.sizes import any_size
+from surgery.graft.programs.source import FIRST, Source
+from surgery.graft.programs.undoing import CUSTOM, KEY, mark, reading, run, written
+from surgery.graft.traced import ORIGIN
+from surgery.language.diagnostics import SurgeryError, error
+
+_STACK = "nn_module_stack"
+_FRESH = "graft_"
+"""How names of added nodes begin, so that none takes that of a node of the base."""
+
+
+def lowered(
+    model: fx.GraphModule,
+    source: Source,
+    record: dict[str, Any] | None,
+    first: Mapping[str, Tensor],
+) -> ExportedProgram:
+    """The program that ``model`` is, rewritten from the base in ``source``.
+
+    ``record`` is what is applied to it, and ``first`` the first values of parameters that it trains.
+
+    Raises:
+        SurgeryError: S441 if it would hold for fewer sizes than the base, S442 if an added operation
+            cannot stand in an exported program.
+
+    """
+    writer = _Lowering(model, source)
+    graph = writer.written()
+    tensors = writer.tensors()
+    constants = {n: t for n, t in source.tensors.items() if n in source.program.constants}
+    state = {n: t for n, t in source.tensors.items() if n not in constants}
+    order = [str(s.target) for s in writer.specs if s.target is not None]
+    state = {n: tensors.get(n, state.get(n)) for n in (*order, *state) if n not in constants}
+    meta = dict(source.program.graph_module.meta)
+    meta[CUSTOM] = {k: v for k, v in (meta.get(CUSTOM) or {}).items() if k != KEY}
+    if record is not None:
+        names = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
+        constants |= {names[name]: value.detach().clone() for name, value in first.items()}
+        note = {**record, **writer.note(), "first": names}
+        meta[CUSTOM] |= {KEY: json.dumps(note)}
+    program = source.program
+    made = ExportedProgram(
+        root=writer.root,
+        graph=graph,
+        graph_signature=writer.signature(),
+        state_dict=state,
+        range_constraints=dict(program.range_constraints),
+        module_call_graph=writer.calls(),
+        example_inputs=program.example_inputs,
+        constants={**constants, **writer.constants},
+        verifiers=list(program.verifiers),
+    )
+    made.graph_module.meta.update(meta)
+    return made
+
+
+class _Lowering:
+    """The graph of a program being written, from that of a raised module."""
+
+    def __init__(self, model: fx.GraphModule, source: Source):
+        self.model = model
+        self.original: fx.Graph = model.__dict__.get(ORIGINAL, model.graph)
+        self.source = source
+        self.base = {node.name: node for node in source.graph.nodes}
+        self.held = source.held
+        self.graph = fx.Graph()
+        self.root = nn.Module()
+        self.env: dict[fx.Node, Any] = {}
+        """What each node of the model is in the program: a node, or a plain value."""
+        self.copied: dict[str, fx.Node] = {}
+        self.waiting: list[fx.Node] = []
+        self.constants: dict[str, Tensor] = {}
+        self.specs: list[InputSpec] = []
+        self.fresh: list[str] = []
+        self.users = {s.arg.name for s in source.inputs if s.kind is InputKind.USER_INPUT}
+        self.places: dict[str, fx.Node] = {}
+        values = [n.meta.get("val") for n in source.graph.nodes]
+        self.mode = detect_fake_mode(pytree.tree_leaves(values))
+
+    def written(self) -> fx.Graph:
+        """The whole graph."""
+        self.inputs()
+        for node in self.opened().nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.copied[node.meta[ORIGIN]]
+            elif node.op == "get_attr":
+                self.env[node] = self.attribute(node)
+            elif node.op == "output":
+                self.flush()
+                self.output(node)
+            elif self.is_of_base(node):
+                self.flush()
+                self.env[node] = self.copy(node)
+            else:
+                self.waiting.append(node)
+        self.graph.lint()
+        return self.graph
+
+    # Inputs
+
+    def inputs(self) -> None:
+        """Placeholders: those of the base, and of added parameters where they stand in the module."""
+        behind = self.behind()
+        for name, parameter in behind.pop(None, []):
+            self.add(name, parameter)
+        for node in self.base.values():
+            if node.op != "placeholder":
+                continue
+            self.copied[node.name] = made = self.graph.node_copy(node)
+            self.named(made, node.name)
+            if node.name in self.held:
+                self.places[self.held[node.name]] = made
+            for spec in (s for s in self.source.inputs if s.arg.name == node.name):
+                self.specs.append(spec)
+            for name, parameter in behind.pop(node.name, []):
+                self.add(name, parameter)
+
+    def behind(self) -> dict[str | None, list[tuple[str, nn.Parameter]]]:
+        """Added parameters by the placeholder of the last parameter in the module that they are on."""
+        own = [s for s in self.source.inputs if s.kind is InputKind.PARAMETER]
+        found: dict[str | None, list[tuple[int, str, nn.Parameter]]] = {}
+        for name, parameter in self.added():
+            owner = name.rpartition(".")[0]
+            while owner and not any(str(s.target).startswith(f"{owner}.") for s in own):
+                owner = owner.rpartition(".")[0]
+            inside = [s for s in own if not owner or str(s.target).startswith(f"{owner}.")]
+            anchor = inside[-1].arg.name if inside else None
+            found.setdefault(anchor, []).append((-len(owner), name, parameter))
+        return {
+            anchor: [(n, p) for _, n, p in sorted(items, key=lambda item: item[0])]
+            for anchor, items in found.items()
+        }
+
+    def add(self, name: str, parameter: nn.Parameter) -> None:
+        node = self.graph.placeholder(f"p_{_FRESH}{name.replace('.', '_')}")
+        node.meta["val"] = self.fake(parameter)
+        self.places[name] = node
+        spec = InputSpec(InputKind.PARAMETER, TensorArgument(node.name), name)
+        self.specs.append(spec)
+        self.fresh.append(node.name)
+
+    def added(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the model that the base lacks, by name, shared ones once."""
+        for name, parameter in self.model.named_parameters():
+            if name not in self.source.tensors:
+                yield name, parameter
+
+    def fake(self, tensor: Tensor) -> Any:
+        if self.mode is None:
+            return tensor
+        return self.mode.from_tensor(tensor, static_shapes=True)
+
+    def attribute(self, node: fx.Node) -> Any:
+        """A parameter or buffer is an input; all else that a module has is known as it is."""
+        name = str(node.target)
+        value: Any = self.model
+        for part in name.split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            if name not in self.places:
+                name = next(n for n, p in self.model.named_parameters() if p is value)
+            return self.places[name]
+        origin = node.meta.get(ORIGIN)
+        if origin is None:
+            return value
+        setattr(self.root, name, value)
+        made = self.graph.get_attr(name)
+        made.meta = dict(self.base[origin].meta)
+        self.named(made, origin)
+        return made
+
+    # Nodes of the base
+
+    def is_of_base(self, node: fx.Node) -> bool:
+        """Whether ``node`` does what it did in the base, if perhaps with other values."""
+        origin = self.base.get(node.meta.get(ORIGIN, ""))
+        if origin is None:
+            return False
+        if node.op == "call_module":
+            reads = reads_of(origin)
+            layer = self.model.get_submodule(str(node.target))
+            biased = reads is not None and reads.bias is not None and _has(origin, reads.bias)
+            return biased == (layer._parameters.get("bias") is not None) or (
+                reads is not None and reads.bias is None
+            )
+        return _form(node) == _form(origin)
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        origin = self.base[node.meta[ORIGIN]]
+        mine = self.operands(node, origin)
+        made = self.graph.node_copy(origin, lambda n: mine[n])
+        self.named(made, origin.name)
+        made.meta = dict(origin.meta)
+        self.copied[origin.name] = made
+        if [n.name for n in made.all_input_nodes] != [n.name for n in origin.all_input_nodes]:
+            mark(made, **reading(origin))
+            if not _same_sizes(made, origin):
+                made.meta["val"] = self.value(made)
+        return made
+
+    def operands(self, node: fx.Node, origin: fx.Node) -> dict[fx.Node, fx.Node]:
+        """What ``node`` reads in place of what ``origin`` did."""
+        if node.op == "call_module":
+            reads = reads_of(origin)
+            assert reads is not None
+            found = {
+                n: self.places[self.held[n.name]]
+                for n in origin.all_input_nodes
+                if n.name in self.held
+            }
+            return {**found, origin.args[reads.input]: self.env[node.args[0]]}  # type: ignore[dict-item,index]
+        pairs = zip(_leaves(origin), _leaves(node), strict=True)
+        return {a: self.env[b] for a, b in pairs if isinstance(a, fx.Node)}
+
+    def value(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        return run(node.target, args, kwargs)
+
+    def named(self, node: fx.Node, name: str) -> None:
+        if node.name != name:
+            node._rename(name)
+        assert node.name == name, f"{node.name} is to be {name}"
+
+    # What was added
+
+    def flush(self) -> None:
+        """Trace the nodes that wait, and put what they are in operators into the graph."""
+        nodes, self.waiting = self.waiting, []
+        if not nodes:
+            return
+        own = set(nodes)
+        given = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in own))
+        free = [i for i in given if isinstance(self.env[i], fx.Node)]
+        results = [n for n in nodes if any(user not in own for user in n.users)]
+        values = [self.env[i].meta["val"] for i in free]
+        traced = self.trace(nodes, {i: self.env[i] for i in given}, free, results, values)
+        inner: dict[fx.Node, Any] = {}
+        stack = next((n.meta[_STACK] for n in nodes if n.meta.get(_STACK)), {})
+        places = iter(free)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                inner[node] = self.env[next(places)]
+            elif node.op == "get_attr":
+                inner[node] = self.constant(getattr(traced, str(node.target)))
+            elif node.op == "output":
+                made = fx.map_arg(node.args[0], inner.__getitem__)
+                self.env |= dict(zip(results, made, strict=True))
+            else:
+                inner[node] = self.operator(node, inner, stack)
+
+    def trace(
+        self,
+        nodes: list[fx.Node],
+        given: Mapping[fx.Node, Any],
+        free: list[fx.Node],
+        results: list[fx.Node],
+        values: list[Any],
+    ) -> fx.GraphModule:
+        def function(*arguments: Any) -> list[Any]:
+            known: dict[fx.Node, Any] = {**given, **dict(zip(free, arguments, strict=True))}
+            for node in nodes:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = _run(node, args, kwargs)
+            return [known[n] for n in results]
+
+        from torch._dispatch.python import enable_python_dispatcher
+
+        try:
+            with any_size(self.mode), enable_python_dispatcher(), self.mode or nullcontext():
+                traced = make_fx(function, pre_dispatch=True)(*values)
+        except SurgeryError:
+            raise
+        except Exception as cause:
+            raise error(
+                "S442",
+                f"what is added behind `{nodes[0].name}` cannot be traced into the program: "
+                f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}",
+            ) from cause
+        traced.graph.eliminate_dead_code()
+        return traced
+
+    def operator(self, node: fx.Node, inner: Mapping[fx.Node, Any], stack: Any) -> fx.Node:
+        made = self.graph.create_node(
+            "call_function",
+            node.target,
+            fx.map_arg(node.args, inner.__getitem__),
+            fx.map_arg(node.kwargs, inner.__getitem__),
+            name=f"{_FRESH}{node.name}",
+        )
+        made.meta = {"val": node.meta["val"], _STACK: dict(stack)}
+        for key in ("stack_trace", "torch_fn"):
+            if key in node.meta:
+                made.meta[key] = node.meta[key]
+        mark(made, added=True)
+        return made
+
+    def constant(self, value: Any) -> Any:
+        """A tensor that an added operation has by itself: an input of the program."""
+        if not isinstance(value, Tensor):
+            return value
+        name = f"_surgery_constant_{len(self.constants)}"
+        first = next(n for n in self.graph.nodes if n.name in self.users)
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(f"c{name}")
+        node.meta["val"] = self.fake(value)
+        self.constants[name] = value
+        spec = InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), name)
+        at = next(i for i, s in enumerate(self.specs) if s.arg.name in self.users)
+        self.specs.insert(at, spec)
+        self.fresh.append(node.name)
+        return node
+
+    # Layers that are other than in the base
+
+    def opened(self) -> fx.Graph:
+        """The model's graph, where layers run once more, or with a bias they have got, as functions."""
+        graph = fx.Graph()
+        known: dict[fx.Node, fx.Node] = {}
+        origins = {
+            str(n.target): self.base[n.meta[ORIGIN]]
+            for n in self.original.nodes
+            if n.op == "call_module"
+        }
+        for node in self.model.graph.nodes:
+            if node.op == "call_module" and not self.is_of_base(node):
+                known[node] = self.layer(graph, node, known[node.args[0]], origins)
+                known[node].meta = {k: v for k, v in node.meta.items() if k != ORIGIN}
+            else:
+                known[node] = graph.node_copy(node, known.__getitem__)
+        return graph
+
+    def layer(
+        self, graph: fx.Graph, node: fx.Node, x: fx.Node, origins: Mapping[str, fx.Node]
+    ) -> fx.Node:
+        origin = origins[str(node.target)]
+        reads = reads_of(origin)
+        assert reads is not None
+        layer = self.model.get_submodule(str(node.target))
+        own: list[Any] = list(origin.args)
+        own[reads.input] = x
+        for index, name in ((reads.weight, "weight"), (reads.bias, "bias")):
+            if index is not None and layer._parameters.get(name) is not None:
+                own += [None] * (index + 1 - len(own))
+                own[index] = graph.get_attr(f"{node.target}.{name}")
+        return graph.call_function(origin.target, tuple(own), dict(origin.kwargs))  # type: ignore[arg-type]
+
+    # What stands around the graph
+
+    def output(self, node: fx.Node) -> None:
+        origin = self.source.graph.output_node()
+        self.graph.output(fx.map_arg(node.args[0], self.env.__getitem__))
+        made = self.graph.output_node()
+        made.meta = dict(origin.meta)
+        self.results = pytree.tree_leaves(made.args[0])
+
+    def note(self) -> dict[str, Any]:
+        """What is to be known of the base: nodes that the program has not, and inputs it has got."""
+        gone: list[dict[str, Any]] = []
+        before: str | None = None
+        for node in self.base.values():
+            if node.op == "call_function" and node.name not in self.copied:
+                gone.append(written(node, before))
+            before = node.name
+        output = reading(self.source.graph.output_node())
+        return {"gone": gone, "inputs": self.fresh, "output": output}
+
+    def signature(self) -> ExportGraphSignature:
+        old = self.source.program.graph_signature.output_specs
+        outputs = [_renamed(s, node) for s, node in zip(old, self.results, strict=True)]
+        return ExportGraphSignature(self.specs, outputs)
+
+    def calls(self) -> list[ModuleCallEntry]:
+        """What the program says of the calls of modules; where a value has become another, no more."""
+        names = {n.name for n in self.graph.nodes}
+        entries: list[ModuleCallEntry] = []
+        for entry in self.source.program.module_call_graph:
+            signature = entry.signature
+            if signature is not None:
+                given, made = [*signature.inputs], [*signature.outputs]
+                known = all(getattr(a, "name", None) in {None, "", *names} for a in (*given, *made))
+                signature = replace(signature, inputs=given, outputs=made) if known else None
+            entries.append(replace(entry, signature=signature))
+        return entries
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, in objects of their own.
+
+        Parameters that train are in memory of their own; what is frozen shares that of the program given.
+        """
+        given = {_memory(t) for t in self.source.program.state_dict.values()}
+        made: dict[int, nn.Parameter] = {}
+        found: dict[str, Tensor] = dict(self.model.named_buffers(remove_duplicate=False))
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if id(parameter) not in made:
+                shared = parameter.requires_grad and _memory(parameter) in given
+                made[id(parameter)] = (
+                    nn.Parameter(parameter.detach().clone()) if shared else parameter
+                )
+            found[name] = made[id(parameter)]
+        return found
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _run(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _has(node: fx.Node, index: int) -> bool:
+    return index < len(node.args) and node.args[index] is not None
+
+
+def _leaves(node: fx.Node) -> list[Any]:
+    found: list[Any] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _form(node: fx.Node) -> Any:
+    """What ``node`` does, whatever the values it reads."""
+    args = fx.map_arg((node.args, node.kwargs), lambda _: Ellipsis)
+    return node.op, str(node.target), repr(args)
+
+
+def _same_sizes(one: fx.Node, origin: fx.Node) -> bool:
+    """Whether the values that ``one`` reads have the sizes of those that ``origin`` does."""
+
+    def form(node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+    return [*map(form, one.all_input_nodes)] == [*map(form, origin.all_input_nodes)]
+
+
+def _renamed(spec: OutputSpec, node: Any) -> OutputSpec:
+    if isinstance(node, fx.Node) and hasattr(spec.arg, "name"):
+        return replace(spec, arg=replace(spec.arg, name=node.name))
+    return spec

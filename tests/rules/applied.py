@@ -1,0 +1,129 @@
+"""A primitive applied to arguments that its row takes, drawn at random: as an expression, and run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.initialise import Tensors
+from surgery.rules.dims import Dim
+from surgery.rules.expression import Expression, Shape, number, param
+from surgery.rules.primitive import Primitive
+from surgery.rules.shapes import Shapes
+
+NUMBERS = (0, 0.25, 0.5, 1, 2, 3, -0.5, -1)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A row with tensors, or numbers, for its arguments, in order."""
+
+    row: Primitive
+    values: tuple[Tensor | float, ...]
+    axis: int | None
+
+    @property
+    def arguments(self) -> tuple[Expression, ...]:
+        return tuple(
+            param(f"a{i}", shape(v)) if isinstance(v, Tensor) else number(v)
+            for i, v in enumerate(self.values)
+        )
+
+    @property
+    def attributes(self) -> tuple[tuple[str, int], ...]:
+        return () if self.axis is None else (("axis", self.axis),)
+
+    @property
+    def expression(self) -> Expression:
+        arguments = self.arguments
+        axis = -1 if self.axis is None else self.axis
+        found = self.row.shape(Shapes(), arguments, None, axis)
+        return Expression(self.row.name, arguments, self.attributes, found)
+
+    def with_value(self, position: int, value: Tensor | float) -> Applied:
+        values = [value if i == position else v for i, v in enumerate(self.values)]
+        return replace(self, values=tuple(values))
+
+    def run(self, e: Expression | None = None, training: bool = False) -> Tensor:
+        """What the emitted calls give for ``e``, or for the row's own expression."""
+        known = {f"a{i}": v for i, v in enumerate(self.values)}
+        host = Trained if training else Tensors
+        found = Emitter(host(lambda leaf: known[leaf.name]), None, {}).emit(e or self.expression)
+        return torch.as_tensor(found, dtype=torch.float64)
+
+
+class Trained(Tensors):
+    """Runs expressions as while a model trains."""
+
+    def training(self) -> bool:
+        return True
+
+
+def shape(value: Tensor) -> Shape:
+    return tuple(map(Dim.of, value.shape))
+
+
+def tensor(sizes: tuple[int, ...], seed: int) -> Tensor:
+    """Values away from zero and from each other, of both signs."""
+    source = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, sizes, generator=source) * 2 - 1
+    return signs * (0.25 + 2 * torch.rand(sizes, generator=source, dtype=torch.float64))
+
+
+@st.composite
+def applied(draw: Callable[..., object], row: Primitive, least: int = 1) -> Applied:
+    """``row`` with arguments of the dims that it shows; no dim is smaller than ``least``."""
+    size = st.integers(least, 4)
+    whole = draw(st.lists(size, min_size=1 if row.axis or row.only_shape else 0, max_size=3))
+    axis = -draw(st.integers(1, len(whole))) if row.axis else None
+    named: dict[str, int] = {}
+    values: list[Tensor | float] = []
+    ranges = dict(row.numbers)
+    for position, shown in enumerate(row.tensors[: draw(st.integers(*row.arity))]):
+        name, _, dims = shown.rstrip("]").replace("?", "").partition("[")
+        seed = draw(st.integers(0, 2**16))
+        if position in ranges:
+            fits = [n for n in NUMBERS if ranges[position].condition(Dim.of(n)).known]
+            values.append(named.get(name) or draw(st.sampled_from(fits)))
+        elif dims:
+            leading = draw(st.lists(size, min_size=1, max_size=2))
+            values.append(tensor(tuple(_sizes(dims, leading, named, draw, size)), seed))
+        else:
+            values.append(tensor(tuple(_broadcast(row, position, whole, axis, draw)), seed))
+    return Applied(row, tuple(values), axis)
+
+
+def _sizes(
+    dims: str, leading: list[int], named: dict[str, int], draw: Callable[..., int], size: object
+) -> list[int]:
+    """The sizes of dims such as `*, 4 * w`; a name has one size in all arguments."""
+    found: list[int] = []
+    for dim in dims.split(", "):
+        if dim == "*":
+            found += leading
+            continue
+        for name in re.findall(r"[a-z]+", dim):
+            named.setdefault(name, draw(size))
+        found.append(eval(dim, {}, named))
+    return found
+
+
+def _broadcast(
+    row: Primitive, position: int, whole: list[int], axis: int | None, draw: Callable[..., bool]
+) -> list[int]:
+    """Some sizes that broadcast to ``whole``, or what stands beside it."""
+    if len(row.tensors) == 1:
+        return whole
+    if row.only_shape:
+        return whole if position in row.only_shape else [whole[0], *(1 for _ in whole[1:])]
+    one = [1 if draw(st.booleans()) else size for size in whole]
+    if axis is not None:
+        one[axis] = draw(st.integers(1, 3))
+        return one
+    return one[draw(st.integers(0, len(one))) :]
