@@ -81,7 +81,7 @@ def apply(
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
     grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
-    return returned(model, target)
+    return model if model is target else returned(model, target)
 
 
 def _told(plan: Plan) -> None:
@@ -169,7 +169,7 @@ def merge(model: nn.Module) -> MergeReport:
     report = merge_specs(target)
     if report.stayed:
         warn(str(report))
-    return returned(model, target)
+    return model if model is target else returned(model, target)
 
 
 def ensemble(
@@ -267,7 +267,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     target = adapted_of(model)
     grafting.remove_specs(target, name)
-    return returned(model, target)
+    return model if model is target else returned(model, target)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -328,4 +328,4 @@ def load(
     else:
         target = unwrapped(model)
     load_adapter(target, path, example_inputs, base, tell=warn)
-    return returned(model, target)
+    return model if model is target else returned(model, target)

@@ -77,7 +77,8 @@ def forget(model: nn.Module) -> None:
 def _snapshot(model: nn.Module, given: Any) -> Snapshot | None:
     try:
         return Snapshot(model, given, hold=False)
-    except (UnseenError, RecursionError):
+    except Exception:
+        # It may have asked any object for what that cannot tell.
         return None
 
 

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as global_hooks
+from torch.nn.parameter import is_lazy
 
 from surgery.anatomy import code
 from surgery.anatomy.content import bytes_of
@@ -205,6 +206,8 @@ class Walk:
         if not self.by_content:
             self.same(thing)
         self.code.kind(type(thing))
+        if is_lazy(thing):
+            return  # it has no form yet
         strided = thing.layout is torch.strided
         memory = storage_of(thing) if strided else -1
         self.tokens += (

@@ -12,6 +12,7 @@ from surgery.graft.initialise import by_expert, compute, run
 from surgery.graft.sites import program_of
 from surgery.layers import Layer
 from surgery.planning.edit import Edit
+from surgery.planning.reading import merged
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -32,15 +33,15 @@ def write_merged(
 
     """
     module, layer = module_at(model, edit.owner), edit.layer
-    found = program_of(edit, wraps).merge
     assert layer is not None
+    found = merged(program_of(edit, wraps), layer)
     assert not isinstance(found, NotAffine)
     operands = _Operands(module, layer)
     if layer.experts:
         into = room()
         for i, part in enumerate(by_expert(into, layer)):
-            merged = compute(found.weight, layer, edit.sizes, operands.of_expert(i))
-            part.copy_(layer.kind.as_weight(run, layer, merged))
+            made = compute(found.weight, layer, edit.sizes, operands.of_expert(i))
+            part.copy_(layer.kind.as_weight(run, layer, made))
         return None
     matrix = compute(found.weight, layer, edit.sizes, operands)
     offset = compute(found.bias, layer, edit.sizes, operands)
@@ -48,8 +49,6 @@ def write_merged(
     own = layer.bias and module._parameters.get(layer.names["b"]) is not None
     if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and not own):
         offset = None
-    if layer.kind.one_hot and offset is not None:
-        matrix, offset = layer.folded(run, matrix, offset), None
     shaped = layer.as_weight(run, matrix)
     operands.known.clear()
     into = room()
