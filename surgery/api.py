@@ -210,7 +210,7 @@ def fold(model: nn.Module) -> FoldReport:
     """
     target = adapted_of(model)
     report = fold_specs(target)
-    return returned(model, target) if is_program(model) else report
+    return report if model is target or not is_program(model) else returned(model, target)
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgery.anatomy.modules import all_parameters, module_at
 from surgery.anatomy.state import uncollected
 from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_grafts
-from surgery.graft.contexts import Context, changing
+from surgery.graft.contexts import StateContext, changing
 from surgery.graft.create import Start, create
 from surgery.graft.first import forget, remember, show_first
 from surgery.graft.hosts import host_of
@@ -245,7 +245,7 @@ def enforce(
         host_of(model).install(model, record)
 
 
-def disabled_specs(model: nn.Module) -> Context:
+def disabled_specs(model: nn.Module) -> StateContext:
     """The base model, to the bit, while inside; adaptations are back after.
 
     Raises:
@@ -253,7 +253,7 @@ def disabled_specs(model: nn.Module) -> Context:
             is on record elsewhere.
 
     """
-    return Context(model, "disabled", _bare)
+    return StateContext(model, "disabled", _bare)
 
 
 def _bare(model: nn.Module) -> None:

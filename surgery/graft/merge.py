@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 from surgery.anatomy.modules import module_at
 from surgery.graft.apply import enforce, keep, take_out
 from surgery.graft.became import Became
-from surgery.graft.contexts import Context, changing
+from surgery.graft.contexts import StateContext, changing
 from surgery.graft.hosts import host_of
 from surgery.graft.mergeable import mergeable
 from surgery.graft.merged_layer import write_merged
@@ -95,11 +95,12 @@ def merge_specs(model: nn.Module) -> MergeReport:
             first = plan.stayed[0] if plan.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing can be merged", help=help)
+        report = plan.report
         _carry_out(model, surgery, plan, structure)
-    return plan.report
+    return report
 
 
-def merged_specs(model: nn.Module) -> Context:
+def merged_specs(model: nn.Module) -> StateContext:
     """The model with all that merges merged, while inside; every bit is back after.
 
     Raises:
@@ -107,7 +108,7 @@ def merged_specs(model: nn.Module) -> Context:
             applied is on record elsewhere, S523 if the model has lost it.
 
     """
-    return Context(model, "merged", _merge)
+    return StateContext(model, "merged", _merge)
 
 
 def _merge(model: nn.Module) -> None:
