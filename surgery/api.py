@@ -169,7 +169,7 @@ def merge(model: nn.Module) -> MergeReport:
     report = merge_specs(target)
     if report.stayed:
         warn(str(report))
-    return model if model is target else returned(model, target)
+    return returned(model, target)
 
 
 def ensemble(
@@ -328,4 +328,5 @@ def load(
     else:
         target = unwrapped(model)
     load_adapter(target, path, example_inputs, base, tell=warn)
-    return model if model is target else returned(model, target)
+    given: Any = model
+    return given if given is target else returned(given, target)

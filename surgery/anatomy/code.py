@@ -68,7 +68,7 @@ class Code:
 
     def _methods(self, cls: type[Any]) -> None:
         """The functions of a class that its forward may call, by their names."""
-        waiting = list(_STARTS)
+        waiting: list[str] = [*_STARTS]
         asked = set(waiting)
         for name in waiting:
             for base in cls.__mro__:
@@ -76,7 +76,7 @@ class Code:
                 for part in _parts(found) if found is not None else ():
                     if isinstance(part, FunctionType):
                         self.function(part)
-                        fresh = _names(part.__code__) - asked if _is_own(part) else ()
+                        fresh = _names(part.__code__) - asked if _is_own(part) else frozenset[str]()
                         asked.update(fresh)
                         waiting += fresh
 

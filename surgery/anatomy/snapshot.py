@@ -121,7 +121,7 @@ class Walk:
 
     def thing(self, thing: Any) -> None:
         """Note anything."""
-        kind: type[Any] = type(thing)
+        kind: Any = type(thing)
         if kind in _PLAIN:
             self.tokens.append(thing)
         else:
@@ -196,7 +196,8 @@ class Walk:
 
     def unordered(self, thing: Any) -> None:
         self.tokens.append(len(thing))
-        for item in sorted(thing, key=lambda one: (type(one).__name__, repr(one))):
+        items: list[Any] = sorted(thing, key=lambda one: (type(one).__name__, repr(one)))
+        for item in items:
             self.thing(item)
 
     def tensor(self, thing: Tensor) -> None:
@@ -235,7 +236,7 @@ class Walk:
         self.code.kind(type(module), runs=True)
         tokens, known, ways = self.tokens, id(module) in self.registered, self.ways
         for name, value in module.__dict__.items():
-            kind: type[Any] = type(value)
+            kind: Any = type(value)
             if name == "training" and known:
                 continue
             if kind in _PLAIN:
@@ -302,9 +303,10 @@ class Walk:
 
     def surroundings(self) -> None:
         """What all forwards are run in."""
-        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        untyped: Any = torch._C
+        if untyped._len_torch_dispatch_stack() or untyped._len_torch_function_stack():
             raise UnseenError
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if untyped._functorch.peek_interpreter_stack() is not None:
             raise UnseenError
         self.tokens += (
             torch.get_default_dtype(),
