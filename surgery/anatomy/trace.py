@@ -366,6 +366,7 @@ class Recorder(TorchFunctionMode):
             self.followed,
             unknown,
             None if self.custom else self.blind_ops,
+            self.seen,
         )
 
 

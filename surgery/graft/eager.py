@@ -262,17 +262,22 @@ def uninstall(model: nn.Module) -> None:
     modules = all_modules(model)
     fastpath.reopen(modules)
     generation.undo(modules)
+    plain: set[type[nn.Module]] = set()
     for module in modules:
+        if type(module) in plain:
+            continue
         if is_adapted(module):
             set_class(module, base_class(module))
-        elif hasattr(type(module), "surgery_base"):
+            for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
+                del module.__dict__[name]
+        elif not hasattr(type(module), "surgery_base"):
+            plain.add(type(module))
+        else:
             raise error(
                 "S526",
                 f"the class of an adapted layer was replaced since: {type(module).__name__}",
                 help="take it off first (`remove_parametrizations`), or apply the spec after it",
             )
-        for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
-            del module.__dict__[name]
 
 
 @contextmanager
