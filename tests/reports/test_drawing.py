@@ -422,4 +422,4 @@ def test_only_a_drawing_needs_networkx():
     program = "import sys, surgery; print('networkx' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "False\n", ran.stderr
-    assert isinstance(operators(read(nn.Linear(2, 2)).record), nx.DiGraph)
+    assert isinstance(operators(read(nn.Linear(2, 2)).recording), nx.DiGraph)
