@@ -1,7 +1,8 @@
 """A model from what a user types, and a merged model back to disk.
 
-A MODEL is a transformers directory, a hub id, a GGUF file (or a directory that holds just one), or
-``package.module:factory``: something that gives an ``nn.Module`` when called, or is one.
+A MODEL is a transformers directory, a hub id, a GGUF file (or a directory that holds just one), a
+`.pt2` file of `torch.export`, or ``package.module:factory``: something that gives an ``nn.Module``
+when called, or is one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from surgery.graft.target import is_program
 from surgery.graft.tensor_file import write_tensors
 from surgery.huggingface.checkpoints import (
     Checkpoint,
@@ -35,22 +37,34 @@ from surgery.language.diagnostics import SurgeryError, did_you_mean, error, near
 from surgery.language.folders import filling
 from surgery.language.writing import checked_path
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_PROGRAM = ".pt2"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def load_model(text: str | os.PathLike[str]) -> nn.Module:
-    """Return the model that ``text`` names, with its weights, in its own dtype, on the CPU."""
+def load_model(text: str | os.PathLike[str]) -> nn.Module | ExportedProgram:
+    """Return the model that ``text`` names, with its weights, in its own dtype, on the CPU.
+
+    A `.pt2` file gives the exported program that it holds.
+    """
     text = os.fspath(text)
     if _FACTORY.fullmatch(text):
         made = _from_factory(text)
-        if not isinstance(made, nn.Module):
+        if not (isinstance(made, nn.Module) or is_program(made)):
             raise error(
                 "S506",
                 f"`{text}` gives a {type(made).__name__}, and a torch.nn.Module was expected",
                 help="a factory returns the model itself",
             )
         return made
+    path = Path(text).expanduser()
+    if path.suffix == _PROGRAM and path.is_file():
+        from surgery.programs import read_program
+
+        return read_program(path)
     return read_model(_locate(text))
 
 
@@ -80,14 +94,16 @@ def load_inputs(text: str | os.PathLike[str]) -> Any:
 
 
 def save_model(
-    model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any | None = None
+    model: nn.Module | ExportedProgram,
+    directory: str | os.PathLike[str],
+    tokenizer: Any | None = None,
 ) -> Path:
     """Write a whole model, and the tokenizer if given, into ``directory``; return that path.
 
     A transformers model is written in its own format and then read back without its values: what
     its architecture would not load again exactly is an error, and then ``directory`` is as before.
-    Any other module becomes one safetensors file of its state dict, tied tensors stored once. Other
-    files in ``directory`` stay, but for the shards of a model that was there.
+    Any other module becomes one safetensors file of its state dict, tied tensors stored once, and an
+    exported program `model.pt2`. Other files in ``directory`` stay, but for the shards of a model that was there.
 
     Raises:
         SurgeryError: S508 for what would not load again, S509 if it cannot be written.
@@ -97,7 +113,11 @@ def save_model(
     if os.path.exists(target) and not os.path.isdir(target):
         raise error("S509", f"`{directory}` is a file, and a directory was expected")
     with _writing(target), filling(target, _shards) as draft:
-        if is_pretrained(model):
+        if is_program(model):
+            from surgery.programs import FILE, write_program
+
+            write_program(model, draft / FILE)
+        elif is_pretrained(model):
             write_model(model, draft)
         else:
             _write_state(model, draft / "model.safetensors")
@@ -156,7 +176,7 @@ def _locate(text: str) -> Checkpoint:
         if path.suffix == ".gguf":
             return Checkpoint(str(path.parent), path.name)
         raise error("S501", f"`{text}` is a file of no kind known here", help=f"a model is {KINDS}")
-    if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
+    if _HUB_ID.fullmatch(text) and path.suffix not in (".gguf", _PROGRAM):
         return Checkpoint(text, hub=True)
     raise unknown(text, "there is no such file or directory")
 

@@ -48,7 +48,8 @@ def apply(
 ) -> None:
     """Apply SPEC to MODEL and save the adapter.
 
-    With --merged, the adapter is merged and the whole model is saved.
+    With --merged, the adapter is merged and the whole model is saved. Of an exported program (a .pt2
+    file), the adapted program is saved beside the adapter.
     """
     from surgery.planning.spec import read_spec
 
@@ -57,19 +58,21 @@ def apply(
     with working("loading the model") as say:
         import surgery
         from surgery.graft.apply import apply_spec
+        from surgery.graft.target import model_of
         from surgery.reports.diff_text import closing
 
-        base = surgery.load_model(model)
+        given = surgery.load_model(model)
+        base = model_of(given)
         say("applying the spec")
         difference = surgery.diff(base, ready, example_inputs=inputs_of(inputs))
         complain(difference.plan.warnings)
         apply_spec(base, difference.plan, seed=seed, tokenizer=tokenizing(model))
         say("writing")
         if merged:
-            done = f"{_merged(base)}\n{_write_whole(base, model, output)}"
+            done = f"{_merged(base)}\n{_write_whole(given, base, model, output)}"
         else:
             written = surgery.save(base, output)
-            done = f"Saved {written} ({_megabytes(written)})."
+            done = "\n".join([_saved(written), *_write_adapted(given, base, output)])
     show("\n".join([*closing(difference.summary), done]))
 
 
@@ -85,13 +88,15 @@ def merge(
     check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
+        from surgery.graft.target import model_of
 
-        loaded = surgery.load_model(model)
+        given = surgery.load_model(model)
+        loaded = model_of(given)
         say("merging")
         compared = _load(loaded, adapter, base, inputs)
         report = _merged(loaded)
         say("writing")
-        written = _write_whole(loaded, model, output)
+        written = _write_whole(given, loaded, model, output)
     show("\n".join([*compared, str(report), written]))
 
 
@@ -110,14 +115,17 @@ def fold(
     check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery
+        from surgery.graft.target import model_of
 
-        loaded = surgery.load_model(model)
+        given = surgery.load_model(model)
+        loaded = model_of(given)
         say("folding")
         compared = _load(loaded, adapter, base, inputs)
         report = surgery.fold(loaded)
         say("writing")
-        written = surgery.save(loaded, output)
-    show("\n".join([*compared, str(report), f"Saved {written} ({_megabytes(written)})."]))
+        written = _saved(surgery.save(loaded, output))
+        done = [*compared, str(report), written, *_write_adapted(given, loaded, output)]
+    show("\n".join(done))
 
 
 def _load(model: nn.Module, adapter: Path, base: BaseComparison, inputs: str | None) -> list[str]:
@@ -143,11 +151,27 @@ def _merged(model: nn.Module) -> MergeReport:
     return report
 
 
-def _write_whole(model: nn.Module, text: str, output: Path) -> str:
+def _saved(path: Path) -> str:
+    return f"Saved {path} ({_megabytes(path)})."
+
+
+def _write_adapted(given: object, model: nn.Module, output: Path) -> list[str]:
+    """Write the adapted program beside its adapter, if ``given`` was a program; what was done."""
+    from surgery.graft.target import is_program, returned
+    from surgery.programs import FILE, write_program
+
+    if not is_program(given) or output.suffix == ".safetensors":
+        return []
+    write_program(returned(given, model), output / FILE)
+    return [_saved(output / FILE)]
+
+
+def _write_whole(given: object, model: nn.Module, text: str, output: Path) -> str:
+    from surgery.graft.target import returned
     from surgery.models import save_model
 
     tokenizer = tokenizer_of(text)
-    save_model(model, output, tokenizer)
+    save_model(returned(given, model) if given is not model else model, output, tokenizer)
     also = "" if tokenizer is None else " and its tokenizer"
     return f"Saved the merged model{also} in {output} ({_megabytes(output)})."
 

@@ -12,7 +12,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A transformers directory, hub id, GGUF file, or package.module:factory.",
+        help="A transformers directory, hub id, GGUF or .pt2 file, or package.module:factory.",
         show_default=False,
     ),
 ]

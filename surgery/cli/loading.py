@@ -38,7 +38,7 @@ def tokenizer_of(model: str) -> Any:
     """The tokenizer beside a pretrained model; None if there is none, or the model was made."""
     from surgery.models import load_tokenizer
 
-    if ":" in model and not Path(model).exists():
+    if (":" in model or model.endswith(".pt2")) and not Path(model).is_dir():
         return None
     try:
         return load_tokenizer(model)

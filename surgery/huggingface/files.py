@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-KINDS = "a transformers directory, a GGUF file, a hub id or `package.module:factory`"
-FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.gguf")
+KINDS = "a transformers directory, a GGUF or .pt2 file, a hub id or `package.module:factory`"
+FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin", "*.gguf", "*.pt2")
 """What models consist of on disk."""
 
 

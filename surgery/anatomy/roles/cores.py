@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from surgery.anatomy.graph import index_of, inputs_of, kind_of, maker_of, outputs_of, shape_of
+from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import scoring
 from surgery.anatomy.roles.linears import Linear, operands_of
@@ -63,8 +63,8 @@ def _softened(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Ite
             core = _around(flow, linears, op, outputs_of(op)[0], scores)
             if core is not None:
                 yield core
-        elif kind == "exp" and (total := _normaliser(flow, op)) is not None:
-            core = _around(flow, linears, total, outputs_of(op)[0], scores)
+        elif op in scores.ends:
+            core = _around(flow, linears, scores.ends[op], outputs_of(op)[0], scores)
             if core is not None:
                 yield core
 
@@ -97,18 +97,6 @@ def _bent(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Core]:
 
 _KERNELS = frozenset(("acos", "cos", "square"))
 """What bends scores beside activations."""
-
-
-def _normaliser(flow: Flow, exp: Node) -> Node | None:
-    """The sum in a softmax that is written as exp(x - logsumexp(x))."""
-    difference = maker_of(inputs_of(exp)[0])
-    if difference is None or kind_of(difference) != "sub" or len(inputs_of(difference)) < 2:
-        return None
-    value, total = inputs_of(difference)[:2]
-    over = maker_of(flow.stripped(total, PASSIVE))
-    if over is None or kind_of(over) != "logsumexp":
-        return None
-    return over if flow.depends(value, flow.same(inputs_of(over)[0])) else None
 
 
 def _around(

@@ -24,13 +24,16 @@ class Noted:
 class Scores(Follower[Noted]):
     """The trails of a recording by the operator that makes weights of the scores.
 
-    Products and steps of these are operators. ``strays`` are the softmaxes of what has come from no
+    Products and steps of these are operators. ``ends`` are those that make weights of a softmax which
+    is written out, with the one that gave its total. ``strays`` are the softmaxes of what has come from no
     product by known steps.
     """
 
     def __init__(self, flow: Flow):
         super().__init__()
         self.softmaxes: dict[Node, Trail[Noted]] = {}
+        self.totals: dict[Trail[Noted], Node] = {}
+        self.ends: dict[Node, Node] = {}
         self.strays: set[Node] = set()
         values = {value: Noted(value) for value in flow.recording.values}
         self.last = {value: max(map(index_of, readers(value)), default=-1) for value in values}
@@ -43,7 +46,7 @@ class Scores(Follower[Noted]):
 
     def is_read(self, trail: Trail[Noted], index: int) -> bool:
         """Whether an operator behind the one at ``index`` reads a place of ``trail``."""
-        return any(self.last[place.node] > index for place, _ in trail.places)
+        return any(self.last[place.node] > index for place, *_ in trail.places)
 
     def run(self, call: FunctionCall[Noted]) -> list[Noted]:
         return self.outputs
@@ -54,7 +57,11 @@ class Scores(Follower[Noted]):
 
     def softened(self, trail: Trail[Noted], call: FunctionCall[Noted], before: Noted) -> Noted:
         self.softmaxes[call.function] = trail
+        self.totals[trail] = call.function
         return self.outputs[0]
+
+    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> None:
+        self.ends[call.function] = self.totals[trail]
 
     def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:
         trail.products.append(call.function)

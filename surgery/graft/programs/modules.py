@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from surgery.huggingface.layers import CONV1D
+
 _STACK = "nn_module_stack"
 _HIDDEN = "_empty_nn_module_stack_from_metadata_hook"
 _PADDED = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class Transposed(nn.Module):
@@ -34,7 +37,8 @@ class Transposed(nn.Module):
 
 
 # What knows layers by their class knows this one by the name of the class that it stands for.
-Transposed.__name__, Transposed.__module__ = "Conv1D", "transformers.pytorch_utils"
+Transposed.__module__, _, Transposed.__qualname__ = CONV1D.rpartition(".")
+Transposed.__name__ = Transposed.__qualname__
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,26 @@ def _convolution(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None)
     return _holding(made, weight, bias)
 
 
+def _transposed_convolution(
+    node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None
+) -> nn.Module:
+    stride, padding, beyond, groups, dilation = (_argument(node, i) for i in (3, 4, 5, 6, 7))
+    spatial = weight.dim() - 2
+    made = _TRANSPOSED[spatial](
+        weight.shape[0],
+        weight.shape[1] * (groups or 1),
+        tuple(weight.shape[2:]),
+        stride=_each(stride, 1, spatial),
+        padding=_each(padding, 0, spatial),
+        output_padding=_each(beyond, 0, spatial),
+        groups=groups or 1,
+        bias=bias is not None,
+        dilation=_each(dilation, 1, spatial),
+        device="meta",
+    )
+    return _holding(made, weight, bias)
+
+
 def _each(given: Any, default: int, spatial: int) -> Any:
     values = [default] if given is None else list(given)
     return tuple(values * spatial if len(values) == 1 else values)
@@ -226,12 +250,23 @@ def _holding(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None)
 
 
 _ATEN = torch.ops.aten
-_READS: dict[Any, Reads] = {
-    _ATEN.linear.default: Reads(0, 1, 2, _linear),
-    _ATEN.addmm.default: Reads(1, 2, 0, _transposed),
-    _ATEN.embedding.default: Reads(1, 0, None, _embedding),
-} | {
-    overload: Reads(0, 1, 2, _convolution)
-    for packet in (_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d)
-    for overload in (packet.default, packet.padding)
-}
+_READS: dict[Any, Reads] = (
+    {
+        _ATEN.linear.default: Reads(0, 1, 2, _linear),
+        _ATEN.addmm.default: Reads(1, 2, 0, _transposed),
+        _ATEN.embedding.default: Reads(1, 0, None, _embedding),
+    }
+    | {
+        overload: Reads(0, 1, 2, _convolution)
+        for packet in (_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d)
+        for overload in (packet.default, packet.padding)
+    }
+    | {
+        packet: Reads(0, 1, 2, _transposed_convolution)
+        for packet in (
+            _ATEN.conv_transpose1d.default,
+            _ATEN.conv_transpose2d.input,
+            _ATEN.conv_transpose3d.input,
+        )
+    }
+)

@@ -89,7 +89,9 @@ def _tensors(
     is one again.
     """
     ties = tied(graph, held)
-    known: dict[str, Tensor] = {**program.constants, **program.state_dict}
+    stored: dict[str, Tensor] = {**program.constants, **program.state_dict}
+    # Files keep the order of inputs, and not that of the state dict.
+    known = {n: stored[n] for n in (*held.values(), *stored) if n in stored}
     flags: Mapping[str, bool] = {} if record is None else record["flags"]
     first: Mapping[str, str] = {} if record is None else record["first"]
     methods = () if record is None else [m for a in record["applied"] for m in a["methods"]]
