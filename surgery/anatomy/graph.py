@@ -33,31 +33,31 @@ Key = int | str | None
 
 
 def shape_of(value: Node) -> tuple[int, ...]:
-    return cast("tuple[int, ...]", value.meta["shape"])
+    return value.meta["shape"]
 
 
 def dtype_of(value: Node) -> torch.dtype:
-    return cast("torch.dtype", value.meta["dtype"])
+    return value.meta["dtype"]
 
 
 def strides_of(value: Node) -> tuple[int, ...]:
     """() where the memory of ``value`` has another layout."""
-    return cast("tuple[int, ...]", value.meta["strides"])
+    return value.meta["strides"]
 
 
 def storage_of(value: Node) -> int:
     """What tells the memory of ``value`` from others; -1 where it cannot be told."""
-    return cast("int", value.meta["storage"])
+    return value.meta["storage"]
 
 
 def count_of(value: Node) -> int | None:
     """The one whole number that ``value`` was, where that could be read."""
-    return cast("int | None", value.meta.get("count"))
+    return value.meta.get("count")
 
 
 def maker_of(value: Node) -> Node | None:
     """The operator that made ``value``, or wrote to it; None for what was there before."""
-    return cast("Node | None", value.meta["maker"])
+    return value.meta["maker"]
 
 
 def before_of(value: Node) -> Node | None:
@@ -70,37 +70,50 @@ def before_of(value: Node) -> Node | None:
 
 def kind_of(op: Node) -> str:
     """What an operator does: one name for a function, its method and its in-place form."""
-    return cast("str", op.meta["kind"])
+    return op.meta["kind"]
 
 
 def name_of(op: Node) -> str:
     """The name of the function that ran."""
-    return cast("str", op.meta["name"])
+    return op.meta["name"]
 
 
 def index_of(op: Node) -> int:
     """The number of an operator, in the order in which they ran."""
-    return cast("int", op.meta["index"])
+    return op.meta["index"]
 
 
 def call_of(op: Node) -> int:
     """The number of the innermost module call that ran an operator."""
-    return cast("int", op.meta["call"])
+    return op.meta["call"]
 
 
 def inputs_of(op: Node) -> tuple[Node, ...]:
     """The values among an operator's arguments, in their order, each as often as it is there."""
-    return cast("tuple[Node, ...]", op.meta["inputs"])
+    return op.meta["inputs"]
 
 
 def outputs_of(op: Node) -> list[Node]:
     """The values that an operator made, then those that it has written to."""
-    return cast("list[Node]", op.meta["outputs"])
+    return op.meta["outputs"]
 
 
 def function_of(op: Node) -> Callable[..., Any] | None:
     """What ran, or None where it was not seen, inside a custom autograd function."""
-    return None if op.target is hidden else cast("Callable[..., Any]", op.target)
+    return None if op.target is hidden else op.target  # pyright: ignore[reportReturnType]
+
+
+def append(graph: fx.Graph, target: Callable[..., Any], args: Any, kwargs: Any, name: str) -> Node:
+    """A node at the end of ``graph`` that calls ``target``; ``name`` is no other's.
+
+    `Graph.create_node` looks for symbolic sizes in all arguments, and for a free name: that takes as
+    long as all else that is done to record an operator.
+    """
+    node = Node(graph, name, "call_function", target, args, kwargs)
+    graph._insert(node)  # pyright: ignore[reportPrivateUsage]
+    graph._find_nodes_lookup_table.insert(node)  # pyright: ignore[reportPrivateUsage]
+    graph._len += 1  # pyright: ignore[reportPrivateUsage]
+    return node
 
 
 def argument_of(op: Node, at: int, name: str, default: Any = None) -> Any:

@@ -133,7 +133,7 @@ class Recorder(TorchFunctionMode):
         written: Sequence[torch.Tensor],
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
-        made = list(_parts(result))
+        made = [((), result)] if isinstance(result, torch.Tensor) else list(_parts(result))
         results = [(at, t) for at, t in made if id(t) not in self.known or among(t, written)]
         if not results and not written:
             if not made and name not in DESCRIPTIONS:
@@ -148,9 +148,7 @@ class Recorder(TorchFunctionMode):
         for at, tensor in results:
             node = op
             for key in at:
-                node = self.graph.create_node(
-                    "call_function", graph.item, (node, key), name=f"{op.name}_{key}"
-                )
+                node = graph.append(self.graph, graph.item, (node, key), {}, f"{node.name}_{key}")
             op.meta["outputs"].append(self.value(node, tensor, op))
         for tensor in written:
             if not any(tensor is one for _, one in results):
@@ -161,12 +159,18 @@ class Recorder(TorchFunctionMode):
     ) -> Node:
         """The node of an operator that runs now."""
         index, what = len(self.ops), kind(name)
-        op = self.graph.create_node("call_function", func, args, kwargs, name=f"{what}_{index}")
-        meta = op.meta
-        meta["name"], meta["kind"], meta["index"], meta["call"] = name, what, index, self.current
-        meta["inputs"], meta["outputs"], meta["maker"] = tuple(inputs), [], op
+        op = graph.append(self.graph, func, args, kwargs, f"{what}_{index}")
+        op.meta.update(
+            name=name,
+            kind=what,
+            index=index,
+            call=self.current,
+            inputs=tuple(inputs),
+            outputs=[],
+            maker=op,
+        )
         if self.origin is not None:
-            meta["origin"] = self.origin
+            op.meta["origin"] = self.origin
         self.ops.append(op)
         if self.blind:
             self.blind_ops.add(op)
@@ -184,9 +188,8 @@ class Recorder(TorchFunctionMode):
     def rewritten(self, tensor: torch.Tensor, op: Node) -> Node:
         """The node of ``tensor`` since ``op`` has written to its memory."""
         before = self.known[id(tensor)][0]
-        node = self.graph.create_node(
-            "call_function", graph.after, (before, op), name=f"after_{op.name}"
-        )
+        name = f"after_{op.name}_{len(op.meta['outputs'])}"
+        node = graph.append(self.graph, graph.after, (before, op), {}, name)
         op.meta["outputs"].append(node)
         return self.value(node, tensor, op)
 
@@ -222,8 +225,12 @@ class Recorder(TorchFunctionMode):
 
     def node(self, tensor: torch.Tensor) -> Node:
         """The node of what ``tensor`` holds now."""
-        real, tensor = tensor, self.twin(tensor)
         found = self.known.get(id(tensor))
+        if found is None:
+            real, tensor = tensor, self.twin(tensor)
+            found = self.known.get(id(tensor))
+        else:
+            real = tensor
         if found is not None:
             writer = self.written.get(id(tensor))
             return found[0] if writer is None else self.rewritten(tensor, writer)
@@ -258,8 +265,9 @@ class Recorder(TorchFunctionMode):
         if type(thing) in _PLAIN:
             return thing
         if isinstance(thing, torch.Tensor):
-            inputs.append(self.node(thing))
-            return inputs[-1]
+            node = self.node(thing)
+            inputs.append(node)
+            return node
         if isinstance(thing, list):
             return [self.noted(item, inputs) for item in cast("list[Any]", thing)]
         if isinstance(thing, tuple):

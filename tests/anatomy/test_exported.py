@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -60,7 +61,8 @@ def test_a_program_has_the_places_of_its_model(name: str) -> None:
 def test_decomposed_a_program_has_its_places_still(name: str) -> None:
     model = models.build(name)
     args, kwargs = example_inputs(model)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
         program = torch.export.export(model, args, kwargs, strict=False).run_decompositions()
     found, wanted = told(read(program.module())), told(read(model, kwargs or args))
     # Its attentions are written out in products.

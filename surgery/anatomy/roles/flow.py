@@ -45,8 +45,10 @@ class Flow:
     def stripped(self, value: Node, through: frozenset[str]) -> Node:
         """``value`` as it was before the trailing operators of the kinds in ``through``."""
         while (op := maker_of(value)) is not None:
-            inputs = inputs_of(op)
-            if not inputs or (kind_of(op) not in through and not _expands_nothing(op)):
+            kind, inputs = kind_of(op), inputs_of(op)
+            if kind not in through and (kind != "expand" or not _expands_nothing(op)):
+                break
+            if not inputs:
                 break
             value = inputs[0]
         return value
@@ -220,5 +222,5 @@ class Flow:
 
 
 def _expands_nothing(op: Node) -> bool:
-    """Whether ``op`` expands a value to the shape that it has, as decomposed products do."""
-    return kind_of(op) == "expand" and shape_of(inputs_of(op)[0]) == shape_of(outputs_of(op)[0])
+    """Whether an expansion gives the shape that there was, as in decomposed products."""
+    return shape_of(inputs_of(op)[0]) == shape_of(outputs_of(op)[0])
