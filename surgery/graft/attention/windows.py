@@ -16,14 +16,14 @@ from torch import Tensor
 from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.trails import ALIKE, CUTS, LINEAR, SCORED
 from surgery.anatomy.site import Core, Windows
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.steps import Step
 
 
 class WindowedCore:
     """One core on its way: cuts of queries, then weights, then the context."""
 
-    def __init__(self, core: Core, change: Change):
+    def __init__(self, core: Core, change: CoreFunctions):
         assert core.windows is not None
         self.core, self.change = core, change
         self.windows: Windows = core.windows
