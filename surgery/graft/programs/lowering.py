@@ -247,9 +247,8 @@ class _Lowering:
         return run(node.target, args, kwargs)
 
     def named(self, node: fx.Node, name: str) -> None:
-        if node.name != name:
-            node._rename(name)
-        assert node.name == name, f"{node.name} is to be {name}"
+        """Let a node of the base keep its ``name``, also one that fx would not give: `input`."""
+        node.name = name
 
     # What was added
 
