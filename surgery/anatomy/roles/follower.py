@@ -244,7 +244,8 @@ class Follower(Generic[V]):
         """A number in some places is no step: to those who read, the tensor is the same."""
         if call.given[0] is before and isinstance(call.args[-1], int | float):
             trail.places = [
-                (value if place is before else place, *rest) for place, *rest in trail.places
+                (value if place is before else place, steps, kind)
+                for place, steps, kind in trail.places
             ]
 
     def leave(self, trail: Trail[V]) -> None:
