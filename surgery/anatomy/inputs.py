@@ -76,9 +76,14 @@ def _as_traced(model: fx.GraphModule) -> Iterator[Inputs]:
 def _alike(value: Any, number: int) -> Any:
     """A tensor of the shape and type of ``value``; what is no tensor as it is."""
     if not isinstance(value, torch.Tensor):
-        return value.node.hint if isinstance(value, torch.SymInt) else value
-    shape = [size.node.hint if isinstance(size, torch.SymInt) else size for size in value.shape]
+        return _hint(value)
+    shape = [_hint(size) for size in value.shape]
     return torch.full(shape, number, dtype=value.dtype, device=value.device)
+
+
+def _hint(size: Any) -> Any:
+    """What a size was when a program was exported for all of them."""
+    return cast("Any", size).node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _plain(model: nn.Module, device: torch.device) -> Iterator[Inputs]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED, Sizes
+from surgery.anatomy.graph import Call, Recording, shape_of
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
@@ -48,8 +49,8 @@ class Passage:
 class Anatomy:
     """What one forward of a model tells of it, and where ``sizes`` say too little, some more."""
 
-    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
-        self.record = record
+    def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
+        self.recording = recording
         self.paths = paths
         self.sizes = sizes
 
@@ -58,7 +59,7 @@ class Anatomy:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
         with torch.inference_mode(False), torch.enable_grad():
-            return Reading(self.record, self.paths, self.sizes)
+            return Reading(self.recording, self.paths, self.sizes)
 
     @property
     def places(self) -> dict[str, tuple[Site, ...]]:
@@ -138,12 +139,12 @@ class Anatomy:
             value = next((value for _, value in calls[0].outputs), None)
         if value is None:
             return Passage((), "last", len(calls))
-        return Passage(self.record.shapes[value], layout(flow, value), len(calls))
+        return Passage(shape_of(value), layout(flow, value), len(calls))
 
     def port_shape(self, port: Port) -> tuple[int, ...]:
         """The shape of the value at ``port`` in the recorded forward; () if it was never seen."""
         value = self._value(port)
-        return () if value is None else self.record.shapes[value]
+        return () if value is None else shape_of(value)
 
     def tokens_at(self, port: Port) -> Tokens | None:
         """The last of the token sequences that the value at ``port`` is made of.
@@ -170,8 +171,8 @@ class Anatomy:
             return False
         given = [
             argument
-            for argument in self.record.arguments
-            if len(self.record.shapes[argument]) == (3 if flow.is_number(argument) else 2)
+            for argument in self.recording.arguments
+            if len(shape_of(argument)) == (3 if flow.is_number(argument) else 2)
             and flow.depends(value, argument)
         ]
         if any(flow.dims.alike(value, argument) for argument in given):
@@ -185,15 +186,15 @@ class Anatomy:
         """
         rows = [size for size in self.port_shape(port)[:-1] if size != 1]
         for call in self._calls(port.path)[:1]:
-            for around in self.record.stack(call.parent):
+            for around in self.recording.stack(call.parent):
                 value = self.reading.flow.main_input(around)
-                shape = () if value is None else self.record.shapes[value]
+                shape = () if value is None else shape_of(value)
                 whole = len(shape) == 3 and rows in ([shape[0] * shape[1]], [*shape[:2]])
                 if value is not None and whole:
                     return self.reading.ports.input(around, value)
         return None
 
-    def _value(self, port: Port) -> int | None:
+    def _value(self, port: Port) -> Node | None:
         for call in self._calls(port.path):
             if port.side == "output":
                 values = call.outputs
@@ -217,4 +218,4 @@ class Anatomy:
         return found.stack if found is not None else None
 
     def _calls(self, path: str) -> list[Call]:
-        return self.record.calls_of.get(self.paths.canonical(path), [])
+        return self.recording.calls_of.get(self.paths.canonical(path), [])

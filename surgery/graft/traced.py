@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as functional
 from torch import fx, nn
 
-from surgery.anatomy.interpret import stacks
+from surgery.anatomy.lift import stacks
 from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.traced import change_core, core_node
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing

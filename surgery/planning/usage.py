@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from surgery.anatomy.graph import Recording, call_of
 from surgery.anatomy.modes import may_read_in_training
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, read
-from surgery.anatomy.record import Record
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
@@ -52,10 +52,10 @@ class Usage:
         return Anatomy(found, self.paths, sizes)
 
     @cached_property
-    def _recorded(self) -> Record | SurgeryError:
+    def _recorded(self) -> Recording | SurgeryError:
         return self._try(training=False)
 
-    def _try(self, training: bool) -> Record | SurgeryError:
+    def _try(self, training: bool) -> Recording | SurgeryError:
         try:
             return record(self.model, self.example_inputs, self.paths, training, cheap=True)
         except SurgeryError as problem:
@@ -153,8 +153,8 @@ class Usage:
         outside = self.uses.outside(f"{site.exit.path}.{layer.weight}".lstrip("."))
         if not outside:
             return None
-        call = self.uses.record.ops[outside[0].op].call
-        return self.anatomy.reading.ports.main_input(self.uses.record.calls[call])
+        call = self.uses.recording.calls[call_of(outside[0].op)]
+        return self.anatomy.reading.ports.main_input(call)
 
     # what has a part in the result
 
@@ -192,7 +192,7 @@ class Usage:
         self, runs: Callable[[Uses], bool], reaches: Callable[[Uses, bool], bool], path: str
     ) -> str | None:
         uses = self.uses
-        if uses is None or not uses.record.followed:
+        if uses is None or not uses.recording.followed:
             return None
         ran = runs(uses)
         if reaches(uses, True) or (ran and not uses.certain):

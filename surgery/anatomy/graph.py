@@ -1,0 +1,236 @@
+"""One forward of a model as an `fx.Graph`, and the modules that ran its nodes.
+
+Every tensor is a node: a `placeholder` for what the model was given, a `get_attr` for what it owns
+or was there before, a `call_function` for what an operator made. An operator with several results
+has an `item` node for each; what a tensor is once other code has written to its memory is an
+`after` node. So the graph runs again under an `fx.Interpreter`, and walks see what depends on what.
+
+Nodes tell of themselves in ``meta``, read by the functions here: a value's shape, dtype, strides,
+memory and, where it is one whole number, count; an operator's name, number, call, inputs and outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import fx
+from torch.fx import Node
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Key = int | str | None
+"""Where a tensor stands in an output: an index, a key, or None for the output itself."""
+
+
+# values
+
+
+def shape_of(value: Node) -> tuple[int, ...]:
+    return cast("tuple[int, ...]", value.meta["shape"])
+
+
+def dtype_of(value: Node) -> torch.dtype:
+    return cast("torch.dtype", value.meta["dtype"])
+
+
+def strides_of(value: Node) -> tuple[int, ...]:
+    """() where the memory of ``value`` has another layout."""
+    return cast("tuple[int, ...]", value.meta["strides"])
+
+
+def storage_of(value: Node) -> int:
+    """What tells the memory of ``value`` from others; -1 where it cannot be told."""
+    return cast("int", value.meta["storage"])
+
+
+def count_of(value: Node) -> int | None:
+    """The one whole number that ``value`` was, where that could be read."""
+    return cast("int | None", value.meta.get("count"))
+
+
+def maker_of(value: Node) -> Node | None:
+    """The operator that made ``value``, or wrote to it; None for what was there before."""
+    return cast("Node | None", value.meta["maker"])
+
+
+def before_of(value: Node) -> Node | None:
+    """What ``value`` was before others wrote to its memory, if it is what they made of it."""
+    return value.args[0] if value.target is after else None  # pyright: ignore[reportReturnType]
+
+
+# operators
+
+
+def kind_of(op: Node) -> str:
+    """What an operator does: one name for a function, its method and its in-place form."""
+    return cast("str", op.meta["kind"])
+
+
+def name_of(op: Node) -> str:
+    """The name of the function that ran."""
+    return cast("str", op.meta["name"])
+
+
+def index_of(op: Node) -> int:
+    """The number of an operator, in the order in which they ran."""
+    return cast("int", op.meta["index"])
+
+
+def call_of(op: Node) -> int:
+    """The number of the innermost module call that ran an operator."""
+    return cast("int", op.meta["call"])
+
+
+def inputs_of(op: Node) -> tuple[Node, ...]:
+    """The values among an operator's arguments, in their order, each as often as it is there."""
+    return cast("tuple[Node, ...]", op.meta["inputs"])
+
+
+def outputs_of(op: Node) -> list[Node]:
+    """The values that an operator made, then those that it has written to."""
+    return cast("list[Node]", op.meta["outputs"])
+
+
+def function_of(op: Node) -> Callable[..., Any] | None:
+    """What ran, or None where it was not seen, inside a custom autograd function."""
+    return None if op.target is hidden else cast("Callable[..., Any]", op.target)
+
+
+def argument_of(op: Node, at: int, name: str, default: Any = None) -> Any:
+    """What an operator was given at the place ``at``, or as ``name``."""
+    return op.args[at] if len(op.args) > at else op.kwargs.get(name, default)
+
+
+def after(value: Any, written: Any) -> Any:
+    """``value``, once ``written`` has been: the same tensor, with what others wrote to it."""
+    return value
+
+
+def item(results: Any, key: Any) -> Any:
+    """One of several results."""
+    return results[key]
+
+
+def hidden(base: Any, made: Any) -> Any:
+    """What was made of the memory of ``base`` where no function was seen."""
+    return made
+
+
+@dataclass(slots=True)
+class Call:
+    """One run of a module: what went in under which parameter name, and what came out.
+
+    ``first`` and ``last`` are the numbers of the operators that it ran. A ``virtual`` call is one
+    that a traced graph has flattened: its module can't be hooked. ``kind`` is the full name of the
+    module's class, or of what that was; None if nothing tells.
+    """
+
+    number: int
+    path: str
+    parent: int
+    inputs: dict[str, list[tuple[Key, Node]]]
+    first: int
+    outputs: list[tuple[Key, Node]] = field(default_factory=list[tuple[Key, Node]])
+    last: int = -1
+    virtual: bool = False
+    kind: str | None = None
+
+
+class Access(NamedTuple):
+    """A parameter taken by its name from the module at ``path``, before the operator ``before``.
+
+    It was taken in ``call``, and it was its ``own`` if code of the module's forward took it.
+    """
+
+    path: str
+    name: str
+    call: int
+    before: int
+    own: bool
+
+
+@dataclass
+class Recording:
+    """The graph of one forward, its operators ``ops`` and its module ``calls``, as they ran.
+
+    ``parameters`` and ``buffers`` name the values that are the model's own, and ``constants`` has
+    other tensors that were there before, by the targets of their nodes. ``indices`` are the integers among both. ``kept`` are the values that leave the forward: returned, left somewhere for later, or
+    read by Python on the way. ``accesses`` are the parameters that were taken from their modules by
+    name; ``direct`` are the modules whose forward was called by its name, which is no call here. What
+    ran where it could not be ``followed`` is missing, and of ``strangers`` it is not known where they
+    come from. ``blind`` are the operators that the model ran without gradients; None where some have
+    gradients of their own. It ran on ``how``: real or fake tensors.
+    """
+
+    graph: fx.Graph
+    ops: list[Node]
+    calls: list[Call]
+    parameters: dict[Node, str]
+    buffers: dict[Node, str]
+    how: str
+    constants: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    indices: dict[Node, torch.Tensor] = field(default_factory=dict[Node, torch.Tensor])
+    kept: set[Node] = field(default_factory=set[Node])
+    accesses: list[Access] = field(default_factory=list[Access])
+    direct: frozenset[str] = frozenset()
+    followed: bool = True
+    strangers: set[Node] = field(default_factory=set[Node])
+    blind: set[Node] | None = None
+
+    @cached_property
+    def values(self) -> list[Node]:
+        """The tensors in the order in which they were met."""
+        return [node for node in self.graph.nodes if "shape" in node.meta]
+
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """The calls of each module path."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.path, []).append(call)
+        return found
+
+    @cached_property
+    def arguments(self) -> set[Node]:
+        """The values the model was given."""
+        root = self.calls[0]
+        return {value for values in root.inputs.values() for _, value in values}
+
+    def stack(self, call: int) -> Iterator[Call]:
+        """``call`` and the calls around it, innermost first."""
+        while call >= 0:
+            yield self.calls[call]
+            call = self.calls[call].parent
+
+    def path_stack(self, op: Node) -> tuple[str, ...]:
+        """The modules that ran ``op``, outermost first."""
+        return tuple(call.path for call in self.stack(call_of(op)))[::-1]
+
+    def modules_graph(self) -> nx.DiGraph[Node]:
+        """Operators as a networkx graph, each with the modules that ran it; edges carry values."""
+        import networkx as nx
+
+        result: nx.DiGraph[Node] = nx.DiGraph()
+        for op in self.ops:
+            shapes = [shape_of(value) for value in outputs_of(op)]
+            result.add_node(op, name=name_of(op), modules=self.path_stack(op), shapes=shapes)
+        for value in self.values:
+            for reader in readers(value):
+                if (maker := maker_of(value)) is not None:
+                    result.add_edge(maker, reader, value=value)
+        return result
+
+
+def readers(value: Node) -> list[Node]:
+    """The operators that take ``value``, or write to its memory, in the order in which they ran."""
+    found: dict[Node, None] = {}
+    for user in value.users:
+        op = maker_of(user) if "maker" in user.meta else user
+        if op is not None and op.op == "call_function" and op is not maker_of(value):
+            found[op] = None
+    return list(found)
