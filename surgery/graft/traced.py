@@ -25,7 +25,7 @@ from surgery.graft.contexts import alone
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
-from surgery.graft.graphs.states import check_dims, check_rank
+from surgery.graft.graphs.states import as_given, check_dims, check_rank, in_sequence
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
@@ -248,7 +248,7 @@ class _Writer:
                 host.x = host.call(check_rank, host.x, rank, f"`{edit.site.name}`")
             elif edit.layer is None and states.features == "first" and states.rank:
                 host.x = host.call(check_dims, host.x, states.rank, f"`{edit.site.name}`")
-            result = emitter.emit(site.program.result)
+            result = host.leave(emitter.emit(site.program.result))
         self.note(before, base)
         for user in users:
             user.replace_input_with(base, result)
@@ -294,12 +294,28 @@ class _NodeHost(Host):
         self.prefix = f"{path}." if path else ""
         self._attributes: dict[str, fx.Node] = {}
         self.x: fx.Node | None = None
+        self.entered: fx.Node | None = None
 
     def start(self) -> None:
         if self.edit.layer:
             self.x = self.node.all_input_nodes[0]
         elif any(e.reads("x") for e in self.site.program.changed):
             self.x = self.writer.input(self.edit.site.entry)
+
+    def enter(self, value: fx.Node) -> fx.Node:
+        """States as the program sees them: [batch, length, features], however they come."""
+        states = self.edit.site.states
+        if states.sequences is not None:
+            like = self.writer.input(states.sequences)
+            return self.call(in_sequence, value, like)
+        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+
+    def leave(self, value: fx.Node, like: fx.Node | None = None) -> fx.Node:
+        """States as the graph has them, and has ``like``."""
+        states = self.edit.site.states
+        if states.sequences is not None:
+            return self.call(as_given, value, like or self.node)
+        return self.call(torch.transpose, value, 0, 1) if states.turned else value
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self.graph.inserting_after(self.last):
@@ -322,11 +338,13 @@ class _NodeHost(Host):
             return self.attribute(expression.name)
         if expression.name == "x":
             assert self.x is not None
-            return self.x
+            self.entered = self.enter(self.x)
+            return self.entered
         if expression.name == "residual":
             port = self.site.residual
             assert port is not None
-            return self.writer.output(port) if port.side == "output" else self.writer.input(port)
+            at_end = port.side == "output"
+            return self.enter(self.writer.output(port) if at_end else self.writer.input(port))
         assert self.edit.layer is not None
         return self.attribute(self.edit.layer.names[expression.name])
 
@@ -360,12 +378,13 @@ class _NodeHost(Host):
         return self._once_more(norm, self.writer.input(Port(norm, "input")), value)
 
     def base(self, x: fx.Node) -> fx.Node:
-        if x is self.x or self.x is None:
-            return self.node
+        if x is self.entered or self.x is None:
+            return self.enter(self.node)
+        x = self.leave(x, self.x)
         if self.node.op == "call_module" or self.edit.layer:
             args = (x, *self.node.args[1:])
-            return self._put(self.node.op, self.node.target, args, self.node.kwargs)
-        return self._again(x)
+            return self.enter(self._put(self.node.op, self.node.target, args, self.node.kwargs))
+        return self.enter(self._again(x))
 
     def _again(self, x: fx.Node) -> fx.Node:
         """The nodes of a flattened module once more, on another input."""
