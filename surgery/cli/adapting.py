@@ -88,7 +88,6 @@ def merge(
     check_model_output(output, model, force)
     with working("loading the model") as say:
         import surgery
-
         from surgery.graft.target import model_of
 
         given = surgery.load_model(model)
@@ -116,7 +115,6 @@ def fold(
     check_adapter_output(output, model, force)
     with working("loading the model") as say:
         import surgery
-
         from surgery.graft.target import model_of
 
         given = surgery.load_model(model)

@@ -21,6 +21,7 @@ from surgery.graft.state import Surgery, check_alone, check_standing, required, 
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
 from surgery.planning.edit import Edit
+from surgery.planning.reading import merged
 from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
 from surgery.rules.expression import Expression
@@ -195,7 +196,7 @@ def _work(
     model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
 ) -> _Work:
     module = module_at(model, path)
-    found = program_of(edits[0], wraps).merge
+    found = merged(program_of(edits[0], wraps), layer)
     assert not isinstance(found, NotAffine)
     weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
     # One that its module adds later is no part of the product.
@@ -221,15 +222,13 @@ def _work(
     offset = compute(found.bias, layer, edits[0].sizes, value)
     if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
         offset = None
-    if layer.kind.one_hot and offset is not None:
-        matrix, offset = layer.folded(run, matrix, offset), None
-    merged = layer.as_weight(run, matrix).to(weight.dtype).reshape(weight.shape)
-    if merged.stride() != weight.stride():
-        merged = torch.empty_like(weight).copy_(merged)
+    made = layer.as_weight(run, matrix).to(weight.dtype).reshape(weight.shape)
+    if made.stride() != weight.stride():
+        made = torch.empty_like(weight).copy_(made)
     if offset is None:
-        return _Work(edits, merged, None)
+        return _Work(edits, made, None)
     full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
-    return _Work(edits, merged, full.copy_(torch.as_tensor(offset, device=weight.device)))
+    return _Work(edits, made, full.copy_(torch.as_tensor(offset, device=weight.device)))
 
 
 def _each(
@@ -240,12 +239,12 @@ def _each(
     weight: Tensor,
 ) -> Tensor:
     """The merged weights of all experts, one computed after the other."""
-    merged = torch.empty_like(weight)
-    for i, into in enumerate(by_expert(merged, layer)):
+    made = torch.empty_like(weight)
+    for i, into in enumerate(by_expert(made, layer)):
 
         def one(e: Expression, i: int = i) -> Tensor:
             return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
 
         found = compute(matrix, layer, edit.sizes, one)
         into.copy_(layer.kind.as_weight(run, layer, found))
-    return merged
+    return made

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.modules import all_modules
 
@@ -117,6 +118,8 @@ def same(table: Table, content: Table) -> bool:
 
 def same_memory(parameter: Tensor, data: Tensor) -> bool:
     """Whether ``parameter`` is still in the memory, and of the form, that ``data`` has."""
+    if is_lazy(parameter) or is_lazy(data):
+        return is_lazy(parameter) and is_lazy(data)  # neither has a shape or memory yet
     if parameter.dtype != data.dtype or parameter.shape != data.shape:
         return False
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
-from surgery.anatomy.roles import follower
+from surgery.anatomy.roles import follower, softmaxes
 from surgery.graft import channel, hooks
 from surgery.graft.attention import (
     axes,
@@ -40,6 +40,7 @@ _MODULES = (
     channel,
     hooks,
     follower,
+    softmaxes,
     flash_attention,
     axes,
     calls,

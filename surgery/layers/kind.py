@@ -163,11 +163,6 @@ class Layer:
         weight = self.kind.as_weight(call, self, matrix)
         return call("reshape", weight, *self.held) if self.held else weight
 
-    def folded(self, call: Call, matrix: Any, offset: Any) -> Any:
-        """The matrix [n, m] of a table with ``offset``, a number or [n], added to all its rows."""
-        offset = offset if isinstance(offset, int | float) else call("unsqueeze", offset, 1)
-        return call(torch.add, matrix, offset)
-
 
 def named_rank(named: int | None, layer: Layer | None) -> int | None:
     """How many dims a call gives an input of which a rule names ``named`` beside its features.

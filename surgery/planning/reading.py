@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from surgery.layers import Layer
-from surgery.rules.affine import NotAffine
-from surgery.rules.expression import is_number, operand
+from surgery.rules.affine import Merge, NotAffine
+from surgery.rules.expression import is_number, number, operand
 from surgery.rules.program import Program
+from surgery.rules.simplify import make
+from surgery.rules.transposing import transposed
 
 
 def takes_offset(layer: Layer) -> bool:
@@ -14,24 +16,34 @@ def takes_offset(layer: Layer) -> bool:
     return layer.bias or would
 
 
+def merged(program: Program, layer: Layer) -> Merge | NotAffine:
+    """The weight and the bias that stand for ``program`` on ``layer``, or why there are none.
+
+    One-hot ids have no bias: they sum to one, so it is in each column of the weight.
+    """
+    found = program.merge
+    if isinstance(found, NotAffine) or not layer.kind.one_hot or is_number(found.bias, 0):
+        return found
+    table = transposed(found.weight)
+    return Merge(transposed(make("add", (table, found.bias), table.shape)), number(0))
+
+
 def is_effective(program: Program, layer: Layer) -> bool:
     """Whether ``program`` acts as a weight and a bias would that stand in for the layer's own.
 
     If not, it has to act where the weight is multiplied with: dropout, and an offset where none
-    may be added. What is added to a table's result is added to its rows.
+    may be added.
     """
-    found = program.merge
+    found = merged(program, layer)
     if isinstance(found, NotAffine) or program.is_random:
         return False
-    return takes_offset(layer) or layer.kind.one_hot or is_number(found.bias, 0)
+    return takes_offset(layer) or is_number(found.bias, 0)
 
 
 def needs_bias(program: Program, layer: Layer) -> bool:
     """Whether a merge of ``program`` would give a bias to a layer that has none."""
-    found = program.merge
-    if isinstance(found, NotAffine) or layer.bias or layer.kind.one_hot:
-        return False
-    return not is_number(found.bias, 0)
+    found = merged(program, layer)
+    return not (isinstance(found, NotAffine) or layer.bias or is_number(found.bias, 0))
 
 
 def named(path: str | None) -> str:
@@ -41,11 +53,9 @@ def named(path: str | None) -> str:
 
 def changed(program: Program, layer: Layer) -> list[str]:
     """Which of `W` and `b` a merge of ``program`` writes to; both if it has none."""
-    found = program.merge
+    found = merged(program, layer)
     if isinstance(found, NotAffine):
         return ["W", "b"]
     changed = ["W"] if found.weight != operand("W", ()) else []
     own = found.bias == operand("b", ()) if layer.bias else is_number(found.bias, 0)
-    if not own:
-        changed.append("W" if layer.kind.one_hot else "b")
-    return changed
+    return changed if own else [*changed, "b"]

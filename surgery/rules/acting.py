@@ -102,7 +102,7 @@ class _LiveParams:
         return frozenset[str]().union(*map(self.live, arguments))
 
     def _is_constant(self, e: Expression) -> bool:
-        """A softmax over one place, or the sum of one over all."""
+        """A softmax over one place, or the sum of one over all: a gate that weighs one thing."""
         primitive = PRIMITIVES.get(e.op)
         if primitive is None or not primitive.axis:
             return False

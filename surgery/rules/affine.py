@@ -140,6 +140,7 @@ class _AffineWalk:
         if together is None or not flowing:
             return make(e.op, known, e.shape[-1:], e.attributes, e.span)
         first = arguments[0]
+        # Merging is for inference, so dropout is gone; `detach` stays, for `W` read by a later rule.
         if primitive and primitive.inference and not primitive.detaches:
             return first
         if e.op == "matmul":
@@ -178,6 +179,7 @@ class _AffineWalk:
 def _images(e: Expression, arguments: list[Expression], shape: Shape) -> Expression:
     if e.op == "linear" and arguments[0].op == "eye":
         return transposed(arguments[1])
+    # The basis has no gradient to be cut off.
     if PRIMITIVES[e.op].detaches and arguments[0].op == "eye":
         return arguments[0]
     return make(e.op, tuple(arguments), shape, e.attributes)

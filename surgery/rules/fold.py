@@ -11,6 +11,7 @@ from surgery.rules.state import State
 from surgery.rules.values import Declaration, Init
 
 
+# Prefix-tuning's network (Li & Liang) and P-tuning's prompt encoder are thrown away after training.
 def fold(states: tuple[State, ...], child: str, declared: list[Declaration]) -> list[Declaration]:
     """Fold what ``child`` makes of its params alone in attentions and tokens; its params after.
 

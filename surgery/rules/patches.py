@@ -73,7 +73,7 @@ def _inward(x: Expression) -> Expression | None:
         return None
     random = PRIMITIVES[x.op].random
     if random and PRIMITIVES[inner.op].is_additive and inner.arguments[1:]:
-        # Both terms would be dropped at places of their own.
+        # dropout(x + y) drops both at one place; apart, each would be dropped at its own.
         return None
     parts = tuple(
         make(x.op, (a, *rate), a.shape) if a.varies or not random else a for a in inner.arguments

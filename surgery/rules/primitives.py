@@ -11,8 +11,8 @@ from typing import Any
 
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
-from surgery.rules.primitive import Primitive, Ways, elements, free
-from surgery.rules.ranges import COUNT, RATE, SIZE
+from surgery.rules.primitive import Form, Primitive, Ways, elements, free
+from surgery.rules.ranges import COUNT, NUMBER, RATE, SIZE
 
 
 def _first(value: Dim, size: Dim) -> Dim:
@@ -31,15 +31,25 @@ _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
 _FUNCTIONAL = "torch.nn.functional."
 
-_function = partial(
-    Primitive,
-    arguments="x",
-    says="of each element",
-    shape=signatures.same,
-    elementwise=True,
-    rows=(0,),
-)
-"""A function of each element."""
+
+def _function(
+    name: str, arguments: str = "x", says: str = "of each element", **fields: Any
+) -> Primitive:
+    """A function of each element."""
+    same = signatures.same
+    return Primitive(name, arguments, says, same, elementwise=True, rows=(0,), **fields)
+
+
+def _reduction(
+    name: str, torch: str, says: str = "the dim stays, as 1", form: Form = "over", **fields: Any
+) -> Primitive:
+    """What makes one value of all those along a dim."""
+    shape = signatures.reduced
+    return Primitive(
+        name, "x, over = d", says, shape, torch, form, zeros=(0,), reduces=True, **fields
+    )
+
+
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
 
 # What a row's fields mean is said in `rules/primitive.py`. Rows stand as the reference shows them.
@@ -137,6 +147,15 @@ _TABLE = (
     _function(
         "identity", torch="operator.pos", cost=free, linear=_FIRST, zeros=(0,), inference=True
     ),
+    _function(
+        "leaky_relu",
+        "x, slope?",
+        "of each element; below 0 it has this slope, or 0.01",
+        torch=_FUNCTIONAL + "leaky_relu",
+        zeros=(0,),
+        numbers=((1, NUMBER),),
+        real=True,
+    ),
     Primitive(
         "dropout",
         "x, rate",
@@ -175,6 +194,7 @@ _TABLE = (
         free,
         zeros=(0,),
     ),
+    # LoKr: the update is a product of a small matrix and one of low rank.
     Primitive(
         "kron",
         "A[a, b], B[c, d]",
@@ -184,6 +204,7 @@ _TABLE = (
         "matrices",
         zeros=(0, 1),
     ),
+    # DoRA: the norm of an output's weights, that is of a row; `over_norm` divides by it.
     Primitive(
         "row_norm",
         "A[n, m]",
@@ -195,6 +216,7 @@ _TABLE = (
         zeros=(0,),
         rows=(0,),
     ),
+    # IA³ and VeRA scale outputs, so rows of the weight; it is what their merges are made of.
     Primitive(
         "scale_rows",
         "A[n, m], v[n]",
@@ -206,52 +228,16 @@ _TABLE = (
         neutral=((1, 1),),
         rows=(0, 1),
     ),
-    Primitive(
-        "mean",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.mean",
-        "over",
-        linear=_FIRST,
-        zeros=(0,),
-        of_constant=_first,
-        reduces=True,
-    ),
-    Primitive(
-        "sum",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.sum",
-        "over",
-        linear=_FIRST,
-        zeros=(0,),
-        of_constant=Dim.__mul__,
-        reduces=True,
-    ),
-    Primitive(
-        "max",
-        "x, over = d",
-        "the dim stays, as 1",
-        signatures.reduced,
-        "torch.amax",
-        "over",
-        zeros=(0,),
-        of_constant=_first,
-        reduces=True,
-        real=True,
-    ),
-    Primitive(
+    _reduction("mean", "torch.mean", linear=_FIRST, of_constant=_first),
+    _reduction("sum", "torch.sum", linear=_FIRST, of_constant=Dim.__mul__),
+    _reduction("max", "torch.amax", of_constant=_first, real=True),
+    # UniPELT: gates see the mean of the real tokens of an example.
+    _reduction(
         "pool",
-        "x, over = d",
-        "the mean over tokens that are not padding; the dim stays, as 1",
-        signatures.reduced,
         "torch.mean",
+        "the mean over tokens that are not padding; the dim stays, as 1",
         "tokens",
-        zeros=(0,),
         of_constant=_first,
-        reduces=True,
     ),
     Primitive(
         "softmax",
@@ -285,6 +271,7 @@ _TABLE = (
         free,
         linear=_BOTH,
     ),
+    # Prefixes: every query attends to the new keys, whatever the mask says of the model's own.
     Primitive(
         "reveal",
         "mask, n, along = t",
@@ -294,6 +281,7 @@ _TABLE = (
         cost=free,
         numbers=((1, COUNT),),
     ),
+    # UniPELT: a gate is one number per example, and scales keys, which have heads and lengths too.
     Primitive(
         "align",
         "g, k",
@@ -305,6 +293,7 @@ _TABLE = (
         shorter=signatures.aligned,
         only_shape=(1,),
     ),
+    # Li & Liang: the network of a prefix makes keys of all heads side by side.
     Primitive(
         "split_heads",
         "x[n, h * d], h",
@@ -316,6 +305,7 @@ _TABLE = (
         zeros=(0,),
         numbers=((1, SIZE),),
     ),
+    # Liu et al. (P-tuning): the prompt encoder; torch's gates, in torch's order.
     Primitive(
         "bilstm",
         "x[n, d], I[2, 4 * w, d], H[2, 4 * w, w], i[2, 4 * w], h[2, 4 * w]",
@@ -326,6 +316,7 @@ _TABLE = (
         signatures.bilstm_cost,
         real=True,
     ),
+    # P-tuning at free places: the tokens to be replaced stand in the text.
     Primitive(
         "place",
         "P, e, token",

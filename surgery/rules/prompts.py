@@ -13,7 +13,8 @@ from surgery.rules.expression import Expression
 class TokenChange:
     """``prompts`` stand in front, in this order; ``places`` map ids to what replaces them.
 
-    ``joined`` is how many vectors the prompts are; ``unseen`` how many no decoder attends to.
+    ``joined`` is how many vectors the prompts are; ``unseen`` how many no decoder attends to, in
+    encoder-decoders (T5, BART) with `encoder_only`.
     """
 
     prompts: list[Expression] = field(default_factory=list[Expression])

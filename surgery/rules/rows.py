@@ -15,7 +15,7 @@ class Rows:
     """``count`` blocks of ``width`` rows each, ``period`` apart, the first at ``start``.
 
     One block is a contiguous slice. Several cover all ``total`` rows with their period, as those
-    of a projection do that keeps q, k and v of each head together.
+    of a projection do that keeps q, k and v of each head together (GPT-NeoX, BLOOM, Falcon).
 
     >>> [*Rows("k", 12, 2, 2, 6, 2)]
     [2, 3, 8, 9]

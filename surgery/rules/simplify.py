@@ -214,6 +214,7 @@ def _by_row(
             return arguments[0 if position else 1]
     if primitive.of_equals is not None and first == arguments[1]:
         return number(primitive.of_equals)
+    # `identity`: an activation that is left out. Dropout acts in training, detach on gradients.
     if primitive.inference and not (primitive.random or primitive.detaches):
         return first
     return first if primitive.idempotent and first.op == primitive.name else None

@@ -33,7 +33,10 @@ ATTENTION: dict[str, tuple[str, ...]] = {
     "k": ("*0", "heads", "*t", "keys"),
     "v": ("*0", "heads", "*t", "values"),
 }
-"""The dims of the operands of an attention, and of its result."""
+"""The dims of the operands of an attention, and of its result.
+
+Queries have heads of their own where several share the keys of one (Llama 3, Mistral, Falcon).
+"""
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -183,6 +186,16 @@ def test_another_geometry_around_such_a_weight_is_told_when_planned() -> None:
 def test_a_layer_without_sizes_is_told_when_planned() -> None:
     with pytest.raises(surgery.SurgeryError, match=r"S420.*`layer` \(`LazyLinear`\)"):
         surgery.plan(Around(nn.LazyLinear(OUT)), "on `layer` apply lora(2)")
+
+
+@pytest.mark.parametrize("make", [nn.LazyLinear, partial(nn.LazyConvTranspose2d, kernel_size=3)])
+def test_a_layer_without_sizes_stays_as_it_is_when_a_spec_is_refused(make: Any) -> None:
+    model, x = nn.Sequential(make(OUT)), torch.randn(2, 4, 6, 6)
+    for example in (None, x):
+        with pytest.raises(surgery.SurgeryError, match="S420"):
+            surgery.apply(model, "on `0` apply lora(2)", example_inputs=example)
+    assert model(x).shape[0] == 2
+    surgery.apply(model, "on `0` apply lora(2)", example_inputs=x)
 
 
 class Clamped(nn.Module):

@@ -17,7 +17,6 @@ from tests.laws.strategies import MERGING, methods
 from tests.models import randomise
 
 IN, OUT, WORDS = 4, 6, 9
-KINDS = ("linear", "transposed", "conv1d", "conv2d", "embedding", "other")
 BEFORE = ("scale", "clamp", "turned", "pad", "cast", "dropout")
 WEIGHTS = ("tanh", "clamp", "normal", "columns", "frozen", "kept", "written", "past")
 AFTER = ("scale", "relu", "extra", "norm", "cast")
@@ -39,6 +38,8 @@ _BASES: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
     "transposed": (Conv1D, (OUT, IN)),
     "conv1d": (nn.Conv1d, (IN, OUT, 3)),
     "conv2d": (nn.Conv2d, (IN, OUT, (2, 3))),
+    "conv_transpose1d": (nn.ConvTranspose1d, (IN, OUT, 3)),
+    "conv_transpose2d": (nn.ConvTranspose2d, (IN, OUT, (2, 3))),
     "embedding": (nn.Embedding, (WORDS, OUT)),
     "other": (Other, ()),
 }
@@ -65,7 +66,7 @@ class Own:
             cls = type("Inherited", (cls,), {})
         layer = cls(*sizes)
         layer.extra = nn.Parameter(torch.empty(OUT))
-        if not self.bias and self.kind in ("linear", "conv1d", "conv2d", "other"):
+        if self.lacks_bias:
             layer.register_parameter("bias", None)
         return layer
 
@@ -73,14 +74,24 @@ class Own:
         generator = torch.Generator().manual_seed(3)
         if self.kind == "embedding":
             return torch.randint(WORDS - 1, (2, 5), generator=generator)
-        shape = {"conv1d": (2, IN, 7), "conv2d": (2, IN, 6, 5)}.get(self.kind, (2, 5, IN))
+        images = {"1d": (2, IN, 7), "2d": (2, IN, 6, 5)}
+        shape = images[self.kind[-2:]] if self.is_convolution else (2, 5, IN)
         x = 2 * torch.randn(shape, generator=generator).double()
         return x.transpose(-1, -2).contiguous() if self.is_turned else x
 
     @property
     def is_turned(self) -> bool:
         """Whether the features are where another layer of the kind has them not."""
-        return "turned" in self.before and self.kind not in ("embedding", "conv2d")
+        return "turned" in self.before and self.kind[-2:] != "2d" and self.kind != "embedding"
+
+    @property
+    def lacks_bias(self) -> bool:
+        """Whether it has none where others of its kind have one."""
+        return not self.bias and (self.kind in ("linear", "other") or self.is_convolution)
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.kind.startswith("conv")
 
     @property
     def is_followed(self) -> bool:
@@ -92,7 +103,7 @@ class Own:
             x = _before(self, step, module, x)
         y = self.multiplied(base, module, x)
         for step in self.after:
-            y = _after(step, module, y, self.kind)
+            y = _after(step, module, y, self.is_convolution)
         y = y.transpose(-1, -2) if self.is_turned else y
         made = {"single": (y,), "pair": (y, y.relu()), "beside": (y, "beside")}
         return made.get(self.result, y)
@@ -103,8 +114,8 @@ class Own:
         weight, bias = self.read(module), getattr(module, "bias", None)
         if self.kind == "embedding":
             return weight[x] if self.product == "other" else functional.embedding(x, weight)
-        if self.kind in ("conv1d", "conv2d"):
-            convolve = functional.conv1d if self.kind == "conv1d" else functional.conv2d
+        if self.is_convolution:
+            convolve = getattr(functional, self.kind)
             if self.product != "other" or bias is None:
                 return convolve(x, weight, bias)
             return convolve(x, weight) + bias.view(-1, *[1] * (x.dim() - 2))
@@ -151,15 +162,14 @@ def _before(own: Own, step: str, module: Any, x: Tensor) -> Tensor:
         case "turned":
             return x.transpose(-1, -2).contiguous() if own.is_turned else x
         case "pad":
-            return functional.pad(x, (2, 1)) if own.kind in ("conv1d", "conv2d") else x
+            return functional.pad(x, (2, 1)) if own.is_convolution else x
         case "cast":
             return x.float().double()
         case _:
             return functional.dropout(x, 0.5, module.training)
 
 
-def _after(step: str, module: Any, y: Tensor, kind: str) -> Tensor:
-    first = kind in ("conv1d", "conv2d")
+def _after(step: str, module: Any, y: Tensor, first: bool) -> Tensor:
     match step:
         case "scale":
             return 3 * y
@@ -238,8 +248,9 @@ def own_forwards(draw: st.DrawFn) -> Own:
 
     weight = draw(st.sampled_from((None, None, *WEIGHTS)))
     return Own(
-        draw(st.sampled_from(KINDS)),
-        some(BEFORE),
+        draw(st.sampled_from(tuple(_BASES))),
+        # What is turned is turned first: padding is at places, not at features.
+        tuple(sorted(some(BEFORE), key=lambda step: step != "turned")),
         weight,
         draw(st.sampled_from(("super", "written", "other"))),
         some(AFTER),

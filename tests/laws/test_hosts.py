@@ -82,7 +82,8 @@ def test_a_host_adapts_as_the_model_does(kind: str, name: str, spec: str, tmp_pa
     host.do(surgery.remove)
     assert torch.equal(host.run(), base)
     after = host.state()
-    assert list(after) == list(state) and all(torch.equal(after[n], state[n]) for n in state)
+    assert list(after) == list(state)
+    assert all(torch.equal(after[n], state[n]) for n in state)
     host.do(surgery.load, tmp_path / "adapter", **host.example())
     assert torch.equal(host.run(), adapted)
 

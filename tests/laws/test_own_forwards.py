@@ -65,4 +65,7 @@ def must_work(case: Case) -> bool:
         method.startswith("apply") and "dropout" not in method and "ia3_input" not in method
         for method in case.applied
     )
-    return merging and case.own.is_followed and case.own.kind != "other"
+    # A bias that the layer has not is added to its product, which a weight made of its own has not.
+    own, shifts = case.own, any("shift" in method for method in case.applied)
+    offset = not (shifts and own.lacks_bias and own.weight is not None)
+    return merging and offset and own.is_followed and own.kind != "other"

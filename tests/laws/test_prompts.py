@@ -143,5 +143,5 @@ def test_an_ensemble_needs_a_prompt() -> None:
 
 
 def test_a_shift_alone_trains_nothing() -> None:
-    with pytest.raises(surgery.SurgeryError, match="nothing would train"):
+    with pytest.raises(surgery.SurgeryError, match="nothing is trainable"):
         surgery.plan(build("llama"), "on tokens apply shifted(3)")

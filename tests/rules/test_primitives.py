@@ -61,15 +61,17 @@ def test_it_is_linear_where_it_says_so(row: Primitive, data: st.DataObject) -> N
 
 @of(*RUN)
 @given(st.data())
-def test_zeros_are_all_arguments_of_which_zeros_make_it_zero(
+def test_zeros_make_it_zero_where_it_says_so_and_nowhere_else(
     row: Primitive, data: st.DataObject
 ) -> None:
-    one = data.draw(applied(row))
+    one = data.draw(applied(row, least=2))
     assume(all(i in dict(row.numbers) for i in range(row.arity[0], len(one.values))))
     for i, value in enumerate(one.values):
         if isinstance(value, Tensor):
             gone = not one.with_value(i, torch.zeros_like(value)).run().any()
-            assert gone == (i in row.zeros)
+            assert gone or i not in row.zeros
+            # For some numbers it may be so, too: `clamp(x, 0, 1)` would be one.
+            assert not gone or i in row.zeros or row.numbers
 
 
 @of(*RUN)

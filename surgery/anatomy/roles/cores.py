@@ -60,8 +60,8 @@ def _softened(flow: Flow, linears: Mapping[int, Linear], scores: Scores) -> Iter
             core = _around(flow, linears, op, op.outputs[0], scores)
             if core is not None:
                 yield core
-        elif kind == "exp" and (total := _normaliser(flow, op)) is not None:
-            core = _around(flow, linears, total, op.outputs[0], scores)
+        elif op.index in scores.ends:
+            core = _around(flow, linears, scores.ends[op.index], op.outputs[0], scores)
             if core is not None:
                 yield core
 
@@ -92,18 +92,6 @@ def _bent(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Core]:
 
 _KERNELS = frozenset(("acos", "cos", "square"))
 """What bends scores beside activations."""
-
-
-def _normaliser(flow: Flow, exp: Op) -> Op | None:
-    """The sum in a softmax that is written as exp(x - logsumexp(x))."""
-    difference = flow.op(exp.inputs[0])
-    if difference is None or flow.kinds[difference.index] != "sub" or len(difference.inputs) < 2:
-        return None
-    value, total = difference.inputs[:2]
-    over = flow.op(flow.stripped(total, PASSIVE))
-    if over is None or flow.kinds[over.index] != "logsumexp":
-        return None
-    return over if flow.depends(value, flow.same(over.inputs[0])) else None
 
 
 def _around(

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from surgery.anatomy.roles.trails import KEEPS, SCORED, is_step, softens
+from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
+from surgery.anatomy.roles.trails import KEEPS, SCORED, is_step
 
 
 class Shaped(Protocol):
@@ -51,24 +52,24 @@ class FunctionCall(Generic[V]):
 class Trail(Generic[V]):
     """One product, followed through the softmax of its scores to products with values.
 
-    ``places`` are where it has come to, each with the steps up to there: the last one, and what views
-    and slices were taken of, which may be read again. Once scores have become weights, ``scored`` are
-    the steps of scores, and steps are those of weights. A softmax that is ``written`` out has given
-    the logarithm of its sum, and its weights are still to be exponentiated. ``shifts`` are numbers
-    that scores of every key are shifted by; ``products`` are those of the weights.
+    ``places`` are where it has come to, each with the steps up to there and the kind of the last:
+    the last place, and what views and slices were taken of, which may be read again. Once scores have
+    become weights, ``scored`` are the steps of scores, and steps are those of weights. While a softmax
+    is ``written`` out, its weights are still to come. ``aside`` are numbers for all keys made of the
+    scores: shifts of these, or the totals of a softmax. ``products`` are those of the weights.
     """
 
     def __init__(self, product: Any, result: V):
         self.product = product
-        self.places: list[tuple[V, list[Any]]] = [(result, [])]
+        self.places: list[tuple[V, list[Any], str]] = [(result, [], "")]
         self.scored: list[Any] | None = None
-        self.written = False
-        self.shifts: list[V] = []
+        self.written: SoftmaxForm | None = None
+        self.aside: list[V] = []
         self.products: list[Any] = []
 
     def reached(self, given: Sequence[V]) -> V | None:
         """The place on the trail that is among ``given``."""
-        for place, _ in reversed(self.places):
+        for place, _, _ in reversed(self.places):
             if among(place, given):
                 return place
         return None
@@ -76,23 +77,29 @@ class Trail(Generic[V]):
     def steps(self, place: V) -> list[Any]:
         """The steps that led to ``place``."""
         # What is changed in place stands there more than once.
-        return next(steps for value, steps in reversed(self.places) if value is place)
+        return next(steps for value, steps, _ in reversed(self.places) if value is place)
+
+    def last(self, place: V) -> str:
+        """The kind of the last step that led to ``place``."""
+        return next(kind for value, _, kind in reversed(self.places) if value is place)
 
     def go(self, step: Any, kind: str, before: V, result: V) -> None:
         """Go on by a step from ``before``."""
-        there = (result, [*self.steps(before), step])
+        there = (result, [*self.steps(before), step], kind)
         self.places = [*self.places, there] if kind in KEEPS else [there]
 
-    def soften(self, before: V, weights: V, written: bool) -> None:
-        """Go on with ``weights`` of the scores ``before``."""
-        self.scored, self.shifts = self.steps(before), []
-        self.written = written
-        self.places = [(before if written else weights, [])]
+    def soften(self, form: SoftmaxForm, before: V, made: V) -> None:
+        """Go on with what a softmax in this form has made of the scores ``before``."""
+        self.scored, self.aside = self.steps(before), []
+        self.places = [(made, [], "")]
+        if form.ends is not None:
+            self.written, self.aside = form, [made]
+            self.places = [(before, [], "")]
 
-    def exponentiate(self, weights: V) -> None:
-        """Go on with ``weights`` of a softmax that is written out."""
-        self.written = False
-        self.places = [(weights, [])]
+    def end(self, weights: V) -> None:
+        """Go on with the ``weights`` of a softmax that was written out."""
+        self.written = None
+        self.places = [(weights, [], "")]
 
 
 class Follower(Generic[V]):
@@ -110,7 +117,7 @@ class Follower(Generic[V]):
         raise NotImplementedError
 
     def softened(self, trail: Trail[V], call: FunctionCall[V], before: V) -> V | None:
-        """The weights of scores; None where the trail is not to be followed on."""
+        """What a softmax makes of scores; None where the trail is not to be followed on."""
         raise NotImplementedError
 
     def weighed(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> V | None:
@@ -120,6 +127,9 @@ class Follower(Generic[V]):
     def strayed(self, call: FunctionCall[V]) -> Any:
         """A softmax of what has come from no product by known steps; None where it is let run."""
         raise NotImplementedError
+
+    def ended(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> None:
+        """Take note of the ``weights`` of a softmax that was written out."""
 
     def product(self, call: FunctionCall[V]) -> Any:
         """What a trail is to know of the product that it begins with; None if it is no product."""
@@ -137,7 +147,7 @@ class Follower(Generic[V]):
         """What the next call gives, of which note is taken."""
         trail, before = self.nearest(call.given)
         if trail is None or before is None:
-            if self.softens(call, call.given[0] if call.given else None):
+            if call.given and self.form(call, len(call.given[0].shape), "") is not None:
                 result = self.strayed(call)
                 if result is not None:
                     return result
@@ -145,8 +155,10 @@ class Follower(Generic[V]):
             result = self.weigh(trail, call, before)
             if result is not None:
                 return result
-        elif self.softens(call, before):
-            return self.soften(trail, call, before)
+        else:
+            form = self.form(call, len(before.shape), trail.last(before))
+            if form is not None:
+                return self.soften(form, trail, call, before)
         result = self.run(call)
         self.note(trail, before, call, result)
         return result
@@ -154,7 +166,7 @@ class Follower(Generic[V]):
     def nearest(self, given: Sequence[V]) -> tuple[Trail[V] | None, V | None]:
         """The first trail that has come to one of the values, and to which.
 
-        To none of them, if it is a shift of all its scores that is among them. Weights come first:
+        To none of them, if it is a number for all its keys that is among them. Weights come first:
         values may be on the trail of the product that projected them.
         """
         for weights in (True, False):
@@ -165,34 +177,38 @@ class Follower(Generic[V]):
                 if before is not None:
                     return trail, before
                 for value in given:
-                    if among(value, trail.shifts):
+                    if among(value, trail.aside):
                         return trail, None
         return None, None
 
-    def softens(self, call: FunctionCall[V], before: V | None) -> bool:
-        """Whether the call makes weights of the scores ``before``."""
-        return before is not None and softens(call.kind, call.args, call.kwargs, len(before.shape))
+    def form(self, call: FunctionCall[V], rank: int, last: str) -> SoftmaxForm | None:
+        """The form of softmax, if the call makes weights, or their total, of scores."""
+        form = FORMS.get(call.kind)
+        applies = form is not None and form.applies(call.args, call.kwargs, rank, last)
+        return form if applies else None
 
-    def soften(self, trail: Trail[V], call: FunctionCall[V], before: V) -> Any:
+    def soften(self, form: SoftmaxForm, trail: Trail[V], call: FunctionCall[V], before: V) -> Any:
         """The softmax of a trail's scores."""
-        weights = self.softened(trail, call, before)
-        if weights is None:
+        made = self.softened(trail, call, before)
+        if made is None:
             self.leave(trail)
             return self.run(call)
-        trail.soften(before, weights, call.kind == "logsumexp")
-        return weights
+        trail.soften(form, before, made)
+        return made
 
     def weigh(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> Any:
         """The product of a trail's weights with values, or the end of a softmax written out."""
-        if call.kind in SCORED and not trail.written:
-            return self.weighed(trail, call, weights)
-        if call.kind == "exp" and trail.written:
-            result = self.run(call)
-            exponentiated = self.value(result)
-            if exponentiated is not None:
-                trail.exponentiate(exponentiated)
-            return result
-        return None
+        form = trail.written
+        if form is None:
+            return self.weighed(trail, call, weights) if call.kind in SCORED else None
+        if call.kind != form.ends or not form.is_end(call.given, trail.aside):
+            return None
+        result = self.run(call)
+        value = self.value(result)
+        if value is not None:
+            self.ended(trail, call, value)
+            trail.end(value)
+        return result
 
     def note(
         self, trail: Trail[V] | None, before: V | None, call: FunctionCall[V], result: Any
@@ -210,8 +226,8 @@ class Follower(Generic[V]):
             if is_step(call.kind, call.args, call.kwargs, before.shape, value.shape):
                 trail.go(self.step(call, before, value), call.kind, before, value)
                 return
-        if trail.scored is None and call.kind not in SCORED:
-            trail.shifts += [v for v in self.values(result) if tuple(v.shape)[-1:] == (1,)]
+        if (trail.scored is None or trail.written) and call.kind not in SCORED:
+            trail.aside += [v for v in self.values(result) if tuple(v.shape)[-1:] == (1,)]
 
     def values(self, result: Any) -> Sequence[V]:
         """All values that a call has given."""
@@ -227,7 +243,9 @@ class Follower(Generic[V]):
     def overwrite(self, trail: Trail[V], call: FunctionCall[V], before: V, value: V) -> None:
         """A number in some places is no step: to those who read, the tensor is the same."""
         if call.given[0] is before and isinstance(call.args[-1], int | float):
-            trail.places = [(value if p is before else p, steps) for p, steps in trail.places]
+            trail.places = [
+                (value if place is before else place, *rest) for place, *rest in trail.places
+            ]
 
     def leave(self, trail: Trail[V]) -> None:
         """Follow ``trail`` no further."""

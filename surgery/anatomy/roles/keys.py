@@ -19,7 +19,8 @@ from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, wei
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.scores import Scores
-from surgery.anatomy.roles.trails import MOVES, SOFTENED, softens
+from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trails import MOVES
 from surgery.anatomy.roles.windows import windows
 
 _SDPA = 'if the model has it, load it with attn_implementation="sdpa"'
@@ -154,11 +155,12 @@ class Keys:
         if len(core.ops) == 1:
             return None
         scores, softmax, product = core.ops
-        if flow.kinds[softmax.index] not in SOFTENED:
+        form = FORMS.get(flow.kinds[softmax.index])
+        if form is None:
             return "its weights are no softmax of its scores, so new keys have no share in them"
         trail = self.trails.get(softmax.index)
         rank = len(flow.record.shapes[softmax.inputs[0]])
-        if not softens(flow.kinds[softmax.index], softmax.args, softmax.kwargs, rank):
+        if trail is None and not form.applies(softmax.args, softmax.kwargs, rank, ""):
             return f"its softmax is not over the last axis of its scores; {_SDPA}"
         if trail is None or trail.product is not scores:
             return f"its scores reach the softmax by a step that new keys cannot take; {_SDPA}"
@@ -180,7 +182,8 @@ class Keys:
         # Sinks are the same for all inputs; other scores are of keys beside these.
         if any(not self.flow.constant(v) for op in joined for v in op.inputs[1:]):
             return "its scores are put together from several products"
-        if self.flow.kinds[core.ops[1].index] == "logsumexp":
+        form = FORMS.get(self.flow.kinds[core.ops[1].index])
+        if form is not None and form.ends is not None:
             return "its softmax is written out"
         return None
 

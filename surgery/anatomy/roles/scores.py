@@ -22,13 +22,16 @@ class Noted:
 class Scores(Follower[Noted]):
     """The trails of a record by the index of the operator that makes weights of the scores.
 
-    Products and steps of these are operators. ``strays`` are the softmaxes of what has come from no
+    Products and steps of these are operators. ``ends`` are those that make weights of a softmax which
+    is written out, with the one that gave its total. ``strays`` are the softmaxes of what has come from no
     product by known steps.
     """
 
     def __init__(self, flow: Flow):
         super().__init__()
         self.softmaxes: dict[int, Trail[Noted]] = {}
+        self.totals: dict[Trail[Noted], Op] = {}
+        self.ends: dict[int, Op] = {}
         self.strays: set[int] = set()
         record = flow.record
         values = [Noted(number, shape) for number, shape in enumerate(record.shapes)]
@@ -42,7 +45,7 @@ class Scores(Follower[Noted]):
 
     def is_read(self, trail: Trail[Noted], index: int) -> bool:
         """Whether an operator behind the one at ``index`` reads a place of ``trail``."""
-        return any(self.last[place.number] > index for place, _ in trail.places)
+        return any(self.last[place.number] > index for place, *_ in trail.places)
 
     def run(self, call: FunctionCall[Noted]) -> list[Noted]:
         return self.outputs
@@ -53,7 +56,11 @@ class Scores(Follower[Noted]):
 
     def softened(self, trail: Trail[Noted], call: FunctionCall[Noted], before: Noted) -> Noted:
         self.softmaxes[call.function.index] = trail
+        self.totals[trail] = call.function
         return self.outputs[0]
+
+    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> None:
+        self.ends[call.function.index] = self.totals[trail]
 
     def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:
         trail.products.append(call.function)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from surgery.anatomy.roles.operators import PRODUCTS
+from surgery.anatomy.roles.softmaxes import axis
 
 
 def _names(text: str) -> frozenset[str]:
@@ -22,7 +23,7 @@ SCORED = PRODUCTS - _names("addmm addbmm tensordot mv")
 
 ALIKE = _names("""
     to type type_as float half bfloat16 double contiguous clone tanh clamp clamp_min clamp_max
-    dropout identity neg relu sigmoid softplus nan_to_num
+    dropout identity neg relu sigmoid softplus nan_to_num exp detach
     """)
 """Every score alike, whichever key it is of."""
 
@@ -38,7 +39,7 @@ VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze sque
 MOVES = _names("transpose permute")
 """The same scores; taken as steps where the last axis stays."""
 
-KEEPS = VIEWS | MOVES | {"getitem", "slice"}
+KEEPS = VIEWS | MOVES | {"getitem", "slice", "detach"}
 """What leaves the scores that it is given to be read again."""
 
 STEPS = ALIKE | SCALED | JOINED | KEEPS
@@ -48,9 +49,6 @@ CUTS = VIEWS | MOVES | _names("as_strided contiguous getitem slice")
 
 LINEAR = CUTS | _names("to type type_as float half bfloat16 dropout masked_fill pad narrow clone")
 """What weights go through that stay weights, of keys in other places."""
-
-SOFTENED = _names("softmax logsumexp")
-"""What makes scores weights, or is their sum in exp(x - logsumexp(x))."""
 
 
 def is_step(
@@ -71,19 +69,6 @@ def is_step(
     if name == "getitem":
         return _is_of_last(args[1], len(before))
     return name not in ("cat", "slice") or axis(args, kwargs, 0) in (-1, len(before) - 1)
-
-
-def softens(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:
-    """Whether a function of the kind ``name`` makes weights of scores with ``rank`` axes."""
-    if name not in SOFTENED or axis(args, kwargs, None) not in (-1, rank - 1):
-        return False
-    kept = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-    return name == "softmax" or kept is True
-
-
-def axis(args: Sequence[Any], kwargs: Any, default: int | None) -> Any:
-    """The axis that a function is told as its second argument."""
-    return args[1] if len(args) > 1 else kwargs.get("dim", default)
 
 
 def _keeps_last(name: str, args: Sequence[Any], kwargs: Any, rank: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
+from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
 from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import Change, Function
@@ -60,18 +62,22 @@ def product(call: FunctionCall[Tensor]) -> Product | None:
 
 
 class ChangedCore:
-    """The core on a ``trail``, with its change. ``new`` are the weights of new keys once known."""
+    """The core on a ``trail``, with its change. ``new`` are the weights of new keys once known.
+
+    While a softmax is written out they are their scores, and ``total`` what it has given.
+    """
 
     def __init__(self, trail: Trail[Tensor], core: Core, change: Change):
         self.trail = trail
         self.core = core
         self.change = change
         self.new: Tensor | None = None
+        self.total: Tensor | None = None
 
     def soften(self, softmax: Step, before: Tensor) -> Tensor | None:
         """``softmax`` over scores of new and of own keys: the weights of own ones.
 
-        In exp(x - logsumexp(x)) it is their sum. None if the product is not one of queries and keys.
+        Where it is written out, their total. None if the product is not one of queries and keys.
         """
         core, change = self.core, self.change
         product: Product = self.trail.product
@@ -102,14 +108,19 @@ class ChangedCore:
             return softmax.again(old)
         fresh = product.again(*both(new))
         for step in steps:
-            fresh = step.alike(fresh, self.trail.shifts)
+            fresh = step.alike(fresh, self.trail.aside)
         fresh = fresh.expand(*old.shape[:-1], fresh.shape[-1])
         made = softmax.again(torch.cat([fresh, old], dim=-1))
-        if softmax.kind == "logsumexp":
-            self.new = (fresh - made).exp()
+        if FORMS[softmax.kind].ends is not None:
+            self.new, self.total = fresh, made
             return made
         self.new, own = made[..., : change.revealed], made[..., change.revealed :]
         return own
+
+    def end(self, form: SoftmaxForm, given: Sequence[Tensor]) -> None:
+        """Make weights of the scores of new keys as ``form`` has done it for own ones."""
+        if self.new is not None:
+            self.new = form.weights(self.new, self.total, given)
 
     def weigh(self, product: Product, weights: Tensor) -> Tensor | None:
         """``product`` of the weights with values, new ones too, or None if it is another."""

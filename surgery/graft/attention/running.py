@@ -109,12 +109,19 @@ class RunningCores(Follower[Tensor]):
         found = product(call)
         if found is None:
             return None
-        core = next(core for core in self.softer if core.trail is trail)
-        result = core.weigh(found, weights)
+        result = self.core(trail).weigh(found, weights)
         if result is not None:
             self.changed()
             self.trails = [t for t in self.trails if self.waiting and t is not trail]
         return result
+
+    def ended(self, trail: Trail[Tensor], call: FunctionCall[Tensor], weights: Tensor) -> None:
+        assert trail.written is not None
+        self.core(trail).end(trail.written, call.given)
+
+    def core(self, trail: Trail[Tensor]) -> ChangedCore:
+        """The changed core on a trail of weights."""
+        return next(core for core in self.softer if core.trail is trail)
 
     def strayed(self, call: FunctionCall[Tensor]) -> Tensor | None:
         if call.kind != "softmax" or not self.windowed:

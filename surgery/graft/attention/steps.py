@@ -15,18 +15,19 @@ from torch import Tensor
 
 from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
+from surgery.anatomy.roles.softmaxes import FORMS
 from surgery.anatomy.roles.trails import (
     ALIKE,
     MOVES,
     SCALED,
     SCORED,
-    SOFTENED,
     STEPS,
     VIEWS,
 )
 from surgery.graft.attention.calls import called
 
-_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | SOFTENED | {"exp"}
+_ENDS = {form.ends for form in FORMS.values() if form.ends}
+_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | FORMS.keys() | _ENDS
 KINDS = {
     name: kind(name)
     for space in (torch.Tensor, torch, functional)
@@ -67,12 +68,12 @@ class Step:
         kwargs = {name: _replaced(arg, _HOLE, tensor) for name, arg in self.kwargs.items()}
         return called(self.func, args, kwargs)
 
-    def alike(self, new: Tensor, shifts: list[Tensor]) -> Tensor:
+    def alike(self, new: Tensor, aside: list[Tensor]) -> Tensor:
         """What becomes of ``new``, of other keys, to which nothing is joined.
 
-        ``shifts`` are numbers that scores of every key are shifted by.
+        ``aside`` are numbers that are the same for scores of every key.
         """
-        others = [t for t in tensors(self.args, self.kwargs) if not among(t, shifts)]
+        others = [t for t in tensors(self.args, self.kwargs) if not among(t, aside)]
         if self.kind in SCALED:
             others = [t for t in others if t.shape[-1] != 1]
         if self.kind in ALIKE or self.kind in MOVES:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from surgery.graft.programs.modules import build, parameters_of, reads_of, stack_of
-from surgery.graft.traced import ORIGIN
+from surgery.graft.graph_host import ORIGIN
 
 
 def raised(

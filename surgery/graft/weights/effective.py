@@ -9,9 +9,9 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.weights.expert_graphs import write_experts
 from surgery.graft.weights.multiplied import ReadHost, write_multiplied
 from surgery.layers import Layer
-from surgery.planning.reading import is_effective, takes_offset
-from surgery.rules.affine import Merge, NotAffine
-from surgery.rules.expression import expanded, is_number
+from surgery.planning.reading import is_effective, merged, takes_offset
+from surgery.rules.affine import NotAffine
+from surgery.rules.expression import Expression, expanded, is_number
 
 
 def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph]]:
@@ -20,24 +20,25 @@ def write_effective(part: Part) -> tuple[dict[str, fx.Graph], dict[str, fx.Graph
     The second are functions that they call by name. What has no effective weight, or would not be
     the same with it, is done where the weight is multiplied with.
     """
-    merged, layer = part.program.merge, part.layer
+    layer = part.layer
     assert layer is not None
-    if isinstance(merged, NotAffine) or not is_effective(part.program, layer):
+    found = merged(part.program, layer)
+    if isinstance(found, NotAffine) or not is_effective(part.program, layer):
         return write_multiplied(part, layer)
     if layer.experts:
-        graph, functions = write_experts(merged.weight, layer, dict(part.sizes))
+        graph, functions = write_experts(found.weight, layer, dict(part.sizes))
         return {layer.weight: graph}, functions
-    graphs = {layer.weight: _effective_weight(part, layer, merged)}
+    graphs = {layer.weight: _effective_weight(part, layer, found.weight)}
     if layer.kind.one_hot:
         # A table is large, and few of its rows are looked up.
         whole = f"{layer.weight}_whole"
         read, functions = write_multiplied(part, layer, whole)
         return read, {**functions, whole: graphs[layer.weight]}
     if takes_offset(layer):
-        bias = merged.bias
+        bias = found.bias
         if layer.bias and is_number(bias, 0):
             # Where there was a bias, one is read: PyTorch's fused attention takes none for an error.
-            bias = expanded(bias, merged.weight.shape[:1])
+            bias = expanded(bias, found.weight.shape[:1])
         graph = fx.Graph()
         value = _emitter(graph, part, layer).emit(bias)
         graph.output(value if isinstance(value, fx.Node) else None)
@@ -49,12 +50,9 @@ def _emitter(graph: fx.Graph, part: Part, layer: Layer) -> Emitter:
     return Emitter(ReadHost(graph, layer), layer, dict(part.sizes))
 
 
-def _effective_weight(part: Part, layer: Layer, merged: Merge) -> fx.Graph:
-    """The graph of the weight as the layer holds it, made of the matrix of ``merged``."""
+def _effective_weight(part: Part, layer: Layer, matrix: Expression) -> fx.Graph:
+    """The graph of the weight as the layer holds it, made of the ``matrix``."""
     graph = fx.Graph()
     emitter = _emitter(graph, part, layer)
-    call, value = emitter.host.call, emitter.emit(merged.weight)
-    if layer.kind.one_hot and not is_number(merged.bias, 0):
-        value = layer.folded(call, value, emitter.emit(merged.bias))
-    graph.output(layer.as_weight(call, value))
+    graph.output(layer.as_weight(emitter.host.call, emitter.emit(matrix)))
     return graph

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from surgery.anatomy.interpret import Frame, frames
 from surgery.anatomy.site import Core, Port, covers
-from surgery.graft.attention.traced import change_core, core_node
+from surgery.graft.attention.nodes import change_core, core_node
 from surgery.graft.attention.written import WrittenOut, change_written
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
 from surgery.graft.container import take_grafts

@@ -1,0 +1,170 @@
+"""Softmaxes that a model writes out: new keys have the share that the formula gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import surgery
+from surgery.anatomy.read import read
+from surgery.language.diagnostics import SurgeryError
+from tests.graft.attending import in_front
+from tests.laws.strategies import randomise_added
+from tests.models import randomise
+
+HEADS, FEATURES, NEW = 3, 4, 2
+WIDTH = HEADS * FEATURES
+
+Form = Callable[[Tensor], Tensor]
+
+
+def shifted(x: Tensor) -> Tensor:
+    """With the largest score taken off, as it is mostly written."""
+    e = torch.exp(x - x.max(dim=-1, keepdim=True).values)
+    return e / e.sum(dim=-1, keepdim=True)
+
+
+def by_methods(x: Tensor) -> Tensor:
+    e = x.sub(x.amax(-1, True)).exp()
+    return e.div(e.sum(-1, True))
+
+
+def in_place(x: Tensor) -> Tensor:
+    x -= x.detach().amax(-1, keepdim=True)
+    e = x.exp_()
+    return e.divide(torch.sum(e, -1, keepdim=True))
+
+
+def unshifted(x: Tensor) -> Tensor:
+    e = x.exp()
+    return e / e.sum(-1).unsqueeze(-1)
+
+
+def with_epsilon(x: Tensor) -> Tensor:
+    e = torch.exp(x)
+    return e / (torch.sum(e, dim=(-1,), keepdim=True) + 1e-6)
+
+
+def off_by_one(x: Tensor) -> Tensor:
+    """A softmax that may weigh nothing: with a key of score 0 and value 0, after Miller 2023."""
+    e = torch.exp(x)
+    return e / (1 + e.sum(-1)[..., None])
+
+
+def by_logarithm(x: Tensor) -> Tensor:
+    return torch.exp(x - torch.logsumexp(x, -1, keepdim=True))
+
+
+FORMS = [shifted, by_methods, in_place, unshifted, with_epsilon, off_by_one, by_logarithm]
+
+
+class Attention(nn.Module):
+    """Self-attention whose softmax is in one of the forms above."""
+
+    def __init__(self, form: Form, causal: bool = False, einsum: bool = False):
+        super().__init__()
+        self.form, self.causal, self.einsum = form, causal, einsum
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def operands(self, x: Tensor) -> list[Tensor]:
+        parts = (self.q(x), self.k(x), self.v(x))
+        return [part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.operands(x)
+        scores = (torch.einsum("bhqd,bhkd->bhqk", q, k) if self.einsum else q @ k.mT) * 0.5
+        if self.causal:
+            ahead = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(ahead, -1e4)
+        made = self.form(scores) @ v
+        return x + self.o(made.transpose(1, 2).flatten(2))
+
+
+def by_hand(module: Attention, x: Tensor, new_k: Tensor, new_v: Tensor) -> Tensor:
+    """The formula of the module on all keys."""
+    q, k, v = module.operands(x)
+    k, v = in_front(new_k, k), in_front(new_v, v)
+    scores = q @ k.mT * 0.5
+    if module.causal:
+        ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(nn.functional.pad(ahead, (NEW, 0)), -1e4)
+    return x + module.o((module.form(scores) @ v).transpose(1, 2).flatten(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(FORMS),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(0, 2**20),
+)
+def test_prefixes_join_by_the_formula(
+    form: Form, causal: bool, einsum: bool, batch: int, length: int, seed: int
+) -> None:
+    """Outputs and gradients are those of the same formula on new and own keys."""
+    torch.manual_seed(seed)
+    module = randomise(Attention(form, causal, einsum), seed)
+    example = torch.randn(2, 4, WIDTH)
+    surgery.apply(module, f"on attention apply prefix({NEW})", example_inputs=example, seed=0)
+    randomise_added(module)
+    parts = dict(module.named_parameters())
+    new = parts["prefix.K"], parts["prefix.V"]
+    x = torch.randn(batch, length, WIDTH, requires_grad=True)
+    found, expected = module(x), by_hand(module, x, *new)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(found.square().sum(), [x, *new])
+    wanted = torch.autograd.grad(expected.square().sum(), [x, *new])
+    torch.testing.assert_close(gradients, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_known_of_them(form: Form) -> None:
+    (site,) = read(randomise(Attention(form)), torch.randn(2, 5, WIDTH)).places["attention"]
+    assert site.core is not None
+    assert site.core.obstacle is None
+    assert site.core.fixed == "its softmax is written out"
+    assert (site.core.how, site.core.heads, site.core.among) == ("products", HEADS, 1)
+
+
+def halved(x: Tensor) -> Tensor:
+    """No softmax: divided by something else."""
+    e = x.exp()
+    total = e.sum(-1, keepdim=True)
+    return e / 2 + 0 * total
+
+
+def over_queries(x: Tensor) -> Tensor:
+    e = x.exp()
+    return e / e.sum(-2, keepdim=True)
+
+
+def of_squares(x: Tensor) -> Tensor:
+    e = x.square()
+    return e / e.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("form", [halved, over_queries, of_squares])
+def test_what_is_no_softmax_of_keys_is_an_error(form: Form) -> None:
+    module = randomise(Attention(form))
+    with pytest.raises(SurgeryError, match="S415"):
+        surgery.plan(
+            module, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH)
+        )
+
+
+def test_the_base_is_as_it_was() -> None:
+    module, x = randomise(Attention(shifted)), torch.randn(2, 5, WIDTH)
+    before = module(x)
+    surgery.apply(module, "on attention apply prefix(2)", example_inputs=x, seed=0)
+    assert not torch.equal(module(x), before)
+    with surgery.disabled(module):
+        assert torch.equal(module(x), before)
+    surgery.remove(module)
+    assert torch.equal(module(x), before)
