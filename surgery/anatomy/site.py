@@ -71,7 +71,7 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class Core:
+class AttentionCore:
     """The softmax core of an attention: softmax(q kᵀ) v over ``heads`` heads of keys and values.
 
     It runs while the module at ``path`` does, as the ``order``-th core in one call of it. It is
@@ -96,7 +96,7 @@ class Core:
     obstacle: str | None = None
     fixed: str | None = None
     heads_at: int = 1
-    others: tuple[Core, ...] = ()
+    others: tuple[AttentionCore, ...] = ()
     windows: Windows | None = None
     among: int = 1
 
@@ -110,12 +110,12 @@ class Core:
         }
 
     @property
-    def each(self) -> tuple[Core, ...]:
+    def each(self) -> tuple[AttentionCore, ...]:
         """The cores of this place one by one."""
         return (replace(self, others=()), *self.others)
 
     @property
-    def form(self) -> Core:
+    def form(self) -> AttentionCore:
         """The core without what depends on how the attention was computed, and how often."""
         return replace(self, order=0, how="fused", obstacle=None, fixed=None, others=(), among=1)
 
@@ -245,7 +245,7 @@ class Site:
     residual: Port | None = None
     norm: str | None = None
     members: tuple[str, ...] = ()
-    core: Core | None = None
+    core: AttentionCore | None = None
     tokens: Tokens | None = None
     rows: Rows | None = None
     packed: str | None = None

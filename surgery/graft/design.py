@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import fx
 
-from surgery.anatomy.site import Core, Port
+from surgery.anatomy.site import AttentionCore, Port
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.layers import Layer
 from surgery.rules.dims import Scalar
@@ -34,7 +34,7 @@ class Part:
     exit: Port
     slots: tuple[tuple[str, str], ...] = ()
     held: str | None = None
-    core: Core | None = None
+    core: AttentionCore | None = None
     gives_result: bool = True
     turned: bool = False
 

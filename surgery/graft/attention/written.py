@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
-from surgery.anatomy.site import Core
+from surgery.anatomy.site import AttentionCore
 from surgery.graft.attention.axes import beside, joined, spread
 from surgery.graft.attention.cores import ProgramCore
 from surgery.graft.graphs.emit import Emitter
@@ -135,7 +135,7 @@ def kind_name(node: fx.Node) -> str:
 
 
 def change_written(
-    model: nn.Module, core: Core, found: WrittenOut, program: Program, emitting: Emitting
+    model: nn.Module, core: AttentionCore, found: WrittenOut, program: Program, emitting: Emitting
 ) -> None:
     """Give the core ``found`` the operands, keys and result that ``program`` has.
 
@@ -150,7 +150,7 @@ def change_written(
     _Writing(model, core, found, ProgramCore(program), emitting).write()
 
 
-def refused(core: Core, how: str) -> Exception:
+def refused(core: AttentionCore, how: str) -> Exception:
     """The error for a core that cannot be changed in a graph."""
     return error(
         "S417",
@@ -165,7 +165,7 @@ class _Writing:
     def __init__(
         self,
         model: nn.Module,
-        core: Core,
+        core: AttentionCore,
         found: WrittenOut,
         program: ProgramCore,
         emitting: Emitting,
