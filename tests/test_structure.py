@@ -23,18 +23,14 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 LONG_FILES = {
     "surgery.anatomy.roles.places": "all roles are told from one reading",
-    "surgery.anatomy.site": "all plain data that sites are described with",
     "surgery.anatomy.trace": "one mode, which hears all that a forward runs",
     "surgery.api": "mostly docstrings: the functions that users call",
-    "surgery.graft.attention.written": "attention in a graph, found and rewritten",
     "surgery.graft.channel": "slots, and how what is in them is found again",
     "surgery.graft.graph_host": "one host",
     "surgery.graft.programs.lowering": "one lowering",
     "surgery.language.syntax": "one table: the nodes of the syntax tree",
     "surgery.reports.drawing": "one drawing",
-    "surgery.rules.evaluate": "one evaluator: a function for each kind of expression",
     "surgery.rules.primitives": "one table: the primitives",
-    "surgery.rules.program": "one object with all that is derived from it",
 }
 """Files that may have more lines than others, and why."""
 

@@ -27,7 +27,7 @@ from surgery.anatomy import code
 from surgery.anatomy.content import bytes_of
 from surgery.anatomy.inputs import as_given
 from surgery.anatomy.modules import all_modules
-from surgery.anatomy.notes import END, WalkNotes, UnseenError
+from surgery.anatomy.notes import END, UnseenError, WalkNotes
 from surgery.anatomy.surroundings import surroundings
 from surgery.anatomy.tensors import storage_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.modules import module as global_hooks
 
-from surgery.anatomy.notes import WalkNotes, UnseenError
+from surgery.anatomy.notes import UnseenError, WalkNotes
 
 _MODULE_HOOKS = tuple(name for name in vars(global_hooks) if name.startswith("_global_"))
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import fx
 
-from surgery.anatomy.site import AttentionCore, Port
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.layers import Layer
 from surgery.rules.dims import Scalar

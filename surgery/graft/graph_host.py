@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.lift import ModuleRef, frames
-from surgery.anatomy.site import AttentionCore, Port, covers
+from surgery.anatomy.site import Port, covers
 from surgery.graft.attention.nodes import change_core, core_node
 from surgery.graft.attention.written import WrittenOut, change_written
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing

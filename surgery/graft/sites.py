@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from surgery.anatomy.site import AttentionCore, Port
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port
 from surgery.graft.state import Surgery
 from surgery.planning.edit import Edit
 from surgery.rules.expand import Wrapped

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from surgery.anatomy.site import AttentionCore, Port, Site
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port, Site
 from surgery.layers import Layer
 from surgery.planning.derived import Derived
 from surgery.planning.spec import Spec
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Signature
+from surgery.rules.signature import Signature
 
 
 @dataclass(frozen=True)

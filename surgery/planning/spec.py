@@ -24,7 +24,8 @@ from surgery.language.source import SourceText, Span
 from surgery.planning.schema import Each
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
-from surgery.rules.evaluate import Constants, evaluate
+from surgery.rules.constants import Constants
+from surgery.rules.evaluate import evaluate
 from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
     Definition,

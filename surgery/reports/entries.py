@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgery.anatomy.site import AttentionCore
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.figures import Family, families

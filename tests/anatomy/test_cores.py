@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import AttentionCore
 from tests.models import build, randomise
 
 # path of the first core, how it runs as loaded, heads of queries and of keys; 8 features each

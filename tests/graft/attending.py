@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import AttentionCore
 from surgery.graft.attention.axes import changed
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.cores import ATTENTION, NAMES

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import AttentionCore
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted

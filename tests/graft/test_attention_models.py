@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.read import read
-from surgery.anatomy.site import AttentionCore
 from tests.graft.attending import Prefix, by_hand, give, plainly, wire
 from tests.models import build, randomise
 

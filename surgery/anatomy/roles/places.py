@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.dims import Sizes
 from surgery.anatomy.graph import (
     ModuleCall,
@@ -37,16 +38,7 @@ from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights, matrices
-from surgery.anatomy.site import (
-    ROLES,
-    AttentionCore,
-    Experts,
-    Matrix,
-    Port,
-    Site,
-    covers,
-    slice_site,
-)
+from surgery.anatomy.site import ROLES, Experts, Matrix, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {

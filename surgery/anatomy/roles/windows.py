@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from surgery.anatomy.attention_core import Windows
 from surgery.anatomy.graph import (
     index_of,
     inputs_of,
@@ -29,7 +30,6 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.trails import CUTS, LINEAR, SCORED
-from surgery.anatomy.site import Windows
 
 
 def windows(flow: Flow, core: RecordedCore) -> Windows | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.anatomy.site import AttentionCore
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.axes import as_given, spread
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.rerouting import CoreChange

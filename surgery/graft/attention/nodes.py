@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from surgery.anatomy.site import AttentionCore
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.cores import ATTENTION, NAMES, ProgramCore
 from surgery.graft.attention.written import WrittenOut, refused, written_cores
 from surgery.graft.graphs.emit import Emitter

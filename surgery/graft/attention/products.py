@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
-from surgery.anatomy.site import AttentionCore
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import CoreFunctions, Function
 from surgery.graft.attention.steps import Step

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.site import AttentionCore
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.reroute import rerouted
 from surgery.graft.hooks import are_inside
