@@ -22,8 +22,6 @@ FILES = {
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 LONG_FILES = {
-    "surgery.anatomy.roles.places": "all roles are told from one reading",
-    "surgery.anatomy.trace": "one mode, which hears all that a forward runs",
     "surgery.api": "mostly docstrings: the functions that users call",
     "surgery.graft.channel": "slots, and how what is in them is found again",
     "surgery.graft.graph_host": "one host",

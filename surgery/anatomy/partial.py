@@ -16,7 +16,7 @@ EXPECTED = frozenset(("attention", "mlp", "q", "k", "v", "o", "up", "gate", "dow
 
 def lacking(anatomy: Anatomy, sites: Iterable[Site]) -> tuple[list[str], int]:
     """The layers without any of ``sites`` in stacks that have some, and how many these have."""
-    found = anatomy.reading.regions.layer_at
+    found = anatomy.reading.sites.regions.layer_at
     having = {layer.path: layer.stack for s in sites if (layer := found(s.spans[0])) is not None}
     stacks = set(having.values())
     every = [s.path for s in anatomy.places.get("layer", ()) if anatomy.stack_of(s) in stacks]

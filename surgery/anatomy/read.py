@@ -153,14 +153,14 @@ class Anatomy:
         calls = self._calls(path)
         if not calls:
             return replace(site, layer=layer)
-        found = self.reading.described(calls[0], site.role)
+        found = self.reading.sites.described(calls[0], site.role)
         return replace(
             found, path=site.path, paths=site.paths, kind=site.kind, role=site.role, layer=layer
         )
 
     def experts_in(self, site: Site) -> tuple[Site, ...]:
         """The weights of experts that a module holds, or the parameter that is one."""
-        held = self.reading.expert_weights
+        held = self.reading.sites.expert_weights
         place = self.paths.canonical(site.path)
         names = [n for n in held if n == place or (site.kind == "module" and covers(place, n))]
         layer = self.layer_of(site.exit.path)
@@ -172,7 +172,7 @@ class Anatomy:
     def matrix_at(self, site: Site) -> Site | None:
         """The linear map whose weight is the parameter at ``site``, or the only one of a module."""
         place = self.paths.canonical(site.path)
-        for name, (matrix, linear) in self.reading.matrices.items():
+        for name, (matrix, linear) in self.reading.sites.matrices.items():
             calls = self._calls(name.rpartition(".")[0])
             if calls and place == (name if site.kind == "parameter" else linear.path):
                 entry = self.reading.ports.input(calls[0], linear.source)
@@ -263,12 +263,12 @@ class Anatomy:
 
     def layer_of(self, path: str) -> int | None:
         """The number of the layer that ``path`` lies in, or None outside of all."""
-        return self.reading.regions.layer(self.paths.canonical(path))
+        return self.reading.sites.regions.layer(self.paths.canonical(path))
 
     def stack_of(self, place: Site | str) -> str | None:
         """The path of the list of layers that ``place`` lies in, or None outside of all."""
         path = place if isinstance(place, str) else (place.members or place.paths)[0]
-        found = self.reading.regions.layer_at(self.paths.canonical(path))
+        found = self.reading.sites.regions.layer_at(self.paths.canonical(path))
         return found.stack if found is not None else None
 
     def _calls(self, path: str) -> list[ModuleCall]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 
 from torch.fx import Node
 
@@ -32,14 +30,14 @@ from surgery.anatomy.roles.layers import find_layers
 from surgery.anatomy.roles.linears import RecordedLinear, linears
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
-from surgery.anatomy.roles.regions import Border, Regions
+from surgery.anatomy.roles.regions import Border
 from surgery.anatomy.roles.residual import sums
 from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.sites import SitesByRole
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.roles.weights import expert_weights, matrices
-from surgery.anatomy.site import ROLES, Experts, Matrix, Port, Site, covers, slice_site
-from surgery.rules.rows import Rows, rows_of
+from surgery.anatomy.site import Site, covers
+from surgery.rules.rows import rows_of
 
 _WHOLE = {
     "q": (18, "q_proj_weight"),
@@ -81,25 +79,10 @@ class Reading:
             for a in self.attentions
         ]
         self.layers = find_layers(flow, attended, beside, adds)
-        self.regions = Regions(flow, self.ports, self.layers)
+        self.sites = SitesByRole(flow, self.linears, self.ports, self.layers)
         self.slices = Slices(flow)
-        self._sites: dict[str, dict[str, Site]] = {role: {} for role in ROLES}
         self._collect()
-        self.places = {
-            role: tuple(sorted(sites.values(), key=self._order))
-            for role, sites in self._sites.items()
-            if sites
-        }
-
-    @cached_property
-    def expert_weights(self) -> dict[str, Experts]:
-        """The parameters that hold a matrix for each expert, by name."""
-        return expert_weights(self.flow, self.linears)
-
-    @cached_property
-    def matrices(self) -> dict[str, tuple[Matrix, RecordedLinear]]:
-        """The parameters that are the weight of a linear map each, by name, with its first use."""
-        return matrices(self.flow, self.linears)
+        self.places = self.sites.in_order()
 
     def _collect(self) -> None:
         for attention in self.attentions:
@@ -111,30 +94,30 @@ class Reading:
         for mixture in self.mixtures:
             self._mixture(mixture)
         for path in self.layers:
-            self._called(path, "layer")
+            self.sites.add_called(path, "layer")
         for call in self.flow.norms.values():
-            self._called(call.path, "norm")
+            self.sites.add_called(call.path, "norm")
         for path in embeddings(self.flow):
-            self._called(path, "embedding")
+            self.sites.add_called(path, "embedding")
         exits = Exits(self.flow, self.ports, self.layers, [a.core for a in self.attentions])
         stacks = Stacks(self.flow, self.ports, exits)
         for site in stacks.sites():
-            self._add(site, "tokens")
+            self.sites.add(site, "tokens")
         self.obstacles = {"tokens": stacks.obstacle} if stacks.obstacle else {}
-        taken = {path for sites in self._sites.values() for path in sites}
+        taken = {path for sites in self.sites.found.values() for path in sites}
         for linear in heads(self.flow, self.linears):
             if linear.path and linear.path not in taken:
-                self._called(linear.path, "head")
+                self.sites.add_called(linear.path, "head")
         for linear in self.linears.values():
             alone = linear.call is not None and len(linear.call.outputs) == 1
-            routes = linear.path in self._sites["router"]
+            routes = linear.path in self.sites.found["router"]
             if alone and linear.pointwise and not routes and linear.op in self.flow.felt:
-                self._linear(linear, "linear")
-        for role, site in alike(self.mixtures, self._sites, self.paths.modules):
+                self.sites.add_linear(linear, "linear")
+        for role, site in alike(self.mixtures, self.sites.found, self.paths.modules):
             own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
-            self._add(replace(site, paths=own), role)
+            self.sites.add(replace(site, paths=own), role)
         for expert in (path for mixture in self.mixtures for path in mixture.expert):
-            self._called(expert, "expert")
+            self.sites.add_called(expert, "expert")
 
     def _attention(self, attention: Attention) -> None:
         core = attention.core
@@ -145,13 +128,13 @@ class Reading:
             linear = self.linears[index]
             if len(role) > 1 and self._opened(linear, role, attention):
                 continue
-            self._linear(linear, role)
+            self.sites.add_linear(linear, role)
             if len(role) > 1 and linear.call is not None:
                 self._served(linear, linear.call, role, attention)
         last, firsts = attention.o, attention.firsts
         site: Site | None = None
         if last is not None:
-            self._linear(last, "o")
+            self.sites.add_linear(last, "o")
         if core.ops[-1] not in self.flow.felt:
             return  # what it attends to changes nothing that the model returns
         if last is not None and firsts:
@@ -164,7 +147,7 @@ class Reading:
                 last.call,
                 () if attention.cross else tuple(first.source for first in firsts),
             )
-            site = self.regions.site(border, "attention")
+            site = self.sites.regions.site(border, "attention")
         site = site or self._held(attention)
         if site is not None:
             self._both(site, attention)
@@ -180,7 +163,7 @@ class Reading:
         if linear.call is not None or name == "weight" or not calls or not calls[0].virtual:
             return False
         found = self.slices.projections(linear, served, attention.core).apart
-        self._slices(calls[0], found, name)
+        self.sites.add_slices(calls[0], found, name)
         return bool(found)
 
     def _served(
@@ -189,14 +172,14 @@ class Reading:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""
         reach = self.slices.projections(linear, served, attention.core)
         if reach.apart:
-            self._slices(call, reach.apart)
+            self.sites.add_slices(call, reach.apart)
             return
         sizes = self._core(attention).features
         made = shape_of(linear.result)[-1]
         # Of operands that are mixed after they were projected, a layer is the one it has the size of.
         own = [name for name in reach.alike if sizes[name] == made]
         for name in own or reach.alike:
-            self._call(call, name)
+            self.sites.add_call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
         """The module that runs an attention with more around it (a sum, a norm), but no layer."""
@@ -206,7 +189,7 @@ class Reading:
         others = [*self.layers, *(f.down.path for f in self.feed_forwards if f.down.path)]
         if not call.path or any(covers(call.path, other) for other in others):
             return None
-        return self.described(call, "attention")
+        return self.sites.described(call, "attention")
 
     def _whole(self, attention: Attention) -> None:
         op = attention.core.ops[0]
@@ -217,13 +200,13 @@ class Reading:
                 continue
             owner, _, name = self.recording.parameters.get(given, "").rpartition(".")
             if name == "weight" and owner != call.path and covers(call.path, owner):
-                self._add(replace(self.paths.module(owner), role=role), role)
+                self.sites.add(replace(self.paths.module(owner), role=role), role)
         self._packed(call, op)
         # The states may be put together in the module that attends, as those of a pooled one are.
         entry = self.ports.input(call, attention.core.q)
         exit = self.ports.output(call, attention.core.result)
         if entry is not None and exit is not None:
-            self._both(self.regions.module(call, "attention", entry, exit), attention)
+            self._both(self.sites.regions.module(call, "attention", entry, exit), attention)
 
     def _packed(self, call: ModuleCall, op: Node) -> None:
         """Queries, keys and values whose weights `multi_head_attention_forward` is given as one."""
@@ -234,39 +217,31 @@ class Reading:
         if owner == call.path and name:
             total = shape_of(given)[0]
             thirds = {r: rows_of(r, total, self._third(i, total)) for i, r in enumerate("qkv")}
-            self._slices(call, {role: rows for role, rows in thirds.items() if rows}, name)
+            self.sites.add_slices(call, {role: rows for role, rows in thirds.items() if rows}, name)
 
     @staticmethod
     def _third(index: int, total: int) -> range:
         return range(index * total // 3, (index + 1) * total // 3)
 
-    def _slices(
-        self, call: ModuleCall, found: Mapping[str, Rows], packed: str | None = None
-    ) -> None:
-        """The slices of a layer, which are described as the layer is."""
-        for role, rows in found.items():
-            site = slice_site(self.described(call, role), rows, role, packed)
-            self._add(site, role)
-
     def _both(self, site: Site, attention: Attention) -> None:
         one = core = self._core(attention)
         for role in ("attention", "attention.self", "attention.cross"):
-            known = self._sites[role].get(site.path)
+            known = self.sites.found[role].get(site.path)
             other = known.core if known else None
             if known and other and (other.path, other.order) != (one.path, one.order):
                 core = _together(other, one)
-                self._sites[role][site.path] = replace(known, core=core)
+                self.sites.found[role][site.path] = replace(known, core=core)
         site = replace(site, core=core)
-        self._add(site, "attention")
+        self.sites.add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
-        self._add(replace(site, role=kind), kind)
+        self.sites.add(replace(site, role=kind), kind)
 
     def _feed_forward(self, found: FeedForward, expert_paths: set[str], mixed: set[str]) -> None:
         for index, role in found.roles.items():
             linear = self.linears[index]
-            self._linear(linear, role)
+            self.sites.add_linear(linear, role)
             if role == "gate_up" and linear.call is not None:
-                self._slices(linear.call, self.slices.feed_forward(linear, found))
+                self.sites.add_slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
         ops = tuple(sorted((f.op for f in firsts), key=index_of))
         first = min(firsts, key=lambda f: index_of(f.op))
@@ -277,15 +252,15 @@ class Reading:
             site = self._multiplied(found.product, (*ops, down.op))
         else:
             border = Border(found.source, down.result, ops, down.op, first.call, down.call)
-            site = self.regions.site(border, "mlp")
+            site = self.sites.regions.site(border, "mlp")
         if site is None:
             return
         holder = site.members[0] if site.members else site.path
         inside = any(covers(path, holder) and path != holder for path in mixed)
         if inside or any(covers(path, holder) for path in expert_paths):
-            self._add(replace(site, role="expert"), "expert")
+            self.sites.add(replace(site, role="expert"), "expert")
         else:
-            self._add(site, "mlp")
+            self.sites.add(site, "mlp")
 
     def _multiplied(self, product: Node, ops: tuple[Node, ...]) -> Site | None:
         """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
@@ -293,7 +268,7 @@ class Reading:
         entry, exit = self.ports.main_input(call), self.ports.output(call, outputs_of(product)[0])
         if not call.path or entry is None or exit is None:
             return None
-        return self.regions.module(call, "mlp", entry, exit)
+        return self.sites.regions.module(call, "mlp", entry, exit)
 
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
@@ -301,70 +276,13 @@ class Reading:
         lasts = [index_of(a.core.ops[-1]) for a in self.attentions]
         attends = any(call.first <= last <= call.last for last in lasts)
         if mixture.joins and not attends and entry is not None and exit is not None:
-            self._add(self.regions.module(mixture.call, "mlp", entry, exit), "mlp")
-        self._called(mixture.router, "router")
+            self.sites.add(self.sites.regions.module(mixture.call, "mlp", entry, exit), "mlp")
+        self.sites.add_called(mixture.router, "router")
         if mixture.experts is not None:
-            self._called(mixture.experts, "experts")
+            self.sites.add_called(mixture.experts, "experts")
         for path in mixture.expert:
-            if path in self.recording.calls_of and path not in self._sites["expert"]:
-                self._called(path, "expert")
-
-    def _linear(self, linear: RecordedLinear, role: str) -> None:
-        if linear.call is not None:
-            self._call(linear.call, role)
-        elif (owner := self._lent(linear)) is not None:
-            self._called(owner, role)
-        elif linear.weight in self.expert_weights or linear.weight in self.matrices:
-            self._weight(linear.weight, role)
-
-    def _lent(self, linear: RecordedLinear) -> str | None:
-        """The module without a call whose only weight another multiplies with."""
-        owner = linear.weight.rpartition(".")[0]
-        around = [call.path for call in self.recording.stack(call_of(linear.op))]
-        if owner in around or owner in self.recording.calls_of or owner not in self.paths.modules:
-            return None
-        held = self.paths.modules[owner]._parameters.values()
-        return owner if sum(p is not None and p.dim() > 1 for p in held) == 1 else None
-
-    def _weight(self, name: str, role: str) -> None:
-        """A parameter that its module multiplies with."""
-        layer = self.regions.layer(name)
-        self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
-
-    def _called(self, path: str, role: str) -> None:
-        calls = self.recording.calls_of.get(path)
-        if calls:
-            self._call(calls[0], role)
-        elif path in self.paths.modules:
-            site = self.paths.module(path)
-            self._add(replace(site, role=role, layer=self.regions.layer(path)), role)
-
-    def _call(self, call: ModuleCall, role: str) -> None:
-        if call.path in self._sites[role]:
-            return
-        known = (sites[call.path] for sites in self._sites.values() if call.path in sites)
-        site = next(known, None) if role == "linear" else None
-        self._add(replace(site, role=role) if site else self.described(call, role), role)
-
-    def described(self, call: ModuleCall, role: str | None) -> Site:
-        """The site of a module that was called, as far as it can be told."""
-        entry, exit = self.ports.main_input(call), self.ports.main_output(call)
-        if entry is not None and exit is not None:
-            return self.regions.module(call, role, entry, exit)
-        plain = self.paths.module(call.path)
-        return replace(
-            plain,
-            role=role,
-            layer=self.regions.layer(call.path),
-            entry=entry or _first(call) or plain.entry,
-            exit=exit or plain.exit,
-        )
-
-    def _add(self, site: Site, role: str) -> None:
-        self._sites[role].setdefault(site.path, site)
-
-    def _order(self, site: Site) -> tuple[int, str]:
-        return self.paths.order(site.members[0] if site.members else site.path)
+            if path in self.recording.calls_of and path not in self.sites.found["expert"]:
+                self.sites.add_called(path, "expert")
 
 
 def _together(core: AttentionCore, another: AttentionCore) -> AttentionCore:
@@ -379,11 +297,3 @@ def _together(core: AttentionCore, another: AttentionCore) -> AttentionCore:
         why = why or "it runs several attentions of different sizes, and this is of one"
     fixed = core.fixed or another.fixed
     return replace(core, obstacle=why, fixed=fixed, others=(*core.others, another))
-
-
-def _first(call: ModuleCall) -> Port | None:
-    """The first argument of any kind: the ids an embedding is given."""
-    for name, values in call.inputs.items():
-        for key, _ in values:
-            return Port(call.path, "input", name, key)
-    return None
