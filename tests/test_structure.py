@@ -23,7 +23,6 @@ LONGEST_FUNCTION = 60
 LONGEST_FILE = 300
 LONG_FILES = {
     "surgery.api": "mostly docstrings: the functions that users call",
-    "surgery.graft.channel": "slots, and how what is in them is found again",
     "surgery.graft.graph_host": "one host",
     "surgery.graft.programs.lowering": "one lowering",
     "surgery.language.syntax": "one table: the nodes of the syntax tree",
@@ -32,15 +31,7 @@ LONG_FILES = {
 }
 """Files that may have more lines than others, and why."""
 
-CLOSED_INSIDE: dict[frozenset[str], str] = {
-    frozenset(
-        (
-            "surgery.graft.channel",
-            "surgery.graft.uncompiled",
-            "surgery.graft.attention.rerouting",
-        )
-    ): "what the compiler is told of the channel is told once it follows the channel",
-}
+CLOSED_INSIDE: dict[frozenset[str], str] = {}
 """Circles of modules that imports inside of functions may close, and why."""
 
 

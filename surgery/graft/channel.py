@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgery.graft.hooks import around, in_hook
+from surgery.graft.hooks import in_hook
 from surgery.language.diagnostics import SurgeryError, error
 
 Where = tuple[int, bool, Any]
@@ -50,8 +50,7 @@ class Slot:
         self.was_open = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        copy = memo.setdefault(id(self), type(self)(self.source, self.again))
-        return copy
+        return memo.setdefault(id(self), type(self)(self.source, self.again))
 
     def __reduce__(self) -> tuple[type[Slot], tuple[str, bool]]:
         return type(self), (self.source, self.again)
@@ -78,30 +77,6 @@ class _Remembered:
     def __init__(self, value: Any):
         self.value = value
         self.marks: list[Tensor] = []
-
-
-def within(
-    slots: Sequence[Slot],
-    run: Callable[..., Any],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run a forward of ``module`` with ``slots`` open."""
-    if torch.compiler.is_compiling():
-        # From here on what the compiler does not follow runs as it is.
-        from surgery.graft import uncompiled  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    beginning = around(0)
-    outer = [begin(slot, beginning) for slot in slots]
-    try:
-        output = run(module, *args, **kwargs)
-        if not torch.compiler.is_compiling():
-            for slot in slots:
-                _hold(slot, output)
-        return output
-    finally:
-        for slot, scope in zip(slots, outer, strict=True):
-            slot.here.scope = scope
 
 
 @contextmanager
@@ -137,7 +112,7 @@ def is_open(slot: Slot) -> bool:
 def put(slot: Slot, value: Any) -> None:
     """Give ``value`` to what reads ``slot`` in the running call; a hook's module gives none."""
     scope = getattr(slot.here, "scope", None)
-    if scope is not None and _is_of_hook(scope):
+    if scope is not None and is_of_hook(scope):
         return
     if scope is not None:
         scope.value, scope.written = value, True
@@ -145,7 +120,7 @@ def put(slot: Slot, value: Any) -> None:
         _put_alone(slot, value)
 
 
-def _is_of_hook(scope: _Scope) -> bool:
+def is_of_hook(scope: _Scope) -> bool:
     """Whether what runs is no part of the call, but of a hook in it."""
     compiles = torch.compiler.is_compiling()
     return not compiles and bool(scope.beginning) and in_hook(scope.beginning)
@@ -193,8 +168,8 @@ def _untold(slot: Slot, alone: bool) -> SurgeryError:
     )
 
 
-def look(slot: Slot, states: Tensor) -> Any:
-    """The value in ``slot`` for the forward that made ``states``; it stays there.
+def read_now(slot: Slot, states: Tensor) -> Any:
+    """As `look` in `passing.py`, where nothing is compiled.
 
     None outside of any call: nothing is known then.
 
@@ -204,15 +179,6 @@ def look(slot: Slot, states: Tensor) -> Any:
 
     """
     scope = getattr(slot.here, "scope", None)
-    if torch.compiler.is_compiling():
-        # What begins outside may be over when what is compiled runs again.
-        begun: Any = None if scope is None else scope.where
-        records = torch.is_grad_enabled() or (begun is not None and begun[1])
-        if records and (scope is None or begun is not None):
-            from surgery.graft import uncompiled
-
-            return uncompiled.look(slot, states)
-        return None if scope is None else scope.value
     if scope is None:
         return _found_again(slot, states) if _in_backward() else _unknown(slot, states)
     where = _where()
@@ -228,17 +194,6 @@ def look(slot: Slot, states: Tensor) -> Any:
     if where != started:
         _remember(slot, scope.value, states, scope.remembered)
     return scope.value
-
-
-def fetch(slot: Slot, states: Tensor) -> Any:
-    """As :func:`look`, for the first that asks; others, and what a hook runs, find None."""
-    scope = getattr(slot.here, "scope", None)
-    if scope is not None and scope.value is not None and _is_of_hook(scope):
-        return None
-    value = look(slot, states)
-    if value is not None and scope is not None:
-        scope.value = None
-    return value
 
 
 def peek(slot: Slot) -> Any:
@@ -266,7 +221,7 @@ def _remember(slot: Slot, value: Any, states: Tensor, remembered: list[_Remember
     _attach(record, states)
 
 
-def _hold(slot: Slot, output: Any) -> None:
+def hold(slot: Slot, output: Any) -> None:
     """Have the graph of ``output`` hold what the open call remembers."""
     scope = slot.here.scope
     if scope.remembered:

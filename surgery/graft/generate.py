@@ -13,8 +13,8 @@ from typing import Any
 from torch import fx, nn
 
 from surgery.graft.attention.rerouting import CoreChange
-from surgery.graft.channel import within
 from surgery.graft.container import HidesGrafts
+from surgery.graft.passing import within
 from surgery.huggingface.attention_functions import opened
 
 SELF = "surgery_self"

@@ -10,8 +10,8 @@ from torch import nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Tokens
-from surgery.graft.channel import within
 from surgery.graft.graphs import calls
+from surgery.graft.passing import within
 from surgery.graft.tokens.sequences import (
     TokenSlots,
     extended,

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from surgery.anatomy.read import read
-from surgery.graft.channel import within
+from surgery.graft.passing import within
 from surgery.graft.tokens.sequences import (
     can_shift,
     extended,

@@ -23,7 +23,8 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 import surgery
-from surgery.graft.channel import Slot, look, put, within
+from surgery.graft.channel import Slot, put
+from surgery.graft.passing import look, within
 from tests.laws.strategies import randomise_added
 from tests.models import build
 

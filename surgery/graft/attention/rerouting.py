@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.attention_core import AttentionCore
+from surgery.graft.attention.attending import attending
 from surgery.graft.attention.change import CoreFunctions
-from surgery.graft.attention.reroute import rerouted
 from surgery.graft.hooks import are_inside
 
 
@@ -54,18 +54,6 @@ def call_attending(
 
         run = uncompiled.attending
     return run(changes, cls.surgery_attending, module, args, kwargs)
-
-
-def attending(
-    changes: list[tuple[AttentionCore, CoreFunctions]],
-    forward: Callable[..., Any],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run ``forward`` with ``changes``."""
-    with rerouted(changes):
-        return forward(module, *args, **kwargs)
 
 
 def _bound(

@@ -12,7 +12,7 @@ from torch import fx, nn
 from surgery.anatomy.site import Port
 from surgery.graft.attention.cores import write_core
 from surgery.graft.attention.rerouting import CoreChange, call_attending
-from surgery.graft.channel import look, take
+from surgery.graft.channel import take
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
 from surgery.graft.graphs import calls, kept, states
@@ -20,6 +20,7 @@ from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.held import call_held
 from surgery.graft.graphs.host import Emitting
 from surgery.graft.graphs.nodes import FunctionHost, GraphHost
+from surgery.graft.passing import look
 from surgery.graft.tokens.sequences import accepted
 from surgery.layers.kind import Layer, named_rank
 from surgery.planning.probe import arguments

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Tokens
-from surgery.graft.channel import Slot, fetch, look, peek, put
+from surgery.graft.channel import Slot, peek, put
 from surgery.graft.graphs import calls
+from surgery.graft.passing import fetch, look
 from surgery.graft.tokens.arguments import ReaderCall
 from surgery.graft.tokens.memory import MemorySlots, kept, returned
 from surgery.graft.tokens.outputs import Trim

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import fx
 
-from surgery.graft.channel import look
 from surgery.graft.design import Part
 from surgery.graft.generate import SELF
 from surgery.graft.graphs import calls, states
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.nodes import GraphHost
+from surgery.graft.passing import look
 from surgery.graft.weights.change import again, with_weight
 from surgery.graft.weights.read import read_weight
 from surgery.layers.kind import Layer, LayerKind, named_rank
