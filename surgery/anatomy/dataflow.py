@@ -58,9 +58,10 @@ def operators(recording: Recording) -> nx.DiGraph[Any]:
 def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[FlowNode]]:
     """The graph of each module whose parts are shown, by its path.
 
-    ``graph`` is that of the :func:`operators`; what the result does not need is left out. Where ``place`` lets one module stand for several, its
-    graph has the edges of all of them. Nodes have the attribute ``order``, when they first ran;
-    those of junctions have their ``label``; edges that lead back to what ran before are ``back``.
+    ``graph`` is that of the :func:`operators`; what the result does not need is left out. Where
+    ``place`` lets one module stand for several, its graph has the edges of all of them. Nodes have
+    the attribute ``order``, when they first ran; those of junctions have their ``label``; edges that
+    lead back to what ran before are ``back``.
     """
     import networkx as nx
 
