@@ -46,7 +46,7 @@ class Box:
     """A module, or ``times`` that are alike, or another thing within one.
 
     ``like`` is an earlier box that reads the same, so that what is within is not drawn again. ``chained``
-    ones come one after another, and ``idle`` ones run no operator of their own. ``layers`` hold the boxes within, in the order of the values.
+    ones come one after another, a single one runs again on what it gave, and ``idle`` ones run no operator of their own. ``layers`` hold the boxes within, in the order of the values.
     ``changes`` counts the notes here and within, of all that are folded.
     """
 
