@@ -138,9 +138,7 @@ def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[Frame,
     return tuple(frame for frame in frames if frame.path)
 
 
-def _from_targets(
-    module: fx.GraphModule, nodes: list[fx.Node]
-) -> dict[fx.Node, tuple[Frame, ...]]:
+def _from_targets(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, tuple[Frame, ...]]:
     """Without recorded stacks: a function belongs where its neighbours on both sides do."""
     owners = [_owner(node) for node in nodes]
     before = _carried(owners)

@@ -17,6 +17,7 @@ from surgery.rules.program import Program
 
 _FUSED = (ATTENTION, torch.ops.aten.scaled_dot_product_attention.default)
 
+
 def core_node(model: nn.Module, nodes: Iterable[fx.Node], core: Core) -> fx.Node | WrittenOut:
     """What is ``core`` among the nodes of the module that runs it: one function, or several.
 

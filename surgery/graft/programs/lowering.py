@@ -224,8 +224,8 @@ class _Lowering:
         self.copied[origin.name] = made
         if [n.name for n in made.all_input_nodes] != [n.name for n in origin.all_input_nodes]:
             mark(made, **reading(origin))
-            if not _same_sizes(made, origin):
-                made.meta["val"] = self.value(made)
+        if not _same_sizes(made, origin):
+            made.meta["val"] = self.value(made)
         return made
 
     def operands(self, node: fx.Node, origin: fx.Node) -> dict[fx.Node, fx.Node]:
@@ -243,8 +243,23 @@ class _Lowering:
         return {a: self.env[b] for a, b in pairs if isinstance(a, fx.Node)}
 
     def value(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        return run(node.target, args, kwargs)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.known)
+        try:
+            with any_size(self.mode):
+                return run(node.target, args, kwargs, self.mode)
+        except SurgeryError:
+            raise
+        except Exception as cause:
+            raise error(
+                "S445",
+                "this program has sizes built in, so no tokens can join its own: "
+                f"`{node.name}` takes no longer sequence",
+                help="export it with a dynamic length, or apply the spec to the model and export that",
+            ) from cause
+
+    def known(self, node: fx.Node) -> Any:
+        """The value of ``node`` on fake tensors; a graph within the program is itself."""
+        return node.meta["val"] if node.op != "get_attr" else getattr(self.root, str(node.target))
 
     def named(self, node: fx.Node, name: str) -> None:
         """Let a node of the base keep its ``name``, also one that fx would not give: `input`."""
@@ -458,11 +473,13 @@ def _form(node: fx.Node) -> Any:
 def _same_sizes(one: fx.Node, origin: fx.Node) -> bool:
     """Whether the values that ``one`` reads have the sizes of those that ``origin`` does."""
 
-    def form(node: fx.Node) -> Any:
-        value = node.meta.get("val")
-        return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+    return [*map(_size, one.all_input_nodes)] == [*map(_size, origin.all_input_nodes)]
 
-    return [*map(form, one.all_input_nodes)] == [*map(form, origin.all_input_nodes)]
+
+def _size(node: fx.Node) -> list[str]:
+    """The sizes of what ``node`` gives, in text: symbols are not to be compared as numbers."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else str(v) for v in values]
 
 
 def _renamed(spec: OutputSpec, node: Any) -> OutputSpec:

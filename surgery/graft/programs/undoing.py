@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from surgery.language.diagnostics import SurgeryError, error
 
@@ -110,12 +111,14 @@ def _propagate(node: fx.Node) -> None:
     node.meta["val"] = run(node.target, args, kwargs)
 
 
-def run(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def run(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = None) -> Any:
     """What a function of a program gives for fake tensors, and sizes that are symbols."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch._guards import detect_fake_mode
 
-    mode = detect_fake_mode([*torch.utils._pytree.tree_leaves((args, kwargs))])
+    if target is torch.ops.aten.sym_size.int:
+        return args[0].shape[args[1]]  # called, the operator would fix the size
+    mode = mode or detect_fake_mode(pytree.tree_leaves((args, kwargs)))
     if mode is None:
         return target(*args, **kwargs)
     with mode, enable_python_dispatcher():
