@@ -16,11 +16,16 @@ from surgery.reports.comparison import moves
 from surgery.reports.comparison_text import Compared, training_changes
 from surgery.reports.context import ModelContext, context_of
 from surgery.reports.diff_markdown import markdown_of
-from surgery.reports.diff_text import notes_of, text_of
+from surgery.reports.diff_text import closing, notes_of, text_of, warning_text
+from surgery.reports.dot import dot_of
+from surgery.reports.drawing import Drawing
 from surgery.reports.entries import Entry, entries_of
+from surgery.reports.marks import marks_of_comparison, marks_of_plan
+from surgery.reports.page import page_of
+from surgery.reports.subject import Subject
 from surgery.reports.summary import Summary, summary_of
 from surgery.reports.terminal import painted
-from surgery.reports.training import Parameters, training_of
+from surgery.reports.training import Parameters, shape_of, training_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -80,19 +85,21 @@ def diff(
     """
     model = model_of(model)
     context = context_of(model)
+    subject = Subject(model, example_inputs)
     first = plan(model, spec, example_inputs=example_inputs)
     if against is None:
-        return Diff(first, context)
+        return Diff(first, context, subject)
     second = plan(model, against, example_inputs=example_inputs)
-    return Comparison(first, second, context)
+    return Comparison(first, second, context, subject)
 
 
 @dataclass(frozen=True)
 class Diff:
-    """A plan as a report: ``str()``, :meth:`as_markdown`, :meth:`as_json`, or in colour by rich."""
+    """A plan as a report: ``str()``, in colour by rich, or in one of the forms below."""
 
     plan: Plan
     context: ModelContext = field(repr=False)
+    subject: Subject = field(repr=False, compare=False)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -123,6 +130,34 @@ class Diff:
     def as_markdown(self) -> str:
         """For the description of a pull request: a table, with the details folded away."""
         return markdown_of(self.plan, self.context, self.entries, self.training, self.summary)
+
+    @property
+    def drawing(self) -> Drawing:
+        """The changed model as nested boxes and arrows, which the forms below write down."""
+        sites = [edit.site for edit in self.plan.edits]
+        marks = marks_of_plan(self.plan, self.context, self.entries)
+        notes = notes_of(self.plan, self.context, self.entries)
+        remarks = [*notes, *map(warning_text, self.plan.warnings)]
+        facts = [f"{self.plan.spec.name}", *closing(self.summary)]
+        return self.subject.drawing(facts, remarks, sites, marks, _shapes(self.plan))
+
+    def as_dot(self) -> str:
+        """The changed model as a graph in the DOT language of Graphviz.
+
+        Raises:
+            SurgeryError: S560 if the model has other parameters by now.
+
+        """
+        return dot_of(self.drawing)
+
+    def as_html(self) -> str:
+        """The changed model as one HTML file, in which modules fold; it loads nothing from elsewhere.
+
+        Raises:
+            SurgeryError: S560 if the model has other parameters by now.
+
+        """
+        return page_of(self.drawing)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
@@ -156,6 +191,7 @@ class Comparison:
     before: Plan
     after: Plan
     context: ModelContext = field(repr=False)
+    subject: Subject = field(repr=False, compare=False)
 
     @cached_property
     def compared(self) -> Compared:
@@ -182,6 +218,33 @@ class Comparison:
         """For the description of a pull request."""
         return self.compared.markdown()
 
+    @property
+    def drawing(self) -> Drawing:
+        """The model as nested boxes and arrows, with what differs."""
+        sites = [site for moved in self.compared.moved for site in moved.at]
+        marks = marks_of_comparison(self.compared, self.context)
+        names = dict.fromkeys((self.before.spec.name, self.after.spec.name))
+        facts = [" → ".join(names), self.compared.summary]
+        return self.subject.drawing(facts, (), sites, marks, _shapes(self.before))
+
+    def as_dot(self) -> str:
+        """The model as a graph in the DOT language of Graphviz, with what differs.
+
+        Raises:
+            SurgeryError: S560 if the model has other parameters by now.
+
+        """
+        return dot_of(self.drawing)
+
+    def as_html(self) -> str:
+        """The model as one HTML file, with what differs; it loads nothing from elsewhere.
+
+        Raises:
+            SurgeryError: S560 if the model has other parameters by now.
+
+        """
+        return page_of(self.drawing)
+
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         specs = {"before": self.before.spec.name, "after": self.after.spec.name}
@@ -190,6 +253,10 @@ class Comparison:
     def as_json(self) -> str:
         """:meth:`as_dict` as text."""
         return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+
+
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {name: shape_of(plan, name) for name in plan.digests}
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

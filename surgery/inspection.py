@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,16 @@ from surgery.anatomy.site import Site
 from surgery.api import SpecLike
 from surgery.graft.hosts import host_of
 from surgery.graft.target import model_of
-from surgery.language.diagnostics import Diagnostic, SurgeryError, render
+from surgery.language.diagnostics import Diagnostic, render
 from surgery.planning.spec import read_spec
+from surgery.reports.dot import dot_of
+from surgery.reports.drawing import Drawing
 from surgery.reports.explanation import Explanation, explanation_of
 from surgery.reports.figures import aligned, quoted, some
+from surgery.reports.marks import marks_of_matches
 from surgery.reports.matches import SiteFamily, matches_of
+from surgery.reports.page import page_of
+from surgery.reports.subject import Subject, read_if_it_runs
 from surgery.reports.terminal import painted
 from surgery.reports.tree import Branch, rows_of, tree_of
 
@@ -46,22 +50,17 @@ def inspect(
 
     """
     model = model_of(model)
+    subject = Subject(model, example_inputs)
     with host_of(model).detached(model):
-        found: list[Anatomy] = []
-
-        def anatomy() -> Anatomy:
-            if not found:
-                found.append(read(model, example_inputs))
-            return found[0]
-
         if selector is not None:
-            chosen = select(model, selector, anatomy)
+            chosen = select(model, selector, lambda: read(model, example_inputs))
             matches = matches_of(model, chosen.sites)
-            return Inspection(selector, None, tuple(matches), chosen.warnings)
-        problem = _try(anatomy)
-        known = found[0] if found else None
-        tree = tree_of(model, known.roles_of if known else lambda _: (), _regions(known))
-        return Inspection(None, tree, (), problem)
+            return Inspection(
+                selector, None, tuple(matches), chosen.warnings, subject, tuple(chosen.sites)
+            )
+        known, problem = read_if_it_runs(model, example_inputs)
+        tree = tree_of(model, known.roles_of if known else lambda _: (), _apart(known))
+        return Inspection(None, tree, (), problem, subject)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,9 @@ class Inspection:
     selector: str | None
     tree: Branch | None
     matches: tuple[SiteFamily, ...]
-    warnings: tuple[Diagnostic, ...] = field(default=())
+    warnings: tuple[Diagnostic, ...]
+    subject: Subject = field(repr=False, compare=False)
+    sites: tuple[Site, ...] = ()
 
     def __str__(self) -> str:
         warnings = [render(w) for w in self.warnings]
@@ -87,6 +88,26 @@ class Inspection:
 
     def __rich__(self) -> Text:
         return painted(str(self))
+
+    @property
+    def drawing(self) -> Drawing:
+        """The model as nested boxes and arrows, which the forms below write down."""
+        if self.selector is None:
+            return self.subject.drawing((), ())
+        said = str(self).splitlines()[-1]
+        marks = marks_of_matches([s.path for s in self.sites], quoted(self.selector))
+        return self.subject.drawing((said,), [w.message for w in self.warnings], self.sites, marks)
+
+    def as_dot(self) -> str:
+        """The model as a graph in the DOT language of Graphviz: modules, and the values between.
+
+        With a selector, what it matches is marked.
+        """
+        return dot_of(self.drawing)
+
+    def as_html(self) -> str:
+        """The model as one HTML file, in which modules fold; it loads nothing from elsewhere."""
+        return page_of(self.drawing)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
@@ -128,24 +149,7 @@ def explain(
     return explanation_of(model_of(model), site, read_spec(spec), example_inputs)
 
 
-def _try(anatomy: Callable[[], Anatomy]) -> tuple[Diagnostic, ...]:
-    try:
-        anatomy()
-    except SurgeryError as problem:
-        first = problem.diagnostics[0]
-        message = f"the roles are not known: {first.message}"
-        return (Diagnostic(first.code, message, first.labels, first.help, "warning"),)
-    return ()
-
-
-def _regions(anatomy: Anatomy | None) -> dict[str, list[str]]:
-    """The regions that have a role, by the module that holds them."""
-    found: dict[str, list[str]] = {}
-    sites: list[Site] = [s for group in anatomy.places.values() for s in group] if anatomy else []
-    for site in sites:
-        if site.kind in ("region", "slice"):
-            at = site.path.partition("[")[0] if site.kind == "region" else site.exit.path
-            held = found.setdefault(at, [])
-            if site.path not in held:
-                held.append(site.path)
-    return found
+def _apart(anatomy: Anatomy | None) -> list[Site]:
+    """The regions and slices that have a role."""
+    sites = [s for group in anatomy.places.values() for s in group] if anatomy else []
+    return [site for site in sites if site.kind in ("region", "slice")]

@@ -13,7 +13,9 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Protocol
 
-from surgery.anatomy.record import Record
+from torch.fx import Node
+
+from surgery.anatomy.graph import Recording, call_of, inputs_of, name_of, outputs_of, shape_of
 
 BATCH = "batch"
 
@@ -58,7 +60,7 @@ class Variation:
     name: str
     before: int
     size: int
-    record: Record
+    recording: Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Recordings:
     """
 
     varied: Sequence[Variation]
-    other: Record | None
+    other: Recording | None
     whole: bool
 
 
@@ -88,25 +90,25 @@ class Sizes(Protocol):
 
 
 class Dims:
-    """The dims of one record's values; ``sizes`` is None where these cannot be varied.
+    """The dims of one recording's values; ``sizes`` is None where these cannot be varied.
 
     To identify them the model runs some times more. Where a size could be but one thing, no more
     than the sizes are looked at.
     """
 
-    def __init__(self, record: Record, sizes: Sizes | None = None):
-        self.record = record
+    def __init__(self, recording: Recording, sizes: Sizes | None = None):
+        self.recording = recording
         self.sizes = sizes
 
-    def of(self, value: int) -> tuple[Dim, ...]:
+    def of(self, value: Node) -> tuple[Dim, ...]:
         """What the dims of ``value`` are."""
-        unknown = (Unknown(),) * len(self.record.shapes[value])
+        unknown = (Unknown(),) * len(shape_of(value))
         return self._identified.get(value, unknown)
 
     def alike(
         self,
-        one: int,
-        other: int,
+        one: Node,
+        other: Node,
         axes: Sequence[tuple[int, int]] = STRAIGHT,
         doubt: bool = True,
     ) -> bool:
@@ -116,8 +118,8 @@ class Dims:
         """
         return all(self._same(one, at, other, there, doubt) for at, there in axes)
 
-    def _same(self, one: int, at: int, other: int, there: int, doubt: bool) -> bool:
-        shape, others = self.record.shapes[one], self.record.shapes[other]
+    def _same(self, one: Node, at: int, other: Node, there: int, doubt: bool) -> bool:
+        shape, others = shape_of(one), shape_of(other)
         if at >= len(shape) or there >= len(others) or shape[at] != others[there]:
             return False
         if shape[at] not in self._coincident:
@@ -130,24 +132,25 @@ class Dims:
         """The sizes that may be several things: a length that is as large as the batch, or as features."""
         known = dict(self.sizes.known) if self.sizes is not None else {}
         batch = known.pop(BATCH, None)
-        owned = (*self.record.parameters, *self.record.buffers)
-        features = {size for value in owned for size in self.record.shapes[value]}
+        owned = (*self.recording.parameters, *self.recording.buffers)
+        features = {size for value in owned for size in shape_of(value)}
         return {size for size in known.values() if size == batch or size in features}
 
     @cached_property
-    def _identified(self) -> dict[int, tuple[Dim, ...]]:
-        return identified(self.record, self.sizes.recordings()) if self.sizes is not None else {}
+    def _identified(self) -> dict[Node, tuple[Dim, ...]]:
+        return identified(self.recording, self.sizes.recordings()) if self.sizes is not None else {}
 
 
-def identified(base: Record, others: Recordings) -> dict[int, tuple[Dim, ...]]:
+def identified(base: Recording, others: Recordings) -> dict[Node, tuple[Dim, ...]]:
     """The dims of the values of ``base``; those of values that are not here are unknown."""
     varied = others.varied
-    streams = [(variation.record, _paired(base, variation.record)) for variation in varied]
+    streams = [_paired(base, variation.recording) for variation in varied]
     if others.other is not None:
-        streams.append((others.other, _paired(base, others.other)))
-    found: dict[int, tuple[Dim, ...]] = {}
-    for value, shape in enumerate(base.shapes):
-        shapes = [record.shapes[pairs[value]] for record, pairs in streams if value in pairs]
+        streams.append(_paired(base, others.other))
+    found: dict[Node, tuple[Dim, ...]] = {}
+    for value in base.values:
+        shape = shape_of(value)
+        shapes = [shape_of(pairs[value]) for pairs in streams if value in pairs]
         if len(shapes) < len(streams) or any(len(other) != len(shape) for other in shapes):
             continue
         again = shape if others.other is None else shapes.pop()
@@ -196,41 +199,40 @@ def foretold(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     return int(size + dim.offset)
 
 
-def _paired(base: Record, other: Record) -> dict[int, int]:
+def _paired(base: Recording, other: Recording) -> dict[Node, Node]:
     """The values of ``base``, each with that of ``other`` that took its place.
 
     Operators pair call by call: where a module ran others, what it made itself has no like, while
     what is made in the modules around it and inside it may.
     """
-    pairs: dict[int, int] = {}
+    pairs: dict[Node, Node] = {}
     there = dict(_runs(other))
     for key, (inputs, made) in _runs(base):
         if key not in there:
             continue
         other_inputs, other_made = there[key]
         _note(pairs, inputs, other_inputs)
-        names = [base.ops[index].name for index in made]
-        if names != [other.ops[index].name for index in other_made]:
+        if [*map(name_of, made)] != [*map(name_of, other_made)]:
             continue
         for one, two in zip(made, other_made, strict=True):
-            _note(pairs, base.ops[one].inputs, other.ops[two].inputs)
-            _note(pairs, base.ops[one].outputs, other.ops[two].outputs)
+            _note(pairs, inputs_of(one), inputs_of(two))
+            _note(pairs, outputs_of(one), outputs_of(two))
     return pairs
 
 
-def _note(pairs: dict[int, int], values: tuple[int, ...], others: tuple[int, ...]) -> None:
+def _note(pairs: dict[Node, Node], values: Sequence[Node], others: Sequence[Node]) -> None:
     if len(values) == len(others):
         for value, other in zip(values, others, strict=True):
             pairs.setdefault(value, other)
 
 
-def _runs(record: Record) -> Iterator[tuple[tuple[str, int], tuple[tuple[int, ...], list[int]]]]:
+def _runs(recording: Recording) -> Iterator[tuple[tuple[str, int], tuple[list[Node], list[Node]]]]:
     """The calls, by path and how often it was called before: what each was given, and its operators."""
-    made: dict[int, list[int]] = {}
-    for op in record.ops:
-        made.setdefault(op.call, []).append(op.index)
+    made: dict[int, list[Node]] = {}
+    for op in recording.ops:
+        made.setdefault(call_of(op), []).append(op)
     counts: dict[str, int] = {}
-    for call in record.calls:
+    for call in recording.calls:
         count = counts[call.path] = counts.get(call.path, -1) + 1
-        given = tuple(value for values in call.inputs.values() for _, value in values)
+        given = [value for values in call.inputs.values() for _, value in values]
         yield (call.path, count), (given, made.get(call.number, []))

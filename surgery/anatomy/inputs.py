@@ -38,7 +38,7 @@ def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
 def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     """Inputs worth a try, the likeliest first; only ``given`` if that is given."""
     if given is not None:
-        yield _as_given(given)
+        yield as_given(given)
         return
     if EXAMPLE in model.__dict__:
         yield model.__dict__[EXAMPLE], {}
@@ -51,7 +51,7 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     yield from _plain(model, device)
 
 
-def _as_given(given: Any) -> Inputs:
+def as_given(given: Any) -> Inputs:
     if isinstance(given, dict):
         return (), dict(cast("dict[str, Any]", given))
     if hasattr(given, "keys"):
@@ -76,9 +76,14 @@ def _as_traced(model: fx.GraphModule) -> Iterator[Inputs]:
 def _alike(value: Any, number: int) -> Any:
     """A tensor of the shape and type of ``value``; what is no tensor as it is."""
     if not isinstance(value, torch.Tensor):
-        return value.node.hint if isinstance(value, torch.SymInt) else value
-    shape = [size.node.hint if isinstance(size, torch.SymInt) else size for size in value.shape]
+        return _hint(value)
+    shape = [_hint(size) for size in value.shape]
     return torch.full(shape, number, dtype=value.dtype, device=value.device)
+
+
+def _hint(size: Any) -> Any:
+    """What a size was when a program was exported for all of them."""
+    return cast("Any", size).node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _plain(model: nn.Module, device: torch.device) -> Iterator[Inputs]:

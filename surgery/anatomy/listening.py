@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from surgery.anatomy.interpret import class_name, interpret
-from surgery.anatomy.record import Access
+from surgery.anatomy.graph import Access
+from surgery.anatomy.lift import class_name, interpret
 from surgery.anatomy.trace import Recorder
 
 
@@ -28,6 +27,7 @@ def listening(recorder: Recorder) -> Generator[None]:
         (torch.no_grad, "__exit__", _sighted),
         (torch.autograd.Function, "apply", _customised),
     )
+    # All threads pass these doors; `untouched` sees to it that one at a time listens at them.
     originals = [vars(cls)[name] for cls, name, _ in doors]
     try:
         for (cls, name, through), original in zip(doors, originals, strict=True):
@@ -43,7 +43,7 @@ def _called(recorder: Recorder, original: Any) -> Any:
         path = recorder.path_of.get(id(module))
         if path is None:
             return original(module, *args, **kwargs)
-        if threading.get_ident() != recorder.thread:
+        if not recorder.hears():
             recorder.followed = False
             return original(module, *args, **kwargs)
         current = recorder.current
@@ -69,7 +69,7 @@ def _taken(recorder: Recorder, original: Any) -> Any:
     def take(module: nn.Module, name: str) -> Any:
         found = original(module, name)
         path = recorder.path_of.get(id(module))
-        if path is None or recorder.current < 0:
+        if path is None or recorder.current < 0 or not recorder.hears():
             return found
         own = recorder.running == path
         if not own:
@@ -96,7 +96,7 @@ def _is_forward_of(module: nn.Module, frame: FrameType) -> bool:
 def _blinded(recorder: Recorder, original: Any) -> Any:
     def enter(context: Any) -> None:
         original(context)
-        recorder.blind += threading.get_ident() == recorder.thread
+        recorder.blind += recorder.hears()
 
     return enter
 
@@ -104,14 +104,14 @@ def _blinded(recorder: Recorder, original: Any) -> Any:
 def _sighted(recorder: Recorder, original: Any) -> Any:
     def leave(context: Any, *args: Any) -> None:
         original(context, *args)
-        recorder.blind -= threading.get_ident() == recorder.thread
+        recorder.blind -= recorder.hears()
 
     return leave
 
 
 def _customised(recorder: Recorder, original: Any) -> Any:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder.custom = True
+        recorder.custom = recorder.custom or recorder.hears()
         return original.__get__(None, cls)(*args, **kwargs)
 
     return classmethod(apply)

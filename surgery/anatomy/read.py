@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED, Sizes
+from surgery.anatomy.graph import Call, Recording, shape_of
+from surgery.anatomy.kept import kept
+from surgery.anatomy.numbers import deciding
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Record
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
-from surgery.anatomy.varied import Varied
+from surgery.anatomy.uses import Uses
+from surgery.anatomy.varied import LentSizes, Varied
+from surgery.language.diagnostics import SurgeryError
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
-    """Run ``model`` once and read its anatomy; the model is left exactly as it was.
+    """The anatomy of ``model``, read from one forward; the model is left exactly as it was.
+
+    A reading is kept until the model changes (see kept.py).
 
     Raises:
         SurgeryError: S501 if no inputs can be made up, S502 if the model does not run on them.
@@ -31,9 +39,47 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     ['[linear1..linear2]']
 
     """
-    paths = Paths(model)
-    made = record(model, example_inputs, paths)
-    return Anatomy(made, paths, Varied(model, example_inputs, paths, made))
+    try:
+        found = forward(model, example_inputs, cheap=True)
+    except SurgeryError:
+        found = forward(model, example_inputs)
+    return found.anatomy.of(model, found.lend(model, example_inputs))
+
+
+def forward(
+    model: nn.Module, example_inputs: Any = None, training: bool = False, cheap: bool = False
+) -> Forward:
+    """One recorded forward of ``model``, in evaluation or in training; see :func:`record`."""
+
+    def recorded(paths: Paths) -> Forward:
+        return Forward(record(model, example_inputs, paths, training, cheap), paths)
+
+    return kept(model, example_inputs, (training, cheap), recorded)
+
+
+class Forward:
+    """One recorded forward, and what is read from it."""
+
+    def __init__(self, recording: Recording, paths: Paths):
+        self.recording = recording
+        self.paths = paths
+        self.sizes = LentSizes()
+        self.lasting = recording.release()
+        self.deciding = deciding(recording)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The roles of modules, and what passes these."""
+        return Anatomy(self.recording, self.paths, self.sizes)
+
+    def lend(self, model: nn.Module, example_inputs: Any) -> Varied:
+        """Have the inputs at hand, to be varied as long as the caller keeps what this returns."""
+        return self.sizes.lend(Varied(model, example_inputs, self.paths, self.recording))
+
+    @cached_property
+    def uses(self) -> Uses:
+        """Who uses which parameter."""
+        return Uses(self.recording, self.paths)
 
 
 @dataclass(frozen=True)
@@ -48,17 +94,26 @@ class Passage:
 class Anatomy:
     """What one forward of a model tells of it, and where ``sizes`` say too little, some more."""
 
-    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
-        self.record = record
+    model: nn.Module | None = None
+
+    def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
+        self.recording = recording
         self.paths = paths
         self.sizes = sizes
+
+    def of(self, model: nn.Module, sizes: Sizes) -> Anatomy:
+        """The same for use apart: with it lives ``model``, whose names are in it, and ``sizes``."""
+        _ = self.reading
+        found = copy(self)
+        found.model, found.sizes = model, sizes
+        return found
 
     @cached_property
     def reading(self) -> Reading:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
         with torch.inference_mode(False), torch.enable_grad():
-            return Reading(self.record, self.paths, self.sizes)
+            return Reading(self.recording, self.paths, self.sizes)
 
     @property
     def places(self) -> dict[str, tuple[Site, ...]]:
@@ -138,12 +193,12 @@ class Anatomy:
             value = next((value for _, value in calls[0].outputs), None)
         if value is None:
             return Passage((), "last", len(calls))
-        return Passage(self.record.shapes[value], layout(flow, value), len(calls))
+        return Passage(shape_of(value), layout(flow, value), len(calls))
 
     def port_shape(self, port: Port) -> tuple[int, ...]:
         """The shape of the value at ``port`` in the recorded forward; () if it was never seen."""
         value = self._value(port)
-        return () if value is None else self.record.shapes[value]
+        return () if value is None else shape_of(value)
 
     def tokens_at(self, port: Port) -> Tokens | None:
         """The last of the token sequences that the value at ``port`` is made of.
@@ -170,8 +225,8 @@ class Anatomy:
             return False
         given = [
             argument
-            for argument in self.record.arguments
-            if len(self.record.shapes[argument]) == (3 if flow.is_number(argument) else 2)
+            for argument in self.recording.arguments
+            if len(shape_of(argument)) == (3 if flow.is_number(argument) else 2)
             and flow.depends(value, argument)
         ]
         if any(flow.dims.alike(value, argument) for argument in given):
@@ -185,15 +240,15 @@ class Anatomy:
         """
         rows = [size for size in self.port_shape(port)[:-1] if size != 1]
         for call in self._calls(port.path)[:1]:
-            for around in self.record.stack(call.parent):
+            for around in self.recording.stack(call.parent):
                 value = self.reading.flow.main_input(around)
-                shape = () if value is None else self.record.shapes[value]
+                shape = () if value is None else shape_of(value)
                 whole = len(shape) == 3 and rows in ([shape[0] * shape[1]], [*shape[:2]])
                 if value is not None and whole:
                     return self.reading.ports.input(around, value)
         return None
 
-    def _value(self, port: Port) -> int | None:
+    def _value(self, port: Port) -> Node | None:
         for call in self._calls(port.path):
             if port.side == "output":
                 values = call.outputs
@@ -217,4 +272,4 @@ class Anatomy:
         return found.stack if found is not None else None
 
     def _calls(self, path: str) -> list[Call]:
-        return self.record.calls_of.get(self.paths.canonical(path), [])
+        return self.recording.calls_of.get(self.paths.canonical(path), [])

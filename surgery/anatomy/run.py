@@ -12,10 +12,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from surgery.anatomy.graph import Recording
 from surgery.anatomy.inputs import Inputs, candidates, example_inputs
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Record
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
 from surgery.huggingface.attention_functions import outlined
@@ -28,7 +28,7 @@ def record(
     paths: Paths | None = None,
     training: bool = False,
     cheap: bool = False,
-) -> Record:
+) -> Recording:
     """Run ``model`` once and tell what it did; the model is left exactly as it was.
 
     Large models run on fake tensors, in no memory; small ones on real ones, which costs less and
@@ -59,7 +59,7 @@ def _ways(model: nn.Module) -> tuple[str, ...]:
 
 def recorded(
     model: nn.Module, inputs: Inputs, paths: Paths, how: str, training: bool = False
-) -> Record:
+) -> Recording:
     """What ``model`` does with ``inputs``, run in one way: on ``real`` or ``fake`` tensors."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if how == "fake" else None
     recorder = Recorder(paths, fake)
@@ -68,7 +68,7 @@ def recorded(
         stack.enter_context(untouched(model, copy=fake is None, training=training))
         convert = torch.clone if fake is None else cast("Callable[[Any], Any]", fake.from_tensor)
         args, kwargs = pytree.tree_map_only(torch.Tensor, convert, inputs)
-        recorder.given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        recorder.given(pytree.tree_leaves((args, kwargs)))
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(_uncompiled())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from torch import nn
 KEPT_PARAMETERS = 20_000_000
 """Parameters are copied too (a forward may write to them) unless there are more than this."""
 
+_ONE = threading.RLock()
+"""Held while a model is run without a trace: what is set for all threads is restored in order."""
+
 _CONTAINERS = (dict, OrderedDict, list, set)
 _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
 
@@ -25,8 +29,13 @@ def untouched(model: nn.Module, copy: bool, training: bool = False) -> Generator
     """Evaluate ``model`` inside, or train it; flags, attributes, tensors and generators are restored after.
 
     With ``copy`` the contents of buffers and parameters are kept, too; a run on fake tensors
-    never writes them.
+    never writes them. Other threads wait for their turn.
     """
+    with _ONE:
+        yield from _untouched(model, copy, training)
+
+
+def _untouched(model: nn.Module, copy: bool, training: bool) -> Generator[None]:
     modules = list(model.modules())
     attributes = [_attributes(module) for module in modules]
     tensors = _contents(model) if copy else []

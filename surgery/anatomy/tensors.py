@@ -46,7 +46,7 @@ DESCRIPTIONS = frozenset(
 """Functions that give no tensor and say nothing of the numbers in those they are given."""
 
 
-def count_of(tensor: torch.Tensor) -> int | None:
+def number_in(tensor: torch.Tensor) -> int | None:
     """The one whole number that ``tensor`` is, if it can be read at once."""
     whole = tensor.dim() == 0 and not tensor.dtype.is_floating_point and not tensor.is_complex()
     if not whole or isinstance(tensor, FakeTensor) or tensor.device.type != "cpu":

@@ -5,22 +5,24 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy import graph
+from surgery.anatomy.graph import Access, Call, Key, Recording
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Access, Call, Key, Op, Record, Value
+from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.tensors import (
     DESCRIPTIONS,
     among,
-    count_of,
     is_index,
+    number_in,
     owners_of,
     property_name,
     storage_of,
@@ -29,43 +31,42 @@ from surgery.anatomy.tensors import (
     version_of,
 )
 
-_PLAIN = frozenset((int, float, bool, str, type(None), slice, torch.dtype, torch.device))
+_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device))
 
 
 class Recorder(TorchFunctionMode):
-    """Turns what runs while it is active into a :class:`Record`."""
+    """Turns what runs while it is active into a :class:`~surgery.anatomy.graph.Recording`."""
 
     def __init__(self, paths: Paths, fake: FakeTensorMode | None = None):
         super().__init__()
         self.fake = fake
         self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
-        self.ops: list[Op] = []
+        self.graph = fx.Graph()
+        self.ops: list[Node] = []
         self.calls: list[Call] = []
         self.current = -1
-        self.shapes: list[tuple[int, ...]] = []
-        self.dtypes: list[torch.dtype] = []
-        self.producer: list[int] = []
-        self.counts: dict[int, int] = {}
-        self.indices: dict[int, torch.Tensor] = {}
-        self.strides: list[tuple[int, ...]] = []
         # Tensors are kept alive here, so that no id is given out twice.
-        self.known: dict[int, tuple[int, torch.Tensor]] = {}
-        self.views: dict[int, list[torch.Tensor]] = {}
+        self.known: dict[int, tuple[Node, torch.Tensor]] = {}
+        # The tensors of each memory, and who has written to it since they were read.
+        self.alike: dict[int, list[int]] = {}
+        self.written: dict[int, Node] = {}
         self.twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.named: dict[str, dict[int, str]] = {"parameter": {}, "buffer": {}}
+        self.named: dict[str, dict[Node, str]] = {"parameter": {}, "buffer": {}}
         self.owners = owners_of(paths)
         self.names_of: dict[Any, tuple[tuple[str, ...], str | None]] = {}
-        self.storages: list[int] = []
-        self.seen: set[int] = set()
+        self.seen: set[Node] = set()
         self.accesses: list[Access] = []
         self.direct: set[str] = set()
         self.thread = threading.get_ident()
         self.blind = 0
-        self.blind_ops: set[int] = set()
+        self.blind_ops: set[Node] = set()
         self.custom = False
         self.followed = True
-        self.given: set[int] = set()
-        self.strangers: dict[int, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.indices: dict[Node, torch.Tensor] = {}
+        self.strangers: dict[Node, torch.Tensor] = {}
+        # The node of a traced graph that runs, if one does.
+        self.origin: Node | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,7 +88,7 @@ class Recorder(TorchFunctionMode):
         written = tuple(
             t for t, version in zip(given, before, strict=True) if version_of(t) != version
         )
-        self.record(name, func, args, kwargs, result, written, given)
+        self.record(name, func, args, kwargs, result, written)
         return result
 
     def faked(self, thing: Any) -> Any:
@@ -115,41 +116,86 @@ class Recorder(TorchFunctionMode):
                 self.owners[id(twin)] = self.owners[id(tensor)]
         return self.twins[id(tensor)][1]
 
+    def given(self, leaves: Iterable[Any]) -> None:
+        """Let these be the arguments of the graph, in order."""
+        for number, leaf in enumerate(leaves):
+            node = self.graph.placeholder(f"given_{number}")
+            if isinstance(leaf, torch.Tensor):
+                self.value(node, leaf, None)
+
     def record(
         self,
         name: str,
-        func: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         result: Any,
-        written: tuple[torch.Tensor, ...],
-        given: list[torch.Tensor] | None = None,
+        written: Sequence[torch.Tensor],
     ) -> None:
         """Note one call; one that hands its input on unchanged is no operator."""
-        made = tensors_in(result)
-        results = [t for t in made if id(t) not in self.known or among(t, written)]
+        made = [((), result)] if isinstance(result, torch.Tensor) else list(_parts(result))
+        results = [(at, t) for at, t in made if id(t) not in self.known or among(t, written)]
         if not results and not written:
             if not made and name not in DESCRIPTIONS:
                 self.see((args, kwargs))
             return
-        given = tensors_in((args, kwargs)) if given is None else given
-        inputs = [self.number(tensor) for tensor in given]
-        noted_args: tuple[Any, ...] = self.noted(args)
-        noted_kwargs: dict[str, Any] = self.noted(kwargs) if kwargs else {}
-        outputs = [*results, *(t for t in written if not among(t, results))]
+        inputs: list[Node] = []
+        noted_args: tuple[Any, ...] = self.noted(args, inputs)
+        noted_kwargs: dict[str, Any] = self.noted(kwargs, inputs) if kwargs else {}
+        op = self.operator(name, func, noted_args, noted_kwargs, inputs)
+        if written:
+            self.wrote(op, written)
+        for at, tensor in results:
+            node = op
+            for key in at:
+                node = graph.append(self.graph, graph.item, (node, key), {}, f"{node.name}_{key}")
+            op.meta["outputs"].append(self.value(node, tensor, op))
         for tensor in written:
-            for alias in self.aliases(tensor):
-                if not among(alias, outputs):
-                    outputs.append(alias)
-                    inputs.append(self.number(alias))
-                    # Memory of what a function here made is no stranger, seen or not.
-                    self.strangers.pop(inputs[-1], None)
-        index = len(self.ops)
-        numbers = tuple(self.fresh(tensor, index) for tensor in outputs)
-        op = Op(index, name, noted_args, noted_kwargs, tuple(inputs), numbers, self.current, func)
+            if not any(tensor is one for _, one in results):
+                self.rewritten(tensor, op)
+
+    def operator(
+        self, name: str, func: Any, args: Any, kwargs: dict[str, Any], inputs: list[Node]
+    ) -> Node:
+        """The node of an operator that runs now."""
+        index, what = len(self.ops), kind(name)
+        op = graph.append(self.graph, func, args, kwargs, f"{what}_{index}")
+        op.meta.update(
+            name=name,
+            kind=what,
+            index=index,
+            call=self.current,
+            inputs=tuple(inputs),
+            outputs=[],
+            maker=op,
+        )
+        if self.origin is not None:
+            op.meta["origin"] = self.origin
         self.ops.append(op)
         if self.blind:
-            self.blind_ops.add(index)
+            self.blind_ops.add(op)
+        return op
+
+    def wrote(self, op: Node, written: Sequence[torch.Tensor]) -> None:
+        """Note that all that shows the memory of what ``op`` has ``written`` is not what it was."""
+        for tensor in written:
+            for other in self.alike.get(storage_of(tensor), ()):
+                if other != id(tensor):
+                    self.written[other] = op
+                    # Memory of what a function here made is no stranger, seen or not.
+                    self.strangers.pop(self.known[other][0], None)
+
+    def rewritten(self, tensor: torch.Tensor, op: Node) -> Node:
+        """The node of ``tensor`` since ``op`` has written to its memory."""
+        before = self.known[id(tensor)][0]
+        name = f"after_{op.name}_{len(op.meta['outputs'])}"
+        node = graph.append(self.graph, graph.after, (before, op), {}, name)
+        op.meta["outputs"].append(node)
+        return self.value(node, tensor, op)
+
+    def hears(self) -> bool:
+        """Whether this is the thread of the forward."""
+        return threading.get_ident() == self.thread
 
     @property
     def running(self) -> str:
@@ -158,71 +204,85 @@ class Recorder(TorchFunctionMode):
 
     def see(self, thing: Any) -> None:
         """Note that Python, or code that is not followed, gets the numbers in these tensors."""
-        self.seen.update(self.number(tensor) for tensor in tensors_in(thing))
+        self.seen.update(self.node(tensor) for tensor in tensors_in(thing))
 
-    def fresh(self, tensor: torch.Tensor, producer: int) -> int:
-        """A new value for ``tensor``: it was just made, or just written to."""
-        number = len(self.shapes)
-        if id(tensor) not in self.known and tensor._base is not None:  # pyright: ignore[reportPrivateUsage]
-            self.views.setdefault(id(tensor._base), []).append(tensor)  # pyright: ignore[reportPrivateUsage]
-        self.known[id(tensor)] = number, tensor
-        shape = tuple(tensor.shape)
-        self.shapes.append(shape)
-        self.dtypes.append(tensor.dtype)
-        self.producer.append(producer)
+    def value(self, node: Node, tensor: torch.Tensor, maker: Node | None) -> Node:
+        """``node`` as what ``tensor`` is from now on."""
         plain = tensor.layout is torch.strided
-        self.strides.append(tensor.stride() if plain else ())
-        self.storages.append(storage_of(tensor) if plain else -1)
-        count = None if shape else count_of(tensor)
+        shape, meta = tuple(tensor.shape), node.meta
+        meta["shape"], meta["dtype"], meta["maker"] = shape, tensor.dtype, maker
+        meta["strides"] = tensor.stride() if plain else ()
+        meta["storage"] = storage = storage_of(tensor) if plain else -1
+        count = None if shape else number_in(tensor)
         if count is not None:
-            self.counts[number] = count
-        return number
+            meta["count"] = count
+        known = self.known.get(id(tensor))
+        if storage >= 0 and (known is None or known[0].meta["storage"] != storage):
+            self.alike.setdefault(storage, []).append(id(tensor))
+        self.known[id(tensor)] = node, tensor
+        self.written.pop(id(tensor), None)
+        return node
 
-    def aliases(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The known tensors that show the same memory as ``tensor``, which was written to."""
-        base = tensor._base if tensor._base is not None else tensor  # pyright: ignore[reportPrivateUsage]
-        return [base, *self.views.get(id(base), ())]
-
-    def number(self, tensor: torch.Tensor) -> int:
-        """The value ``tensor`` holds now."""
-        real, tensor = tensor, self.twin(tensor)
+    def node(self, tensor: torch.Tensor) -> Node:
+        """The node of what ``tensor`` holds now."""
         found = self.known.get(id(tensor))
+        if found is None:
+            real, tensor = tensor, self.twin(tensor)
+            found = self.known.get(id(tensor))
+        else:
+            real = tensor
         if found is not None:
-            return found[0]
+            writer = self.written.get(id(tensor))
+            return found[0] if writer is None else self.rewritten(tensor, writer)
         base = tensor._base  # pyright: ignore[reportPrivateUsage]
         if base is not None and id(base) in self.known:
             # Made where no function is seen (inside a custom autograd function).
-            index = len(self.ops)
-            inputs = (self.known[id(base)][0],)
-            op = Op(
-                index, "alias", (Value(inputs[0]),), {}, inputs, (len(self.shapes),), self.current
-            )
-            self.ops.append(op)
-            return self.fresh(tensor, index)
-        number = self.fresh(tensor, -1)
+            origin = self.node(base)
+            made = self._constant(tensor)
+            op = self.operator("alias", graph.hidden, (origin, made), {}, [origin])
+            op.meta["outputs"].append(op)
+            return self.value(op, tensor, op)
         if id(tensor) in self.owners:
-            kind, path = self.owners[id(tensor)]
-            self.named[kind][number] = path
-        elif id(tensor) not in self.given:
-            self.strangers[number] = tensor
-        if id(tensor) not in self.given and is_index(real):
-            self.indices[number] = real.clone()
-        return number
+            owner, path = self.owners[id(tensor)]
+            node = self.graph.create_node("get_attr", path, name=f"own_{len(self.known)}")
+            self.named[owner][node] = path
+        else:
+            node = self._constant(tensor)
+            self.strangers[node] = tensor
+        if is_index(real):
+            self.indices[node] = real.clone()
+        return self.value(node, tensor, None)
 
-    def noted(self, thing: Any) -> Any:
-        """Arguments with their tensors replaced by values."""
+    def _constant(self, tensor: torch.Tensor) -> Node:
+        """A tensor that was there before, or came from code that is not seen."""
+        name = f"constant_{len(self.constants)}"
+        # Later operators may write to it.
+        self.constants[name] = tensor.clone() if type(tensor) is torch.Tensor else tensor
+        return self.graph.create_node("get_attr", name, name=name)
+
+    def noted(self, thing: Any, inputs: list[Node]) -> Any:
+        """Arguments with their tensors replaced by nodes, which join ``inputs``."""
         if type(thing) in _PLAIN:
             return thing
         if isinstance(thing, torch.Tensor):
-            return Value(self.number(thing))
-        if isinstance(thing, tuple | list):
-            return tuple([self.noted(item) for item in cast("tuple[Any, ...]", thing)])
+            node = self.node(thing)
+            inputs.append(node)
+            return node
+        if isinstance(thing, list):
+            return [self.noted(item, inputs) for item in cast("list[Any]", thing)]
+        if isinstance(thing, tuple):
+            return tuple([self.noted(item, inputs) for item in cast("tuple[Any, ...]", thing)])
         if isinstance(thing, dict):
-            return {key: self.noted(item) for key, item in cast("dict[Any, Any]", thing).items()}
+            items = cast("dict[Any, Any]", thing).items()
+            return {key: self.noted(item, inputs) for key, item in items}
+        if isinstance(thing, slice):
+            ends = cast("slice[Any, Any, Any]", thing)
+            parts = (ends.start, ends.stop, ends.step)
+            return slice(*(self.noted(part, inputs) for part in parts))
         return thing
 
     def enter(
-        self, path: str, inputs: dict[str, list[tuple[Key, int]]], kind: str | None, virtual: bool
+        self, path: str, inputs: dict[str, list[tuple[Key, Node]]], kind: str | None, virtual: bool
     ) -> Call:
         number, first = len(self.calls), len(self.ops)
         call = Call(number, path, self.current, inputs, first, virtual=virtual, kind=kind)
@@ -230,12 +290,12 @@ class Recorder(TorchFunctionMode):
         self.current = call.number
         return call
 
-    def leave(self, call: Call, outputs: list[tuple[Key, int]]) -> None:
+    def leave(self, call: Call, outputs: list[tuple[Key, Node]]) -> None:
         call.outputs = outputs
         call.last = len(self.ops) - 1
         self.current = call.parent
 
-    def bound(self, module: nn.Module, args: Any, kwargs: Any) -> dict[str, list[tuple[Key, int]]]:
+    def bound(self, module: nn.Module, args: Any, kwargs: Any) -> dict[str, list[tuple[Key, Node]]]:
         """The tensors a module was called with, by the names of its ``forward``."""
         names, rest = self.signature(module)
         given: dict[str, Any] = dict(zip(names, args, strict=False))
@@ -258,10 +318,10 @@ class Recorder(TorchFunctionMode):
             self.names_of[key] = tuple(names), rest
         return self.names_of[key]
 
-    def keyed(self, thing: Any) -> list[tuple[Key, int]]:
+    def keyed(self, thing: Any) -> list[tuple[Key, Node]]:
         """The tensors in an argument or output, each with its place in it."""
         if isinstance(thing, torch.Tensor):
-            return [(None, self.number(thing))]
+            return [(None, self.node(thing))]
         if isinstance(thing, dict):
             mapping = cast("dict[Any, Any]", thing)
             # A ModelOutput is both; its indices skip what is None.
@@ -273,54 +333,62 @@ class Recorder(TorchFunctionMode):
             items = ((name, getattr(thing, name)) for name in thing.__dataclass_fields__)
         else:
             return []
-        return [(key, self.number(item)) for key, item in items if isinstance(item, torch.Tensor)]
+        return [(key, self.node(item)) for key, item in items if isinstance(item, torch.Tensor)]
 
-    def kept(self) -> set[int]:
+    def kept(self) -> set[Node]:
         """The values that something still holds when the forward is over.
 
         They are what it returned, and what it left in attributes, caches or anywhere else for a
         forward to come. Told by counts of references: of what nothing holds, only the recorder's
         own are left.
         """
-        # No name here may hold a tensor while references are counted.
-        shown = Counter([id(view) for views in self.views.values() for view in views])
         # What nothing else holds has as many references as an object that is held just so.
-        (own,) = _references([(-1, object())])
+        (own,) = _references([(None, object())])
         counts = _references(self.known.values())
         return {
-            number
-            for (number, tensor), count in zip(self.known.values(), counts, strict=True)
-            if count - shown[id(tensor)] > own
+            node
+            for (node, _), count in zip(self.known.values(), counts, strict=True)
+            if count > own
         }
 
-    def finished(self, how: str, result: Any) -> Record:
-        """The record of a forward that returned ``result``, of which all else is gone."""
+    def finished(self, how: str, result: Any) -> Recording:
+        """The recording of a forward that returned ``result``, of which all else is gone."""
         kept = self.kept()
         # Something holds constants before and after; what was made out of sight is not held, but
         # for what is returned.
         returned = {id(t) for t in tensors_inside(result)}
         unknown = {n for n, t in self.strangers.items() if n not in kept or id(t) in returned}
-        return Record(
+        self.graph.output([self.node(t) for t in tensors_in(result)])
+        return Recording(
+            self.graph,
             self.ops,
             self.calls,
-            self.shapes,
-            self.dtypes,
-            self.producer,
             self.named["parameter"],
             self.named["buffer"],
             how,
-            self.counts,
+            self.constants,
             self.indices,
-            self.strides,
-            self.storages,
             self.seen | kept,
             self.accesses,
             frozenset(self.direct),
             self.followed,
             unknown,
             None if self.custom else self.blind_ops,
+            self.seen,
         )
 
 
-def _references(things: Iterable[tuple[int, Any]]) -> list[int]:
+def _parts(result: Any, at: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], torch.Tensor]]:
+    """The tensors in a result, each with the keys that lead to it."""
+    if isinstance(result, torch.Tensor):
+        yield at, result
+    elif isinstance(result, tuple | list):
+        for key, part in enumerate(cast("tuple[Any, ...]", result)):
+            yield from _parts(part, (*at, key))
+    elif isinstance(result, dict):
+        for key, part in cast("dict[Any, Any]", result).items():
+            yield from _parts(part, (*at, key))
+
+
+def _references(things: Iterable[tuple[Node | None, Any]]) -> list[int]:
     return [sys.getrefcount(thing) for _, thing in things]

@@ -6,9 +6,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch.fx import Node
+
+from surgery.anatomy.graph import (
+    Access,
+    Call,
+    Recording,
+    argument_of,
+    before_of,
+    call_of,
+    index_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    shape_of,
+    storage_of,
+)
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Access, Call, Op, Record, Value
-from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import BLANKS
 from surgery.anatomy.roles.weights import contracted
@@ -29,7 +43,7 @@ class Use:
     what it is multiplied with; these are ``turned`` where the operator has the length first.
     """
 
-    op: int
+    op: Node
     reader: str
     states: int | None = None
     transposed: bool = False
@@ -37,103 +51,93 @@ class Use:
 
 
 class Uses:
-    """All that one record tells of who takes part in the result."""
+    """All that one recording tells of who takes part in the result."""
 
-    def __init__(self, record: Record, paths: Paths):
-        self.record = record
+    def __init__(self, recording: Recording, paths: Paths):
+        self.recording = recording
         self.paths = paths
-        self.flow = Flow(record, paths)
 
     @cached_property
     def certain(self) -> bool:
         """Whether all that leads to the result was seen."""
-        return self.record.followed and not any(map(self._unknown, self._reaching[0]))
+        return self.recording.followed and not any(map(self._unknown, self._reaching[0]))
 
     @cached_property
-    def _reaching(self) -> tuple[set[int], set[int]]:
+    def _reaching(self) -> tuple[set[Node], set[Node]]:
         """The values and the operators that something the model returns, or keeps, depends on."""
         return self._back(set()) if self._closed else self._training
 
     @cached_property
-    def _training(self) -> tuple[set[int], set[int]]:
+    def _training(self) -> tuple[set[Node], set[Node]]:
         """The same by degrees: those to which gradients lead, as far as can be told."""
         return self._back(self._closed)
 
     @cached_property
-    def _closed(self) -> set[int]:
+    def _closed(self) -> set[Node]:
         """The operators through which no gradient comes back."""
-        blind = self.record.blind
+        blind = self.recording.blind
         if blind is None:
             return set()
-        cuts = (i for i, kind in enumerate(self.flow.kinds) if kind in _CUTS)
-        return {i for i in blind if not self._casts(i)}.union(cuts)
+        cuts = (op for op in self.recording.ops if kind_of(op) in _CUTS)
+        return {op for op in blind if not self._casts(op)}.union(cuts)
 
-    def _casts(self, index: int) -> bool:
+    def _casts(self, op: Node) -> bool:
         """Whether an operator gives a parameter another type, as `module.to(dtype)` does."""
-        inputs = self.record.ops[index].inputs
-        cast = self.flow.kinds[index] in _CASTS
-        return cast and any(value in self.record.parameters for value in inputs)
+        return kind_of(op) in _CASTS and any(v in self.recording.parameters for v in inputs_of(op))
 
-    def _back(self, closed: set[int]) -> tuple[set[int], set[int]]:
+    def _back(self, closed: set[Node]) -> tuple[set[Node], set[Node]]:
         """The values and operators behind what leaves the forward, but for those ``closed``.
 
         What is written to memory is taken to reach all that show this memory, at any time: rather
         too much than too little.
         """
-        record, kinds = self.record, self.flow.kinds
-        returned = {value for _, value in record.calls[0].outputs} if record.calls else set[int]()
+        recording, writers = self.recording, self._writes
+        calls = recording.calls
+        returned = {value for _, value in calls[0].outputs} if calls else set[Node]()
         # The model holds what is its own, whoever uses it.
-        values = returned | {value for value in record.kept if record.producer[value] >= 0}
-        ops: set[int] = set()
+        values = returned | {value for value in recording.kept if maker_of(value) is not None}
+        ops: set[Node] = set()
         waiting = list(values)
-        writers, storages, producer = self._writes, record.storages, record.producer
         for value in waiting:
-            if producer[value] < 0 and storages[value] not in writers:
-                continue
-            for index in (producer[value], *writers.get(storages[value], ())):
-                if index < 0 or index in ops or index in closed:
+            before = before_of(value)
+            fresh = [before] if before is not None and before not in values else list[Node]()
+            for op in (maker_of(value), *writers.get(storage_of(value), ())):
+                if op is None or op in ops or op in closed:
                     continue
-                ops.add(index)
-                if kinds[index] not in BLANKS:
-                    fresh = [v for v in record.ops[index].inputs if v not in values]
-                    values.update(fresh)
-                    waiting += fresh
+                ops.add(op)
+                if kind_of(op) not in BLANKS:
+                    fresh += [v for v in inputs_of(op) if v not in values]
+            values.update(fresh)
+            waiting += fresh
         return values, ops
 
-    def _unknown(self, value: int) -> bool:
+    def _unknown(self, value: Node) -> bool:
         """Whether ``value`` was made, or filled, where nothing was seen of it."""
-        record = self.record
-        producer = record.producer[value]
-        if producer < 0:
-            return value in record.strangers
-        if self.flow.kinds[producer] in _EMPTY:
-            return record.storages[value] not in self._writes and 0 not in record.shapes[value]
+        maker = maker_of(value)
+        if maker is None:
+            return value in self.recording.strangers
+        if kind_of(maker) in _EMPTY:
+            return storage_of(value) not in self._writes and 0 not in shape_of(value)
         return False
 
     @cached_property
-    def _writes(self) -> dict[int, set[int]]:
+    def _writes(self) -> dict[int, dict[Node, None]]:
         """The operators that made what lies in a memory, where these were several."""
-        found: dict[int, set[int]] = {}
-        first: dict[int, int] = {}
-        storages = self.record.storages
-        for value, producer in enumerate(self.record.producer):
-            place = storages[value]
-            if producer >= 0 and place >= 0:
-                one = first.setdefault(place, producer)
-                if one != producer:
-                    found.setdefault(place, {one}).add(producer)
+        found: dict[int, dict[Node, None]] = {}
+        first: dict[int, Node] = {}
+        for value in self.recording.values:
+            place, maker = storage_of(value), maker_of(value)
+            if maker is not None and place >= 0:
+                one = first.setdefault(place, maker)
+                if one is not maker:
+                    found.setdefault(place, {one: None})[maker] = None
         return found
 
     @cached_property
     def live(self) -> frozenset[str]:
         """The modules that were called, and gave what gradients come back from."""
         values, ops = self._training
-        producer = self.record.producer
-        return frozenset(
-            call.path
-            for call in self.record.calls
-            if any(v in values and (producer[v] in ops or producer[v] < 0) for _, v in call.outputs)
-        )
+        return frozenset(call.path for call in self.recording.calls if _gives(call, values, ops))
 
     @cached_property
     def read_outside(self) -> frozenset[str]:
@@ -142,11 +146,11 @@ class Uses:
 
     def calls(self, path: str) -> list[Call]:
         """The runs of the module at ``path``."""
-        return self.record.calls_of.get(self.paths.canonical(path), [])
+        return self.recording.calls_of.get(self.paths.canonical(path), [])
 
     def runs(self, path: str) -> bool:
         """Whether the module at ``path`` ran."""
-        return bool(self.calls(path)) or self.paths.canonical(path) in self.record.direct
+        return bool(self.calls(path)) or self.paths.canonical(path) in self.recording.direct
 
     def reaches(self, path: str, training: bool = False) -> bool:
         """Whether anything that a run of the module at ``path`` gave, or did, reaches the result.
@@ -155,23 +159,20 @@ class Uses:
         to reach it in a way that gradients come back.
         """
         values, ops = self._training if training else self._reaching
-        if self.paths.canonical(path) in self.record.direct:
+        if self.paths.canonical(path) in self.recording.direct:
             return True
         for call in self.calls(path):
-            made = {value: self.record.producer[value] for _, value in call.outputs}
-            if any(
-                v in values and (producer in ops or producer < 0) for v, producer in made.items()
-            ):
+            if _gives(call, values, ops):
                 return True
-            inside = range(call.first, call.last + 1)
-            if not call.outputs and any(index in ops for index in inside):
+            inside = self.recording.ops[call.first : call.last + 1]
+            if not call.outputs and any(op in ops for op in inside):
                 return True
         return False
 
     def acts(self, name: str, training: bool = False, alone: bool = False) -> bool:
         """The same of the parameter ``name``; ``alone`` of it as it is taken by that name."""
         values, ops = self._training if training else self._reaching
-        if not alone and any(v in values and self._is(v, name) for v in self.record.parameters):
+        if not alone and any(v in values and self._is(v, name) for v in self.recording.parameters):
             return True
         live = [use for use in self.of(name) if use.op in ops]
         return any(self._takes(use, name) for use in live) if alone else bool(live)
@@ -183,7 +184,7 @@ class Uses:
     def outside(self, name: str) -> tuple[Use, ...]:
         """Those by others than the modules that have it, and what these call."""
         owners = self._owners(name)
-        if not owners.isdisjoint(self.record.direct) and not self.taken(name):
+        if not owners.isdisjoint(self.recording.direct) and not self.taken(name):
             return ()
         return tuple(u for u in self.of(name) if not self._within(u.op, owners))
 
@@ -196,7 +197,7 @@ class Uses:
     @cached_property
     def _accesses(self) -> dict[str, list[Access]]:
         found: dict[str, list[Access]] = {}
-        for one in self.record.accesses:
+        for one in self.recording.accesses:
             found.setdefault(f"{one.path}.{one.name}".lstrip("."), []).append(one)
         return found
 
@@ -204,7 +205,8 @@ class Uses:
         """Whether a use of a parameter with several names was by this one: the last one taken."""
         last = {
             other: max(
-                (a.before for a in self._accesses.get(other, ()) if a.before <= use.op), default=-1
+                (a.before for a in self._accesses.get(other, ()) if a.before <= index_of(use.op)),
+                default=-1,
             )
             for other in self.paths.of(self.paths.parameters[name])
         }
@@ -217,49 +219,55 @@ class Uses:
         names = self.paths.of(self.paths.parameters[name]) if name in self.paths.parameters else ()
         return {self._owner(n) for n in names}
 
-    def _within(self, index: int, owners: Iterable[str]) -> bool:
-        return self._below(self.record.ops[index].call, set(owners))
+    def _within(self, op: Node, owners: Iterable[str]) -> bool:
+        return self._below(call_of(op), set(owners))
 
     def _below(self, call: int, owners: set[str]) -> bool:
-        return any(around.path in owners for around in self.record.stack(call))
+        return any(around.path in owners for around in self.recording.stack(call))
 
-    def _is(self, value: int, name: str) -> bool:
-        return self.record.parameters[value] == self.paths.canonical(name)
+    def _is(self, value: Node, name: str) -> bool:
+        return self.recording.parameters[value] == self.paths.canonical(name)
 
     @cached_property
     def _uses(self) -> dict[str, list[Use]]:
         found: dict[str, list[Use]] = {}
-        for op in self.record.ops:
-            if self.flow.kinds[op.index] in BLANKS:
+        for op in self.recording.ops:
+            if kind_of(op) in BLANKS:
                 continue
-            for value in dict.fromkeys(op.inputs):
-                name = self.record.parameters.get(value)
+            for value in dict.fromkeys(inputs_of(op)):
+                name = self.recording.parameters.get(value)
                 if name is not None:
                     found.setdefault(name, []).extend(self._used(op, value))
         return found
 
-    def _used(self, op: Op, value: int) -> list[Use]:
+    def _used(self, op: Node, value: Node) -> list[Use]:
         """How an operator uses a parameter that it is given, in each place where it is."""
-        kind, reader = self.flow.kinds[op.index], self.record.calls[op.call].path
+        kind, reader = kind_of(op), self.recording.calls[call_of(op)].path
         if kind == "multi_head_attention_forward":
             return [
-                Use(op.index, reader, states, turned=states == 3)
+                Use(op, reader, states, turned=states == 3)
                 for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2))
                 if any(_given(op, at, keyword) == value for at, keyword in places.items())
-            ] or [Use(op.index, reader)]
+            ] or [Use(op, reader)]
         operands = operands_of(op, kind) if kind in _PRODUCTS else []
         if len(operands) == 2 and operands.count(value) == 1:
-            at, shapes = operands.index(value), [self.record.shapes[v] for v in operands]
-            if kind == "einsum" and len(op.inputs) == 2:
+            at, shapes = operands.index(value), [shape_of(v) for v in operands]
+            if kind == "einsum" and len(inputs_of(op)) == 2:
                 ranks = (len(shapes[0]), len(shapes[1]))
                 matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
                 if matrix is not None:
-                    return [Use(op.index, reader, matrix.states, matrix.transposed)]
+                    return [Use(op, reader, matrix.states, matrix.transposed)]
             elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
-                return [Use(op.index, reader, len(shapes[0]), kind != "linear")]
-        return [Use(op.index, reader)]
+                return [Use(op, reader, len(shapes[0]), kind != "linear")]
+        return [Use(op, reader)]
 
 
-def _given(op: Op, at: int, keyword: str) -> int | None:
-    found = op.args[at] if at < len(op.args) else op.kwargs.get(keyword)
-    return found.number if isinstance(found, Value) else None
+def _given(op: Node, at: int, keyword: str) -> Node | None:
+    found = argument_of(op, at, keyword)
+    return found if isinstance(found, Node) else None
+
+
+def _gives(call: Call, values: set[Node], ops: set[Node]) -> bool:
+    """Whether any of ``values`` is what ``call`` gave, made by one of ``ops`` or there before."""
+    made = ((value, maker_of(value)) for _, value in call.outputs)
+    return any(value in values and (maker is None or maker in ops) for value, maker in made)

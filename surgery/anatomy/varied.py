@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.dims import BATCH, Recordings, Variation
+from surgery.anatomy.graph import Recording, shape_of
 from surgery.anatomy.inputs import Inputs, candidates
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Record
 from surgery.anatomy.run import recorded
 
 _STEP = 16
@@ -33,7 +34,7 @@ class Varied:
     ``given`` are the example inputs that the caller gave, if any.
     """
 
-    def __init__(self, model: nn.Module, given: Any, paths: Paths, base: Record):
+    def __init__(self, model: nn.Module, given: Any, paths: Paths, base: Recording):
         self.model = model
         self.given = given
         self.paths = paths
@@ -50,18 +51,18 @@ class Varied:
         if inputs is None:
             return Recordings((), None, False)
         owned = (*self.base.parameters, *self.base.buffers)
-        taken = {size for value in owned for size in self.base.shapes[value]}
+        taken = {size for value in owned for size in shape_of(value)}
         found: list[Variation] = []
         for name, before, sizes in inputs.others(taken):
             for size in sizes:
-                record = self._recorded(inputs.resized(name, size))
-                if record is not None:
-                    found.append(Variation(name, before, size, record))
+                again = self._recorded(inputs.resized(name, size))
+                if again is not None:
+                    found.append(Variation(name, before, size, again))
                     break
         whole = len(found) == len(inputs.places) and BATCH in inputs.places
         return Recordings(found, self._recorded(inputs.shuffled()), whole)
 
-    def _recorded(self, arguments: dict[str, Any]) -> Record | None:
+    def _recorded(self, arguments: dict[str, Any]) -> Recording | None:
         try:
             return recorded(self.model, ((), arguments), self.paths, self.base.how)
         except Exception:
@@ -72,12 +73,35 @@ class Varied:
     def _inputs(self) -> _Sizes | None:
         """The inputs of the base: the first ones that have its shapes."""
         values = self.base.calls[0].inputs.values()
-        shapes = sorted(self.base.shapes[value] for pairs in values for _, value in pairs)
+        shapes = sorted(shape_of(value) for pairs in values for _, value in pairs)
         for args, kwargs in candidates(self.model, self.given):
             leaves = pytree.tree_leaves((args, kwargs))
             if sorted(tuple(t.shape) for t in leaves if isinstance(t, Tensor)) == shapes:
                 return _sizes_of(self.model, (args, kwargs))
         return None
+
+
+class LentSizes:
+    """The sizes of inputs that are not kept with a reading: who reads now lends them."""
+
+    def __init__(self) -> None:
+        self._lent: WeakSet[Varied] = WeakSet()
+
+    def lend(self, sizes: Varied) -> Varied:
+        """Use ``sizes`` as long as the caller keeps them."""
+        self._lent.add(sizes)
+        return sizes
+
+    @property
+    def known(self) -> Mapping[str, int]:
+        """Each size that can be told by its name."""
+        one = next(iter(self._lent), None)
+        return one.known if one is not None else {}
+
+    def recordings(self) -> Recordings:
+        """The model recorded at other sizes."""
+        one = next(iter(self._lent), None)
+        return one.recordings() if one is not None else Recordings((), None, False)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 from surgery.cli import CHANGED, FINE
 from surgery.cli.arguments import Inputs, Json, Model, Spec
 from surgery.cli.loading import inputs_of
-from surgery.cli.screen import show, show_json, working
+from surgery.cli.screen import show, show_file, show_json, working
 
 
 class Format(StrEnum):
@@ -19,6 +19,17 @@ class Format(StrEnum):
     text = "text"
     markdown = "markdown"
     json = "json"
+    dot = "dot"
+    html = "html"
+
+
+class View(StrEnum):
+    """The output format of `inspect`."""
+
+    text = "text"
+    json = "json"
+    dot = "dot"
+    html = "html"
 
 
 def register(application: typer.Typer) -> None:
@@ -69,6 +80,10 @@ def diff(
         show_json(found.as_dict())
     elif form is Format.markdown:
         show(found.as_markdown(), end="")
+    elif form is Format.dot:
+        show_file(found.as_dot())
+    elif form is Format.html:
+        show_file(found.as_html())
     else:
         show(str(found))
     return CHANGED if exit_code and not found.is_empty else FINE
@@ -80,6 +95,7 @@ def inspect(
         str | None,
         typer.Argument(metavar="SELECTOR", help="Modules to list, such as `q|v in layer[-4:]`."),
     ] = None,
+    form: Annotated[View, typer.Option("--format", help="Output format.")] = View.text,
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
@@ -93,7 +109,14 @@ def inspect(
         loaded = surgery.load_model(model)
         say("analyzing the model")
         found = surgery.inspect(loaded, selector, example_inputs=inputs_of(inputs))
-    show_json(found.as_dict()) if as_json else show(str(found))
+    if as_json or form is View.json:
+        show_json(found.as_dict())
+    elif form is View.dot:
+        show_file(found.as_dot())
+    elif form is View.html:
+        show_file(found.as_html())
+    else:
+        show(str(found))
 
 
 def explain(

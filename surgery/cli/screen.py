@@ -80,6 +80,17 @@ def show(text: str, end: str = "\n") -> None:
         _print(text, sys.stdout, end)
 
 
+def show_file(text: str) -> None:
+    """Print what a file shall hold: UTF-8, whatever the encoding of a terminal is."""
+    with _written():
+        raw: Any = getattr(sys.stdout, "buffer", None)
+        if raw is None:
+            print(text, end="")
+        else:
+            sys.stdout.flush()
+            raw.write(text.encode())
+
+
 def show_json(data: Any) -> None:
     """Print data as JSON."""
     encoding = str(getattr(sys.stdout, "encoding", "")).lower()

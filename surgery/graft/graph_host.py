@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
-from surgery.anatomy.interpret import Frame, frames
+from surgery.anatomy.lift import Frame, frames
 from surgery.anatomy.site import Core, Port, Tokens, covers
 from surgery.graft.attention.nodes import change_core, core_node
 from surgery.graft.attention.written import WrittenOut, change_written

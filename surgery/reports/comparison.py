@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from surgery.anatomy.site import Site
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.entries import kind_of
@@ -20,9 +21,14 @@ class Moved:
     """Sites at which two plans differ in the same way; for ``changed`` both edits are there."""
 
     change: Change
-    sites: tuple[str, ...]
+    at: tuple[Site, ...]
     before: Edit | None
     after: Edit | None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites."""
+        return tuple(site.name for site in self.at)
 
     @property
     def edit(self) -> Edit:
@@ -86,8 +92,8 @@ def moves(before: Plan, after: Plan) -> list[Moved]:
 def _moved(pairs: Sequence[tuple[Edit | None, Edit | None]]) -> Moved:
     before, after = pairs[0]
     change: Change = "added" if before is None else "removed" if after is None else "changed"
-    sites = tuple((a or b).site.name for b, a in pairs if (a or b))  # type: ignore[union-attr]
-    return Moved(change, sites, before, after)
+    at = tuple((a or b).site for b, a in pairs if (a or b))  # type: ignore[union-attr]
+    return Moved(change, at, before, after)
 
 
 def _meaning(edit: Edit) -> object:

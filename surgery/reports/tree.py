@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from surgery.anatomy.site import Site
 from surgery.planning.layers import read_layer
 from surgery.reports.figures import dimensions, families, millions
+from surgery.reports.marks import NOTHING, Marks
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a module has beside its children: a parameter with no usual name, a region, a slice."""
+
+    label: str
+    path: str
+    roles: tuple[str, ...]
+    marks: Marks = NOTHING
 
 
 @dataclass(frozen=True)
@@ -21,9 +33,9 @@ class Branch:
     kind: str
     roles: tuple[str, ...]
     elements: int
-    extras: tuple[tuple[str, tuple[str, ...]], ...]
-    """Parameters of its own that have no usual name, and regions within it, with their roles."""
+    extras: tuple[Extra, ...]
     children: tuple[Branch, ...]
+    marks: Marks = NOTHING
 
     @property
     def label(self) -> str:
@@ -34,8 +46,8 @@ class Branch:
     def likeness(self) -> object:
         """What is equal for branches that read the same, whatever they are called."""
         below = tuple((c.names, c.likeness()) for c in self.children)
-        extras = tuple((name, roles) for name, roles in self.extras)
-        return (self.kind, self.roles, self.elements, extras, below)
+        extras = tuple((e.label, e.roles, e.marks) for e in self.extras)
+        return (self.kind, self.roles, self.elements, self.marks, extras, below)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -44,7 +56,7 @@ class Branch:
             "kind": self.kind,
             "roles": list(self.roles),
             "elements": self.elements,
-            "extras": [{"name": n, "roles": list(r)} for n, r in self.extras],
+            "extras": [{"name": e.label, "roles": list(e.roles)} for e in self.extras],
             "children": [c.as_dict() for c in self.children],
         }
 
@@ -52,30 +64,70 @@ class Branch:
 Roles = Callable[[str], tuple[str, ...]]
 
 
-def tree_of(model: nn.Module, roles_of: Roles, regions: dict[str, list[str]]) -> Branch:
-    """The tree of ``model``; ``regions`` are paths of regions by the module they lie in."""
-    return _branch(model, "", "", roles_of, regions)
-
-
-def _branch(
-    module: nn.Module, name: str, path: str, roles_of: Roles, regions: dict[str, list[str]]
+def tree_of(
+    model: nn.Module,
+    roles_of: Roles,
+    sites: Iterable[Site] = (),
+    marks: Mapping[str, Marks] | None = None,
 ) -> Branch:
-    children = [
-        _branch(child, key, f"{path}.{key}" if path else key, roles_of, regions)
-        for key, child in module._modules.items()
-        if child is not None
-    ]
-    extras = [
-        (f"{key} [{dimensions(p.shape)}]", roles_of(f"{path}.{key}" if path else key))
-        for key, p in module._parameters.items()
-        if p is not None and (children or key not in ("weight", "bias"))
-    ]
-    extras += [
-        (region[len(path) :].lstrip("."), roles_of(region)) for region in regions.get(path, ())
-    ]
-    elements = sum(p.numel() for p in module.parameters())
-    folded = tuple(_folded(children))
-    return Branch((name,), path, kind_of(module), roles_of(path), elements, tuple(extras), folded)
+    """The tree of ``model``, with those of ``sites`` that are no modules of their own.
+
+    Layers that are told apart by their ``marks`` are not folded.
+    """
+    return _Tree(roles_of, _held(sites), marks or {}).branch(model, "", "", ())
+
+
+def _held(sites: Iterable[Site]) -> dict[str, list[str]]:
+    """The paths of regions, slices and parameters by the module that holds them."""
+    found: dict[str, dict[str, None]] = {}
+    for site in sites:
+        if site.kind != "module":
+            at = site.path.partition("[")[0] if site.kind == "region" else site.exit.path
+            found.setdefault(at, {})[site.path] = None
+    return {at: list(paths) for at, paths in found.items()}
+
+
+@dataclass(frozen=True)
+class _Tree:
+    roles_of: Roles
+    held: Mapping[str, Sequence[str]]
+    marks: Mapping[str, Marks]
+
+    def branch(self, module: nn.Module, name: str, path: str, above: tuple[int, ...]) -> Branch:
+        inside = (*above, id(module))
+        children = [
+            self.branch(child, key, _joined_path(path, key), inside)
+            for key, child in module._modules.items()
+            # A module may hold one of its own ancestors.
+            if child is not None and id(child) not in inside
+        ]
+        return Branch(
+            (name,),
+            path,
+            kind_of(module),
+            self.roles_of(path),
+            sum(p.numel() for p in module.parameters()),
+            tuple(self.extras(module, path, bool(children))),
+            tuple(_folded(children)),
+            self.marks.get(path, NOTHING),
+        )
+
+    def extras(self, module: nn.Module, path: str, every: bool) -> Iterator[Extra]:
+        held = list(self.held.get(path, ()))
+        for key, parameter in module._parameters.items():
+            own = _joined_path(path, key)
+            if parameter is not None and (every or key not in ("weight", "bias") or own in held):
+                yield self.extra(f"{key} [{dimensions(parameter.shape)}]", own)
+                held = [other for other in held if other != own]
+        for other in held:
+            yield self.extra(other[len(path) :].lstrip("."), other)
+
+    def extra(self, label: str, path: str) -> Extra:
+        return Extra(label, path, self.roles_of(path), self.marks.get(path, NOTHING))
+
+
+def _joined_path(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _folded(children: list[Branch]) -> Iterator[Branch]:
@@ -98,10 +150,7 @@ def _joined(run: list[Branch]) -> Branch:
     first = run[0]
     if len(run) == 1:
         return first
-    names = tuple(b.names[0] for b in run)
-    return Branch(
-        names, first.path, first.kind, first.roles, first.elements, first.extras, first.children
-    )
+    return replace(first, names=tuple(b.names[0] for b in run))
 
 
 def kind_of(module: nn.Module) -> str:
@@ -122,7 +171,7 @@ def rows_of(branch: Branch, depth: int = 0) -> Iterator[tuple[str, str, str, str
     label = f"{'  ' * depth}{branch.label or '(the model)'}{times}"
     size = millions(branch.elements) if branch.elements else ""
     yield (label, branch.kind, ", ".join(branch.roles), size)
-    for name, roles in branch.extras:
-        yield (f"{'  ' * (depth + 1)}{name}", "", ", ".join(roles), "")
+    for extra in branch.extras:
+        yield (f"{'  ' * (depth + 1)}{extra.label}", "", ", ".join(extra.roles), "")
     for child in branch.children:
         yield from rows_of(child, depth + 1)

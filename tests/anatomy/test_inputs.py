@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from surgery.anatomy import run
+from surgery.anatomy.graph import shape_of
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.run import record
 from surgery.language.diagnostics import SurgeryError
@@ -24,7 +25,7 @@ def test_a_model_on_meta_takes_no_memory() -> None:
     assert sum(p.numel() for p in model.parameters()) > 500_000_000
     found = record(model)
     assert found.how == "fake"
-    assert found.shapes[found.calls[0].outputs[0][1]] == (2, 8, config.vocab_size)
+    assert shape_of(found.calls[0].outputs[0][1]) == (2, 8, config.vocab_size)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -58,9 +59,9 @@ def test_fake_and_real_tell_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(run, "_ways", lambda _, way=way: (way,))
         one = record(models.build(name))
         # Masks that are all ones are left out where they can be looked at.
-        inputs = [{k: one.shapes[v[0][1]] for k, v in c.inputs.items()} for c in one.calls]
+        inputs = [{k: shape_of(v[0][1]) for k, v in c.inputs.items()} for c in one.calls]
         inputs = [{k: v for k, v in i.items() if not k.endswith("mask")} for i in inputs]
-        outputs = [[(key, one.shapes[v]) for key, v in c.outputs] for c in one.calls]
+        outputs = [[(key, shape_of(v)) for key, v in c.outputs] for c in one.calls]
         found.append([[call.path for call in one.calls], inputs, outputs])
     assert found[0] == found[1]
 

@@ -10,16 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from surgery.anatomy.record import Record
+from surgery.anatomy.dataflow import INPUT, OUTPUT, operators
+from surgery.anatomy.graph import Recording, index_of, inputs_of, maker_of, name_of, outputs_of
 from surgery.anatomy.run import record
 from tests import models
 
 
-def ops(found: Record) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    return [(op.name, op.inputs, op.outputs) for op in found.ops]
-
-
-def recorded(function: Any, *given: torch.Tensor) -> Record:
+def recorded(function: Any, *given: torch.Tensor) -> Recording:
     class Model(nn.Module):
         forward = staticmethod(function)
 
@@ -34,10 +31,10 @@ def test_writing_in_place_makes_a_new_value() -> None:
 
     found = recorded(forward, torch.ones(2))
     first, second, third = found.ops
-    assert second.inputs == first.outputs
-    assert third.inputs == second.outputs
-    assert found.calls[0].outputs == [(None, third.outputs[0])]
-    assert len({first.outputs, second.outputs, third.outputs}) == 3
+    assert inputs_of(second) == (first,)
+    assert inputs_of(third) == (second,)
+    assert found.calls[0].outputs == [(None, third)]
+    assert [outputs_of(op) for op in found.ops] == [[first], [second], [third]]
 
 
 def test_writing_through_a_view_reaches_its_base_and_back() -> None:
@@ -48,10 +45,10 @@ def test_writing_through_a_view_reaches_its_base_and_back() -> None:
         return whole + right.sum()
 
     found = recorded(forward, torch.ones(4), torch.ones(2))
-    graph = found.graph()
-    name = {op.index: op.name for op in found.ops}
-    copy = next(i for i, text in name.items() if text == "copy_")
-    after = {name[i] for i in nx.descendants(graph, copy)}
+    copy = next(op for op in found.ops if name_of(op) == "copy_")
+    after = {
+        name_of(found.ops[i]) for i in nx.descendants(operators(found), index_of(copy)) - {OUTPUT}
+    }
     assert {"add", "__add__"} & after
     assert "sum" in after
 
@@ -64,9 +61,9 @@ def test_setting_an_item_is_seen() -> None:
 
     found = recorded(forward, torch.ones(4), torch.ones(2))
     given = {value for _, value in found.calls[0].inputs["y"]}
-    writer = next(op for op in found.ops if op.name == "__setitem__")
-    assert given <= set(writer.inputs)
-    assert set(found.ops[-1].inputs) & set(writer.outputs)
+    writer = next(op for op in found.ops if name_of(op) == "__setitem__")
+    assert given <= set(inputs_of(writer))
+    assert set(inputs_of(found.ops[-1])) & set(outputs_of(writer))
 
 
 def test_operators_that_change_nothing_are_none() -> None:
@@ -74,7 +71,7 @@ def test_operators_that_change_nothing_are_none() -> None:
         return nn.functional.dropout(x.contiguous().to(x.dtype), training=False).shape[0] * x
 
     found = recorded(forward, torch.ones(2))
-    assert [op.name.strip("_") for op in found.ops] in (["mul"], ["rmul"])
+    assert [name_of(op).strip("_") for op in found.ops] in (["mul"], ["rmul"])
 
 
 @dataclasses.dataclass
@@ -123,29 +120,30 @@ def test_inputs_go_by_the_names_of_forward() -> None:
 
 def test_modules_know_what_they_ran() -> None:
     found = record(models.build("nanogpt"))
-    product = next(op for op in found.ops if op.name == "scaled_dot_product_attention")
+    product = next(op for op in found.ops if name_of(op) == "scaled_dot_product_attention")
     assert found.path_stack(product) == ("", "transformer.h.0", "transformer.h.0.attn")
     names = set(found.parameters.values())
     assert "transformer.h.1.mlp.c_fc.weight" in names
-    assert all(found.producer[value] == -1 for value in found.parameters)
+    assert all(maker_of(value) is None for value in found.parameters)
 
 
 def test_the_graph_flows_forward() -> None:
     found = record(models.build("gpt2"))
-    graph = found.graph()
+    graph = operators(found)
     assert nx.is_directed_acyclic_graph(graph)
-    assert all(tail < head for tail, head in graph.edges)
-    last = found.producer[found.calls[0].outputs[0][1]]
-    linears = [op.index for op in found.ops if op.name == "addmm"]
+    between = [edge for edge in graph.edges if not {INPUT, OUTPUT} & {*edge}]
+    assert all(tail < head for tail, head in between)
+    assert len(between) > len(found.ops) / 2
+    linears = [op for op in found.ops if name_of(op) == "addmm"]
     assert len(linears) == 8
-    assert all(nx.has_path(graph, index, last) for index in linears)
+    assert all(nx.has_path(graph, index_of(op), OUTPUT) for op in linears)
 
 
 def test_attention_is_recorded_off_its_fast_path() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     found = record(layer.eval())
     assert {"self_attn", "linear1", "linear2", "norm1", "norm2"} <= set(found.calls_of)
-    assert [op.name for op in found.ops if "multi_head" in op.name] == [
+    assert [name_of(op) for op in found.ops if "multi_head" in name_of(op)] == [
         "multi_head_attention_forward"
     ]
 

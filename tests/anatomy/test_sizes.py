@@ -14,6 +14,7 @@ from benchmarks.architectures import building
 from benchmarks.architectures.catalogue import architectures
 from surgery.anatomy import varied
 from surgery.anatomy.dims import Data, Fixed, Sized, Unknown, foretold, identified
+from surgery.anatomy.graph import shape_of
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, read
@@ -139,21 +140,20 @@ def test_dims_foretell_another_size(key: str) -> None:
     sizes = varied.Varied(model, inputs, paths, base)
     found = identified(base, sizes.recordings())
     other = record(model, at(model, 6, 40), paths)
-    assert len(other.shapes) == len(base.shapes)
     known = {name: 6 if name == "batch" else 40 for name in sizes.known}
     unknown = 0
-    for value, shape in enumerate(other.shapes):
-        for dim, size in zip(found[value], shape, strict=True):
+    for value, like in zip(base.values, other.values, strict=True):
+        for dim, size in zip(found[value], shape_of(like), strict=True):
             unknown += isinstance(dim, Unknown | Data)
             assert isinstance(dim, Unknown | Data) or foretold(dim, known) == size
-    total = sum(map(len, base.shapes))
+    total = sum(len(shape_of(value)) for value in base.values)
     assert unknown <= total // 50
 
 
 def test_each_dim_has_its_name() -> None:
     model = models.build("llama")
     anatomy = read(model, at(model, 16, 16))
-    (states,) = (v for _, v in anatomy.record.calls_of["model.layers.0"][0].outputs)
+    (states,) = (v for _, v in anatomy.recording.calls_of["model.layers.0"][0].outputs)
     dims = anatomy.reading.flow.dims.of(states)
     batch, length = (Sized((name,), Fraction(1), Fraction(0)) for name in ("batch", "length"))
     assert dims == (batch, length, Fixed(models.HIDDEN))
@@ -188,7 +188,7 @@ def test_features_ahead_of_the_length() -> None:
 
 
 def calls(anatomy: Anatomy, path: str) -> list[Any]:
-    return anatomy.record.calls_of[path][0].outputs
+    return anatomy.recording.calls_of[path][0].outputs
 
 
 class Refusing(nn.Module):
@@ -213,6 +213,6 @@ def test_a_model_that_refuses_other_sizes_is_read_by_these_and_left_as_it_was() 
     anatomy = read(model, torch.arange(16).reshape(4, 4))
     assert [site.path for site in anatomy.places["embedding"]] == ["table"]
     dims = anatomy.reading.flow.dims
-    assert dims.of(anatomy.record.calls[0].outputs[0][1]) == (Unknown(),) * 3
+    assert dims.of(anatomy.recording.calls[0].outputs[0][1]) == (Unknown(),) * 3
     assert int(cast(Tensor, model.runs)) == 0
     assert torch.equal(torch.get_rng_state(), state)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from surgery.anatomy.graph import name_of, shape_of
 from surgery.anatomy.run import record
 from tests import models
 
@@ -26,7 +27,7 @@ def test_a_traced_graph_is_seen_as_the_modules_it_was(forget: bool) -> None:
     virtual = {call.path for call in flat.calls if call.virtual}
     assert {"transformer.h.0", "transformer.h.1.attn", "transformer.h.1.mlp"} <= virtual
     assert "transformer.h.0.mlp.c_fc" not in virtual
-    core = [op for op in flat.ops if op.name == "scaled_dot_product_attention"]
+    core = [op for op in flat.ops if name_of(op) == "scaled_dot_product_attention"]
     assert [flat.path_stack(op)[-1] for op in core] == [
         "transformer.h.0.attn",
         "transformer.h.1.attn",
@@ -37,9 +38,9 @@ def test_a_flattened_module_has_the_borders_it_had() -> None:
     eager, flat = record(models.build("nanogpt")), record(traced(forget=False))
     for path in ("transformer.h.0.mlp", "transformer.h.1.attn"):
         (one,), (other,) = eager.calls_of[path], flat.calls_of[path]
-        into = [flat.shapes[v] for values in other.inputs.values() for _, v in values]
-        assert into == [eager.shapes[one.inputs["x"][0][1]]]
-        assert [flat.shapes[v] for _, v in other.outputs] == [eager.shapes[one.outputs[0][1]]]
+        into = [shape_of(v) for values in other.inputs.values() for _, v in values]
+        assert into == [shape_of(one.inputs["x"][0][1])]
+        assert [shape_of(v) for _, v in other.outputs] == [shape_of(one.outputs[0][1])]
 
 
 def test_a_traced_graph_within_a_model_keeps_its_path() -> None:

@@ -32,6 +32,27 @@ def test_diff_as_json(run: Any, snapshot: Any):
     assert run("diff", "toy:model", "spec.peft", "--format", "json").out == ran.out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("diff", "toy:model", "spec.peft"),
+        ("diff", "toy:model", "spec.peft", "train norm"),
+        ("inspect", "toy:model"),
+        ("inspect", "toy:model", "up|down"),
+    ],
+    ids=" ".join,
+)
+def test_models_are_drawn(run: Any, words: tuple[str, ...]):
+    page, graph = (run(*words, "--format", form) for form in ("html", "dot"))
+    assert (page.code, page.err) == (graph.code, graph.err) == (0, "")
+    assert page.out.startswith("<!DOCTYPE html>\n")
+    assert page.out.endswith("</html>\n")
+    assert graph.out.startswith("digraph surgery {\n")
+    assert graph.out.endswith("\n}\n")
+    assert "Language" in page.out
+    assert "Language" in graph.out
+
+
 def test_diff_of_two_specs(run: Any, snapshot: Any):
     other = "on Linear apply lora(r = 4); train norm|bias"
     assert str(run("diff", "toy:model", "spec.peft", other)) == snapshot

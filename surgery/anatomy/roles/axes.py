@@ -5,37 +5,38 @@ from __future__ import annotations
 from math import prod
 from typing import Any, Literal, cast
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.operators import CHANNELS_FIRST, PASSIVE, POINTWISE
 
 Layout = Literal["last", "first"]
 
 
-def layout(flow: Flow, value: int) -> Layout:
+def layout(flow: Flow, value: Node) -> Layout:
     """Told from the operators that made ``value``."""
-    rank = len(flow.record.shapes[value])
+    rank = len(shape_of(value))
     return "first" if rank > 2 and feature_axis(flow, value) == 1 else "last"
 
 
-def feature_axis(flow: Flow, value: int) -> int:
+def feature_axis(flow: Flow, value: Node) -> int:
     """The axis of ``value`` with its features, counted from the front."""
-    steps: list[Op] = []
+    steps: list[Node] = []
     at = value
-    shapes = flow.record.shapes
-    while (op := flow.op(at)) is not None:
-        kind = flow.kinds[op.index]
+    while (op := maker_of(at)) is not None:
+        kind = kind_of(op)
         if kind not in PASSIVE and kind not in POINTWISE and kind not in ("cat", "pad"):
             break
         steps.append(op)
-        inputs = [v for v in op.inputs if not flow.owned(v)] or list(op.inputs)
+        inputs = [v for v in inputs_of(op) if not flow.owned(v)] or list(inputs_of(op))
         if not inputs:
             break
-        at = max(inputs, key=lambda v: len(shapes[v]) if kind in POINTWISE else 0)
-    maker = flow.op(at)
-    axis = len(shapes[at]) - 1
-    if (maker is not None and flow.kinds[maker.index] in CHANNELS_FIRST) or (
-        maker is None and at in flow.record.arguments and len(shapes[at]) >= 4
+        at = max(inputs, key=lambda v: len(shape_of(v)) if kind in POINTWISE else 0)
+    maker = maker_of(at)
+    axis = len(shape_of(at)) - 1
+    if (maker is not None and kind_of(maker) in CHANNELS_FIRST) or (
+        maker is None and at in flow.recording.arguments and len(shape_of(at)) >= 4
     ):
         axis = 1
     for op in reversed(steps):
@@ -43,11 +44,10 @@ def feature_axis(flow: Flow, value: int) -> int:
     return axis
 
 
-def _moved(flow: Flow, op: Op, axis: int) -> int:
-    shapes = flow.record.shapes
-    before = max((shapes[v] for v in op.inputs), key=len)
-    after = shapes[op.outputs[0]]
-    kind = flow.kinds[op.index]
+def _moved(flow: Flow, op: Node, axis: int) -> int:
+    before = max((shape_of(v) for v in inputs_of(op)), key=len)
+    after = shape_of(outputs_of(op)[0])
+    kind = kind_of(op)
     numbers = [arg for arg in op.args if isinstance(arg, int)]
     if kind == "transpose" and len(numbers) == 2:
         one, other = (n % len(after) for n in numbers)
@@ -55,8 +55,8 @@ def _moved(flow: Flow, op: Op, axis: int) -> int:
     if kind in ("T", "t", "mT", "H"):
         return len(after) - 1 - axis
     if kind == "permute":
-        rest = op.args[1:]
-        if rest and isinstance(rest[0], tuple):
+        rest = cast("tuple[Any, ...]", op.args[1:])
+        if rest and isinstance(rest[0], tuple | list):
             rest = cast("tuple[Any, ...]", rest[0])
         order = [int(n) for n in rest]
         if len(order) == len(after):

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from surgery.anatomy.record import Call, Key, Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import (
+    Call,
+    Key,
+    dtype_of,
+    index_of,
+    inputs_of,
+    kind_of,
+    outputs_of,
+    shape_of,
+)
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
@@ -23,10 +34,10 @@ class Stack:
     ``path`` that of the module.
     """
 
-    lookup: Op
+    lookup: Node
     reader: Call
     argument: str
-    ids: int
+    ids: Node
     path: str
 
 
@@ -37,20 +48,20 @@ class Exits:
         self, flow: Flow, ports: Ports, layers: Mapping[str, Layer], cores: Sequence[Core]
     ):
         self.flow = flow
-        self.record = flow.record
+        self.recording = flow.recording
         self.ports = ports
         self.layers = layers
         self.cores = cores
 
-    def runs(self, reader: Call, lookup: Op) -> bool:
+    def runs(self, reader: Call, lookup: Node) -> bool:
         """Whether ``reader`` has layers that are given what ``lookup`` has found, or attends to it."""
         return bool(self._layers(reader, lookup) or self._attending(reader, lookup))
 
-    def last(self, stack: Stack) -> int:
+    def last(self, stack: Stack) -> Node:
         """What the last layer gives; where layers are no modules, the last attention."""
         layers = self._layers(stack.reader, stack.lookup)
         if layers:
-            return cast("int", self.flow.main_output(layers[-1]))
+            return cast("Node", self.flow.main_output(layers[-1]))
         return self._attending(stack.reader, stack.lookup)[-1].result
 
     def port(self, stack: Stack) -> Port | None:
@@ -73,41 +84,40 @@ class Exits:
         given = self.returned(stack.reader, stack.ids, value)
         return Port(stack.reader.path, "output", None, given[0]) if given else None
 
-    def _whole(self, stack: Stack, value: int) -> bool:
+    def _whole(self, stack: Stack, value: Node) -> bool:
         """Whether ``value`` has a place for each token, and none but for padding behind them."""
         flow, dims = self.flow, self.flow.dims
         if dims.alike(value, stack.ids):
             return True
         return any(
-            flow.kinds[op.index] in ("cat", "pad")
-            and dims.alike(op.inputs[0], stack.ids)
-            and dims.alike(value, op.outputs[0])
+            kind_of(op) in ("cat", "pad")
+            and dims.alike(inputs_of(op)[0], stack.ids)
+            and dims.alike(value, outputs_of(op)[0])
             and pads(flow, op)
             for op in flow.ops[stack.reader.first : stack.reader.last + 1]
         )
 
-    def returned(self, call: Call, ids: int, value: int) -> tuple[Key, int] | None:
+    def returned(self, call: Call, ids: Node, value: Node) -> tuple[Key, Node] | None:
         """What ``call`` makes of ``value`` and returns: states of all tokens."""
-        shapes = self.record.shapes
         for key, made in call.outputs:
-            sequence = len(shapes[made]) > 2 and self.flow.dims.alike(made, ids)
+            sequence = len(shape_of(made)) > 2 and self.flow.dims.alike(made, ids)
             if sequence and self.flow.depends(made, value):
                 return key, made
         return None
 
     def streams(self, stack: Stack) -> tuple[tuple[Key, int], ...]:
         """What the reader returns beside: states of as many sequences, one behind the other."""
-        value, shapes = self.last(stack), self.record.shapes
-        batch, length = shapes[stack.ids]
+        value = self.last(stack)
+        batch, length = shape_of(stack.ids)
         return tuple(
-            (key, shapes[made][1] // length)
+            (key, shape_of(made)[1] // length)
             for key, made in stack.reader.outputs
-            if len(shapes[made]) == 3
-            and shapes[made][0] == batch
-            and shapes[made][1] > length
-            and shapes[made][1] % length == 0
-            and shapes[made][2] == shapes[value][-1]
-            and shapes[value][1] == length + shapes[made][1]
+            if len(shape_of(made)) == 3
+            and shape_of(made)[0] == batch
+            and shape_of(made)[1] > length
+            and shape_of(made)[1] % length == 0
+            and shape_of(made)[2] == shape_of(value)[-1]
+            and shape_of(value)[1] == length + shape_of(made)[1]
             and self.flow.depends(made, value)
         )
 
@@ -116,11 +126,11 @@ class Exits:
 
         Queries of the model's own make as many states of any number of tokens.
         """
-        found, last = stack.lookup.outputs[0], self.last(stack)
+        found, last = outputs_of(stack.lookup)[0], self.last(stack)
         within = [
             core
             for core in self.cores
-            if stack.reader.first <= core.ops[-1].index <= stack.reader.last
+            if stack.reader.first <= index_of(core.ops[-1]) <= stack.reader.last
         ]
         own = [core for core in within if not self.flow.depends(core.q, found)]
         if any(self._of_tokens(core.q, found, own) for core in within):
@@ -129,38 +139,38 @@ class Exits:
         met = any(self.flow.depends(last, core.result) for core in keyed)
         return met and not self._picks(stack, last)
 
-    def _of_tokens(self, value: int, found: int, own: list[Core]) -> bool:
+    def _of_tokens(self, value: Node, found: Node, own: list[Core]) -> bool:
         """Whether ``value`` is made of the tokens ``found``, and not of states that attend to them."""
         through = any(self.flow.depends(value, core.result) for core in own)
         return self.flow.depends(value, found) and not through
 
-    def _layers(self, reader: Call, lookup: Op) -> list[Call]:
+    def _layers(self, reader: Call, lookup: Node) -> list[Call]:
         """The outermost layers in ``reader`` that are given what ``lookup`` has found."""
         found: list[Call] = []
-        for call in self.record.calls[reader.number + 1 :]:
-            around = [outer.number for outer in self.record.stack(call.parent)]
+        for call in self.recording.calls[reader.number + 1 :]:
+            around = [outer.number for outer in self.recording.stack(call.parent)]
             if call.path not in self.layers or reader.number not in around:
                 continue
             value = self.flow.main_output(call)
-            if value is None or not self.flow.depends(value, lookup.outputs[0]):
+            if value is None or not self.flow.depends(value, outputs_of(lookup)[0]):
                 continue
             if not any(outer.number in around for outer in found):
                 found.append(call)
         return found
 
-    def _attending(self, reader: Call, lookup: Op) -> list[Core]:
+    def _attending(self, reader: Call, lookup: Node) -> list[Core]:
         """The attentions in ``reader`` over what ``lookup`` has found."""
         return [
             core
             for core in self.cores
-            if reader.first <= core.ops[-1].index <= reader.last
-            and self.flow.depends(core.result, lookup.outputs[0])
+            if reader.first <= index_of(core.ops[-1]) <= reader.last
+            and self.flow.depends(core.result, outputs_of(lookup)[0])
         ]
 
     def _out_of(self, call: Call, reader: Call) -> list[Call]:
         """The calls around ``call``, itself included, that run once in ``reader``."""
         found: list[Call] = []
-        for around in self.record.stack(call.number):
+        for around in self.recording.stack(call.number):
             if self._once(around, reader):
                 found.append(around)
             if around.number == reader.number:
@@ -169,60 +179,60 @@ class Exits:
 
     def _once(self, call: Call, reader: Call) -> bool:
         """Whether the module runs once in ``reader``: layers may share their weights."""
-        calls = self.record.calls_of[call.path]
+        calls = self.recording.calls_of[call.path]
         return (
             sum(
-                any(outer.number == reader.number for outer in self.record.stack(other.number))
+                any(outer.number == reader.number for outer in self.recording.stack(other.number))
                 for other in calls
             )
             == 1
         )
 
-    def _counted(self, stack: Stack, value: int) -> bool:
+    def _counted(self, stack: Stack, value: Node) -> bool:
         """Whether the reader needs as many states as there were.
 
         It reshapes them by the number of tokens, picks by the ids, or has them meet other states
         of the same tokens.
         """
-        flow, shapes = self.flow, self.record.shapes
-        found = stack.lookup.outputs[0]
-        length = shapes[value][1]
+        flow = self.flow
+        found = outputs_of(stack.lookup)[0]
+        length = shape_of(value)[1]
         for op in self._behind(stack, value):
-            shape = shapes[op.inputs[0]]
-            reshaped = flow.kinds[op.index] in ("view", "reshape", "expand") and len(shape) > 2
-            lengthy = flow.dims.alike(op.inputs[0], value, ((1, 1),))
+            shape = shape_of(inputs_of(op)[0])
+            reshaped = kind_of(op) in ("view", "reshape", "expand") and len(shape) > 2
+            lengthy = flow.dims.alike(inputs_of(op)[0], value, ((1, 1),))
             if reshaped and lengthy and length in _numbers(op.args):
                 return True
-            for other in op.inputs:
+            for other in inputs_of(op):
                 beside = flow.is_hidden(other) and flow.dims.alike(other, value)
                 if beside and flow.depends(other, found) and not flow.depends(other, value):
                     return True
         return self._picks(stack, value)
 
-    def _picks(self, stack: Stack, value: int) -> bool:
+    def _picks(self, stack: Stack, value: Node) -> bool:
         """Whether the reader picks among what it makes of ``value`` by the ids."""
         for op in self._behind(stack, value):
-            for other in op.inputs:
-                picks = not self.record.dtypes[other].is_floating_point
+            for other in inputs_of(op):
+                picks = not dtype_of(other).is_floating_point
                 by_ids = self.flow.depends(other, stack.ids)
                 if picks and by_ids and not self.flow.depends(other, value):
                     return True
         return False
 
-    def _behind(self, stack: Stack, value: int) -> list[Op]:
+    def _behind(self, stack: Stack, value: Node) -> list[Node]:
         """The operators of the reader that ``value`` reaches."""
         reader = stack.reader
 
-        def outside(op: Op) -> bool:
-            return not reader.first <= op.index <= reader.last
+        def outside(op: Node) -> bool:
+            return not reader.first <= index_of(op) <= reader.last
 
-        return [op for op in self.flow.forward(value, outside) if not outside(op) and op.inputs]
+        return [op for op in self.flow.forward(value, outside) if not outside(op) and inputs_of(op)]
 
 
 def _numbers(thing: Any) -> set[int]:
     """The plain integers among arguments; a size may come as a tuple."""
     if isinstance(thing, int):
         return {thing}
-    if isinstance(thing, tuple):
+    if isinstance(thing, tuple | list):
         return set[int]().union(*map(_numbers, cast("tuple[Any, ...]", thing)))
     return set()

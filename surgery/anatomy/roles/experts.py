@@ -6,8 +6,18 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.fx import Node
 
-from surgery.anatomy.record import Call, Op
+from surgery.anatomy.graph import (
+    Call,
+    argument_of,
+    call_of,
+    inputs_of,
+    kind_of,
+    outputs_of,
+    readers,
+    shape_of,
+)
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
@@ -36,27 +46,27 @@ class Mixture:
     joins: bool
 
 
-def mixtures(flow: Flow, linears: Mapping[int, Linear], ports: Ports) -> Iterator[Mixture]:
+def mixtures(flow: Flow, linears: Mapping[Node, Linear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
     routing = _routing(flow, linears)
-    for index, linear in linears.items():
-        if index in routing:
+    for op, linear in linears.items():
+        if op in routing:
             found = _around(flow, linear, ports)
             if found is not None:
                 yield found
 
 
 def expert_feed_forwards(
-    flow: Flow, linears: Mapping[int, Linear], found: Sequence[Mixture], known: Container[int]
+    flow: Flow, linears: Mapping[Node, Linear], found: Sequence[Mixture], known: Container[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards inside mixtures, which join no residual of their own.
 
     Those whose down is in ``known`` are left out.
     """
     for linear in linears.values():
-        path = linear.path or flow.record.calls[linear.op.call].path
+        path = linear.path or flow.recording.calls[call_of(linear.op)].path
         around = [m for m in found if covers(m.call.path, path)]
-        if linear.op.index in known or not around:
+        if linear.op in known or not around:
             continue
         # What makes a router's scores is no expert.
         if not any(flow.depends(mixture.linear.result, linear.result) for mixture in around):
@@ -98,7 +108,7 @@ def _around_path(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _routing(flow: Flow, linears: Mapping[int, Linear]) -> set[int]:
+def _routing(flow: Flow, linears: Mapping[Node, Linear]) -> set[Node]:
     """The linears whose scores decide, by topk, where the values go.
 
     They are looked for from the choices on: a walk ahead from each linear would follow the residual
@@ -106,47 +116,47 @@ def _routing(flow: Flow, linears: Mapping[int, Linear]) -> set[int]:
     """
     allowed = PASSIVE | POINTWISE | {"softmax", "zeros_like", "scatter", "masked_fill"}
 
-    def stop(_: int, op: Op) -> bool:
-        return op.index in linears or flow.kinds[op.index] not in allowed
+    def stop(_: Node, op: Node) -> bool:
+        return op in linears or kind_of(op) not in allowed
 
-    found: set[int] = set()
+    found: set[Node] = set()
     for op in flow.ops:
-        if _chooses(flow, op) and any(call.path for call in flow.record.stack(op.call)):
-            for value in op.inputs:
-                found |= {made.index for made in flow.backward(value, stop)} & linears.keys()
-    return {i for i in found if len(flow.record.shapes[flow.ops[i].outputs[0]]) <= 3}
+        if _chooses(flow, op) and any(call.path for call in flow.recording.stack(call_of(op))):
+            for value in inputs_of(op):
+                found |= set(flow.backward(value, stop)) & linears.keys()
+    return {op for op in found if len(shape_of(outputs_of(op)[0])) <= 3}
 
 
-def _chooses(flow: Flow, op: Op) -> bool:
+def _chooses(flow: Flow, op: Node) -> bool:
     """Whether ``op`` is a choice by scores that may be of experts."""
-    kind = flow.kinds[op.index]
+    kind = kind_of(op)
     # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
-    chosen = kind == "max" and len(op.outputs) == 2 and _is_used(flow, op.outputs[1])
+    chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
     return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
 
 
-def _picks_keys(flow: Flow, op: Op) -> bool:
+def _picks_keys(flow: Flow, op: Node) -> bool:
     """Whether ``op`` chooses keys for each query, and no experts (Doge, for long texts).
 
     It goes along no axis of features, in scores of heads, queries and keys.
     """
-    rank = len(flow.record.shapes[op.inputs[0]])
-    at = 2 if flow.kinds[op.index] == "topk" else 1
-    axis = op.args[at] if len(op.args) > at else op.kwargs.get("dim", -1)
+    rank = len(shape_of(inputs_of(op)[0]))
+    at = 2 if kind_of(op) == "topk" else 1
+    axis = argument_of(op, at, "dim", -1)
     if rank < 4 or not isinstance(axis, int):
         return False
-    return feature_axis(flow, op.inputs[0]) != axis % rank
+    return feature_axis(flow, inputs_of(op)[0]) != axis % rank
 
 
-def _is_used(flow: Flow, value: int) -> bool:
-    return bool(flow.record.consumers[value]) or value in flow.record.kept
+def _is_used(flow: Flow, value: Node) -> bool:
+    return bool(readers(value)) or value in flow.recording.kept
 
 
 def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
     """The module that gives values to experts and collects them, if it does no more than that."""
     router = linear.path
-    inside = linear.call.parent if linear.call is not None else linear.op.call
-    for call in flow.record.stack(inside):
+    inside = linear.call.parent if linear.call is not None else call_of(linear.op)
+    for call in flow.recording.stack(inside):
         if not call.path:
             return None
         # The router may be a module around the linear, with the choice inside.
@@ -195,7 +205,7 @@ def _numbered(module: nn.Module) -> list[str]:
 
 def _chosen(flow: Flow, call: Call, router: str, linear: Linear) -> str | None:
     """The first module beside the router that is given its scores, and has weights."""
-    for inner in flow.record.calls[call.number + 1 :]:
+    for inner in flow.recording.calls[call.number + 1 :]:
         if inner.first > call.last:
             break
         path = inner.path

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import (
@@ -21,32 +23,32 @@ from surgery.anatomy.roles.residual import Sum, branch_ends
 
 @dataclass(frozen=True)
 class FeedForward:
-    """The linears of one feed-forward; ``roles`` by the index of the linear's operator.
+    """The linears of one feed-forward; ``roles`` by the linear's operator.
 
     ``product`` is the operator that multiplies the result of ``down`` with a gate, if one does.
     """
 
     down: Linear
-    roles: Mapping[int, str]
-    source: int
-    product: Op | None = None
+    roles: Mapping[Node, str]
+    source: Node
+    product: Node | None = None
 
 
 def feed_forwards(
-    flow: Flow, linears: Mapping[int, Linear], sums: list[Sum], taken: Collection[int]
+    flow: Flow, linears: Mapping[Node, Linear], sums: list[Sum], taken: Collection[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
-    seen: set[int] = set()
+    seen: set[Node] = set()
     whole = {item.result for item in sums}
     for item in sums:
         for branch in item.branches:
             for end in branch_ends(flow, branch, whole):
                 product = _gated(flow, end)
                 down = by_result.get(flow.same(product[1]) if product else end)
-                if down is None or down.op.index in seen or down.op.index in taken:
+                if down is None or down.op in seen or down.op in taken:
                     continue
-                seen.add(down.op.index)
+                seen.add(down.op)
                 found = feed_forward(flow, linears, down)
                 if found is None and (inner := by_result.get(flow.same(down.source))) is not None:
                     # Projected once more before it joins.
@@ -55,24 +57,24 @@ def feed_forwards(
                     yield replace(found, product=product[0]) if product else found
 
 
-def _gated(flow: Flow, value: int) -> tuple[Op, int] | None:
+def _gated(flow: Flow, value: Node) -> tuple[Node, Node] | None:
     """The product that ``value`` is of an activation's result and another value, and this one."""
-    product = flow.op(value)
-    if product is None or flow.kinds[product.index] != "mul" or len(product.inputs) != 2:
+    product = maker_of(value)
+    if product is None or kind_of(product) != "mul" or len(inputs_of(product)) != 2:
         return None
-    shapes = {flow.record.shapes[factor] for factor in product.inputs}
-    makers = [flow.op(factor) for factor in product.inputs]
-    bent = [m is not None and flow.kinds[m.index] in ACTIVATIONS for m in makers]
+    shapes = {shape_of(factor) for factor in inputs_of(product)}
+    makers = [maker_of(factor) for factor in inputs_of(product)]
+    bent = [m is not None and kind_of(m) in ACTIVATIONS for m in makers]
     if len(shapes) > 1 or bent.count(True) != 1:
         return None
-    return product, product.inputs[bent.index(False)]
+    return product, inputs_of(product)[bent.index(False)]
 
 
-def _base(flow: Flow, skip: int) -> int:
+def _base(flow: Flow, skip: Node) -> Node:
     return next(iter(branch_ends(flow, skip)))
 
 
-def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> FeedForward | None:
+def feed_forward(flow: Flow, linears: Mapping[Node, Linear], down: Linear) -> FeedForward | None:
     """What lies behind ``down``, if that is linears, something pointwise with a bend, no more."""
     if not down.pointwise:
         return None
@@ -89,10 +91,10 @@ def feed_forward(flow: Flow, linears: Mapping[int, Linear], down: Linear) -> Fee
     roles = _roles(flow, firsts, down, straight.linears if straight else set())
     if roles is None:
         return None
-    return FeedForward(down, {**roles, down.op.index: "down"}, firsts[0].source)
+    return FeedForward(down, {**roles, down.op: "down"}, firsts[0].source)
 
 
-def _entries(flow: Flow, linears: Mapping[int, Linear], found: list[Linear]) -> list[Linear]:
+def _entries(flow: Flow, linears: Mapping[Node, Linear], found: list[Linear]) -> list[Linear]:
     """Each weight once (experts run in turns), and without low-rank paths beside another."""
     firsts = list({linear.weight: linear for linear in reversed(found)}.values())[::-1]
     by_result = {linear.result: linear for linear in linears.values()}
@@ -107,13 +109,13 @@ def _entries(flow: Flow, linears: Mapping[int, Linear], found: list[Linear]) -> 
 
 @dataclass
 class _Reached:
-    linears: set[int]
+    linears: set[Node]
     bent: bool
     convolved: bool
 
 
 def _behind(
-    flow: Flow, linears: Mapping[int, Linear], down: Linear, *, through: bool
+    flow: Flow, linears: Mapping[Node, Linear], down: Linear, *, through: bool
 ) -> _Reached | None:
     """The nearest linears before ``down``; with ``through`` False only those no activation bends.
 
@@ -122,23 +124,23 @@ def _behind(
     found = _Reached(set(), False, False)
     allowed = PASSIVE | POINTWISE | NORMS | STATISTICS | {"cat"}
 
-    def stop(_: int, op: Op) -> bool:
-        linear = linears.get(op.index)
+    def stop(_: Node, op: Node) -> bool:
+        linear = linears.get(op)
         if linear is not None:
             return not linear.depthwise
-        if not flow.is_number(op.outputs[0]):
+        if not flow.is_number(outputs_of(op)[0]):
             return True
-        return not through and flow.kinds[op.index] in BENDS
+        return not through and kind_of(op) in BENDS
 
     for op in flow.backward(down.source, stop):
-        linear = linears.get(op.index)
-        kind = flow.kinds[op.index]
-        if op.outputs and not flow.is_number(op.outputs[0]):
+        linear = linears.get(op)
+        kind = kind_of(op)
+        if outputs_of(op) and not flow.is_number(outputs_of(op)[0]):
             continue  # which side of a bend each value is on
-        if op.outputs and flow.constant(op.outputs[0]):
+        if outputs_of(op) and flow.constant(outputs_of(op)[0]):
             continue
         if linear is not None and not linear.depthwise:
-            found.linears.add(op.index)
+            found.linears.add(op)
         elif linear is not None:
             if kind != "conv2d":
                 return None
@@ -152,46 +154,45 @@ def _behind(
 
 def _is_plain(flow: Flow, linear: Linear) -> bool:
     # Between convolutions, a depthwise one makes an inverted bottleneck, not a feed-forward.
-    return not flow.kinds[linear.op.index].startswith("conv")
+    return not kind_of(linear.op).startswith("conv")
 
 
 def _roles(
-    flow: Flow, firsts: list[Linear], down: Linear, straight: set[int]
-) -> dict[int, str] | None:
-    shapes = flow.record.shapes
+    flow: Flow, firsts: list[Linear], down: Linear, straight: set[Node]
+) -> dict[Node, str] | None:
     if len(firsts) == 1:
         axis = features_axis(flow, firsts[0])
-        fused = shapes[firsts[0].result][axis] == 2 * shapes[down.source][axis]
-        return {firsts[0].op.index: "gate_up" if fused else "up"}
+        fused = shape_of(firsts[0].result)[axis] == 2 * shape_of(down.source)[axis]
+        return {firsts[0].op: "gate_up" if fused else "up"}
     if len(firsts) == 2:
-        ups = [first for first in firsts if first.op.index in straight]
-        gates = [first for first in firsts if first.op.index not in straight]
+        ups = [first for first in firsts if first.op in straight]
+        gates = [first for first in firsts if first.op not in straight]
         if len(ups) == 1:
-            return {ups[0].op.index: "up", gates[0].op.index: "gate"}
+            return {ups[0].op: "up", gates[0].op: "gate"}
         if len(ups) == 2:
             # A gelu written out leads past its own bend, too; the gate is the one that has one.
             return _written_out(flow, firsts)
     return None
 
 
-def _written_out(flow: Flow, firsts: list[Linear]) -> dict[int, str] | None:
+def _written_out(flow: Flow, firsts: list[Linear]) -> dict[Node, str] | None:
     bent = [
         first
         for first in firsts
         if any(
-            flow.kinds[op.index] in BENDS
+            kind_of(op) in BENDS
             for op in flow.forward(
-                first.op.outputs[0],
-                lambda op: flow.kinds[op.index] not in PASSIVE | POINTWISE,
+                outputs_of(first.op)[0],
+                lambda op: kind_of(op) not in PASSIVE | POINTWISE,
             )
         )
     ]
     if len(bent) != 1:
         return None
-    return {first.op.index: "gate" if first in bent else "up" for first in firsts}
+    return {first.op: "gate" if first in bent else "up" for first in firsts}
 
 
 def features_axis(flow: Flow, linear: Linear) -> int:
     """The axis along which the result of ``linear`` has its features."""
-    kind = flow.kinds[linear.op.index]
+    kind = kind_of(linear.op)
     return -int(kind[4]) - 1 if kind.startswith("conv") and kind[4:5].isdigit() else -1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from torch.fx import Node
+
+from surgery.anatomy.graph import call_of, dtype_of, inputs_of, kind_of, maker_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import PASSIVE
@@ -16,46 +19,47 @@ _KEPT = PASSIVE | {"masked_fill", "setitem", "clamp", "clamp_min"}
 
 def embeddings(flow: Flow) -> Iterator[str]:
     """The modules that look up what the model was given; positions are not given."""
-    for op, kind in zip(flow.ops, flow.kinds, strict=True):
+    for op in flow.ops:
+        kind = kind_of(op)
         if kind != "embedding":
             continue
-        ids = [v for v in op.inputs if not flow.record.dtypes[v].is_floating_point]
-        call = flow.record.calls[op.call]
+        ids = [v for v in inputs_of(op) if not dtype_of(v).is_floating_point]
+        call = flow.recording.calls[call_of(op)]
         module = flow.paths.modules.get(call.path)
         own = module is not None and "weight" in module._parameters  # pyright: ignore[reportPrivateUsage]
         if own and any(_given(flow, v) for v in ids):
             yield call.path
 
 
-def _given(flow: Flow, ids: int) -> bool:
+def _given(flow: Flow, ids: Node) -> bool:
     """Whether the model was given ``ids``, up to some that it puts another in place of."""
-    op = flow.op(ids)
+    op = maker_of(ids)
     if op is None:
-        return ids in flow.record.arguments
-    kind = flow.kinds[op.index]
+        return ids in flow.recording.arguments
+    kind = kind_of(op)
     if kind == "where":
-        return any(_given(flow, value) for value in op.inputs[1:])
-    left = (kind in _KEPT and bool(op.inputs)) or pads(flow, op)
-    return left and _given(flow, op.inputs[0])
+        return any(_given(flow, value) for value in inputs_of(op)[1:])
+    left = (kind in _KEPT and bool(inputs_of(op))) or pads(flow, op)
+    return left and _given(flow, inputs_of(op)[0])
 
 
-def heads(flow: Flow, linears: Mapping[int, Linear]) -> Iterator[Linear]:
+def heads(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Linear]:
     """The linears whose result the model returns, up to its shape, its scale and a soft cap."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
-    for _, value in flow.record.calls[0].outputs:
+    for _, value in flow.recording.calls[0].outputs:
         linear = by_result.get(flow.same(_uncapped(flow, value)))
         if linear is not None:
             yield linear
 
 
-def _uncapped(flow: Flow, value: int) -> int:
+def _uncapped(flow: Flow, value: Node) -> Node:
     while True:
         before = unscaled(flow, flow.stripped(value, PASSIVE))
-        op = flow.op(before)
-        if op is not None and flow.kinds[op.index] == "tanh" and op.inputs:
-            scaled = flow.op(op.inputs[0])
-            if scaled is not None and flow.kinds[scaled.index] in ("div", "mul"):
-                before = unscaled(flow, op.inputs[0])
+        op = maker_of(before)
+        if op is not None and kind_of(op) == "tanh" and inputs_of(op):
+            scaled = maker_of(inputs_of(op)[0])
+            if scaled is not None and kind_of(scaled) in ("div", "mul"):
+                before = unscaled(flow, inputs_of(op)[0])
         if before == value:
             return value
         value = before

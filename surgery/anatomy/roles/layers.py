@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.fx import Node
 
-from surgery.anatomy.record import Op
+from surgery.anatomy.graph import call_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import covers
 
@@ -25,7 +26,7 @@ class Layer:
 
 
 def find_layers(
-    flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Op]
+    flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Node]
 ) -> dict[str, Layer]:
     """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
     sums, feed_forwards = list(sums), list(feed_forwards)
@@ -51,7 +52,9 @@ def find_layers(
     return found
 
 
-def _shared(flow: Flow, attentions: set[str], feed_forwards: list[str], sums: list[Op]) -> set[str]:
+def _shared(
+    flow: Flow, attentions: set[str], feed_forwards: list[str], sums: list[Node]
+) -> set[str]:
     """The lowest modules that hold both an attention and a feed-forward."""
     attended: set[str] = set()
     for path in attentions:
@@ -65,14 +68,14 @@ def _shared(flow: Flow, attentions: set[str], feed_forwards: list[str], sums: li
     return {part for path in layers for part in _parts(path, attentions, feed_forwards)}
 
 
-def _outer(flow: Flow, path: str, lowest: set[str], sums: list[Op]) -> str:
+def _outer(flow: Flow, path: str, lowest: set[str], sums: list[Node]) -> str:
     """The numbered module right around ``path``, if it holds residual sums beside it."""
     parent = path.rpartition(".")[0]
     if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
         return path
     if any(covers(parent, other) and other != path for other in lowest):
         return path
-    at = [flow.record.calls[op.call].path for op in sums]
+    at = [flow.recording.calls[call_of(op)].path for op in sums]
     return parent if any(covers(parent, a) and not covers(path, a) for a in at) else path
 
 
@@ -109,7 +112,7 @@ def _runs(flow: Flow, path: str) -> bool:
     """Whether the module has a forward of its own: a list of modules has none."""
     module = flow.paths.modules.get(path)
     own = module is not None and type(module).forward is not nn.Module.forward
-    return own or path in flow.record.calls_of
+    return own or path in flow.recording.calls_of
 
 
 def _above(path: str) -> Iterator[str]:
@@ -118,24 +121,24 @@ def _above(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _numbered(flow: Flow, sums: list[Op]) -> set[str]:
+def _numbered(flow: Flow, sums: list[Node]) -> set[str]:
     """Without attention: the numbered modules that have a residual of their own."""
     found: set[str] = set()
     for op in sums:
-        for call in flow.record.stack(op.call):
+        for call in flow.recording.stack(call_of(op)):
             if call.path.rpartition(".")[2].isdigit():
                 found.add(call.path)
                 break
     return found
 
 
-def _siblings(flow: Flow, paths: set[str], sums: list[Op]) -> set[str]:
+def _siblings(flow: Flow, paths: set[str], sums: list[Node]) -> set[str]:
     """The other modules of the same lists that are of the same class or have a residual."""
     lists = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2].isdigit()}
-    modules, calls = flow.paths.modules, flow.record.calls_of
+    modules, calls = flow.paths.modules, flow.recording.calls_of
     # Of a flattened module only its call tells the class.
     kinds = {(path.rpartition(".")[0], calls[path][0].kind) for path in paths if path in calls}
-    residual = {call.path for op in sums for call in flow.record.stack(op.call)}
+    residual = {call.path for op in sums for call in flow.recording.stack(call_of(op))}
     found: set[str] = set()
     for path in calls:
         parent, _, name = path.rpartition(".")

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
-from surgery.anatomy.record import Call, Op, Value
+from torch.fx import Node
+
+from surgery.anatomy.graph import (
+    Call,
+    call_of,
+    dtype_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    outputs_of,
+    shape_of,
+)
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, RESHAPES, WEIGHTED
 
@@ -21,39 +33,40 @@ class Linear:
     if it mixes positions more than features, each group of these apart.
     """
 
-    op: Op
+    op: Node
     path: str | None
     call: Call | None
     weight: str
-    source: int
-    result: int
+    source: Node
+    result: Node
     pointwise: bool
     depthwise: bool
 
 
-def linears(flow: Flow) -> dict[int, Linear]:
-    """The linears of a record by the index of their operator."""
-    found: dict[int, Linear] = {}
-    for op, kind in zip(flow.ops, flow.kinds, strict=True):
+def linears(flow: Flow) -> dict[Node, Linear]:
+    """The linears of a recording by their operator."""
+    found: dict[Node, Linear] = {}
+    for op in flow.ops:
+        kind = kind_of(op)
         if kind in WEIGHTED and (linear := _linear(flow, op, kind)) is not None:
-            found[op.index] = linear
+            found[op] = linear
     return found
 
 
-def _linear(flow: Flow, op: Op, kind: str) -> Linear | None:
+def _linear(flow: Flow, op: Node, kind: str) -> Linear | None:
     operands = operands_of(op, kind)
     weighed = _weight(flow, operands, kind)
-    if weighed is None or not op.outputs:
+    if weighed is None or not outputs_of(op):
         return None
     weight, source = weighed
-    result = op.outputs[0]
-    if not flow.record.dtypes[result].is_floating_point or flow.owned(source):
+    result = outputs_of(op)[0]
+    if not dtype_of(result).is_floating_point or flow.owned(source):
         return None
     pointwise, depthwise = True, False
     if kind in CONVOLUTIONS:
-        shape = flow.record.shapes[operands[1]]
+        shape = shape_of(operands[1])
         pointwise = all(size == 1 for size in shape[2:])
-        depthwise = not pointwise and shape[1] < flow.record.shapes[source][-len(shape) + 1]
+        depthwise = not pointwise and shape[1] < shape_of(source)[-len(shape) + 1]
     call = None if _grouped(flow, operands, weight) else _alone(flow, op, weight, source, result)
     if call is None:
         return Linear(op, None, None, weight, source, result, pointwise, depthwise)
@@ -63,7 +76,7 @@ def _linear(flow: Flow, op: Op, kind: str) -> Linear | None:
     return Linear(op, call.path, call, weight, given, made, pointwise, depthwise)
 
 
-def operands_of(op: Op, kind: str) -> list[int]:
+def operands_of(op: Node, kind: str) -> list[Node]:
     """The values that are multiplied, in order."""
     given = list(_values((op.args, op.kwargs)))
     if kind in ("addmm", "baddbmm", "addbmm"):
@@ -71,17 +84,17 @@ def operands_of(op: Op, kind: str) -> list[int]:
     return given[:2]
 
 
-def _values(thing: Any) -> Iterable[int]:
-    if isinstance(thing, Value):
-        yield thing.number
+def _values(thing: Any) -> Iterable[Node]:
+    if isinstance(thing, Node):
+        yield thing
     elif isinstance(thing, dict):
         yield from _values(tuple(cast("dict[str, Any]", thing).values()))
-    elif isinstance(thing, tuple):
+    elif isinstance(thing, tuple | list):
         for item in cast("tuple[Any, ...]", thing):
             yield from _values(item)
 
 
-def _weight(flow: Flow, operands: list[int], kind: str) -> tuple[str, int] | None:
+def _weight(flow: Flow, operands: list[Node], kind: str) -> tuple[str, Node] | None:
     """The name of the weight, and the other operand."""
     if len(operands) < 2:
         return None
@@ -97,32 +110,35 @@ def _weight(flow: Flow, operands: list[int], kind: str) -> tuple[str, int] | Non
     return (owned, first) if owned is not None else None
 
 
-def _grouped(flow: Flow, operands: list[int], weight: str) -> bool:
+def _grouped(flow: Flow, operands: list[Node], weight: str) -> bool:
     """Whether the blocks of one matrix are multiplied each with inputs of its own."""
     parameter = flow.paths.parameters.get(weight)
-    shapes = [flow.record.shapes[v] for v in operands if flow.parameter(v) == weight]
-    return parameter is not None and parameter.dim() == 2 and any(len(s) > 2 for s in shapes)
+    shapes = [shape_of(v) for v in operands if flow.parameter(v) == weight]
+    if parameter is None or parameter.dim() != 2:
+        return False
+    # One that is expanded is the same for all of the batch (products after decompositions).
+    return any(len(s) > 2 and prod(s) == parameter.numel() for s in shapes)
 
 
-def _derived(flow: Flow, value: int) -> str | None:
-    record = flow.record
-    owned = {**record.parameters, **record.buffers}
+def _derived(flow: Flow, value: Node) -> str | None:
+    recording = flow.recording
+    owned = {**recording.parameters, **recording.buffers}
     name: str | None = None
     for op in flow.backward(value, lambda _value, _op: False):
-        for operand in op.inputs:
+        for operand in inputs_of(op):
             if operand in owned:
                 name = name or owned[operand]
-            elif record.producer[operand] < 0 and operand in record.arguments:
+            elif operand in recording.arguments:
                 return None
     return name or owned.get(flow.same(value))
 
 
-def _alone(flow: Flow, op: Op, weight: str, source: int, result: int) -> Call | None:
+def _alone(flow: Flow, op: Node, weight: str, source: Node, result: Node) -> Call | None:
     """The call that only multiplies its input with ``weight``, of a module that owns it."""
     parameter = flow.paths.parameters.get(weight)
     names = flow.paths.of(parameter) if parameter is not None else (weight,)
     owners = {_owner(name) for name in names}
-    for call in flow.record.stack(op.call):
+    for call in flow.recording.stack(call_of(op)):
         if not owners.intersection(_paths(flow, call)):
             continue
         given, made = flow.main_input(call), flow.main_output(call)
@@ -147,21 +163,21 @@ def _paths(flow: Flow, call: Call) -> tuple[str, ...]:
     return flow.paths.of(module) if module is not None else (call.path,)
 
 
-def _from(flow: Flow, made: int, op: Op) -> bool:
+def _from(flow: Flow, made: Node, op: Node) -> bool:
     """Whether ``made`` is the product itself, up to its shape, its bias, and its scale."""
     value = made
     while True:
-        maker = flow.op(value)
+        maker = maker_of(value)
         if maker is None:
             return False
-        if maker.index == op.index:
+        if maker is op:
             return True
-        kind = flow.kinds[maker.index]
+        kind = kind_of(maker)
         if kind not in RESHAPES and not (kind in ARITHMETIC and _with_own(flow, maker)):
             return False
-        value = next((v for v in maker.inputs if not flow.owned(v)), maker.inputs[0])
+        value = next((v for v in inputs_of(maker) if not flow.owned(v)), inputs_of(maker)[0])
 
 
-def _with_own(flow: Flow, op: Op) -> bool:
+def _with_own(flow: Flow, op: Node) -> bool:
     """Whether all but one of the operands are the model's own or plain numbers."""
-    return sum(not flow.owned(value) for value in dict.fromkeys(op.inputs)) == 1
+    return sum(not flow.owned(value) for value in dict.fromkeys(inputs_of(op))) == 1

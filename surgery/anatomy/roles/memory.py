@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
+from torch.fx import Node
+
 from surgery.anatomy.dims import TURNED
-from surgery.anatomy.record import Call, Key, Op
+from surgery.anatomy.graph import Call, Key, index_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
 from surgery.huggingface.names import MEMORY_MASKS
@@ -15,9 +17,9 @@ from surgery.huggingface.names import MEMORY_MASKS
 def memory_of(
     flow: Flow,
     encoder: Call,
-    last: int,
-    returned: tuple[Key, int],
-    mask: int | None,
+    last: Node,
+    returned: tuple[Key, Node],
+    mask: Node | None,
     decoders: Iterable[Call],
 ) -> Memory | None:
     """The memory that the states are which ``encoder`` has ``returned``, or None.
@@ -34,7 +36,7 @@ def memory_of(
         given = _given(flow, reader, states)
         if given is None or reader.virtual or encoder.virtual:
             continue
-        around = flow.record.calls[reader.parent]
+        around = flow.recording.calls[reader.parent]
         apart = not _kept(flow, encoder, last, states)
         if apart and flow.same(last) != flow.same(states):
             continue
@@ -46,11 +48,11 @@ def memory_of(
 
 def _beside(flow: Flow, encoder: Call, decoder: Call) -> Call:
     """The outermost call with ``decoder`` in it and ``encoder`` not."""
-    around = {call.number for call in flow.record.stack(encoder.number)}
-    return next(call for call in flow.record.stack(decoder.number) if call.parent in around)
+    around = {call.number for call in flow.recording.stack(encoder.number)}
+    return next(call for call in flow.recording.stack(decoder.number) if call.parent in around)
 
 
-def _given(flow: Flow, reader: Call, states: int) -> str | None:
+def _given(flow: Flow, reader: Call, states: Node) -> str | None:
     """The argument of ``reader`` with the states, or with what a projection made of each."""
     for name, values in reader.inputs.items():
         for key, value in values:
@@ -60,7 +62,7 @@ def _given(flow: Flow, reader: Call, states: int) -> str | None:
     return None
 
 
-def _mask(flow: Flow, reader: Call, mask: int | None) -> str | None:
+def _mask(flow: Flow, reader: Call, mask: Node | None) -> str | None:
     for name, values in reader.inputs.items():
         for key, value in values:
             if key is None and mask is not None and flow.same(value) == flow.same(mask):
@@ -69,34 +71,34 @@ def _mask(flow: Flow, reader: Call, mask: int | None) -> str | None:
     return next((name for name in MEMORY_MASKS if name in accepted), None)
 
 
-def _kept(flow: Flow, encoder: Call, last: int, states: int) -> bool:
+def _kept(flow: Flow, encoder: Call, last: Node, states: Node) -> bool:
     """Whether what ``encoder`` makes of ``last``, behind its layers, has a place for each token."""
 
-    def outside(op: Op) -> bool:
-        return not encoder.first <= op.index <= encoder.last
+    def outside(op: Node) -> bool:
+        return not encoder.first <= index_of(op) <= encoder.last
 
     ops = flow.forward(last, outside)
     return all(outside(op) or _all_alike(flow, op, states) for op in ops)
 
 
-def _only_read(flow: Flow, around: Call, encoder: Call, reader: Call, states: int) -> bool:
+def _only_read(flow: Flow, around: Call, encoder: Call, reader: Call, states: Node) -> bool:
     """Whether nothing but ``reader`` does more with ``states`` than map each of them."""
 
-    def inside(op: Op) -> bool:
-        return any(call.first <= op.index <= call.last for call in (encoder, reader))
+    def inside(op: Node) -> bool:
+        return any(call.first <= index_of(op) <= call.last for call in (encoder, reader))
 
     made = [op for op in flow.forward(states, inside) if not inside(op)]
-    values = {value for op in made for value in op.outputs}
+    values = {value for op in made for value in outputs_of(op)}
     handed = {v for _, v in around.outputs if v in values and flow.same(v) != flow.same(states)}
     return not handed and all(_all_alike(flow, op, states) for op in made)
 
 
-def _all_alike(flow: Flow, op: Op, states: int) -> bool:
-    return all(_alike(flow, value, states) for value in op.outputs)
+def _all_alike(flow: Flow, op: Node, states: Node) -> bool:
+    return all(_alike(flow, value, states) for value in outputs_of(op))
 
 
-def _alike(flow: Flow, value: int, states: int) -> bool:
+def _alike(flow: Flow, value: Node, states: Node) -> bool:
     """Whether ``value`` has the batch and the length of ``states``, in one order or the other."""
     dims = flow.dims
     either = dims.alike(value, states) or dims.alike(value, states, TURNED)
-    return either and len(flow.record.shapes[value]) > 2
+    return either and len(shape_of(value)) > 2

@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
+from torch.fx import Node
+
 from surgery.anatomy.dims import Sizes
+from surgery.anatomy.graph import (
+    Call,
+    Recording,
+    argument_of,
+    call_of,
+    index_of,
+    maker_of,
+    outputs_of,
+    shape_of,
+)
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.record import Call, Op, Record, Value
 from surgery.anatomy.roles.cores import cores
 from surgery.anatomy.roles.exits import Exits
 from surgery.anatomy.roles.experts import Mixture, alike, expert_feed_forwards, mixtures
@@ -41,10 +52,10 @@ _WHOLE = {
 class Reading:
     """The roles in one record; ``places`` are the sites of each in model order."""
 
-    def __init__(self, record: Record, paths: Paths, sizes: Sizes | None = None):
-        self.record = record
+    def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
+        self.recording = recording
         self.paths = paths
-        self.flow = flow = Flow(record, paths, sizes)
+        self.flow = flow = Flow(recording, paths, sizes)
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
@@ -54,18 +65,18 @@ class Reading:
         projections = Projections(flow, self.linears, found, self.sums)
         self.attentions = [projections.around(core) for core in found]
         self.mixtures = list(mixtures(flow, self.linears, self.ports))
-        outputs = {a.o.op.index for a in self.attentions if a.o is not None}
+        outputs = {a.o.op for a in self.attentions if a.o is not None}
         self.feed_forwards = list(feed_forwards(flow, self.linears, self.sums, outputs))
         self.feed_forwards += expert_feed_forwards(
-            flow, self.linears, self.mixtures, {f.down.op.index for f in self.feed_forwards}
+            flow, self.linears, self.mixtures, {f.down.op for f in self.feed_forwards}
         )
-        adds = [op for item in self.sums if (op := flow.op(item.result)) is not None]
+        adds = [op for item in self.sums if (op := maker_of(item.result)) is not None]
         beside = [
             *(f.down.path for f in self.feed_forwards if f.down.path),
             *(m.call.path for m in self.mixtures),
         ]
         attended = [
-            a.o.path if a.o and a.o.path else self.record.calls[a.core.ops[-1].call].path
+            a.o.path if a.o and a.o.path else self.recording.calls[call_of(a.core.ops[-1])].path
             for a in self.attentions
         ]
         self.layers = find_layers(flow, attended, beside, adds)
@@ -116,7 +127,7 @@ class Reading:
         for linear in self.linears.values():
             alone = linear.call is not None and len(linear.call.outputs) == 1
             routes = linear.path in self._sites["router"]
-            if alone and linear.pointwise and not routes and linear.op.index in self.flow.felt:
+            if alone and linear.pointwise and not routes and linear.op in self.flow.felt:
                 self._linear(linear, "linear")
         for role, site in alike(self.mixtures, self._sites, self.paths.modules):
             own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
@@ -140,13 +151,13 @@ class Reading:
         site: Site | None = None
         if last is not None:
             self._linear(last, "o")
-        if core.ops[-1].index not in self.flow.felt:
+        if core.ops[-1] not in self.flow.felt:
             return  # what it attends to changes nothing that the model returns
         if last is not None and firsts:
             border = Border(
                 firsts[0].source,
                 last.result,
-                tuple(sorted((first.op for first in firsts), key=lambda op: op.index)),
+                tuple(sorted((first.op for first in firsts), key=index_of)),
                 last.op,
                 firsts[0].call,
                 last.call,
@@ -164,7 +175,7 @@ class Reading:
     def _opened(self, linear: Linear, served: str, attention: Attention) -> bool:
         """Slices of a packed weight whose module was flattened: `nn.MultiheadAttention`, exported."""
         owner, _, name = linear.weight.rpartition(".")
-        calls = self.record.calls_of.get(owner)
+        calls = self.recording.calls_of.get(owner)
         if linear.call is not None or name == "weight" or not calls or not calls[0].virtual:
             return False
         found = self.slices.projections(linear, served, attention.core).apart
@@ -178,7 +189,7 @@ class Reading:
             self._slices(call, reach.apart)
             return
         sizes = self._core(attention).features
-        made = self.record.shapes[linear.result][-1]
+        made = shape_of(linear.result)[-1]
         # Of operands that are mixed after they were projected, a layer is the one it has the size of.
         own = [name for name in reach.alike if sizes[name] == made]
         for name in own or reach.alike:
@@ -196,12 +207,12 @@ class Reading:
 
     def _whole(self, attention: Attention) -> None:
         op = attention.core.ops[0]
-        call = self.record.calls[op.call]
+        call = self.recording.calls[call_of(op)]
         for role, (position, keyword) in _WHOLE.items():
-            given = op.args[position] if position < len(op.args) else op.kwargs.get(keyword)
-            if not isinstance(given, Value):
+            given = argument_of(op, position, keyword)
+            if not isinstance(given, Node):
                 continue
-            owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
+            owner, _, name = self.recording.parameters.get(given, "").rpartition(".")
             if name == "weight" and owner != call.path and covers(call.path, owner):
                 self._add(replace(self.paths.module(owner), role=role), role)
         self._packed(call, op)
@@ -211,14 +222,14 @@ class Reading:
         if entry is not None and exit is not None:
             self._both(self.regions.module(call, "attention", entry, exit), attention)
 
-    def _packed(self, call: Call, op: Op) -> None:
+    def _packed(self, call: Call, op: Node) -> None:
         """Queries, keys and values whose weights `multi_head_attention_forward` is given as one."""
-        given = op.args[5] if len(op.args) > 5 else op.kwargs.get("in_proj_weight")
-        if not isinstance(given, Value):
+        given = argument_of(op, 5, "in_proj_weight")
+        if not isinstance(given, Node):
             return
-        owner, _, name = self.record.parameters.get(given.number, "").rpartition(".")
+        owner, _, name = self.recording.parameters.get(given, "").rpartition(".")
         if owner == call.path and name:
-            total = self.record.shapes[given.number][0]
+            total = shape_of(given)[0]
             thirds = {r: rows_of(r, total, self._third(i, total)) for i, r in enumerate("qkv")}
             self._slices(call, {role: rows for role, rows in thirds.items() if rows}, name)
 
@@ -252,8 +263,8 @@ class Reading:
             if role == "gate_up" and linear.call is not None:
                 self._slices(linear.call, self.slices.feed_forward(linear, found))
         firsts = [self.linears[index] for index, role in found.roles.items() if role != "down"]
-        ops = tuple(sorted((f.op for f in firsts), key=lambda op: op.index))
-        first = min(firsts, key=lambda f: f.op.index)
+        ops = tuple(sorted((f.op for f in firsts), key=index_of))
+        first = min(firsts, key=lambda f: index_of(f.op))
         down = found.down
         if down.call is None:
             return
@@ -271,10 +282,10 @@ class Reading:
         else:
             self._add(site, "mlp")
 
-    def _multiplied(self, product: Op, ops: tuple[Op, ...]) -> Site | None:
+    def _multiplied(self, product: Node, ops: tuple[Node, ...]) -> Site | None:
         """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
         call = self.flow.lowest((*ops, product))
-        entry, exit = self.ports.main_input(call), self.ports.output(call, product.outputs[0])
+        entry, exit = self.ports.main_input(call), self.ports.output(call, outputs_of(product)[0])
         if not call.path or entry is None or exit is None:
             return None
         return self.regions.module(call, "mlp", entry, exit)
@@ -282,14 +293,15 @@ class Reading:
     def _mixture(self, mixture: Mixture) -> None:
         entry, exit = self.ports.main_input(mixture.call), self.ports.main_output(mixture.call)
         call = mixture.call
-        attends = any(call.first <= a.core.ops[-1].index <= call.last for a in self.attentions)
+        lasts = [index_of(a.core.ops[-1]) for a in self.attentions]
+        attends = any(call.first <= last <= call.last for last in lasts)
         if mixture.joins and not attends and entry is not None and exit is not None:
             self._add(self.regions.module(mixture.call, "mlp", entry, exit), "mlp")
         self._called(mixture.router, "router")
         if mixture.experts is not None:
             self._called(mixture.experts, "experts")
         for path in mixture.expert:
-            if path in self.record.calls_of and path not in self._sites["expert"]:
+            if path in self.recording.calls_of and path not in self._sites["expert"]:
                 self._called(path, "expert")
 
     def _linear(self, linear: Linear, role: str) -> None:
@@ -303,8 +315,8 @@ class Reading:
     def _lent(self, linear: Linear) -> str | None:
         """The module without a call whose only weight another multiplies with."""
         owner = linear.weight.rpartition(".")[0]
-        around = [call.path for call in self.record.stack(linear.op.call)]
-        if owner in around or owner in self.record.calls_of or owner not in self.paths.modules:
+        around = [call.path for call in self.recording.stack(call_of(linear.op))]
+        if owner in around or owner in self.recording.calls_of or owner not in self.paths.modules:
             return None
         held = self.paths.modules[owner]._parameters.values()
         return owner if sum(p is not None and p.dim() > 1 for p in held) == 1 else None
@@ -315,7 +327,7 @@ class Reading:
         self._add(replace(self.paths.parameter(name), role=role, layer=layer), role)
 
     def _called(self, path: str, role: str) -> None:
-        calls = self.record.calls_of.get(path)
+        calls = self.recording.calls_of.get(path)
         if calls:
             self._call(calls[0], role)
         elif path in self.paths.modules:

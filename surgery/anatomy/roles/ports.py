@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from surgery.anatomy.record import Call, Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import Call, index_of, outputs_of, readers
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.residual import Sum, branch_ends, unscaled
 from surgery.anatomy.site import Port
@@ -18,7 +20,7 @@ class Ports:
         self.flow = flow
         self.sums = sums
 
-    def input(self, call: Call, value: int) -> Port | None:
+    def input(self, call: Call, value: Node) -> Port | None:
         """The argument through which ``call`` gets ``value``, up to its shape."""
         wanted = self.flow.same(value)
         for name, values in call.inputs.items():
@@ -27,7 +29,7 @@ class Ports:
                     return Port(call.path, "input", name, key)
         return None
 
-    def output(self, call: Call, value: int) -> Port | None:
+    def output(self, call: Call, value: Node) -> Port | None:
         """The result in which ``call`` hands out ``value``, up to its shape."""
         wanted = self.flow.same(value)
         for key, made in call.outputs:
@@ -46,9 +48,9 @@ class Ports:
         return None if value is None else self.output(call, value)
 
     @cached_property
-    def joins(self) -> Mapping[int, Sum]:
+    def joins(self) -> Mapping[Node, Sum]:
         """The residual sum that each value joins: as it is but for its scale, else normed before."""
-        found: dict[int, Sum] = {}
+        found: dict[Node, Sum] = {}
         whole = {item.result for item in self.sums}
         ends = [
             (list(branch_ends(self.flow, value, whole)), item)
@@ -63,17 +65,17 @@ class Ports:
         return found
 
     @cached_property
-    def ends(self) -> set[int]:
+    def ends(self) -> set[Node]:
         """What the branches of residual sums end with: before norms, and apart where they join."""
         whole = {item.result for item in self.sums}
         branches = [branch for item in self.sums for branch in item.partial]
         return {end for branch in branches for end in branch_ends(self.flow, branch, whole)}
 
-    def sum_of(self, value: int) -> Sum | None:
+    def sum_of(self, value: Node) -> Sum | None:
         """The residual sum that ``value`` joins."""
         return self.joins.get(unscaled(self.flow, value))
 
-    def residual(self, item: Sum, entry: Port, source: int, exit: Op) -> Port | None:
+    def residual(self, item: Sum, entry: Port, source: Node, exit: Node) -> Port | None:
         """Where the other summand can be seen before the operator ``exit`` has run.
 
         At the place's own input if it is that; else at the norm before the place; else at the
@@ -91,18 +93,18 @@ class Ports:
         before = [
             (call, port)
             for call, port in seen
-            if (call.first if port.side == "input" else call.last + 1) <= exit.index
+            if (call.first if port.side == "input" else call.last + 1) <= index_of(exit)
         ]
         given = [(call, port) for call, port in before if port.side == "input"]
         latest = max(given or before, key=lambda found: found[0].number, default=None)
         return latest[1] if latest else None
 
     @cached_property
-    def _at(self) -> dict[int, list[tuple[Call, Port]]]:
+    def _at(self) -> dict[Node, list[tuple[Call, Port]]]:
         skips = {item.skip for item in self.sums}
-        found: dict[int, list[tuple[Call, Port]]] = {}
+        found: dict[Node, list[tuple[Call, Port]]] = {}
         # A port of a module that is called is surer than the border of one that was flattened.
-        for call in sorted(self.flow.record.calls, key=lambda call: call.virtual):
+        for call in sorted(self.flow.recording.calls, key=lambda call: call.virtual):
             for name, values in call.inputs.items():
                 for key, value in values:
                     if value in skips:
@@ -118,20 +120,20 @@ class Ports:
         """The norm that is applied to the sum and is all that reads it."""
         flow, value = self.flow, item.result
         while True:
-            readers = flow.record.consumers[value]
-            calls = [c for c in self._norms.get(value, ()) if _all_in(c, readers)]
+            reading = readers(value)
+            calls = [c for c in self._norms.get(value, ()) if _all_in(c, reading)]
             if calls:
                 return calls[0]
-            if len(readers) != 1 or not flow.ops[readers[0]].outputs:
+            if len(reading) != 1 or not outputs_of(reading[0]):
                 return None
-            result = flow.ops[readers[0]].outputs[0]
+            result = outputs_of(reading[0])[0]
             if flow.same(result) != flow.same(value):
                 return None
             value = result
 
     @cached_property
-    def _norms(self) -> dict[int, list[Call]]:
-        found: dict[int, list[Call]] = {}
+    def _norms(self) -> dict[Node, list[Call]]:
+        found: dict[Node, list[Call]] = {}
         for call in self.flow.norms.values():
             value = self.flow.main_input(call)
             if value is not None:
@@ -139,5 +141,5 @@ class Ports:
         return found
 
 
-def _all_in(call: Call, readers: list[int]) -> bool:
-    return all(call.first <= reader <= call.last for reader in readers)
+def _all_in(call: Call, ops: list[Node]) -> bool:
+    return all(call.first <= index_of(op) <= call.last for op in ops)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import inputs_of, kind_of, maker_of
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
@@ -19,14 +21,14 @@ _CHUNKS = {"cat", "stack", "pad", "as_strided", "setitem", "copy", "einsum", "bm
 
 @dataclass(frozen=True)
 class Attention:
-    """A core with the linears around it; ``roles`` by the index of the linear's operator.
+    """A core with the linears around it; ``roles`` by the linear's operator.
 
     ``firsts`` are the linears that hidden states enter by, those of queries first: projections
     themselves, or what makes the latents that are projected.
     """
 
     core: Core
-    roles: Mapping[int, str]
+    roles: Mapping[Node, str]
     firsts: tuple[Linear, ...]
     o: Linear | None
     cross: bool
@@ -36,12 +38,12 @@ class Projections:
     """Finds the linears of attention cores."""
 
     def __init__(
-        self, flow: Flow, linears: Mapping[int, Linear], cores: list[Core], sums: list[Sum]
+        self, flow: Flow, linears: Mapping[Node, Linear], cores: list[Core], sums: list[Sum]
     ):
         self.flow = flow
         self.linears = linears
-        self.core_ops = {op.index for core in cores for op in core.ops}
-        self.stream = {flow.record.producer[item.result] for item in sums}
+        self.core_ops = {op for core in cores for op in core.ops}
+        self.stream = {maker_of(item.result) for item in sums}
         self.skips = [item.skip for item in sums]
         self.skip_of = {item.result: item.skip for item in sums}
         self.by_result = {linear.result: linear for linear in linears.values()}
@@ -52,46 +54,44 @@ class Projections:
             return Attention(core, {}, (), None, self._crosses([core.q], [core.k]))
         fed = [self.before(value) for value in (core.q, core.k, core.v)]
         nearest = sorted(fed[0] | fed[1] | fed[2])
-        firsts = {index: self._entered(self.linears[index]) for index in nearest}
-        latents = {first.op.index for index, first in firsts.items() if first.op.index != index}
-        roles: dict[int, str] = {}
-        for index in nearest:
-            served = "".join(name for name, found in zip("qkv", fed, strict=True) if index in found)
-            if index not in latents and served in ("q", "k", "v", "qkv", "qk", "kv"):
-                roles[index] = served
-        ordered = sorted(nearest, key=lambda index: index not in fed[0])
-        entries = tuple(dict.fromkeys(firsts[index] for index in ordered))
-        sources = [[firsts[i].source for i in sorted(found)] for found in fed[:2]]
+        firsts = {op: self._entered(self.linears[op]) for op in nearest}
+        latents = {first.op for op, first in firsts.items() if first.op is not op}
+        roles: dict[Node, str] = {}
+        for op in nearest:
+            served = "".join(name for name, found in zip("qkv", fed, strict=True) if op in found)
+            if op not in latents and served in ("q", "k", "v", "qkv", "qk", "kv"):
+                roles[op] = served
+        ordered = sorted(nearest, key=lambda op: op not in fed[0])
+        entries = tuple(dict.fromkeys(firsts[op] for op in ordered))
+        sources = [[firsts[op].source for op in sorted(found)] for found in fed[:2]]
         cross = self._crosses(sources[0] or [core.q], sources[1] or [core.k])
         return Attention(core, roles, entries, self.after(core.result), cross)
 
-    def before(self, value: int) -> set[int]:
+    def before(self, value: Node) -> set[Node]:
         """The nearest linears going back from an operand of a core, through numbers alone."""
 
-        def stop(value: int, op: Op) -> bool:
-            index = op.index
-            held = index in self.linears or index in self.core_ops or index in self.stream
+        def stop(value: Node, op: Node) -> bool:
+            held = op in self.linears or op in self.core_ops or op in self.stream
             # What is only looked up at was chosen by its linears, not made by them.
             return held or not self.flow.is_number(value)
 
         return {
-            op.index
+            op
             for op in self.flow.backward(value, stop)
-            if op.index in self.linears and not self.linears[op.index].depthwise
+            if op in self.linears and not self.linears[op].depthwise
         }
 
-    def after(self, value: int) -> Linear | None:
+    def after(self, value: Node) -> Linear | None:
         """The first linear that the result of a core reaches."""
         flow = self.flow
         allowed = PASSIVE | POINTWISE | NORMS | _CHUNKS | {"normalize"}
 
-        def stop(op: Op) -> bool:
-            index = op.index
-            return index in self.linears or index in self.stream or flow.kinds[index] not in allowed
+        def stop(op: Node) -> bool:
+            return op in self.linears or op in self.stream or kind_of(op) not in allowed
 
         for op in flow.forward(value, stop):
-            if op.index in self.linears:
-                return self.linears[op.index]
+            if op in self.linears:
+                return self.linears[op]
         return None
 
     def _entered(self, linear: Linear) -> Linear:
@@ -103,7 +103,7 @@ class Projections:
                 return linear
             linear = made
 
-    def _back(self, value: int) -> Iterator[int]:
+    def _back(self, value: Node) -> Iterator[Node]:
         """``value`` before each norm, scale and selection, back to the result of a linear."""
         while True:
             yield value
@@ -120,28 +120,28 @@ class Projections:
                 return
             value = before
 
-    def _parted(self, value: int) -> int | None:
+    def _parted(self, value: Node) -> Node | None:
         """What all parts of a ``cat`` come from: one latent as it is, and normed."""
-        op = self.flow.op(value)
-        if op is None or self.flow.kinds[op.index] != "cat":
+        op = maker_of(value)
+        if op is None or kind_of(op) != "cat":
             return None
-        ends = {list(self._back(part))[-1] for part in op.inputs}
+        ends = {list(self._back(part))[-1] for part in inputs_of(op)}
         return ends.pop() if len(ends) == 1 and value not in ends else None
 
     @cached_property
-    def streams(self) -> set[int]:
+    def streams(self) -> set[Node]:
         """What a residual goes past: no latent of one attention alone."""
         return {value for skip in self.skips for value in self._back(skip)}
 
-    def _crosses(self, queries: list[int], keys: list[int]) -> bool:
+    def _crosses(self, queries: list[Node], keys: list[Node]) -> bool:
         """Whether keys come from elsewhere than queries."""
-        found = set[int]().union(*map(self._origins, queries))
-        others = set[int]().union(*map(self._origins, keys))
+        found = set[Node]().union(*map(self._origins, queries))
+        others = set[Node]().union(*map(self._origins, keys))
         if found & others or others & self._earlier(found):
             return False
         return not any(self.flow.depends(key, query) for key in keys for query in queries)
 
-    def _earlier(self, found: set[int]) -> set[int]:
+    def _earlier(self, found: set[Node]) -> set[Node]:
         """The same stream before: layers may share the keys of one that came first."""
         reached = list(found)
         known = set(found)
@@ -152,20 +152,20 @@ class Projections:
                 reached += new
         return known
 
-    def _origins(self, value: int) -> set[int]:
+    def _origins(self, value: Node) -> set[Node]:
         """The sums, linears and arguments that ``value`` is put together from."""
         flow = self.flow
-        found: set[int] = set()
+        found: set[Node] = set()
 
-        def stop(value: int, op: Op) -> bool:
-            kind = flow.kinds[op.index]
-            held = op.index in self.linears or op.index in self.stream or kind == "embedding"
-            if held or not op.inputs:
+        def stop(value: Node, op: Node) -> bool:
+            kind = kind_of(op)
+            held = op in self.linears or op in self.stream or kind == "embedding"
+            if held or not inputs_of(op):
                 found.add(value)
             return held
 
         for op in flow.backward(value, stop):
-            found.update(v for v in op.inputs if v in flow.record.arguments)
-        if value in flow.record.arguments:
+            found.update(v for v in inputs_of(op) if v in flow.recording.arguments)
+        if value in flow.recording.arguments:
             found.add(value)
         return found

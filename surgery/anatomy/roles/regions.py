@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from surgery.anatomy.record import Call, Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import Call, Key, index_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import Layer
 from surgery.anatomy.roles.ports import Ports
@@ -21,13 +23,13 @@ class Border:
     modules that run these alone, if there are such.
     """
 
-    source: int
-    result: int
-    ops: tuple[Op, ...]
-    last: Op
+    source: Node
+    result: Node
+    ops: tuple[Node, ...]
+    last: Node
     first_call: Call | None
     last_call: Call | None
-    others: tuple[int, ...] = ()
+    others: tuple[Node, ...] = ()
 
 
 class Regions:
@@ -81,12 +83,12 @@ class Regions:
         flow = self.flow
         starts = 0
         for op in border.ops:
-            starts |= 1 << op.index
-        ends = flow.ancestors[border.last.index] | 1 << border.last.index
-        last = border.last_call.last if border.last_call else border.last.index
+            starts |= 1 << index_of(op)
+        ends = flow.ancestors[index_of(border.last)] | 1 << index_of(border.last)
+        last = border.last_call.last if border.last_call else index_of(border.last)
         inside = {
             index
-            for index in range(border.ops[0].index, last + 1)
+            for index in range(index_of(border.ops[0]), last + 1)
             if (ends >> index & 1 and (starts >> index & 1 or flow.ancestors[index] & starts))
             or (border.last_call and border.last_call.first <= index)
             or (border.first_call and border.first_call.first <= index <= border.first_call.last)
@@ -94,7 +96,7 @@ class Regions:
         found: list[Call] = []
         held: set[int] = set()
         common = flow.lowest((*border.ops, border.last))
-        for call in flow.record.calls[common.number + 1 :]:
+        for call in flow.recording.calls[common.number + 1 :]:
             if call.first > last or call.first > common.last:
                 break
             if call.parent in held:
@@ -106,16 +108,16 @@ class Regions:
 
     def _within(self, call: Call, inside: set[int]) -> bool:
         """Masks and positions may be computed inside too; nothing but what is read inside may."""
-        consumers, ops = self.flow.record.consumers, self.flow.ops
+        ops = self.flow.ops
         span = range(call.first, call.last + 1)
         if not any(index in inside for index in span):
             return False
         return all(
             index in inside
             or all(
-                reader in inside or reader in span
-                for v in ops[index].outputs
-                for reader in consumers[v]
+                index_of(reader) in inside or index_of(reader) in span
+                for v in outputs_of(ops[index])
+                for reader in readers(v)
             )
             for index in span
         )
@@ -132,17 +134,17 @@ class Regions:
             path = path.rpartition(".")[0]
         return self.layers.get(path)
 
-    def _value(self, call: Call, port: Port) -> int:
+    def _value(self, call: Call, port: Port) -> Node:
         if port.side == "input":
-            values: Sequence[tuple[int | str | None, int]] = call.inputs[port.argument or ""]
+            values: Sequence[tuple[Key, Node]] = call.inputs[port.argument or ""]
         else:
             values = call.outputs
         return next(value for key, value in values if key == port.index)
 
-    def _joined(self, site: Site, source: int, result: int, last: Op | None) -> Site:
-        item, shapes = self.ports.sum_of(result), self.flow.record.shapes
+    def _joined(self, site: Site, source: Node, result: Node, last: Node | None) -> Site:
+        item = self.ports.sum_of(result)
         # What is transposed before it is added has no residual of its own shape; rows are states.
-        if item is None or last is None or not _alike(shapes[item.skip], shapes[result]):
+        if item is None or last is None or not _alike(shape_of(item.skip), shape_of(result)):
             return site
         residual = self.ports.residual(item, site.entry, source, last)
         norm = self.ports.norm(item)

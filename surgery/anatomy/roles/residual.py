@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import (
+    index_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    outputs_of,
+    readers,
+    shape_of,
+)
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.linears import Linear
 from surgery.anatomy.roles.operators import RESHAPES, WHOLE_ATTENTIONS
@@ -18,76 +28,75 @@ class Sum:
     ``partial`` are the values of which the sum consists, sums of several branches included.
     """
 
-    result: int
-    skip: int
-    branches: tuple[int, ...]
-    partial: frozenset[int]
+    result: Node
+    skip: Node
+    branches: tuple[Node, ...]
+    partial: frozenset[Node]
 
 
-def sums(flow: Flow, linears: Mapping[int, Linear]) -> list[Sum]:
+def sums(flow: Flow, linears: Mapping[Node, Linear]) -> list[Sum]:
     """The residual sums of a record, in order."""
     products = 0
-    for index, kind in enumerate(flow.kinds):
-        linear = linears.get(index)
-        if (linear is not None and not linear.depthwise) or kind in WHOLE_ATTENTIONS:
-            products |= 1 << index
-    inner: set[int] = set()
+    for op in flow.ops:
+        linear = linears.get(op)
+        if (linear is not None and not linear.depthwise) or kind_of(op) in WHOLE_ATTENTIONS:
+            products |= 1 << index_of(op)
+    inner: set[Node] = set()
     found: list[Sum] = []
     for op in reversed(flow.ops):
-        if op.index in inner or not _adds(flow, op):
+        if op in inner or not _adds(flow, op):
             continue
-        leaves: list[int] = []
-        nodes: list[int] = []
+        leaves: list[Node] = []
+        nodes: list[Node] = []
         _grow(flow, op, leaves, nodes, inner)
         skip = _skip(flow, leaves, products)
         if skip is not None:
             branches = tuple(leaf for leaf in leaves if leaf != skip)
-            partial = frozenset((*branches, *(n for n in nodes if n != op.outputs[0])))
-            found.append(Sum(op.outputs[0], skip, branches, partial))
+            partial = frozenset((*branches, *(n for n in nodes if n != outputs_of(op)[0])))
+            found.append(Sum(outputs_of(op)[0], skip, branches, partial))
     return found[::-1]
 
 
-def _adds(flow: Flow, op: Op) -> bool:
-    if flow.kinds[op.index] != "add" or len(op.inputs) < 2 or not op.outputs:
+def _adds(flow: Flow, op: Node) -> bool:
+    if kind_of(op) != "add" or len(inputs_of(op)) < 2 or not outputs_of(op):
         return False
-    shapes, result = flow.record.shapes, op.outputs[0]
+    result = outputs_of(op)[0]
     if not flow.is_hidden(result):
         return False
-    return all(shapes[v] == shapes[result] for v in op.inputs[:2]) and not any(
-        flow.owned(v) for v in op.inputs[:2]
+    return all(shape_of(v) == shape_of(result) for v in inputs_of(op)[:2]) and not any(
+        flow.owned(v) for v in inputs_of(op)[:2]
     )
 
 
-def _grow(flow: Flow, op: Op, leaves: list[int], nodes: list[int], inner: set[int]) -> None:
+def _grow(flow: Flow, op: Node, leaves: list[Node], nodes: list[Node], inner: set[Node]) -> None:
     """Take apart an addition; one whose result is read elsewhere, too, stays whole."""
-    for value in op.inputs[:2]:
-        below = flow.op(_lone(flow, value))
-        if below is not None and below.outputs[0] not in leaves and _adds(flow, below):
-            alone = len(flow.record.consumers[below.outputs[0]]) == 1
+    for value in inputs_of(op)[:2]:
+        below = maker_of(_lone(flow, value))
+        if below is not None and outputs_of(below)[0] not in leaves and _adds(flow, below):
+            alone = len(readers(outputs_of(below)[0])) == 1
             if alone and _once(flow, value):
-                inner.add(below.index)
-                nodes.append(below.outputs[0])
+                inner.add(below)
+                nodes.append(outputs_of(below)[0])
                 _grow(flow, below, leaves, nodes, inner)
                 continue
         leaves.append(value)
 
 
-def _lone(flow: Flow, value: int) -> int:
+def _lone(flow: Flow, value: Node) -> Node:
     """``value`` before casts and dropouts that keep its shape."""
-    shapes = flow.record.shapes
-    while (op := flow.op(value)) is not None:
-        same = flow.kinds[op.index] in RESHAPES and op.inputs
-        if not same or shapes[op.inputs[0]] != shapes[value]:
+    while (op := maker_of(value)) is not None:
+        same = kind_of(op) in RESHAPES and inputs_of(op)
+        if not same or shape_of(inputs_of(op)[0]) != shape_of(value):
             break
-        value = op.inputs[0]
+        value = inputs_of(op)[0]
     return value
 
 
-def _once(flow: Flow, value: int) -> bool:
-    return len(flow.record.consumers[value]) == 1
+def _once(flow: Flow, value: Node) -> bool:
+    return len(readers(value)) == 1
 
 
-def _skip(flow: Flow, leaves: list[int], products: int) -> int | None:
+def _skip(flow: Flow, leaves: list[Node], products: int) -> Node | None:
     """The summand from which all others are computed, by linears."""
     for leaf in leaves:
         base = unscaled(flow, leaf)
@@ -105,38 +114,38 @@ def _skip(flow: Flow, leaves: list[int], products: int) -> int | None:
     return None
 
 
-def unscaled(flow: Flow, value: int) -> int:
+def unscaled(flow: Flow, value: Node) -> Node:
     """``value`` before it was reshaped, or scaled or shifted by what the model owns."""
     while (before := before_scale(flow, value)) is not None:
         value = before
     return value
 
 
-def before_scale(flow: Flow, value: int) -> int | None:
+def before_scale(flow: Flow, value: Node) -> Node | None:
     """One step back through a reshape or a scale, or None if ``value`` comes from something else."""
-    op = flow.op(value)
-    if op is None or not op.inputs:
+    op = maker_of(value)
+    if op is None or not inputs_of(op):
         return None
-    kind = flow.kinds[op.index]
+    kind = kind_of(op)
     if kind in RESHAPES:
-        return op.inputs[0]
+        return inputs_of(op)[0]
     if kind not in ("mul", "div", "add"):
         return None
-    hidden = [v for v in dict.fromkeys(op.inputs) if not _constant(flow, v)]
-    if len(hidden) != 1 or flow.record.shapes[hidden[0]] != flow.record.shapes[value]:
+    hidden = [v for v in dict.fromkeys(inputs_of(op)) if not _constant(flow, v)]
+    if len(hidden) != 1 or shape_of(hidden[0]) != shape_of(value):
         return None
     return hidden[0]
 
 
-def _constant(flow: Flow, value: int) -> bool:
+def _constant(flow: Flow, value: Node) -> bool:
     """A parameter, or one number computed from parameters (tanh of a gate)."""
-    if flow.owned(value) or not flow.record.shapes[value]:
+    if flow.owned(value) or not shape_of(value):
         return True
-    op = flow.op(value)
-    return op is not None and all(flow.owned(v) for v in op.inputs) and bool(op.inputs)
+    op = maker_of(value)
+    return op is not None and all(flow.owned(v) for v in inputs_of(op)) and bool(inputs_of(op))
 
 
-def branch_ends(flow: Flow, branch: int, whole: Container[int] = ()) -> Iterator[int]:
+def branch_ends(flow: Flow, branch: Node, whole: Container[Node] = ()) -> Iterator[Node]:
     """Values that a branch might end with, last first: before scales, norms, and sums of two.
 
     Sums in ``whole`` are residual ones themselves and stay whole.
@@ -150,8 +159,8 @@ def branch_ends(flow: Flow, branch: int, whole: Container[int] = ()) -> Iterator
                 break
             end = step
         yield end
-        op = flow.op(end)
+        op = maker_of(end)
         if before is not None:
             waiting.append(before)
         elif op is not None and end not in whole and _adds(flow, op):
-            waiting += op.inputs[:2]
+            waiting += inputs_of(op)[:2]

@@ -1,26 +1,28 @@
-"""What a follower tells of a record: where the scores of each softmax come from, and weights go."""
+"""What a follower tells of a recording: where the scores of each softmax come from, and weights go."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
 
 
 class Noted:
-    """A value of a record."""
+    """A value of a recording."""
 
-    __slots__ = ("number", "shape")
+    __slots__ = ("node", "shape")
 
-    def __init__(self, number: int, shape: tuple[int, ...]):
-        self.number = number
-        self.shape = shape
+    def __init__(self, node: Node):
+        self.node = node
+        self.shape = shape_of(node)
 
 
 class Scores(Follower[Noted]):
-    """The trails of a record by the index of the operator that makes weights of the scores.
+    """The trails of a recording by the operator that makes weights of the scores.
 
     Products and steps of these are operators. ``ends`` are those that make weights of a softmax which
     is written out, with the one that gave its total. ``strays`` are the softmaxes of what has come from no
@@ -29,23 +31,22 @@ class Scores(Follower[Noted]):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.softmaxes: dict[int, Trail[Noted]] = {}
-        self.totals: dict[Trail[Noted], Op] = {}
-        self.ends: dict[int, Op] = {}
-        self.strays: set[int] = set()
-        record = flow.record
-        values = [Noted(number, shape) for number, shape in enumerate(record.shapes)]
-        self.last = [max(readers, default=-1) for readers in record.consumers]
-        for op, kind in zip(flow.ops, flow.kinds, strict=True):
-            given = [values[number] for number in op.inputs]
-            self.outputs = [values[number] for number in op.outputs]
-            self.follow(FunctionCall(kind, op, op.args, op.kwargs, given))
+        self.softmaxes: dict[Node, Trail[Noted]] = {}
+        self.totals: dict[Trail[Noted], Node] = {}
+        self.ends: dict[Node, Node] = {}
+        self.strays: set[Node] = set()
+        values = {value: Noted(value) for value in flow.recording.values}
+        self.last = {value: max(map(index_of, readers(value)), default=-1) for value in values}
+        for op in flow.ops:
+            given = [values[value] for value in inputs_of(op)]
+            self.outputs = [values[value] for value in outputs_of(op)]
+            self.follow(FunctionCall(kind_of(op), op, op.args, op.kwargs, given))
             # What nobody reads any more leads nowhere.
-            self.trails = [trail for trail in self.trails if self.is_read(trail, op.index)]
+            self.trails = [trail for trail in self.trails if self.is_read(trail, index_of(op))]
 
     def is_read(self, trail: Trail[Noted], index: int) -> bool:
         """Whether an operator behind the one at ``index`` reads a place of ``trail``."""
-        return any(self.last[place.number] > index for place, *_ in trail.places)
+        return any(self.last[place.node] > index for place, *_ in trail.places)
 
     def run(self, call: FunctionCall[Noted]) -> list[Noted]:
         return self.outputs
@@ -54,13 +55,16 @@ class Scores(Follower[Noted]):
         # Others are the same memory under other names.
         return result[0] if result else None
 
+    def values(self, result: list[Noted]) -> list[Noted]:
+        return result
+
     def softened(self, trail: Trail[Noted], call: FunctionCall[Noted], before: Noted) -> Noted:
-        self.softmaxes[call.function.index] = trail
+        self.softmaxes[call.function] = trail
         self.totals[trail] = call.function
         return self.outputs[0]
 
     def ended(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> None:
-        self.ends[call.function.index] = self.totals[trail]
+        self.ends[call.function] = self.totals[trail]
 
     def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:
         trail.products.append(call.function)
@@ -69,9 +73,9 @@ class Scores(Follower[Noted]):
 
     def strayed(self, call: FunctionCall[Noted]) -> None:
         if call.kind == "softmax":
-            self.strays.add(call.function.index)
+            self.strays.add(call.function)
 
-    def product(self, call: FunctionCall[Noted]) -> Op:
+    def product(self, call: FunctionCall[Noted]) -> Node:
         return call.function
 
     def step(self, call: FunctionCall[Noted], before: Noted, result: Noted) -> Any:

@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from surgery.anatomy.record import Op, Value
-from surgery.anatomy.replay import between, reaching
+from torch.fx import Node
+
+from surgery.anatomy.graph import (
+    argument_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    name_of,
+    outputs_of,
+    shape_of,
+)
+from surgery.anatomy.rerun import between, reaching
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.feedforward import FeedForward, features_axis
 from surgery.anatomy.roles.flow import Flow
@@ -59,61 +69,65 @@ class Slices:
 
     def feed_forward(self, linear: Linear, found: FeedForward) -> Found:
         """The rows of `gate` and `up`: of the factors of a product the gate is the bent one."""
-        product = self.flow.op(self.flow.stripped(found.down.source, PASSIVE))
-        if product is not None and self.flow.kinds[product.index] == "glu":
+        product = maker_of(self.flow.stripped(found.down.source, PASSIVE))
+        if product is not None and kind_of(product) == "glu":
             return self._halves(linear, product)
-        if product is None or self.flow.kinds[product.index] != "mul":
+        if product is None or kind_of(product) != "mul":
             return {}
-        factors = tuple(dict.fromkeys(product.inputs))
+        factors = tuple(dict.fromkeys(inputs_of(product)))
         bent = [self._is_bent(linear.result, value) for value in factors]
         if len(factors) != 2 or bent.count(True) != 1:
             return {}
         gate = bent.index(True)
         return self._found(linear, {"gate": factors[gate], "up": factors[1 - gate]}).apart
 
-    def _halves(self, linear: Linear, glu: Op) -> Found:
+    def _halves(self, linear: Linear, glu: Node) -> Found:
         """`glu` of the layer's result: its second half is the gate of the first."""
-        axis, shape = features_axis(self.flow, linear), self.flow.record.shapes[glu.inputs[0]]
-        dim = glu.args[1] if len(glu.args) > 1 else glu.kwargs.get("dim", -1)
-        if self.flow.same(linear.result) != self.flow.same(glu.inputs[0]) or (
+        axis, shape = features_axis(self.flow, linear), shape_of(inputs_of(glu)[0])
+        dim = argument_of(glu, 1, "dim", -1)
+        if self.flow.same(linear.result) != self.flow.same(inputs_of(glu)[0]) or (
             dim % len(shape) != axis % len(shape)
         ):
             return {}
         half = shape[axis] // 2
         return Reach(2 * half, {"up": range(half), "gate": range(half, 2 * half)}).apart
 
-    def _is_bent(self, source: int, value: int) -> bool:
-        ops = between(self.flow.record, source, (value,))
-        return any(self.flow.kinds[op.index] in ACTIVATIONS for op in ops)
+    def _is_bent(self, source: Node, value: Node) -> bool:
+        ops = between(self.flow.recording, source, (value,))
+        return any(kind_of(op) in ACTIVATIONS for op in ops)
 
-    def _found(self, linear: Linear, ends: Mapping[str, int]) -> Reach:
-        record, source = self.flow.record, linear.result
+    def _found(self, linear: Linear, ends: Mapping[str, Node]) -> Reach:
+        source = linear.result
         key = self._way(source, ends)
         if key not in self.known:
             axis = features_axis(self.flow, linear)
-            reached = reaching(record, source, axis, ends.values())
+            reached = reaching(self.flow.recording, source, axis, ends.values())
             features = dict(zip(ends, reached or (), strict=False))
-            self.known[key] = Reach(record.shapes[source][axis], features)
+            self.known[key] = Reach(shape_of(source)[axis], features)
         return self.known[key]
 
-    def _way(self, source: int, ends: Mapping[str, int]) -> object:
+    def _way(self, source: Node, ends: Mapping[str, Node]) -> object:
         """What is done on the way, in terms that are the same in every layer."""
-        shapes = self.flow.record.shapes
-        numbers: dict[int, int] = {}
+        numbers: dict[Node, int] = {}
 
         def noted(thing: Any) -> object:
-            if isinstance(thing, Value):
-                number = numbers.setdefault(thing.number, len(numbers))
-                return (number, shapes[thing.number])
-            if isinstance(thing, tuple):
+            if isinstance(thing, Node):
+                number = numbers.setdefault(thing, len(numbers))
+                return (number, shape_of(thing))
+            if isinstance(thing, tuple | list):
                 return tuple(map(noted, cast("tuple[Any, ...]", thing)))
             if isinstance(thing, dict):
                 return tuple((k, noted(v)) for k, v in cast("dict[str, Any]", thing).items())
             return repr(thing)
 
-        start = noted(Value(source))
+        start = noted(source)
         way = tuple(
-            (op.name, noted(op.args), noted(op.kwargs), noted(tuple(map(Value, op.outputs))))
-            for op in between(self.flow.record, source, ends.values())
+            (
+                name_of(op),
+                noted(op.args),
+                noted(op.kwargs),
+                noted(tuple(outputs_of(op))),
+            )
+            for op in between(self.flow.recording, source, ends.values())
         )
-        return start, way, tuple((name, noted(Value(end))) for name, end in ends.items())
+        return start, way, tuple((name, noted(end)) for name, end in ends.items())

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
+
+from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED
-from surgery.anatomy.record import Call, Op
+from surgery.anatomy.graph import (
+    Call,
+    call_of,
+    dtype_of,
+    index_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    outputs_of,
+    readers,
+    shape_of,
+)
 from surgery.anatomy.roles.exits import Exits, Stack
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.memory import memory_of
@@ -27,7 +40,7 @@ class Stacks:
 
     def __init__(self, flow: Flow, ports: Ports, exits: Exits):
         self.flow = flow
-        self.record = flow.record
+        self.recording = flow.recording
         self.ports = ports
         self.exits = exits
         self.obstacle: str | None = None
@@ -39,17 +52,18 @@ class Stacks:
         """
         yield from list(self._looked_up(self._unpadded)) or self._looked_up(self._unmasked)
 
-    def _looked_up(self, origin: Callable[[int], int]) -> Iterator[Site]:
+    def _looked_up(self, origin: Callable[[Node], Node]) -> Iterator[Site]:
         """Sites with lookups of what ``origin`` tells to be the ids that a reader is given."""
         found: dict[str, tuple[int, Stack]] = {}
-        for op, kind in zip(self.flow.ops, self.flow.kinds, strict=True):
-            if kind != "embedding" or len(op.inputs) < 2:
+        for op in self.flow.ops:
+            kind = kind_of(op)
+            if kind != "embedding" or len(inputs_of(op)) < 2:
                 continue
             stack = self._stack(op, origin)
             if stack is None:
                 self._note(op)
                 continue
-            rows = max(self.record.shapes[v][0] for v in op.inputs if self.flow.owned(v))
+            rows = max(shape_of(v)[0] for v in inputs_of(op) if self.flow.owned(v))
             path = stack.path
             if path not in found or rows > found[path][0]:
                 found[path] = rows, stack
@@ -59,40 +73,40 @@ class Stacks:
             if site is not None:
                 yield site
 
-    def _unpadded(self, value: int) -> int:
+    def _unpadded(self, value: Node) -> Node:
         return unpadded(self.flow, value)
 
-    def _unmasked(self, value: int) -> int:
+    def _unmasked(self, value: Node) -> Node:
         """``value`` before some of its elements were replaced, or a slice took them all."""
-        flow, shapes = self.flow, self.record.shapes
+        flow = self.flow
         while True:
             value = flow.same(value)
-            op = flow.op(value)
-            if op is None or flow.kinds[op.index] not in _REPLACING:
+            op = maker_of(value)
+            if op is None or kind_of(op) not in _REPLACING:
                 return value
             alike = [
                 v
-                for v in op.inputs
-                if shapes[v] == shapes[value] and self.record.dtypes[v] == self.record.dtypes[value]
+                for v in inputs_of(op)
+                if shape_of(v) == shape_of(value) and dtype_of(v) == dtype_of(value)
             ]
             if len(alike) != 1:
                 return value
             value = alike[0]
 
-    def _stack(self, lookup: Op, origin: Callable[[int], int]) -> Stack | None:
+    def _stack(self, lookup: Node, origin: Callable[[Node], Node]) -> Stack | None:
         """The innermost call with both ``lookup`` and layers inside that is given its ids.
 
         In a traced graph it is the graph itself: of modules that it flattened only names are left.
         """
-        given = [v for v in lookup.inputs if not self.record.dtypes[v].is_floating_point]
-        if not given or not any(self.flow.owned(v) for v in lookup.inputs):
+        given = [v for v in inputs_of(lookup) if not dtype_of(v).is_floating_point]
+        if not given or not any(self.flow.owned(v) for v in inputs_of(lookup)):
             return None
         ids = origin(given[0])
         path: str | None = None
-        for call in self.record.stack(lookup.call):
+        for call in self.recording.stack(call_of(lookup)):
             for name, values in call.inputs.items():
                 for key, value in values:
-                    whole = key is None and len(self.record.shapes[value]) == 2
+                    whole = key is None and len(shape_of(value)) == 2
                     if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
                         path = call.path if path is None else path
                         if not call.virtual:
@@ -101,7 +115,7 @@ class Stacks:
 
     def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:
         lookup, reader = stack.lookup, stack.reader
-        embedding = self.record.calls[lookup.call]
+        embedding = self.recording.calls[call_of(lookup)]
         module = self.flow.paths.modules.get(reader.path)
         owner = self.flow.paths.modules.get(embedding.path)
         embedded = self.ports.main_output(embedding)
@@ -135,16 +149,15 @@ class Stacks:
         out = exit or self.ports.main_output(reader) or Port(stack.path, "output")
         return Site(stack.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
 
-    def _note(self, lookup: Op) -> None:
+    def _note(self, lookup: Node) -> None:
         """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""
-        for value in lookup.inputs:
-            for call in self.record.stack(lookup.call):
+        for value in inputs_of(lookup):
+            for call in self.recording.stack(call_of(lookup)):
                 given = [v for values in call.inputs.values() for _, v in values]
                 made = any(
-                    not self.record.dtypes[v].is_floating_point and self.flow.depends(value, v)
-                    for v in given
+                    not dtype_of(v).is_floating_point and self.flow.depends(value, v) for v in given
                 )
-                wide = self.record.shapes[value][:1] == self.record.shapes[lookup.outputs[0]][:1]
+                wide = shape_of(value)[:1] == shape_of(outputs_of(lookup)[0])[:1]
                 if made and wide and self.exits.runs(call, lookup) and not call.virtual:
                     name = call.path or type(self.flow.paths.modules[call.path]).__name__
                     self.obstacle = (
@@ -155,16 +168,16 @@ class Stacks:
 
     def _turned(self, stack: Stack) -> bool:
         """Whether tokens are looked up with the length first (XLNet, FSMT)."""
-        dims, looked_up = self.flow.dims, stack.lookup.outputs[0]
+        dims, looked_up = self.flow.dims, outputs_of(stack.lookup)[0]
         turned = dims.alike(looked_up, stack.ids, TURNED)
         return turned and not dims.alike(looked_up, stack.ids)
 
     def _causal(self, stack: Stack, known: set[Any]) -> str | None:
         """The argument that tells of each token which it sees, [length, length]."""
-        batch, length = self.record.shapes[stack.ids]
+        batch, length = shape_of(stack.ids)
         for name, values in stack.reader.inputs.items():
             key, value = values[0]
-            if key is not None or name in known or len(self.record.shapes[value]) != 2:
+            if key is not None or name in known or len(shape_of(value)) != 2:
                 continue
             doubt = self.flow.is_hidden(value) or batch != length
             if self.flow.dims.alike(value, stack.ids, ((0, 1), (1, 1)), doubt):
@@ -197,10 +210,10 @@ class Stacks:
         given = reader.inputs[ids][0][1]
         for name, values in reader.inputs.items():
             key, value = values[0]
-            flat = key is None and len(self.record.shapes[value]) == 2
+            flat = key is None and len(shape_of(value)) == 2
             alike = flat and self.flow.dims.alike(value, given)
             known = name == ids or name in found.values() or name not in accepted
-            if known or not alike or self.record.dtypes[value].is_floating_point:
+            if known or not alike or dtype_of(value).is_floating_point:
                 continue
             use = self._use(reader, value)
             # In a padding mask ones are what is not there.
@@ -208,35 +221,36 @@ class Stacks:
                 found[use] = name
         return found
 
-    def _use(self, reader: Call, value: int) -> str | None:
+    def _use(self, reader: Call, value: Node) -> str | None:
         """A table is looked up by types or positions; what reaches a softmax is a mask."""
-        kinds = self.flow.kinds
-        for index in self.record.consumers[value]:
-            if kinds[index] == "embedding" and reader.first <= index <= reader.last:
+        for op in readers(value):
+            inside = reader.first <= index_of(op) <= reader.last
+            if kind_of(op) == "embedding" and inside:
                 return "types"
         attends = {"softmax", "scaled_dot_product_attention"}
-        reached = self.flow.forward(value, lambda op: kinds[op.index] in attends)
-        return "mask" if any(kinds[op.index] in attends for op in reached) else None
+        reached = self.flow.forward(value, lambda op: kind_of(op) in attends)
+        return "mask" if any(kind_of(op) in attends for op in reached) else None
 
-    def _counting(self, reader: Call, ids: str, lookup: Op) -> tuple[Any, int | None]:
+    def _counting(self, reader: Call, ids: str, lookup: Node) -> tuple[Any, int | None]:
         """How positions are told that are not given, from what they are looked up by."""
         given = reader.inputs[ids][0][1]
         found: tuple[Any, int | None] = ("places", None)
         for op in self.flow.ops[reader.first : reader.last + 1]:
-            if self.flow.kinds[op.index] != "embedding" or op.index == lookup.index:
+            if kind_of(op) != "embedding" or op is lookup:
                 continue
-            sums = [total for value in op.inputs for total in self._sums(value)]
+            sums = [total for value in inputs_of(op) for total in self._sums(value)]
             if not sums:
                 continue
             if not any(self.flow.depends(total, given) for total in sums):
                 return "mask", None
             # Token types may be picked by positions: only the table of these has a padding row.
-            found = "ids", found[1] if found[1] is not None else op.kwargs.get("padding_idx")
+            padding = cast("int | None", op.kwargs.get("padding_idx"))
+            found = "ids", found[1] if found[1] is not None else padding
         return found
 
-    def _sums(self, value: int) -> list[int]:
+    def _sums(self, value: Node) -> list[Node]:
         """The running sums behind an integer ``value``."""
-        if self.record.dtypes[value].is_floating_point:
+        if dtype_of(value).is_floating_point:
             return []
         behind = self.flow.backward(value, lambda _value, _op: False)
-        return [op.outputs[0] for op in behind if self.flow.kinds[op.index] == "cumsum"]
+        return [outputs_of(op)[0] for op in behind if kind_of(op) == "cumsum"]

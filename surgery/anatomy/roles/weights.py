@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from surgery.anatomy.record import Op
+from torch.fx import Node
+
+from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import letters
 from surgery.anatomy.roles.linears import Linear, operands_of
@@ -16,7 +18,7 @@ _TURNS = frozenset(("transpose", "T", "mT", "t", "permute"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "grouped_mm", "addmm", "baddbmm"))
 
 
-def expert_weights(flow: Flow, linears: Mapping[int, Linear]) -> dict[str, Experts]:
+def expert_weights(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, Experts]:
     """The parameters that hold a matrix for each expert, by name, as the products use them."""
     found: dict[str, set[Experts]] = {}
     for linear in linears.values():
@@ -30,23 +32,22 @@ def expert_weights(flow: Flow, linears: Mapping[int, Linear]) -> dict[str, Exper
 
 def _used(flow: Flow, linear: Linear) -> Experts | None:
     """How a product uses a parameter, if as one of a stack of matrices or as all of them."""
-    kind = flow.kinds[linear.op.index]
+    kind = kind_of(linear.op)
     operands = operands_of(linear.op, kind)
     place = next((i for i, v in enumerate(operands) if flow.parameter(v) == linear.weight), None)
     if place is None or (kind != "linear" and kind not in _PRODUCTS):
         return None
-    chain: list[Op] = []
+    chain: list[Node] = []
     value = operands[place]
-    while (op := flow.op(value)) is not None and flow.kinds[op.index] in PASSIVE:
+    while (op := maker_of(value)) is not None and kind_of(op) in PASSIVE:
         chain.insert(0, op)
-        value = op.inputs[0]
-    shapes = flow.record.shapes
-    stack, turned = shapes[value], False
+        value = inputs_of(op)[0]
+    stack, turned = shape_of(value), False
     for op in chain:
-        before, after = shapes[op.inputs[0]], shapes[op.outputs[0]]
+        before, after = shape_of(inputs_of(op)[0]), shape_of(outputs_of(op)[0])
         if len(stack) == 2 and len(after) == 3:
             stack = after
-        elif flow.kinds[op.index] in _TURNS and after[-2:] == before[-2:][::-1]:
+        elif kind_of(op) in _TURNS and after[-2:] == before[-2:][::-1]:
             turned = not turned
         elif after[-2:] != before[-2:]:
             return None
@@ -60,7 +61,7 @@ def _used(flow: Flow, linear: Linear) -> Experts | None:
     return Experts(count, out, into, transposed)
 
 
-def matrices(flow: Flow, linears: Mapping[int, Linear]) -> dict[str, tuple[Matrix, Linear]]:
+def matrices(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, tuple[Matrix, Linear]]:
     """The parameters that are the weight of one linear map each, by name, with their first use."""
     found: dict[str, list[tuple[Matrix | None, Linear]]] = {}
     for linear in linears.values():
@@ -75,30 +76,30 @@ def matrices(flow: Flow, linears: Mapping[int, Linear]) -> dict[str, tuple[Matri
 
 def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
     """How a product takes a parameter itself, in the order that it has."""
-    op, shapes = linear.op, flow.record.shapes
-    kind = flow.kinds[op.index]
+    op = linear.op
+    kind = kind_of(op)
     operands = operands_of(op, kind)
     at = next((i for i, v in enumerate(operands) if _is(flow, v, linear.weight)), None)
     if at is None:
         return None
-    shape, states = shapes[operands[at]], len(shapes[operands[1 - at]])
+    shape, states = shape_of(operands[at]), len(shape_of(operands[1 - at]))
     if kind == "einsum":
-        ranks = (len(shapes[operands[0]]), len(shapes[operands[1]]))
+        ranks = (len(shape_of(operands[0])), len(shape_of(operands[1])))
         return contracted(str(op.args[0]), ranks, at, shape)
     if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
         turned = kind != "linear"
         out, into = shape[::-1] if turned else shape
         owner, bias = linear.weight.rpartition(".")[0], None
-        if len(op.inputs) > 2:
-            other, _, bias = flow.record.parameters.get(op.inputs[2], "").rpartition(".")
+        if len(inputs_of(op)) > 2:
+            other, _, bias = flow.recording.parameters.get(inputs_of(op)[2], "").rpartition(".")
             if not bias or other != owner:
                 return None
         return Matrix(out, into, turned, states, bias)
     return None
 
 
-def _is(flow: Flow, value: int, weight: str) -> bool:
-    return flow.record.parameters.get(value) == weight
+def _is(flow: Flow, value: Node, weight: str) -> bool:
+    return flow.recording.parameters.get(value) == weight
 
 
 def contracted(

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from surgery.anatomy.record import Op
-from surgery.anatomy.replay import Replay, between, is_dense, replayed
+from surgery.anatomy.graph import (
+    index_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    outputs_of,
+    readers,
+    shape_of,
+    strides_of,
+)
+from surgery.anatomy.rerun import Part, between, is_dense, rerun
 from surgery.anatomy.roles.cores import Core
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order
@@ -25,14 +35,14 @@ from surgery.anatomy.site import Windows
 def windows(flow: Flow, core: Core) -> Windows | None:
     """How queries and context of ``core`` are found, or None if it is not sure that they are."""
     _, softmax, _ = core.ops
-    queries = _queries(flow, core, softmax.inputs[0])
+    queries = _queries(flow, core, inputs_of(softmax)[0])
     context = _context(flow, softmax)
     if queries is None or context is None:
         return None
     return Windows(*queries, *context)
 
 
-def _queries(flow: Flow, core: Core, scores: int) -> tuple[tuple[str, ...], Order] | None:
+def _queries(flow: Flow, core: Core, scores: Node) -> tuple[tuple[str, ...], Order] | None:
     """The cuts from the queries to their product, and the axes of queries as scores have them."""
     cuts: list[str] = []
     value = core.q
@@ -41,53 +51,53 @@ def _queries(flow: Flow, core: Core, scores: int) -> tuple[tuple[str, ...], Orde
         if order is not None:
             scaled = _unscaled(flow, value, scores, order)
             return (tuple(cuts), order) if scaled else None
-        op = flow.op(value)
-        if op is None or flow.kinds[op.index] not in CUTS:
+        op = maker_of(value)
+        if op is None or kind_of(op) not in CUTS:
             return None
-        cuts.append(flow.kinds[op.index])
-        value = op.inputs[0]
+        cuts.append(kind_of(op))
+        value = inputs_of(op)[0]
 
 
-def _context(flow: Flow, softmax: Op) -> tuple[tuple[str, ...], Order] | None:
+def _context(flow: Flow, softmax: Node) -> tuple[tuple[str, ...], Order] | None:
     """The cuts from a product of weights to the context, and its axes as weights have them."""
-    weights = softmax.outputs[0]
-    reached = list(flow.forward(weights, lambda op: flow.kinds[op.index] not in LINEAR))
-    products = [op for op in reached if flow.kinds[op.index] in SCORED]
-    for product in sorted(products, key=lambda op: -op.index):
+    weights = outputs_of(softmax)[0]
+    reached = list(flow.forward(weights, lambda op: kind_of(op) not in LINEAR))
+    products = [op for op in reached if kind_of(op) in SCORED]
+    for product in sorted(products, key=lambda op: -index_of(op)):
         cuts: list[str] = []
-        for value in _cut(flow, product.outputs[0], cuts):
+        for value in _cut(flow, outputs_of(product)[0], cuts):
             order = _order(flow, value, weights, forward=True)
             if order is not None:
                 return (tuple(cuts), order) if _is_linear(flow, weights, value) else None
     return None
 
 
-def _cut(flow: Flow, value: int, cuts: list[str]) -> Iterator[int]:
+def _cut(flow: Flow, value: Node, cuts: list[str]) -> Iterator[Node]:
     """``value`` and what it is cut to, one after the other; their kinds go to ``cuts``."""
     while True:
         yield value
-        readers = [flow.ops[index] for index in flow.record.consumers[value]]
-        following = [op for op in readers if flow.kinds[op.index] in CUTS]
-        if len(following) != 1 or len(readers) != 1:
+        reading = readers(value)
+        following = [op for op in reading if kind_of(op) in CUTS]
+        if len(following) != 1 or len(reading) != 1:
             return
-        cuts.append(flow.kinds[following[0].index])
-        value = following[0].outputs[0]
+        cuts.append(kind_of(following[0]))
+        value = outputs_of(following[0])[0]
 
 
-def _order(flow: Flow, value: int, scores: int, forward: bool = False) -> Order | None:
+def _order(flow: Flow, value: Node, scores: Node, forward: bool = False) -> Order | None:
     """The axes of ``value`` in the order of those of ``scores``, with its features last.
 
     None if its slices are not those of scores, each made of the other's alone. ``forward`` tells
     that the scores, or weights, come first.
     """
-    record = flow.record
-    shape, rank = record.shapes[value], len(record.shapes[scores])
-    if len(shape) != rank or sorted(shape[:-1]) != sorted(record.shapes[scores][:-1]):
+    recording = flow.recording
+    shape, rank = shape_of(value), len(shape_of(scores))
+    if len(shape) != rank or sorted(shape[:-1]) != sorted(shape_of(scores)[:-1]):
         return None
     source, end = (scores, value) if forward else (value, scores)
-    if not is_dense(record.shapes[source], record.strides[source]):
+    if not is_dense(shape_of(source), strides_of(source)):
         return None
-    made = replayed(record, source, (end,), seen=not forward)
+    made = rerun(recording, source, (end,), seen=not forward)
     if made is None:
         return None
     order: list[int] = []
@@ -101,9 +111,9 @@ def _order(flow: Flow, value: int, scores: int, forward: bool = False) -> Order 
     return (*order, *(a for a in range(rank) if a not in order))
 
 
-def _together(made: Replay, source: int, end: int, scored: int, axis: int, forward: bool) -> bool:
+def _together(made: Part, source: Node, end: Node, scored: int, axis: int, forward: bool) -> bool:
     """Whether the slices of scores along an axis are made of the value's along ``axis`` alone."""
-    start, result = made.start, made.values[end]
+    start, result = made.start, made.env[end]
     at_end, at_start = (axis, scored) if forward else (scored, axis)
     size = result.shape[at_end]
     if start.shape[at_start] != size or not result.requires_grad:
@@ -120,18 +130,18 @@ def _together(made: Replay, source: int, end: int, scored: int, axis: int, forwa
     return True
 
 
-def _unscaled(flow: Flow, queries: int, scores: int, order: Order) -> bool:
+def _unscaled(flow: Flow, queries: Node, scores: Node, order: Order) -> bool:
     """Whether scores are the products of queries with keys, and nothing times that."""
-    record = flow.record
-    made = replayed(record, queries, (scores,))
+    recording = flow.recording
+    made = rerun(recording, queries, (scores,))
     if made is None:
         return False
     keys = [
-        made.values[v]
-        for op in between(record, queries, (scores,))
-        if flow.kinds[op.index] in SCORED
-        for v in operands_of(op, flow.kinds[op.index])
-        if v in made.values
+        made.env[v]
+        for op in between(recording, queries, (scores,))
+        if kind_of(op) in SCORED
+        for v in operands_of(op, kind_of(op))
+        if v in made.env
     ]
     features = made.start.shape[order[-1]]
     rows = [
@@ -140,9 +150,9 @@ def _unscaled(flow: Flow, queries: int, scores: int, order: Order) -> bool:
         for matrix in (key, key.mT)
         if matrix.shape[-1] == features
     ]
-    middle = tuple(size // 2 for size in made.values[scores].shape[:-1])
+    middle = tuple(size // 2 for size in made.env[scores].shape[:-1])
     seen = 0
-    for score in made.values[scores][middle]:
+    for score in made.env[scores][middle]:
         (found,) = torch.autograd.grad(score, made.start, retain_graph=True, materialize_grads=True)
         gradient = found.permute(order)[middle]
         if not bool(gradient.any()):
@@ -153,12 +163,12 @@ def _unscaled(flow: Flow, queries: int, scores: int, order: Order) -> bool:
     return seen > 0
 
 
-def _is_linear(flow: Flow, weights: int, context: int) -> bool:
+def _is_linear(flow: Flow, weights: Node, context: Node) -> bool:
     """Whether twice the weights give twice the context."""
 
     def of(scale: float) -> Tensor | None:
-        made = replayed(flow.record, weights, (context,), seen=False, scale=scale)
-        return None if made is None else made.values[context]
+        made = rerun(flow.recording, weights, (context,), seen=False, scale=scale)
+        return None if made is None else made.env[context]
 
     one, two = of(1.0), of(2.0)
     return one is not None and two is not None and torch.allclose(2 * one, two)

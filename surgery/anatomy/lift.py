@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from surgery.anatomy.record import Call, Key
+from surgery.anatomy.graph import Call, Key, index_of, inputs_of, outputs_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.trace import Recorder
@@ -58,7 +58,11 @@ class _StackInterpreter(fx.Interpreter):
                 call = self.recorder.enter(full, {}, frame.kind, virtual=True)
                 self.open.append((frame, call))
                 self.seen.append(call)
-        return super().run_node(n)
+        self.recorder.origin = n
+        try:
+            return super().run_node(n)
+        finally:
+            self.recorder.origin = None
 
     def unwind(self, wanted: tuple[Frame, ...]) -> None:
         """Close the virtual calls that are not in ``wanted``."""
@@ -70,24 +74,24 @@ class _StackInterpreter(fx.Interpreter):
         while len(self.open) > shared:
             self.recorder.leave(self.open.pop()[1], [])
 
-    def borders(self, results: list[tuple[Key, int]]) -> None:
+    def borders(self, results: list[tuple[Key, fx.Node]]) -> None:
         """What passed in and out of each virtual call, told from who made and who read it."""
         ops = self.recorder.ops
         final = {value for _, value in results}
-        last_read: dict[int, int] = {}
+        last_read: dict[fx.Node, int] = {}
         for op in ops:
-            last_read.update(dict.fromkeys(op.inputs, op.index))
+            last_read.update(dict.fromkeys(inputs_of(op), index_of(op)))
         for call in self.seen:
             inner = ops[call.first : call.last + 1]
-            made = {value for op in inner for value in op.outputs}
-            read = dict.fromkeys(v for op in inner for v in op.inputs if v not in made)
+            made = {value: None for op in inner for value in outputs_of(op)}
+            read = dict.fromkeys(v for op in inner for v in inputs_of(op) if v not in made)
             own = self.recorder.named
             outside = [v for v in read if v not in own["parameter"] and v not in own["buffer"]]
             call.inputs = {f"input_{i}": [(None, value)] for i, value in enumerate(outside)}
             leaving = [v for v in made if v in final or last_read.get(v, -1) > call.last]
             keys: list[Key] = [None] if len(leaving) == 1 else list(range(len(leaving)))
             # What a module returns first it mostly makes last: states behind masks and weights.
-            call.outputs = list(zip(keys, sorted(leaving, reverse=True), strict=True))
+            call.outputs = list(zip(keys, leaving[::-1], strict=True))
 
 
 def _checks(node: fx.Node) -> bool:
