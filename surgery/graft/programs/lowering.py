@@ -60,21 +60,24 @@ def lowered(
     constants = {n: t for n, t in source.tensors.items() if n in source.program.constants}
     state = {n: t for n, t in source.tensors.items() if n not in constants}
     order = [str(s.target) for s in writer.specs if s.target is not None]
-    state = {n: tensors.get(n, state.get(n)) for n in (*order, *state) if n not in constants}
-    meta = dict(source.program.graph_module.meta)
-    meta[CUSTOM] = {k: v for k, v in (meta.get(CUSTOM) or {}).items() if k != KEY}
+    names = dict.fromkeys(n for n in (*order, *state) if n not in constants)
+    state = {n: tensors[n] if n in tensors else state[n] for n in names}
+    meta: dict[str, Any] = dict(source.program.graph_module.meta)
+    custom: dict[str, Any] = meta.get(CUSTOM) or {}
+    meta[CUSTOM] = {k: v for k, v in custom.items() if k != KEY}
     if record is not None:
-        names = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
-        constants |= {names[name]: value.detach().clone() for name, value in first.items()}
-        note = {**record, **writer.note(), "first": names}
+        places = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
+        constants |= {places[name]: value.detach().clone() for name, value in first.items()}
+        note = {**record, **writer.note(), "first": places}
         meta[CUSTOM] |= {KEY: json.dumps(note)}
     program = source.program
+    ranges: dict[Any, Any] = program.range_constraints  # pyright: ignore[reportUnknownMemberType]
     made = ExportedProgram(
         root=writer.root,
         graph=graph,
         graph_signature=writer.signature(),
         state_dict=state,
-        range_constraints=dict(program.range_constraints),
+        range_constraints=dict(ranges),
         module_call_graph=writer.calls(),
         example_inputs=program.example_inputs,
         constants={**constants, **writer.constants},
@@ -246,7 +249,8 @@ class _Lowering:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.known)
         try:
             with any_size(self.mode):
-                return run(node.target, args, kwargs, self.mode)
+                target: Any = node.target
+                return run(target, args, kwargs, self.mode)
         except SurgeryError:
             raise
         except Exception as cause:
@@ -279,7 +283,7 @@ class _Lowering:
         values = [self.env[i].meta["val"] for i in free]
         traced = self.trace(nodes, {i: self.env[i] for i in given}, free, results, values)
         inner: dict[fx.Node, Any] = {}
-        stack = next((n.meta[_STACK] for n in nodes if n.meta.get(_STACK)), {})
+        stack: Any = next((n.meta[_STACK] for n in nodes if n.meta.get(_STACK)), {})
         places = iter(free)
         for node in traced.graph.nodes:
             if node.op == "placeholder":
@@ -466,7 +470,7 @@ def _leaves(node: fx.Node) -> list[Any]:
 
 def _form(node: fx.Node) -> Any:
     """What ``node`` does, whatever the values it reads."""
-    args = fx.map_arg((node.args, node.kwargs), lambda _: Ellipsis)
+    args = fx.map_arg((node.args, node.kwargs), lambda _: "a value")
     return node.op, str(node.target), repr(args)
 
 

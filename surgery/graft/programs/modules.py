@@ -34,7 +34,8 @@ def stack_of(node: fx.Node) -> dict[str, str]:
     A module's further calls have names that end in `@1`, `@2`, ….
     """
     found: dict[str, str] = {}
-    for key, (path, cls) in (node.meta.get(_STACK) or {}).items():
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get(_STACK) or {}
+    for key, (path, cls) in stack.items():
         _, again, number = key.rpartition("@")
         name = path.partition("@")[0]
         if key != _HIDDEN:

@@ -108,7 +108,8 @@ def _again(graph: fx.Graph, facts: Mapping[str, Any], named: Mapping[str, fx.Nod
 
 def _propagate(node: fx.Node) -> None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = run(node.target, args, kwargs)
+    target: Any = node.target
+    node.meta["val"] = run(target, args, kwargs)
 
 
 def run(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = None) -> Any:
