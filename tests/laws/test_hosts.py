@@ -12,6 +12,9 @@ import torch
 import surgery
 from tests.laws.hosts import HOSTS, SUBJECTS, Exported, Host
 
+# PyTorch's own copies of programs warn of what PyTorch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+
 SPECS = {
     "nanogpt": [
         "on o|up|down apply lora(2)",

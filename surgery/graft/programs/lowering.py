@@ -71,13 +71,13 @@ def lowered(
         note = {**record, **writer.note(), "first": places}
         meta[CUSTOM] |= {KEY: json.dumps(note)}
     program = source.program
-    ranges: dict[Any, Any] = program.range_constraints  # pyright: ignore[reportUnknownMemberType]
+    untyped: Any = program
     made = ExportedProgram(
         root=writer.root,
         graph=graph,
         graph_signature=writer.signature(),
         state_dict=state,
-        range_constraints=dict(ranges),
+        range_constraints=dict(untyped.range_constraints),
         module_call_graph=writer.calls(),
         example_inputs=program.example_inputs,
         constants={**constants, **writer.constants},
@@ -283,7 +283,8 @@ class _Lowering:
         values = [self.env[i].meta["val"] for i in free]
         traced = self.trace(nodes, {i: self.env[i] for i in given}, free, results, values)
         inner: dict[fx.Node, Any] = {}
-        stack: Any = next((n.meta[_STACK] for n in nodes if n.meta.get(_STACK)), {})
+        stacks: list[Any] = [n.meta[_STACK] for n in nodes if n.meta.get(_STACK)]
+        stack: Any = stacks[0] if stacks else {}
         places = iter(free)
         for node in traced.graph.nodes:
             if node.op == "placeholder":
@@ -335,7 +336,7 @@ class _Lowering:
             fx.map_arg(node.kwargs, inner.__getitem__),
             name=f"{_FRESH}{node.name}",
         )
-        made.meta = {"val": node.meta["val"], _STACK: dict(stack)}
+        made.meta = {"val": node.meta["val"], _STACK: stack}
         for key in ("stack_trace", "torch_fn"):
             if key in node.meta:
                 made.meta[key] = node.meta[key]

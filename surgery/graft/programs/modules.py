@@ -154,5 +154,5 @@ def _argument(node: fx.Node, index: int) -> Any:
     """An argument of a function by its place in the schema; None if it has its default."""
     if index < len(node.args):
         return node.args[index]
-    schema: Any = node.target._schema
-    return node.kwargs.get(schema.arguments[index].name)
+    target: Any = node.target
+    return node.kwargs.get(target._schema.arguments[index].name)
