@@ -169,6 +169,8 @@ class Follower(Generic[V]):
         To none of them, if it is a number for all its keys that is among them. Weights come first:
         values may be on the trail of the product that projected them.
         """
+        if not self.trails:
+            return None, None
         for weights in (True, False):
             for trail in self.trails:
                 if (trail.scored is not None) is not weights:
@@ -176,9 +178,8 @@ class Follower(Generic[V]):
                 before = trail.reached(given)
                 if before is not None:
                     return trail, before
-                for value in given:
-                    if among(value, trail.aside):
-                        return trail, None
+                if trail.aside and any(among(value, trail.aside) for value in given):
+                    return trail, None
         return None, None
 
     def form(self, call: FunctionCall[V], rank: int, last: str) -> SoftmaxForm | None:
@@ -263,7 +264,11 @@ class Follower(Generic[V]):
 
 def among(thing: Any, values: Sequence[Any]) -> bool:
     """Whether ``thing`` is one of ``values``."""
-    return any(value is thing for value in values)
+    # A loop: this is asked for each function that runs in an attention.
+    for value in values:  # noqa: SIM110
+        if value is thing:
+            return True
+    return False
 
 
 def _is_for_all(shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> bool:
