@@ -52,7 +52,7 @@ def _cases(merging: bool = False) -> list[object]:
             for i, spec in enumerate(specs):
                 if merging and not any(method in spec for method in MERGING):
                     continue
-                slow = name not in QUICK or (host == "program" and i > 1)
+                slow = name not in QUICK or (host == "program" and i > 0)
                 marks = (pytest.mark.slow,) if slow else ()
                 found.append(pytest.param(host, name, spec, marks=marks, id=f"{host}-{name}-{i}"))
     return found
@@ -199,6 +199,7 @@ def test_a_program_of_fixed_sizes_takes_no_tokens(spec: str, code: str) -> None:
     assert nodes_of(program) == nodes
 
 
+@pytest.mark.slow
 def test_a_program_that_was_decomposed_is_not_undone() -> None:
     host = Exported(SUBJECTS["bert"])
     host.apply("on q apply lora(2)")
