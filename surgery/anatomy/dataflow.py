@@ -11,8 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from surgery.anatomy.record import Record
-from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, POINTWISE, PRODUCTS, kind
+from surgery.anatomy.graph import (
+    Recording,
+    before_of,
+    call_of,
+    index_of,
+    inputs_of,
+    kind_of,
+    maker_of,
+    outputs_of,
+)
+from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, POINTWISE, PRODUCTS
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -31,7 +40,7 @@ class FlowNode:
     name: str = ""
 
 
-def operators(record: Record) -> nx.DiGraph[Any]:
+def operators(recording: Recording) -> nx.DiGraph[Any]:
     """The operators that what the model returns is made by, and the values that pass between them.
 
     An operator is a number, in the order in which they ran; its attributes are ``module``, the path
@@ -42,18 +51,20 @@ def operators(record: Record) -> nx.DiGraph[Any]:
 
     found: nx.DiGraph[Any] = nx.DiGraph()
     found.add_nodes_from((INPUT, OUTPUT))
-    for op in record.ops:
-        found.add_node(op.index, module=record.calls[op.call].path, kind=kind(op.name))
-        for value in op.inputs:
-            producer = record.producer[value]
-            if producer >= 0:
-                found.add_edge(producer, op.index)
-            elif value in record.arguments:
-                found.add_edge(INPUT, op.index)
-    returned = [value for _, value in record.calls[0].outputs]
-    for value in returned or range(len(record.shapes)):
-        if record.producer[value] >= 0:
-            found.add_edge(record.producer[value], OUTPUT)
+    for op in recording.ops:
+        index = index_of(op)
+        found.add_node(index, module=recording.calls[call_of(op)].path, kind=kind_of(op))
+        written = (before for value in outputs_of(op) if (before := before_of(value)) is not None)
+        for value in (*inputs_of(op), *written):
+            maker = maker_of(value)
+            if maker is not None and maker is not op:
+                found.add_edge(index_of(maker), index)
+            elif value in recording.arguments:
+                found.add_edge(INPUT, index)
+    returned = [value for _, value in recording.calls[0].outputs]
+    for value in returned or recording.values:
+        if (maker := maker_of(value)) is not None:
+            found.add_edge(index_of(maker), OUTPUT)
     live: set[Any] = nx.ancestors(found, OUTPUT) | {INPUT, OUTPUT}  # pyright: ignore[reportUnknownMemberType]
     found.remove_nodes_from([node for node in found if node not in live])
     return found

@@ -14,14 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 from torch.fx import Node
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 Key = int | str | None
 """Where a tensor stands in an output: an index, a key, or None for the output itself."""
@@ -223,20 +220,6 @@ class Recording:
     def path_stack(self, op: Node) -> tuple[str, ...]:
         """The modules that ran ``op``, outermost first."""
         return tuple(call.path for call in self.stack(call_of(op)))[::-1]
-
-    def modules_graph(self) -> nx.DiGraph[Node]:
-        """Operators as a networkx graph, each with the modules that ran it; edges carry values."""
-        import networkx as nx
-
-        result: nx.DiGraph[Node] = nx.DiGraph()
-        for op in self.ops:
-            shapes = [shape_of(value) for value in outputs_of(op)]
-            result.add_node(op, name=name_of(op), modules=self.path_stack(op), shapes=shapes)
-        for value in self.values:
-            for reader in readers(value):
-                if (maker := maker_of(value)) is not None:
-                    result.add_edge(maker, reader, value=value)
-        return result
 
 
 def readers(value: Node) -> list[Node]:

@@ -110,8 +110,8 @@ def drawing_of(
     tree = tree_of(model, anatomy.roles_of if anatomy else lambda _: (), shown, marks)
     flows: Mapping[str, nx.DiGraph[FlowNode]] = {}
     if anatomy is not None:
-        flows = dataflow(operators(anatomy.record), _StandIns(tree).stands_for)
-    given = tuple(anatomy.record.calls[0].inputs) if anatomy else ()
+        flows = dataflow(operators(anatomy.recording), _StandIns(tree).stands_for)
+    given = tuple(anatomy.recording.calls[0].inputs) if anatomy else ()
     regions = {site.path: site for site in shown if site.kind == "region"}
     return _Drawer(flows, regions, given).box(tree)
 

@@ -178,7 +178,7 @@ def test_the_picture_of_the_docs_is_drawn_by_its_page(
 
 def flow(base: nn.Module, inputs: Any, path: str = "") -> dict[tuple[str, str], bool]:
     """The edges within one module, and which of them lead back."""
-    level = dataflow(operators(read(base, inputs).record), lambda p: p)[path]
+    level = dataflow(operators(read(base, inputs).recording), lambda p: p)[path]
 
     def name(node: FlowNode) -> str:
         return level.nodes[node]["label"] or node.name or node.kind
@@ -422,4 +422,4 @@ def test_only_a_drawing_needs_networkx():
     program = "import sys, surgery; print('networkx' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.stdout == "False\n", ran.stderr
-    assert isinstance(operators(read(nn.Linear(2, 2)).record), nx.DiGraph)
+    assert isinstance(operators(read(nn.Linear(2, 2)).recording), nx.DiGraph)
