@@ -44,6 +44,9 @@ if TYPE_CHECKING:
         remove as remove,
     )
     from surgery.api import (
+        reread as reread,
+    )
+    from surgery.api import (
         save as save,
     )
     from surgery.api import (
@@ -83,6 +86,7 @@ _HOMES = {
         "merged",
         "plan",
         "remove",
+        "reread",
         "save",
         "select",
         "trainable",
@@ -106,6 +110,7 @@ __all__ = [
     "plan",
     "read_spec",
     "remove",
+    "reread",
     "save",
     "select",
     "trainable",

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgery.anatomy.kept import forget
 from surgery.anatomy.read import read
 from surgery.anatomy.select import select as select_sites
 from surgery.anatomy.site import Site
@@ -80,7 +81,7 @@ def apply(
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
     grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
-    return returned(model, target)
+    return model if model is target else returned(model, target)
 
 
 def _told(plan: Plan) -> None:
@@ -105,6 +106,9 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
 def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
     """Return the sites of ``model`` that ``selector`` matches, in model order.
 
+    Where roles are asked for, one forward of the model is read, and the reading is kept until the
+    model changes: see :func:`reread`.
+
     Raises:
         SurgeryError: S1xx if it cannot be read, S3xx if a part of it matches nothing.
 
@@ -119,6 +123,27 @@ def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> li
         found = select_sites(model, selector, lambda: read(model, example_inputs))
     warn(*map(render, found.warnings))
     return list(found.sites)
+
+
+def reread(model: nn.Module) -> None:
+    """Have ``model`` read anew when it is used next.
+
+    What a forward shows of a model is kept beside it, and used by all functions here until the
+    model changes in anything that the forward depends on: modules and their attributes (objects
+    and configs among these), hooks, parameters and buffers, classes, functions, and the globals
+    that these name. What cannot be seen is what code of torch, of the standard library or of an
+    extension reads by itself, what is looked up by a name that is computed, and files or other
+    processes. After such a change, call this.
+
+    Raises:
+        SurgeryError: S546 if it is no module.
+
+    >>> import torch, surgery
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    >>> surgery.reread(model)
+
+    """
+    forget(model_of(model))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -185,7 +210,7 @@ def fold(model: nn.Module) -> FoldReport:
     """
     target = adapted_of(model)
     report = fold_specs(target)
-    return returned(model, target) if is_program(model) else report
+    return report if model is target or not is_program(model) else returned(model, target)
 
 
 def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
@@ -242,7 +267,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     """
     target = adapted_of(model)
     grafting.remove_specs(target, name)
-    return returned(model, target)
+    return model if model is target else returned(model, target)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -303,4 +328,5 @@ def load(
     else:
         target = unwrapped(model)
     load_adapter(target, path, example_inputs, base, tell=warn)
-    return returned(model, target)
+    given: Any = model
+    return given if given is target else returned(given, target)

@@ -75,23 +75,22 @@ def replaced(
 
 
 def test_a_merge_that_is_off(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, *args: Any) -> Any:
-        work = original(*args)
-        work.weight = work.weight * 1.001
-        return work
+    def off(original: Any, base: Any, edit: Any, wraps: Any, room: Any) -> Any:
+        made: list[Tensor] = []
+        bias = original(base, edit, wraps, lambda: made.append(room()) or made[0])
+        made[0].data.mul_(1.001)
+        return bias
 
-    replaced(monkeypatch, merging, "_work", off)
+    replaced(monkeypatch, merging, "write_merged", off)
     assert broken(model()) == ["merged = adapted"]
 
 
 def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
-    def off(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        if path == "layers.1.up":
-            work.bias = work.bias + 1
-        return work
+    def off(original: Any, base: Any, edit: Any, *args: Any) -> Any:
+        bias = original(base, edit, *args)
+        return bias + 1 if edit.owner == "layers.1.up" else bias
 
-    replaced(monkeypatch, merging, "_work", off)
+    replaced(monkeypatch, merging, "write_merged", off)
     found = surgery.verify(model(), SPEC)
     (verdict,) = [v for v in found.verdicts if v.outcome == "broken"]
     assert verdict.promise == "merged = adapted"
@@ -99,12 +98,12 @@ def test_a_merge_that_merges_one_layer_wrong(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_merge_that_does_nothing(monkeypatch: pytest.MonkeyPatch):
-    def nothing(original: Any, base: Any, path: str, *args: Any) -> Any:
-        work = original(base, path, *args)
-        work.weight = base.get_submodule(path).weight.detach().clone()
-        return work
+    def nothing(original: Any, base: Any, edit: Any, wraps: Any, room: Any) -> Any:
+        into = room().detach()
+        into.copy_(base.get_submodule(edit.owner).weight)
+        return original(base, edit, wraps, lambda: torch.empty_like(into))
 
-    replaced(monkeypatch, merging, "_work", nothing)
+    replaced(monkeypatch, merging, "write_merged", nothing)
     assert broken(model()) == ["merged = adapted"]
 
 
@@ -114,11 +113,10 @@ def test_a_merge_that_leaves_edits_behind(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_leaving_that_loses_bits(monkeypatch: pytest.MonkeyPatch):
-    def lossy(original: Any, base: Any, draft: Any) -> Any:
-        kept = original(base, draft)
-        return [(m, torch.nextafter(w, w + 1), b) for m, w, b in kept]
+    def lossy(parameter: Any, room: Any, lasting: bool) -> None:
+        parameter.data.copy_(room)
 
-    replaced(monkeypatch, merging, "_write", lossy)
+    monkeypatch.setattr(merging, "_show", lossy)
     assert "contexts restore" in broken(model())
 
 

@@ -11,16 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from surgery.anatomy.graph import (
-    Recording,
-    before_of,
-    call_of,
-    index_of,
-    inputs_of,
-    kind_of,
-    maker_of,
-    outputs_of,
-)
+from surgery.anatomy.graph import Recording, call_of, index_of, kind_of, maker_of, readers
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, POINTWISE, PRODUCTS
 
 if TYPE_CHECKING:
@@ -41,43 +32,43 @@ class FlowNode:
 
 
 def operators(recording: Recording) -> nx.DiGraph[Any]:
-    """The operators that what the model returns is made by, and the values that pass between them.
+    """The operators of a recording, and the values that pass between them.
 
-    An operator is a number, in the order in which they ran; its attributes are ``module``, the path
-    of the module whose code ran it, and ``kind``. What the model is given and what it returns are
-    the nodes ``INPUT`` and ``OUTPUT``.
+    An operator is its number, in the order in which they ran; its attributes are ``module``, the
+    path of the module whose code ran it, and ``kind``. What the model is given and what it returns
+    are the nodes ``INPUT`` and ``OUTPUT``.
     """
     import networkx as nx
 
     found: nx.DiGraph[Any] = nx.DiGraph()
     found.add_nodes_from((INPUT, OUTPUT))
     for op in recording.ops:
-        index = index_of(op)
-        found.add_node(index, module=recording.calls[call_of(op)].path, kind=kind_of(op))
-        written = (before for value in outputs_of(op) if (before := before_of(value)) is not None)
-        for value in (*inputs_of(op), *written):
-            maker = maker_of(value)
-            if maker is not None and maker is not op:
-                found.add_edge(index_of(maker), index)
-            elif value in recording.arguments:
-                found.add_edge(INPUT, index)
+        found.add_node(index_of(op), module=recording.calls[call_of(op)].path, kind=kind_of(op))
+    for value in recording.values:
+        maker = maker_of(value)
+        if maker is not None or value in recording.arguments:
+            source = INPUT if maker is None else index_of(maker)
+            found.add_edges_from((source, index_of(reader)) for reader in readers(value))
     returned = [value for _, value in recording.calls[0].outputs]
-    for value in returned or recording.values:
-        if (maker := maker_of(value)) is not None:
-            found.add_edge(index_of(maker), OUTPUT)
-    live: set[Any] = nx.ancestors(found, OUTPUT) | {INPUT, OUTPUT}  # pyright: ignore[reportUnknownMemberType]
-    found.remove_nodes_from([node for node in found if node not in live])
+    makers = map(maker_of, returned or recording.values)
+    found.add_edges_from((index_of(maker), OUTPUT) for maker in makers if maker is not None)
     return found
 
 
 def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[FlowNode]]:
     """The graph of each module whose parts are shown, by its path.
 
-    ``graph`` is that of the :func:`operators`. Where ``place`` lets one module stand for several, its
+    ``graph`` is that of the :func:`operators`; what the result does not need is left out. Where ``place`` lets one module stand for several, its
     graph has the edges of all of them. Nodes have the attribute ``order``, when they first ran;
     those of junctions have their ``label``; edges that lead back to what ran before are ``back``.
     """
-    levels = _Levels(graph, place)
+    import networkx as nx
+
+    needed: set[Any] = nx.ancestors(graph, OUTPUT) | {INPUT, OUTPUT}  # pyright: ignore[reportUnknownMemberType]
+    dead = [node for node in graph if node not in needed]
+    live = graph.copy()
+    live.remove_nodes_from(dead)
+    levels = _Levels(live, place)
     return {path: _simplified(level) for path, level in levels.found.items()}
 
 

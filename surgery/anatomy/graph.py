@@ -11,14 +11,19 @@ memory and, where it is one whole number, count; an operator's name, number, cal
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from types import MethodType
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
+
+from surgery.anatomy.tensors import tensors_inside
 
 Key = int | str | None
 """Where a tensor stands in an output: an index, a key, or None for the output itself."""
@@ -174,7 +179,8 @@ class Recording:
     name; ``direct`` are the modules whose forward was called by its name, which is no call here. What
     ran where it could not be ``followed`` is missing, and of ``strangers`` it is not known where they
     come from. ``blind`` are the operators that the model ran without gradients; None where some have
-    gradients of their own. It ran on ``how``: real or fake tensors.
+    gradients of their own. ``numbers`` are the values of which Python was shown what they are. It ran
+    on ``how``: real or fake tensors.
     """
 
     graph: fx.Graph
@@ -191,6 +197,19 @@ class Recording:
     followed: bool = True
     strangers: set[Node] = field(default_factory=set[Node])
     blind: set[Node] | None = None
+    numbers: set[Node] = field(default_factory=set[Node])
+
+    def release(self) -> bool:
+        """Let go of the model's modules; whether nothing of it, and no tensor, is held now."""
+        for op in self.ops:
+            if name_of(op) == "attention_interface":
+                # Which module asks for an attention is among its arguments.
+                op.args = tuple(
+                    weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args
+                )
+        # What was there before is cloned, but for tensors of classes of their own.
+        copied = all(type(t) in (torch.Tensor, FakeTensor) for t in self.constants.values())
+        return copied and not any(map(_holds, ((op.args, op.kwargs) for op in self.ops)))
 
     @cached_property
     def values(self) -> list[Node]:
@@ -234,3 +253,22 @@ def readers(value: Node) -> list[Node]:
                 found[op] = None
         known = value.meta["readers"] = list(found)
     return known
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None), Node, torch.dtype, torch.device))
+
+
+def _holds(thing: Any) -> bool:
+    """Whether what is among noted arguments may lead to the model, or to a tensor."""
+    if type(thing) in _PLAIN or type(thing) is weakref.ProxyType:
+        return False
+    if isinstance(thing, tuple | list):
+        return any(map(_holds, cast("tuple[Any, ...]", thing)))
+    if isinstance(thing, dict):
+        return any(map(_holds, cast("dict[Any, Any]", thing).values()))
+    if isinstance(thing, partial):
+        bound = cast("partial[Any]", thing)
+        return any(map(_holds, (bound.func, bound.args, bound.keywords)))
+    if isinstance(thing, MethodType) or getattr(thing, "__closure__", None):
+        return True
+    return isinstance(thing, nn.Module) or bool(tensors_inside(thing))

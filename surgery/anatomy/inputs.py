@@ -38,7 +38,7 @@ def example_inputs(model: nn.Module, given: Any = None) -> Inputs:
 def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     """Inputs worth a try, the likeliest first; only ``given`` if that is given."""
     if given is not None:
-        yield _as_given(given)
+        yield as_given(given)
         return
     if EXAMPLE in model.__dict__:
         yield model.__dict__[EXAMPLE], {}
@@ -51,7 +51,7 @@ def candidates(model: nn.Module, given: Any = None) -> Iterator[Inputs]:
     yield from _plain(model, device)
 
 
-def _as_given(given: Any) -> Inputs:
+def as_given(given: Any) -> Inputs:
     if isinstance(given, dict):
         return (), dict(cast("dict[str, Any]", given))
     if hasattr(given, "keys"):

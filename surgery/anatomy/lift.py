@@ -31,7 +31,7 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
     """A flattened module around a node, and its class; each call of it has a ``key`` of its own."""
 
     key: str
@@ -44,8 +44,8 @@ class _StackInterpreter(fx.Interpreter):
         super().__init__(module)
         self.recorder = recorder
         self.prefix = prefix
-        self.frames = _frames(module)
-        self.open: list[tuple[_Frame, Call]] = []
+        self.frames = frames(module)
+        self.open: list[tuple[Frame, Call]] = []
         self.seen: list[Call] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -64,7 +64,7 @@ class _StackInterpreter(fx.Interpreter):
         finally:
             self.recorder.origin = None
 
-    def unwind(self, wanted: tuple[_Frame, ...]) -> None:
+    def unwind(self, wanted: tuple[Frame, ...]) -> None:
         """Close the virtual calls that are not in ``wanted``."""
         shared = 0
         for (frame, _), other in zip(self.open, wanted, strict=False):
@@ -122,12 +122,8 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
     return given
 
 
-def stacks(module: fx.GraphModule) -> dict[fx.Node, tuple[str, ...]]:
-    """For each node the paths of the flattened modules around it, outermost first."""
-    return {node: tuple(frame.path for frame in found) for node, found in _frames(module).items()}
-
-
-def _frames(module: fx.GraphModule) -> dict[fx.Node, tuple[_Frame, ...]]:
+def frames(module: fx.GraphModule) -> dict[fx.Node, tuple[Frame, ...]]:
+    """For each node the flattened modules around it, outermost first."""
     nodes = [n for n in module.graph.nodes if n.op.startswith("call_")]
     recorded = {node: node.meta.get("nn_module_stack") for node in nodes}
     if any(recorded.values()):
@@ -135,9 +131,9 @@ def _frames(module: fx.GraphModule) -> dict[fx.Node, tuple[_Frame, ...]]:
     return _from_targets(module, nodes)
 
 
-def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[_Frame, ...]:
+def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[Frame, ...]:
     frames = [
-        _Frame(key, path.partition("@")[0], kind if isinstance(kind, str) else class_name(kind))
+        Frame(key, path.partition("@")[0], kind if isinstance(kind, str) else class_name(kind))
         for key, (path, kind) in stack.items()
     ]
     # The innermost entry of a module's own node is that module: its call is a real one.
@@ -146,14 +142,12 @@ def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[_Frame
     return tuple(frame for frame in frames if frame.path)
 
 
-def _from_targets(
-    module: fx.GraphModule, nodes: list[fx.Node]
-) -> dict[fx.Node, tuple[_Frame, ...]]:
+def _from_targets(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, tuple[Frame, ...]]:
     """Without recorded stacks: a function belongs where its neighbours on both sides do."""
     owners = [_owner(node) for node in nodes]
     before = _carried(owners)
     after = _carried(owners[::-1])[::-1]
-    result: dict[fx.Node, tuple[_Frame, ...]] = {}
+    result: dict[fx.Node, tuple[Frame, ...]] = {}
     for i, node in enumerate(nodes):
         if owners[i] is not None:
             result[node] = _called(module, owners[i] or ())
@@ -184,12 +178,12 @@ def _carried(owners: list[tuple[str, ...] | None]) -> list[tuple[str, ...] | Non
     return result
 
 
-def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[_Frame, ...]:
+def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[Frame, ...]:
     """The prefixes of a path that stand for modules, not for mere lists of them."""
-    found: list[_Frame] = []
+    found: list[Frame] = []
     for end in range(1, len(components) + 1):
         path = ".".join(components[:end])
         children = module.get_submodule(path)._modules  # pyright: ignore[reportPrivateUsage]
         if not children or not all(name.isdigit() for name in children):
-            found.append(_Frame(path, path))
+            found.append(Frame(path, path))
     return tuple(found)

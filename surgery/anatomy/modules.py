@@ -34,3 +34,22 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
             if module._modules:
                 left += [m for m in reversed(module._modules.values()) if m is not None]
     return list(found)
+
+
+def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What `model.named_parameters(remove_duplicate=False)` gives: those with several names by each."""
+    found: dict[str, nn.Parameter] = {}
+    left: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", model, ())]
+    while left:
+        path, module, around = left.pop()
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found[path + name] = parameter
+        if module._modules:
+            inside = (*around, id(module))
+            left += [
+                (f"{path}{name}.", child, inside)
+                for name, child in reversed(module._modules.items())
+                if child is not None and id(child) not in inside
+            ]
+    return found

@@ -4,42 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from weakref import WeakValueDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.anatomy.site import Site, module_site, parameter_site
 from surgery.rules.rows import Rows
 
 
 class Paths:
-    """Names of the modules and parameters of one model, read once."""
+    """Names of the modules and parameters of one model, read once.
+
+    ``parameters`` has a tied one once under each of its names. Names hold nothing of the model: it
+    is freed as soon as it is let go, whoever keeps them.
+    """
 
     def __init__(self, model: nn.Module):
-        self.model = model
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+        self.parameters: WeakValueDictionary[str, nn.Parameter] = WeakValueDictionary()
         self._aliases: dict[int, list[str]] = {}
-        for path, module in _walk(model, "", ()):
+        self.rank: dict[str, int] = {}
+        named = list(_walk(model, "", ()))
+        for path, module in named:
             self.modules[path] = module
+            self.rank[path] = len(self.rank)
             self._aliases.setdefault(id(module), []).append(path)
-        self.rank: dict[str, int] = {path: i for i, path in enumerate(self.modules)}
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter by name; a tied one once under each of its names."""
-        found: dict[str, nn.Parameter] = {}
-        for path, module in self.modules.items():
-            for name, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+        for path, module in named:
+            for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    found[f"{path}.{name}" if path else name] = parameter
-        for path, parameter in found.items():
-            self._aliases.setdefault(id(parameter), []).append(path)
-        return found
+                    full = f"{path}.{name}" if path else name
+                    self.parameters[full] = parameter
+                    self._aliases.setdefault(id(parameter), []).append(full)
 
     def of(self, thing: nn.Module | nn.Parameter) -> tuple[str, ...]:
         """All paths of one module or parameter, the first in module order first."""
-        if isinstance(thing, nn.Parameter):
-            _ = self.parameters
         return tuple(self._aliases.get(id(thing), ()))
+
+    def tensor(self, path: str) -> Tensor:
+        """The parameter or buffer at ``path``."""
+        owner, _, name = path.rpartition(".")
+        module = self.modules[owner]
+        found = module._parameters.get(name)
+        found = module._buffers.get(name) if found is None else found
+        assert found is not None
+        return found
 
     def canonical(self, path: str) -> str:
         """The first of the paths under which the thing at ``path`` is reached."""

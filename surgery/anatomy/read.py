@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,16 +13,22 @@ from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED, Sizes
 from surgery.anatomy.graph import Call, Recording, shape_of
+from surgery.anatomy.kept import kept
+from surgery.anatomy.numbers import deciding
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
-from surgery.anatomy.varied import Varied
+from surgery.anatomy.uses import Uses
+from surgery.anatomy.varied import LentSizes, Varied
+from surgery.language.diagnostics import SurgeryError
 
 
 def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
-    """Run ``model`` once and read its anatomy; the model is left exactly as it was.
+    """The anatomy of ``model``, read from one forward; the model is left exactly as it was.
+
+    A reading is kept until the model changes (see kept.py).
 
     Raises:
         SurgeryError: S501 if no inputs can be made up, S502 if the model does not run on them.
@@ -32,9 +39,47 @@ def read(model: nn.Module, example_inputs: Any = None) -> Anatomy:
     ['[linear1..linear2]']
 
     """
-    paths = Paths(model)
-    made = record(model, example_inputs, paths)
-    return Anatomy(made, paths, Varied(model, example_inputs, paths, made))
+    try:
+        found = forward(model, example_inputs, cheap=True)
+    except SurgeryError:
+        found = forward(model, example_inputs)
+    return found.anatomy.of(model, found.lend(model, example_inputs))
+
+
+def forward(
+    model: nn.Module, example_inputs: Any = None, training: bool = False, cheap: bool = False
+) -> Forward:
+    """One recorded forward of ``model``, in evaluation or in training; see :func:`record`."""
+
+    def recorded(paths: Paths) -> Forward:
+        return Forward(record(model, example_inputs, paths, training, cheap), paths)
+
+    return kept(model, example_inputs, (training, cheap), recorded)
+
+
+class Forward:
+    """One recorded forward, and what is read from it."""
+
+    def __init__(self, recording: Recording, paths: Paths):
+        self.recording = recording
+        self.paths = paths
+        self.sizes = LentSizes()
+        self.lasting = recording.release()
+        self.deciding = deciding(recording)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The roles of modules, and what passes these."""
+        return Anatomy(self.recording, self.paths, self.sizes)
+
+    def lend(self, model: nn.Module, example_inputs: Any) -> Varied:
+        """Have the inputs at hand, to be varied as long as the caller keeps what this returns."""
+        return self.sizes.lend(Varied(model, example_inputs, self.paths, self.recording))
+
+    @cached_property
+    def uses(self) -> Uses:
+        """Who uses which parameter."""
+        return Uses(self.recording, self.paths)
 
 
 @dataclass(frozen=True)
@@ -49,10 +94,19 @@ class Passage:
 class Anatomy:
     """What one forward of a model tells of it, and where ``sizes`` say too little, some more."""
 
+    model: nn.Module | None = None
+
     def __init__(self, recording: Recording, paths: Paths, sizes: Sizes | None = None):
         self.recording = recording
         self.paths = paths
         self.sizes = sizes
+
+    def of(self, model: nn.Module, sizes: Sizes) -> Anatomy:
+        """The same for use apart: with it lives ``model``, whose names are in it, and ``sizes``."""
+        _ = self.reading
+        found = copy(self)
+        found.model, found.sizes = model, sizes
+        return found
 
     @cached_property
     def reading(self) -> Reading:

@@ -374,6 +374,7 @@ class Recorder(TorchFunctionMode):
             self.followed,
             unknown,
             None if self.custom else self.blind_ops,
+            self.seen,
         )
 
 

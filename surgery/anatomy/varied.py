@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,29 @@ class Varied:
             if sorted(tuple(t.shape) for t in leaves if isinstance(t, Tensor)) == shapes:
                 return _sizes_of(self.model, (args, kwargs))
         return None
+
+
+class LentSizes:
+    """The sizes of inputs that are not kept with a reading: who reads now lends them."""
+
+    def __init__(self) -> None:
+        self._lent: WeakSet[Varied] = WeakSet()
+
+    def lend(self, sizes: Varied) -> Varied:
+        """Use ``sizes`` as long as the caller keeps them."""
+        self._lent.add(sizes)
+        return sizes
+
+    @property
+    def known(self) -> Mapping[str, int]:
+        """Each size that can be told by its name."""
+        one = next(iter(self._lent), None)
+        return one.known if one is not None else {}
+
+    def recordings(self) -> Recordings:
+        """The model recorded at other sizes."""
+        one = next(iter(self._lent), None)
+        return one.recordings() if one is not None else Recordings((), None, False)
 
 
 @dataclass(frozen=True)

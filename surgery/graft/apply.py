@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.modules import module_at
+from surgery.anatomy.modules import all_parameters, module_at
 from surgery.anatomy.state import uncollected
 from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_grafts
-from surgery.graft.contexts import Context, changing
+from surgery.graft.contexts import StateContext, changing
 from surgery.graft.create import Start, create
 from surgery.graft.first import forget, remember, show_first
 from surgery.graft.hosts import host_of
@@ -114,7 +114,7 @@ def _planned(
 
 def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
     """Have those of the base's parameters train that ``plan`` says; returns all flags before."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     remember(model, plan.trained)
     flags = dict(surgery.flags)
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
@@ -210,6 +210,11 @@ def keep(surgery: Surgery, gone: Iterable[Edit], also: Iterable[Applied] = ()) -
 def drop(model: nn.Module, edits: Iterable[Edit]) -> None:
     """Take ``edits`` out of the model, where they still are in it; what is left is not in force."""
     host_of(model).uninstall(model)
+    take_out(model, edits)
+
+
+def take_out(model: nn.Module, edits: Iterable[Edit]) -> None:
+    """Take the parameters of ``edits`` off their modules."""
     for edit in edits:
         try:
             module = module_at(model, edit.owner)
@@ -228,7 +233,7 @@ def enforce(
     values back; without, they stay as they are.
     """
     forget(model, now.claimed(), structure)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     old, new = before.decisions(), now.decisions()
     decided = {n for a in now.applied for n in (*a.plan.trained, *a.plan.frozen)}
     for name in before.flags:
@@ -240,7 +245,7 @@ def enforce(
         host_of(model).install(model, record)
 
 
-def disabled_specs(model: nn.Module) -> Context:
+def disabled_specs(model: nn.Module) -> StateContext:
     """The base model, to the bit, while inside; adaptations are back after.
 
     Raises:
@@ -248,7 +253,7 @@ def disabled_specs(model: nn.Module) -> Context:
             is on record elsewhere.
 
     """
-    return Context(model, "disabled", _bare)
+    return StateContext(model, "disabled", _bare)
 
 
 def _bare(model: nn.Module) -> None:
@@ -259,7 +264,7 @@ def _bare(model: nn.Module) -> None:
     host_of(model).uninstall(model)
     take_grafts(model)
     show_first(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     for name, flag in surgery.flags.items():
         if name in parameters:
             set_flag(parameters[name], flag)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -101,6 +102,17 @@ def within(
     finally:
         for slot, scope in zip(slots, outer, strict=True):
             slot.here.scope = scope
+
+
+@contextmanager
+def holding(slot: Slot, value: Any) -> Generator[None]:
+    """Inside, ``slot`` is open in this thread, and has ``value``."""
+    outer = begin(slot)
+    put(slot, value)
+    try:
+        yield
+    finally:
+        slot.here.scope = outer
 
 
 def begin(slot: Slot, beginning: int = 0) -> _Scope | None:

@@ -97,7 +97,7 @@ def _machine(model: nn.Module) -> _Machine:
         return _MACHINES.setdefault(model, _Machine())
 
 
-class Context(ContextDecorator, AbstractContextManager[nn.Module]):
+class StateContext(ContextDecorator, AbstractContextManager[nn.Module]):
     """Shows a state of a model while it is entered, as often and as nested as one likes."""
 
     def __init__(self, model: nn.Module, kind: Kind, make: Make):

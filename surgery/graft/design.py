@@ -43,7 +43,7 @@ StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackPart:
     """A module's part in what becomes of a stack's tokens; ``shared`` names what its parts share.
 
     ``port`` is where the module has the states that are changed. The reader runs the ``program``.
@@ -71,7 +71,7 @@ class Design:
 
     parts: tuple[Part, ...] = ()
     writes: tuple[tuple[str, Port], ...] = ()
-    stacks: tuple[Stack, ...] = ()
+    stacks: tuple[StackPart, ...] = ()
     read: tuple[Part, ...] = ()
     opens: tuple[str, ...] = ()
     empties: bool | None = None

@@ -14,7 +14,7 @@ from surgery.graft import fastpath
 from surgery.graft.channel import Slot
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
-from surgery.graft.design import Design, Part, Stack, StackRole
+from surgery.graft.design import Design, Part, StackPart, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
@@ -45,7 +45,7 @@ class _Wiring:
         self.opens: dict[str, list[str]] = {}
         self.empties: dict[str, bool] = {}
         self.masks: dict[tuple[Port, str], Slot] = {}
-        self.stacks: dict[str, list[Stack]] = {}
+        self.stacks: dict[str, list[StackPart]] = {}
         self.attributes: dict[str, dict[str, object]] = {}
 
     def add(self, methods: SiteMethods) -> None:
@@ -74,13 +74,13 @@ class _Wiring:
         shared = token_slots(self.model, tokens, memory)
         self.open(tokens.reader, *shared.open)
         ports = {"embedding": methods.first.site.entry, "exit": tokens.exit}
-        roles: dict[str, Stack] = {}
+        roles: dict[str, StackPart] = {}
         for path, role in self._roles(tokens, change, seen):
             own = part if role == "reader" else None
             places = tuple(token for token, _ in change.places) if role == "embedding" else ()
             name = self.give(path, "stack", shared)
             port = replace(ports.get(role) or Port("", "output"), path="")
-            roles[path] = Stack(role, name, port, own, places)
+            roles[path] = StackPart(role, name, port, own, places)
         if seen and memory:
             self._memory(seen, memory)
         for path, stack in roles.items():
@@ -95,7 +95,7 @@ class _Wiring:
             (memory.around, "around"),
         )
         for path, role in parts:
-            stack = Stack(role, self.give(path, "stack", shared), Port("", "output"))
+            stack = StackPart(role, self.give(path, "stack", shared), Port("", "output"))
             self.stacks.setdefault(path, []).append(stack)
 
     def _roles(
@@ -262,17 +262,22 @@ def uninstall(model: nn.Module) -> None:
     modules = all_modules(model)
     fastpath.reopen(modules)
     generation.undo(modules)
+    plain: set[type[nn.Module]] = set()
     for module in modules:
+        if type(module) in plain:
+            continue
         if is_adapted(module):
             set_class(module, base_class(module))
-        elif hasattr(type(module), "surgery_base"):
+            for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
+                del module.__dict__[name]
+        elif not hasattr(type(module), "surgery_base"):
+            plain.add(type(module))
+        else:
             raise error(
                 "S526",
                 f"the class of an adapted layer was replaced since: {type(module).__name__}",
                 help="take it off first (`remove_parametrizations`), or apply the spec after it",
             )
-        for name in [n for n in module.__dict__ if n.startswith(PREFIX)]:
-            del module.__dict__[name]
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Casting(Protocol):
     def _apply(self, fn: Callable[[Tensor], Tensor], /) -> Any: ...
 
 
-class _Slot:
+class Difference:
     """One thing that differs; ``inside`` says whether the model has the state that was made last."""
 
     inside = True
@@ -54,7 +54,7 @@ class _Slot:
         raise NotImplementedError
 
 
-class _Class(_Slot):
+class _Class(Difference):
     def __init__(self, module: nn.Module, other: type[nn.Module]):
         self.module, self.other = module, other
 
@@ -64,7 +64,7 @@ class _Class(_Slot):
         self.other = now
 
 
-class _Entry(_Slot):
+class _Entry(Difference):
     """An attribute, or the entry of a table of parameters, in its place in ``order``."""
 
     def __init__(self, table: Table, key: str, other: Any, order: Iterable[str] = ()):
@@ -87,7 +87,7 @@ class _Entry(_Slot):
         self.other = now
 
 
-class _Children(_Slot):
+class _Children(Difference):
     """A table of children: grafts come and go, and what else was done to it since stays done."""
 
     def __init__(self, table: Table, other: Table):
@@ -103,7 +103,7 @@ class _Children(_Slot):
         self.other, self.made = now, there
 
 
-class _Content(_Slot):
+class _Content(Difference):
     """The memory of a parameter.
 
     Versions are swapped, too: autograd then tells a result computed in one state, of which the
@@ -128,7 +128,7 @@ class _Content(_Slot):
         self.other, self.form = now, form
 
 
-class _Flags(_Slot):
+class _Flags(Difference):
     """Which parameters train."""
 
     def __init__(self, other: list[tuple[nn.Parameter, bool]]):
@@ -146,7 +146,7 @@ class _Flags(_Slot):
         self.other = now
 
 
-class _Hidden(_Slot):
+class _Hidden(Difference):
     """What no one sees inside, and follows ``beside``, a parameter that all see."""
 
     def __init__(self, hidden: Casting, beside: nn.Parameter):
@@ -163,8 +163,8 @@ class Exchange:
     """What differs between a state of ``before`` and the one that the model has now."""
 
     def __init__(self, before: Structure):
-        hidden: list[_Slot] = []
-        slots: list[_Slot] = []
+        hidden: list[Difference] = []
+        slots: list[Difference] = []
         parameters = dict(before.parameters)
         for one in before.modules:
             slots += _slots(one)
@@ -182,7 +182,7 @@ class Exchange:
             for key in [k for k, p in table.items() if id(p) in touched]:
                 slots.append(_Entry(table, key, table[key], table))
                 slots.append(_Entry(one.module.__dict__, key, GONE))
-        self.slots: list[_Slot] = [*hidden, *slots]
+        self.slots: list[Difference] = [*hidden, *slots]
         self.graphs = [b.module for b in before.modules if graph_changed(b)]
 
     def show(self, inside: bool) -> None:
@@ -211,8 +211,8 @@ def exchanging(model: nn.Module) -> Generator[list[Exchange]]:
         found.append(Exchange(before))
 
 
-def _slots(before: Before) -> list[_Slot]:
-    module, found = before.module, list[_Slot]()
+def _slots(before: Before) -> list[Difference]:
+    module, found = before.module, list[Difference]()
     if type(module) is not before.cls:
         found.append(_Class(module, before.cls))
     for table, content, order in (
@@ -232,14 +232,16 @@ def _differing(table: Table, content: Table) -> list[str]:
     return [k for k in keys if table.get(k, GONE) is not content.get(k, GONE)]
 
 
-def _hidden(model: nn.Module, before: Before) -> list[_Slot]:
+def _hidden(model: nn.Module, before: Before) -> list[Difference]:
+    """What of a module no one sees in the state that it has now: its grafts, and first values."""
     gone: list[Casting] = []
-    if any(isinstance(child, Graft) for child in before.children.values()):
-        now = set(map(id, before.module._modules.values()))
-        gone += [c for c in before.children.values() if isinstance(c, Graft) and id(c) not in now]
+    children = before.module._modules
+    for name, child in before.children.items():
+        if isinstance(child, Graft) and children.get(name) is not child:
+            gone.append(child)
     held = before.attributes.get(STANDS_IN)
-    if isinstance(held, FirstValues) and before.module.__dict__.get(STANDS_IN) is not held:
-        gone.append(held)
+    if held is not None and before.module.__dict__.get(STANDS_IN) is not held:
+        gone += [held] if isinstance(held, FirstValues) else []
     beside = _beside(model, before.module) if gone else None
     return [] if beside is None else [_Hidden(thing, beside) for thing in gone]
 

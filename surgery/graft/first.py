@@ -8,7 +8,7 @@ stands in for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class First(NamedTuple):
 
 class FirstValues:
     """Those of one module, by name; called in place of its `_apply`."""
+
+    BESIDE_FORWARDS: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, values: Mapping[str, First]):
         self.owner = Owner(module)

@@ -53,7 +53,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
         made = {id(edit): _made(model, surgery, edit) for edit in found}
         host = host_of(model)
         host.uninstall(model)
-        for edit, values in made.env():
+        for edit, values in made.values():
             _replace(model, edit, values)
         rehome(model)
         now = put(model, _folded(surgery, {key: edit for key, (edit, _) in made.items()}))

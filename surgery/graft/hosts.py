@@ -24,9 +24,9 @@ class ModelHost(Protocol):
 def host_of(model: nn.Module) -> ModelHost:
     """The host for ``model``: its graph if it is traced, else its modules."""
     if isinstance(model, fx.GraphModule):
-        from surgery.graft import traced
+        from surgery.graft import graph_host
 
-        return traced
+        return graph_host
     from surgery.graft import eager
 
     return eager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.modules import all_parameters
 from surgery.graft.adapter_file import AdapterFile, read_adapter
 from surgery.graft.apply import apply_spec
 from surgery.graft.base import Match, check_base
@@ -190,7 +191,7 @@ def _same_flags(model: nn.Module) -> Generator[None]:
 
 
 def _set_flags(model: nn.Module, plan: Plan) -> None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     for names, flag in ((plan.trained, True), (plan.frozen, False)):
         for name in names:
             set_flag(parameters[name], flag)
@@ -235,7 +236,7 @@ def _carry_out(
         surgery = required(model)
         applied = replace(surgery.applied[-1], plan=draft.plan)
         put(model, replace(surgery, applied=(*surgery.applied[:-1], applied)))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = all_parameters(model)
     with torch.no_grad():
         for name in {n for d in drafts for n in d.plan.trained}:
             structure.keep(parameters[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,21 +9,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from surgery.anatomy.modules import module_at
-from surgery.graft.apply import drop, enforce, keep
+from surgery.graft.apply import enforce, keep, take_out
 from surgery.graft.became import Became
-from surgery.graft.contexts import Context, changing
-from surgery.graft.initialise import by_expert, compute, run
+from surgery.graft.contexts import StateContext, changing
+from surgery.graft.hosts import host_of
 from surgery.graft.mergeable import mergeable
+from surgery.graft.merged_layer import write_merged
 from surgery.graft.rebase import rebase
-from surgery.graft.sites import program_of, sites_of
+from surgery.graft.sites import sites_of
 from surgery.graft.state import Surgery, check_alone, check_standing, required, surgery_of
+from surgery.graft.structure import Structure
 from surgery.language.diagnostics import error
-from surgery.layers import Layer
 from surgery.planning.edit import Edit
-from surgery.planning.reading import merged
-from surgery.rules.affine import NotAffine
 from surgery.rules.expand import Wrapped
-from surgery.rules.expression import Expression
 
 
 @dataclass(frozen=True)
@@ -56,29 +53,30 @@ class MergeReport:
         return "\n".join(lines)
 
 
-@dataclass
-class _Work:
-    """One layer to change: the edits that go into it, and what its tensors become."""
+@dataclass(frozen=True)
+class Merging:
+    """The methods that go into one layer."""
 
     edits: list[Edit]
-    weight: Tensor
-    bias: Tensor | None
+    wraps: list[Wrapped]
 
 
 @dataclass
-class _Draft:
-    work: dict[str, _Work] = field(default_factory=dict[str, "_Work"])
+class MergePlan:
+    """What goes into which layers, and what stays."""
+
+    layers: list[Merging] = field(default_factory=list[Merging])
     stayed: list[Stayed] = field(default_factory=list[Stayed])
 
     @property
     def edits(self) -> list[Edit]:
         """All that goes into layers."""
-        return [e for w in self.work.values() for e in w.edits]
+        return [edit for layer in self.layers for edit in layer.edits]
 
     @property
     def report(self) -> MergeReport:
-        merged = tuple(e.key for e in self.edits)
-        return MergeReport(merged, tuple(self.stayed))
+        """The plan as it is told once it is carried out."""
+        return MergeReport(tuple(e.key for e in self.edits), tuple(self.stayed))
 
 
 def merge_specs(model: nn.Module) -> MergeReport:
@@ -89,20 +87,20 @@ def merge_specs(model: nn.Module) -> MergeReport:
             `merged` and `disabled`; S523 if the model has lost what was applied.
 
     """
-    with changing(model, "merge"):
+    with changing(model, "merge") as structure:
         surgery = required(model)
         check_standing(model, surgery)
-        draft = _draft(model, surgery)
-        if not draft.work:
-            first = draft.stayed[0] if draft.stayed else None
+        plan = _plan(model, surgery)
+        if not plan.layers:
+            first = plan.stayed[0] if plan.stayed else None
             help = f"{first.site}: {first.reason}" if first else "it only trains what the base has"
             raise error("S513", "nothing can be merged", help=help)
-        _carry_out(model, surgery, draft)
-        _outdate(model, draft)
-    return draft.report
+        report = plan.report
+        _carry_out(model, surgery, plan, structure)
+    return report
 
 
-def merged_specs(model: nn.Module) -> Context:
+def merged_specs(model: nn.Module) -> StateContext:
     """The model with all that merges merged, while inside; every bit is back after.
 
     Raises:
@@ -110,7 +108,7 @@ def merged_specs(model: nn.Module) -> Context:
             applied is on record elsewhere, S523 if the model has lost it.
 
     """
-    return Context(model, "merged", _merge)
+    return StateContext(model, "merged", _merge)
 
 
 def _merge(model: nn.Module) -> None:
@@ -119,52 +117,75 @@ def _merge(model: nn.Module) -> None:
         check_alone(model)
         return
     check_standing(model, surgery)
-    draft = _draft(model, surgery)
-    if draft.work:
-        _carry_out(model, surgery, draft)
+    plan = _plan(model, surgery)
+    if plan.layers:
+        _carry_out(model, surgery, plan)
 
 
-def _carry_out(model: nn.Module, surgery: Surgery, draft: _Draft) -> None:
-    drop(model, draft.edits)
-    _write(model, draft)
-    now = keep(surgery, draft.edits)
+def _carry_out(
+    model: nn.Module, surgery: Surgery, plan: MergePlan, structure: Structure | None = None
+) -> None:
+    """Merge one layer after the other; what is computed for one is gone before the next.
+
+    With the ``structure`` of the model weights are written in place where that can be undone;
+    without, each gets memory of its own, and what it had stays where it is.
+    """
+    host_of(model).uninstall(model)
+    for layer in plan.layers:
+        _write(model, layer, structure)
+    take_out(model, plan.edits)
+    now = keep(surgery, plan.edits)
     if now.applied:
-        now = rebase(model, surgery, now, draft.edits)
+        now = rebase(model, surgery, now, plan.edits)
     enforce(model, surgery, now)
 
 
-def _write(model: nn.Module, draft: _Draft) -> None:
-    """Put the new tensors in place, in memory of their own."""
-    for work in draft.work.values():
-        first = work.edits[0]
-        assert first.layer is not None
-        module, names = module_at(model, first.owner), first.layer.names
-        table = module._parameters
-        weight, bias = table[names["W"]], table.get(names["b"])
-        assert weight is not None
-        weight.data = work.weight
-        if work.bias is not None and bias is not None:
-            bias.data = work.bias
-        elif work.bias is not None:
-            added = nn.Parameter(work.bias, requires_grad=weight.requires_grad)
-            setattr(module, names["b"], added)
+@torch.no_grad()
+def _write(model: nn.Module, merging: Merging, structure: Structure | None) -> None:
+    first = merging.edits[0]
+    assert first.layer is not None
+    module, names = module_at(model, first.owner), first.layer.names
+    table = module._parameters
+    weight, bias = table[names["W"]], table.get(names["b"])
+    assert weight is not None
+    lasting, rooms = structure is not None, list[Tensor]()
+
+    def room() -> Tensor:
+        rooms.append(_room(weight, structure))
+        return rooms[0]
+
+    offset = write_merged(model, first, merging.wraps, room)
+    _show(weight, rooms[0], lasting)
+    if offset is not None and bias is not None:
+        _show(bias, _room(bias, structure).copy_(offset), lasting)
+    elif offset is not None:
+        added = nn.Parameter(offset, requires_grad=weight.requires_grad)
+        setattr(module, names["b"], added)
 
 
-def _outdate(model: nn.Module, draft: _Draft) -> None:
-    """Have a backward through a forward before the merge fail: it would read the weights after."""
-    for work in draft.work.values():
-        first = work.edits[0]
-        assert first.layer is not None
-        table = model.get_submodule(first.owner)._parameters
-        for name in first.layer.names.values():
-            parameter = table.get(name)
-            if parameter is not None and not parameter.is_inference():
-                increment_version(parameter)
+def _room(parameter: nn.Parameter, structure: Structure | None) -> Tensor:
+    """Where the new value of ``parameter`` is written."""
+    if structure is not None and structure.holds_alone(parameter):
+        structure.keep(parameter)
+        return parameter
+    return torch.empty_like(parameter, requires_grad=False)
 
 
-def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
-    draft, became = _Draft(), Became(model)
-    for path, site in sites_of(surgery).items():
+def _show(parameter: nn.Parameter, room: Tensor, lasting: bool) -> None:
+    """Have ``parameter`` show what is in the ``room`` made for it.
+
+    A backward through a forward before a ``lasting`` merge fails from here on: it would read the
+    weights after. A state has versions of its own (see exchange.py).
+    """
+    if room is not parameter:
+        parameter.data = room
+        if lasting and not parameter.is_inference():
+            increment_version(parameter)
+
+
+def _plan(model: nn.Module, surgery: Surgery) -> MergePlan:
+    plan, became = MergePlan(), Became(model)
+    for site in sites_of(surgery).values():
         first = site.edits[0]
         obstacle = next((o for e in site.edits if (o := e.derived.obstacle)), None)
         if first.signature.kind == "linear" and first.layer is not None and obstacle is None:
@@ -172,79 +193,19 @@ def _draft(model: nn.Module, surgery: Surgery) -> _Draft:
         if first.signature.kind != "linear" or first.layer is None or obstacle:
             for edit in site.edits:
                 reason = obstacle or edit.derived.reason or "it is not in one layer"
-                draft.stayed.append(Stayed(*edit.key, reason))
+                plan.stayed.append(Stayed(*edit.key, reason))
             continue
         inside = mergeable(site)
         for edit, wrapped in zip(site.edits, site.wraps, strict=True):
             if wrapped not in inside:
                 reason = edit.derived.reason or "it follows a method that cannot be merged"
-                draft.stayed.append(Stayed(*edit.key, reason))
+                plan.stayed.append(Stayed(*edit.key, reason))
         if not inside:
             continue
         edits = [e for e, w in zip(site.edits, site.wraps, strict=True) if w in inside]
-        work = _work(model, first.owner, first.layer, edits, inside)
-        tied = became.tied(first, work.weight, work.bias)
-        if tied is None:
-            draft.work[path] = work
+        tied = became.tied(first) and became.changed(first, inside)
+        if tied:
+            plan.stayed += [Stayed(*e.key, tied) for e in edits]
         else:
-            draft.stayed += [Stayed(*e.key, tied) for e in edits]
-    return draft
-
-
-@torch.no_grad()
-def _work(
-    model: nn.Module, path: str, layer: Layer, edits: list[Edit], wraps: list[Wrapped]
-) -> _Work:
-    module = module_at(model, path)
-    found = merged(program_of(edits[0], wraps), layer)
-    assert not isinstance(found, NotAffine)
-    weight, bias = (module._parameters.get(layer.names[n]) for n in ("W", "b"))
-    # One that its module adds later is no part of the product.
-    bias = bias if layer.bias else None
-    assert weight is not None
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    cache: dict[Expression, Tensor] = {}
-
-    def value(e: Expression) -> Tensor:
-        if e not in cache:
-            if e.op == "operand":
-                tensor = module._parameters[layer.names[e.name]]
-            else:
-                holder, _, name = e.name.rpartition(".")
-                tensor = getattr(module_at(module, holder), name)
-            assert tensor is not None
-            cache[e] = tensor.detach().to(wide)
-        return cache[e]
-
-    if layer.experts:
-        return _Work(edits, _each(found.weight, layer, edits[0], value, weight), None)
-    matrix = compute(found.weight, layer, edits[0].sizes, value)
-    offset = compute(found.bias, layer, edits[0].sizes, value)
-    if not layer.adds or (not isinstance(offset, Tensor) and offset == 0 and bias is None):
-        offset = None
-    made = layer.as_weight(run, matrix).to(weight.dtype).reshape(weight.shape)
-    if made.stride() != weight.stride():
-        made = torch.empty_like(weight).copy_(made)
-    if offset is None:
-        return _Work(edits, made, None)
-    full = torch.empty(layer.out, dtype=weight.dtype, device=weight.device)
-    return _Work(edits, made, full.copy_(torch.as_tensor(offset, device=weight.device)))
-
-
-def _each(
-    matrix: Expression,
-    layer: Layer,
-    edit: Edit,
-    value: Callable[[Expression], Tensor],
-    weight: Tensor,
-) -> Tensor:
-    """The merged weights of all experts, one computed after the other."""
-    made = torch.empty_like(weight)
-    for i, into in enumerate(by_expert(made, layer)):
-
-        def one(e: Expression, i: int = i) -> Tensor:
-            return (by_expert(value(e), layer) if e.op == "operand" else value(e))[i]
-
-        found = compute(matrix, layer, edit.sizes, one)
-        into.copy_(layer.kind.as_weight(run, layer, found))
-    return made
+            plan.layers.append(Merging(edits, inside))
+    return plan

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import fx, nn
 
@@ -57,6 +57,7 @@ class Surgery:
     applied: tuple[Applied, ...] = ()
     flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
     owner: Owner = field(default_factory=lambda: Owner(None), compare=False)
+    BESIDE_FORWARDS: ClassVar[bool] = True
 
     def edits(self) -> Iterator[tuple[Applied, Edit]]:
         """Every edit in force, in order of application."""

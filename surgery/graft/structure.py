@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.modules import all_modules
+from surgery.graft.journal import Journal
 
 Table = dict[str, Any]
 
@@ -50,11 +51,24 @@ class Structure:
             for p in before.parameters.values():
                 if p is not None and id(p) not in self.parameters:
                     self.parameters[id(p)] = (p, p.data, p.requires_grad)
-        self.contents: list[tuple[nn.Parameter, Tensor]] = []
+        self.journal = Journal()
 
     def keep(self, parameter: nn.Parameter) -> None:
         """Remember the numbers of ``parameter``, too, before they are written in place."""
-        self.contents.append((parameter, parameter.detach().clone()))
+        self.journal.keep(parameter)
+
+    def holds_alone(self, parameter: nn.Parameter) -> bool:
+        """Whether no tensor but ``parameter`` shows its memory, and that can be written to.
+
+        Others are those tied to it as views, those in a state dict that somebody holds, and what
+        autograd has saved of it.
+        """
+        _, data, _ = self.parameters.get(id(parameter), (None, None, None))
+        if data is None or type(parameter) is not nn.Parameter or parameter.is_inference():
+            return False
+        if parameter.layout is not torch.strided or parameter.is_meta or 0 in parameter.stride():
+            return False
+        return same_memory(parameter, data) and holders_of(parameter) == _holders_of_two()
 
     def restore(self) -> None:
         """Put everything back."""
@@ -63,9 +77,7 @@ class Structure:
             if not same_memory(parameter, data):
                 parameter.data = data
             set_flag(parameter, flag)
-        with torch.no_grad():
-            for parameter, content in self.contents:
-                parameter.copy_(content)
+        self.journal.restore()
 
     def restore_tables(self) -> None:
         """Put classes, attributes, children and parameters back where they stood."""
@@ -138,6 +150,19 @@ def address(tensor: Tensor) -> int:
         return tensor.data_ptr()
     except RuntimeError:
         return 0
+
+
+def holders_of(tensor: Tensor) -> int:
+    """How many hold the memory of ``tensor``: tensors, and objects in between."""
+    untyped: Any = torch._C
+    return untyped._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+def _holders_of_two() -> int:
+    """What :func:`holders_of` says of a parameter and its `data`."""
+    parameter = nn.Parameter(torch.empty(1))
+    data = parameter.data
+    return holders_of(data)
 
 
 def set_class(module: nn.Module, cls: type[nn.Module]) -> None:

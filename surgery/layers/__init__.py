@@ -2,7 +2,7 @@
 
 from surgery.layers.convolution import Convolution
 from surgery.layers.embedding import Embedding
-from surgery.layers.kind import Layer, LayerKind, kind_named, kind_of, kinds, register
+from surgery.layers.kind import Layer, LayerKind, Reads, kind_named, kind_of, kinds, register
 from surgery.layers.linear import Linear
 from surgery.layers.products import operator_of
 from surgery.layers.transposed import TransposedLinear
@@ -19,6 +19,7 @@ __all__ = [
     "TRANSPOSED",
     "Layer",
     "LayerKind",
+    "Reads",
     "kind_named",
     "kind_of",
     "kinds",

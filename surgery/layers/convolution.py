@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from surgery.layers.kind import Layer, LayerKind
+from surgery.layers.kind import Layer, LayerKind, Reads, holding
 from surgery.layers.products import operator_of
+
+_CLASSES: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FUNCTIONS = (torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.conv3d)
 
 
 def convolve(module: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
@@ -17,14 +21,40 @@ def convolve(module: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Ten
     return module._conv_forward(x, kernel, bias)
 
 
+def each(given: Any, default: int, spatial: int) -> tuple[int, ...]:
+    """A setting for every axis, of which exported programs keep one, all or none."""
+    values = [default] if given is None else list(given)
+    return tuple(values * spatial if len(values) == 1 else values)
+
+
+def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    stride, padding, dilation, groups = (given(i) for i in (3, 4, 5, 6))
+    spatial = weight.dim() - 2
+    made = _CLASSES[spatial - 1](
+        weight.shape[1] * (groups or 1),
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride=each(stride, 1, spatial),
+        padding=padding if isinstance(padding, str) else each(padding, 0, spatial),
+        dilation=each(dilation, 1, spatial),
+        groups=groups or 1,
+        bias=bias is not None,
+        device="meta",
+    )
+    return holding(made, weight, bias)
+
+
 class Convolution(LayerKind):
     """Grouped or not, dilated, with any stride and any way to pad."""
 
     name = "convolution"
-    classes = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    classes = _CLASSES
     methods = ("forward", "_conv_forward")
     products = dict.fromkeys(("conv1d", "conv2d", "conv3d"), operator_of)
     run = staticmethod(convolve)
+    exported = dict.fromkeys(
+        (overload for f in _FUNCTIONS for overload in (f.default, f.padding)), Reads(0, 1, 2, _made)
+    )
 
     def read(self, module: Any) -> Layer:
         out, *columns = module.weight.shape

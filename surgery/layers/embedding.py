@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from surgery.layers.kind import Call, Layer, LayerKind
+from surgery.layers.kind import Call, Layer, LayerKind, Reads, holding
 from surgery.layers.products import Product, WeightInProducts
 
 
@@ -34,6 +34,12 @@ def _looked_up(func: Any, input: Tensor, weight: Any, *rest: Any, **more: Any) -
     return weight.change.run(input, y, Product(again, like)).to(y.dtype)
 
 
+def _made(given: Any, weight: nn.Parameter, bias: None) -> nn.Module:
+    padding = given(2)
+    known = padding if isinstance(padding, int) and padding >= 0 else None
+    return holding(nn.Embedding(*weight.shape, padding_idx=known, device="meta"), weight, None)
+
+
 class Embedding(LayerKind):
     """A column of W for each id."""
 
@@ -42,6 +48,7 @@ class Embedding(LayerKind):
     one_hot = True
     products = {"embedding": _looked_up}  # noqa: RUF012 (a constant of the class)
     run = staticmethod(look_up)
+    exported = {torch.ops.aten.embedding.default: Reads(1, 0, None, _made)}  # noqa: RUF012
 
     def read(self, module: Any) -> Layer:
         # With `max_norm`, it rescales what it looks up.

@@ -22,6 +22,20 @@ Call = Callable[..., Any]
 """Applies a function, or a method by its name, to nodes of a graph or to tensors."""
 
 
+@dataclass(frozen=True)
+class Reads:
+    """Where a function of exported programs has a layer's input, weight and bias among its arguments.
+
+    ``make`` gives the layer that the function stands for, from an argument by its place and from
+    the weight and the bias.
+    """
+
+    input: int
+    weight: int
+    bias: int | None
+    make: Callable[[Callable[[int], Any], Any, Any], nn.Module]
+
+
 class LayerKind:
     """A kind of layer, of which there is one object: see docs/extending/layer-kind.md.
 
@@ -51,6 +65,9 @@ class LayerKind:
     products: ClassVar[Mapping[str, Callable[..., Tensor | None]]] = {}
     """The functions of torch, by name, that multiply with a weight of the kind, each with the one
     that does so with an adapted weight (see layers/products.py)."""
+
+    exported: ClassVar[Mapping[Any, Reads]] = {}
+    """The functions of exported programs that such layers become."""
 
     @property
     def straight(self) -> frozenset[str]:
@@ -172,6 +189,14 @@ def named_rank(named: int | None, layer: Layer | None) -> int | None:
     if named is None:
         return None
     return named + (layer is None or not layer.kind.one_hot)
+
+
+def holding(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    """``module`` with these very parameters."""
+    module._parameters["weight"] = weight
+    if bias is not None:
+        module._parameters["bias"] = bias
+    return module
 
 
 _KINDS: dict[str, LayerKind] = {}

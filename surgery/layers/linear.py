@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from surgery.layers.kind import Layer, LayerKind
+from surgery.layers.kind import Layer, LayerKind, Reads, holding
 from surgery.layers.products import MATRICES
 
 TURNED = frozenset(("t", "T", "mT"))
 """What may be done to a matrix before it is multiplied with."""
+
+
+def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    made = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
+    return holding(made, weight, bias)
 
 
 class Linear(LayerKind):
@@ -22,6 +28,7 @@ class Linear(LayerKind):
     features = True
     products = MATRICES
     written = staticmethod(functional.linear)
+    exported = {torch.ops.aten.linear.default: Reads(0, 1, 2, _made)}  # noqa: RUF012
 
     @property
     def straight(self) -> frozenset[str]:

@@ -15,9 +15,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from surgery.layers.kind import Call, Layer, LayerKind
+from surgery.layers.convolution import each
+from surgery.layers.kind import Call, Layer, LayerKind, Reads, holding
 from surgery.layers.products import operator_of
 
+_CLASSES: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_EXPORTED = (
+    torch.ops.aten.conv_transpose1d.default,
+    torch.ops.aten.conv_transpose2d.input,
+    torch.ops.aten.conv_transpose3d.input,
+)
 _FUNCTIONS = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
 
@@ -38,14 +45,33 @@ def convolve_transposed(
     return convolve(x, kernel, bias, stride, padding, more, module.groups, dilation)
 
 
+def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    stride, padding, beyond, groups, dilation = (given(i) for i in (3, 4, 5, 6, 7))
+    spatial = weight.dim() - 2
+    made = _CLASSES[spatial - 1](
+        weight.shape[0],
+        weight.shape[1] * (groups or 1),
+        tuple(weight.shape[2:]),
+        stride=each(stride, 1, spatial),
+        padding=each(padding, 0, spatial),
+        output_padding=each(beyond, 0, spatial),
+        groups=groups or 1,
+        bias=bias is not None,
+        dilation=each(dilation, 1, spatial),
+        device="meta",
+    )
+    return holding(made, weight, bias)
+
+
 class TransposedConvolution(LayerKind):
     """Grouped or not, dilated, with any stride, padding, output padding and size of the output."""
 
     name = "transposed convolution"
-    classes = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    classes = _CLASSES
     methods = ("forward", "_output_padding")
     products = dict.fromkeys((f.__name__ for f in _FUNCTIONS), operator_of)
     run = staticmethod(convolve_transposed)
+    exported = dict.fromkeys(_EXPORTED, Reads(0, 1, 2, _made))
 
     def read(self, module: Any) -> Layer:
         channels, out, *kernel = module.weight.shape

@@ -55,6 +55,13 @@ def _wrapped(
 ) -> tuple[Wrapped, Program]:
     """The method under the name that it has at ``place``, and the program that it is then part of."""
     site = place.site
+    if site.rows is not None and place.layer is None:
+        raise error(
+            "S444",
+            f"in the graph `{place.site.owner}` is no layer: its weight is taken apart before it is "
+            "multiplied with",
+            help="apply the spec to the model itself, and export that",
+        )
     given = method.spec.wrapped(method.statement)
     child = graft_name(given.child, site, place.layer)
     wrapped = replace(given, child=child, rows=site.rows)

@@ -9,14 +9,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from surgery.anatomy.graph import Recording, call_of
+from surgery.anatomy.graph import call_of
 from surgery.anatomy.modes import may_read_in_training
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.read import Anatomy, read
-from surgery.anatomy.run import record
+from surgery.anatomy.read import Anatomy, Forward, forward, read
 from surgery.anatomy.site import Port, Site, covers
 from surgery.anatomy.uses import Use, Uses
-from surgery.anatomy.varied import Varied
 from surgery.language.diagnostics import SurgeryError
 from surgery.layers import Layer
 
@@ -48,16 +46,16 @@ class Usage:
         found = self._recorded
         if isinstance(found, SurgeryError):
             return read(self.model, self.example_inputs)
-        sizes = Varied(self.model, self.example_inputs, self.paths, found)
-        return Anatomy(found, self.paths, sizes)
+        self._lent = found.lend(self.model, self.example_inputs)
+        return found.anatomy
 
     @cached_property
-    def _recorded(self) -> Recording | SurgeryError:
+    def _recorded(self) -> Forward | SurgeryError:
         return self._try(training=False)
 
-    def _try(self, training: bool) -> Recording | SurgeryError:
+    def _try(self, training: bool) -> Forward | SurgeryError:
         try:
-            return record(self.model, self.example_inputs, self.paths, training, cheap=True)
+            return forward(self.model, self.example_inputs, training, cheap=True)
         except SurgeryError as problem:
             return problem
 
@@ -65,13 +63,13 @@ class Usage:
     def uses(self) -> Uses | None:
         """Who takes part in a forward in evaluation; None if none could be recorded."""
         found = self._recorded
-        return None if isinstance(found, SurgeryError) else Uses(found, self.paths)
+        return None if isinstance(found, SurgeryError) else found.uses
 
     @cached_property
     def uses_in_training(self) -> Uses | None:
         """The same in training; None if none could be recorded."""
         found = self._try(training=True)
-        return None if isinstance(found, SurgeryError) else Uses(found, self.paths)
+        return None if isinstance(found, SurgeryError) else found.uses
 
     @cached_property
     def unchecked(self) -> str | None:

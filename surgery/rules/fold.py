@@ -35,7 +35,7 @@ def fold(states: tuple[State, ...], child: str, declared: list[Declaration]) -> 
         if state.kind in ("attention", "tokens"):
             state.result = rebuild(state.result, change)
     used = {x.name for state in states for x in state.result.leaves if x.op == "param"}
-    return [*(d for d in declared if d.name in used), *made.env()]
+    return [*(d for d in declared if d.name in used), *made.values()]
 
 
 def folds(result: Expression, child: str) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import changed
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.cores import ATTENTION, NAMES
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted
@@ -30,7 +30,7 @@ class Prefix(nn.Module):
         self.k = nn.Parameter(torch.randn(core.heads, NEW, core.keys))
         self.v = nn.Parameter(torch.randn(core.heads, NEW, core.values))
 
-    def change(self) -> Change:
+    def change(self) -> CoreFunctions:
         return by_functions(
             self.core.query_heads,
             key=lambda k: in_front(self.k, k),
@@ -40,9 +40,9 @@ class Prefix(nn.Module):
         )
 
 
-def by_functions(heads: int, **settings: Any) -> Change:
+def by_functions(heads: int, **settings: Any) -> CoreFunctions:
     """A change by functions of operands, and the whole core as these make it."""
-    change = Change(**settings)
+    change = CoreFunctions(**settings)
     operands = {"query": change.query, "key": change.key, "value": change.value}
 
     def attend(*args: Any, **kwargs: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surgery.anatomy.read import read
 from surgery.anatomy.site import Core
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted
 from surgery.language.diagnostics import SurgeryError
@@ -439,7 +439,7 @@ def test_an_error_inside_stays_what_it_is() -> None:
 
 def test_new_keys_come_with_new_values() -> None:
     with pytest.raises(ValueError, match="together"):
-        Change(key=lambda k: k, revealed=2)
+        CoreFunctions(key=lambda k: k, revealed=2)
 
 
 def test_threads_have_their_own() -> None:

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import surgery
 from surgery.graft.attention import interfaces
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.huggingface.attention_functions import FLEX, opened
 from tests.graft.attending import NEW, Prefix, by_hand
 from tests.graft.test_attention_cores import CORE, FEATURES, HEADS
@@ -84,7 +84,7 @@ def test_new_keys_fill_blocks_of_their_own(new: int) -> None:
         return flex_attention(q, k, v, block_mask=mask).transpose(1, 2), None
 
     run.__module__ = FLEX
-    change = Change(
+    change = CoreFunctions(
         key=lambda k: torch.cat([k_new.expand(2, -1, -1, -1), k], 2),
         value=lambda v: torch.cat([v_new.expand(2, -1, -1, -1), v], 2),
         revealed=new,
@@ -213,7 +213,7 @@ def test_changed_queries_and_results() -> None:
 
     q, k, v = (torch.randn(2, HEADS, 5, FEATURES) for _ in range(3))
     prefix = Prefix(CORE)
-    change = Change(
+    change = CoreFunctions(
         query=lambda q: 2 * q,
         key=prefix.change().key,
         value=prefix.change().value,

@@ -75,6 +75,15 @@ def test_it_exports() -> None:
     assert_near(torch.export.export(model, (x,)).module()(x), model(x), torch.float64)
 
 
+def test_it_compiles_to_one_graph() -> None:
+    model, images = built()
+    surgery.apply(model, "on `up` apply dora(2)  on `up` apply ia3", example_inputs=images[0])
+    randomise_added(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for x in images[:2]:
+        assert_near(compiled(x), model(x), torch.float64)
+
+
 def test_all_promises_hold() -> None:
     model, (x, *_) = built()
     spec = "on ConvTranspose2d apply lora(2)  on ConvTranspose2d apply dora(2)  train bias in `up`"

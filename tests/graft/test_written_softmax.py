@@ -168,3 +168,40 @@ def test_the_base_is_as_it_was() -> None:
         assert torch.equal(module(x), before)
     surgery.remove(module)
     assert torch.equal(module(x), before)
+
+
+@pytest.mark.slow
+def test_they_compile_to_one_graph() -> None:
+    torch._dynamo.reset()
+    module, x = randomise(Attention(off_by_one)), torch.randn(2, 5, WIDTH)
+    surgery.apply(module, "on attention apply prefix(2)", example_inputs=x, seed=0)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), module(x))
+
+
+SHIFTS: dict[str, Form] = {
+    "without gradients": lambda x: x.detach().amax(-1, keepdim=True),
+    "cut off after": lambda x: x.amax(-1, keepdim=True).detach(),
+    "of one axis less": lambda x: x.max(-1).values.unsqueeze(-1),
+    "of one axis less, by an index": lambda x: x.amax(-1)[..., None],
+    "of one axis less, and more done": lambda x: torch.clamp(x.amax(-1), min=0.1).unsqueeze(-1),
+    "the least": lambda x: torch.min(x, -1, keepdim=True)[0],
+    "the mean": lambda x: x.mean(-1, keepdim=True),
+    "one for all": lambda x: x.max(),
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_scores_of_new_keys_are_shifted_as_the_others(shift: str) -> None:
+    """Else new keys would weigh more or less than they should, and nobody would notice."""
+
+    def form(x: Tensor) -> Tensor:
+        return (x - SHIFTS[shift](x)).softmax(-1)
+
+    module = randomise(Attention(form))
+    x = torch.randn(2, 5, WIDTH)
+    surgery.apply(module, f"on attention apply prefix({NEW})", example_inputs=x, seed=0)
+    randomise_added(module)
+    parts = dict(module.named_parameters())
+    expected = by_hand(module, x, parts["prefix.K"], parts["prefix.V"])
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)

@@ -141,6 +141,28 @@ def check_own_forward(made: Callable[[], nn.Module], inputs: Inputs) -> None:
         assert_near(scaled(*inputs), 2 * plain(*inputs), torch.float64)
 
 
+def check_exported(made: Callable[[], nn.Module], inputs: Inputs) -> None:
+    """In an exported program it is a layer again: the same parameters, the same numbers."""
+    eager = Only(made())
+    program = torch.export.export(Only(made()), inputs)
+    spec = "on `layer` apply lora(1)  on `layer` apply ia3"
+    surgery.apply(eager, spec, example_inputs=inputs, seed=0)
+    adapted = surgery.apply(program, spec, seed=0)
+    theirs = surgery.trainable(eager)
+    assert set(surgery.trainable(adapted)) == set(theirs)
+    with torch.no_grad():
+        for name, parameter in surgery.trainable(adapted).items():
+            assert torch.equal(parameter, theirs[name])
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+            parameter += noise
+            theirs[name] += noise
+    expected = eager(*inputs)
+    assert_near(adapted.module()(*inputs), expected, torch.float64)
+    merged = surgery.merge(adapted)
+    merged = merged[0] if isinstance(merged, tuple) else merged
+    assert_near(merged.module()(*inputs), expected, torch.float64)
+
+
 def check_words(layer: Layer, made: Callable[[], nn.Module], inputs: Inputs) -> None:
     """Reports say what it is, and how large."""
     model = Only(made())

@@ -169,6 +169,8 @@ class Follower(Generic[V]):
         To none of them, if it is a number for all its keys that is among them. Weights come first:
         values may be on the trail of the product that projected them.
         """
+        if not self.trails:
+            return None, None
         for weights in (True, False):
             for trail in self.trails:
                 if (trail.scored is not None) is not weights:
@@ -176,9 +178,8 @@ class Follower(Generic[V]):
                 before = trail.reached(given)
                 if before is not None:
                     return trail, before
-                for value in given:
-                    if among(value, trail.aside):
-                        return trail, None
+                if trail.aside and any(among(value, trail.aside) for value in given):
+                    return trail, None
         return None, None
 
     def form(self, call: FunctionCall[V], rank: int, last: str) -> SoftmaxForm | None:
@@ -227,7 +228,15 @@ class Follower(Generic[V]):
                 trail.go(self.step(call, before, value), call.kind, before, value)
                 return
         if (trail.scored is None or trail.written) and call.kind not in SCORED:
-            trail.aside += [v for v in self.values(result) if tuple(v.shape)[-1:] == (1,)]
+            self.set_aside(trail, before, call, result)
+
+    def set_aside(
+        self, trail: Trail[V], before: V | None, call: FunctionCall[V], result: Any
+    ) -> None:
+        """Take note of what is one number for all keys: a shift of scores, or a softmax's total."""
+        known = [v.shape for v in call.given if among(v, trail.aside)]
+        shapes = known if before is None else [before.shape[:-1]]
+        trail.aside += [v for v in self.values(result) if _is_for_all(v.shape, shapes)]
 
     def values(self, result: Any) -> Sequence[V]:
         """All values that a call has given."""
@@ -244,7 +253,8 @@ class Follower(Generic[V]):
         """A number in some places is no step: to those who read, the tensor is the same."""
         if call.given[0] is before and isinstance(call.args[-1], int | float):
             trail.places = [
-                (value if place is before else place, *rest) for place, *rest in trail.places
+                (value if place is before else place, steps, kind)
+                for place, steps, kind in trail.places
             ]
 
     def leave(self, trail: Trail[V]) -> None:
@@ -254,4 +264,15 @@ class Follower(Generic[V]):
 
 def among(thing: Any, values: Sequence[Any]) -> bool:
     """Whether ``thing`` is one of ``values``."""
-    return any(value is thing for value in values)
+    # A loop: this is asked for each function that runs in an attention.
+    for value in values:  # noqa: SIM110
+        if value is thing:
+            return True
+    return False
+
+
+def _is_for_all(shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether a value of this shape is one number for all keys, where such have had ``shapes``."""
+    # Lengths first: what is compiled for any size is to compare no sizes that need not agree.
+    alike = (other for other in shapes if len(other) == len(shape))
+    return tuple(shape[-1:]) == (1,) or any(tuple(shape) == tuple(other) for other in alike)

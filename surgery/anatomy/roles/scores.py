@@ -55,6 +55,9 @@ class Scores(Follower[Noted]):
         # Others are the same memory under other names.
         return result[0] if result else None
 
+    def values(self, result: list[Noted]) -> list[Noted]:
+        return result
+
     def softened(self, trail: Trail[Noted], call: FunctionCall[Noted], before: Noted) -> Noted:
         self.softmaxes[call.function] = trail
         self.totals[trail] = call.function

@@ -8,7 +8,7 @@ share if the function is given the scores of these as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 
 class SoftmaxForm:
@@ -84,4 +84,7 @@ FORMS: dict[str, SoftmaxForm] = {
 def axis(args: Sequence[Any], kwargs: Any, default: int | None) -> Any:
     """The axis that a function is told as its second argument."""
     found = args[1] if len(args) > 1 else kwargs.get("dim", default)
-    return found[0] if isinstance(found, list | tuple) and len(found) == 1 else found
+    if isinstance(found, list | tuple):
+        several = cast("Sequence[Any]", found)
+        return several[0] if len(several) == 1 else several
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -15,7 +16,7 @@ _WRITTEN = frozenset(
 """The methods of tensors that are written in Python."""
 
 
-def called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def called(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """``func(*args, **kwargs)``."""
     # The compiler does not follow `super()` in a method that is no attribute of its tensor.
     if getattr(func, "__name__", "") in _WRITTEN and args and torch.compiler.is_compiling():

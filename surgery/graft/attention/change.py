@@ -11,7 +11,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Change:
+class CoreFunctions:
     """What a program makes of one attention core.
 
     ``attend`` takes the arguments of `scaled_dot_product_attention` and gives its result, both as the

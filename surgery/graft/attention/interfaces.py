@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from surgery.graft.attention.axes import changed
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.flex import apart, in_blocks
 from surgery.graft.attention.masks import reveal
 from surgery.huggingface.attention_functions import FLEX, home
@@ -20,7 +20,7 @@ from surgery.huggingface.flash_attention import check_room
 
 
 def attend(
-    change: Change,
+    change: CoreFunctions,
     query: Tensor,
     key: Tensor,
     value: Tensor,

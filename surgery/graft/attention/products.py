@@ -13,12 +13,12 @@ from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
 from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import beside, changed, joined, spread
-from surgery.graft.attention.change import Change, Function
+from surgery.graft.attention.change import CoreFunctions, Function
 from surgery.graft.attention.steps import Step
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProduct:
     """A product of two tensors; ``equation`` is that of an einsum.
 
     It is multiplied by ``scale``, and added to ``beside`` times ``share`` unless it is of new keys.
@@ -44,21 +44,21 @@ class Product:
         return result if self.beside is None else result + self.beside * self.share
 
 
-def product(call: FunctionCall[Tensor]) -> Product | None:
+def product(call: FunctionCall[Tensor]) -> MatrixProduct | None:
     """The product that a function computes, if it is of two tensors."""
     given, kwargs = list(call.given), call.kwargs
     if call.kind == "baddbmm":
         beside, *given = given
         scale, share = kwargs.get("alpha", 1), kwargs.get("beta", 1)
-        return Product(given[0], given[1], None, scale, beside, share)
+        return MatrixProduct(given[0], given[1], None, scale, beside, share)
     if len(given) != 2:
         return None
     if call.kind == "einsum":
         equation = call.args[0]
-        return Product(given[0], given[1], equation) if isinstance(equation, str) else None
+        return MatrixProduct(given[0], given[1], equation) if isinstance(equation, str) else None
     if call.function.__name__ == "__rmatmul__":
         given = given[::-1]
-    return Product(given[0], given[1])
+    return MatrixProduct(given[0], given[1])
 
 
 class ChangedCore:
@@ -67,7 +67,7 @@ class ChangedCore:
     While a softmax is written out they are their scores, and ``total`` what it has given.
     """
 
-    def __init__(self, trail: Trail[Tensor], core: Core, change: Change):
+    def __init__(self, trail: Trail[Tensor], core: Core, change: CoreFunctions):
         self.trail = trail
         self.core = core
         self.change = change
@@ -80,7 +80,7 @@ class ChangedCore:
         Where it is written out, their total. None if the product is not one of queries and keys.
         """
         core, change = self.core, self.change
-        product: Product = self.trail.product
+        product: MatrixProduct = self.trail.product
         steps: list[Step] = self.trail.steps(before)
         pair = (product.one, product.other)
         ranks = (pair[0].dim(), pair[1].dim())
@@ -122,7 +122,7 @@ class ChangedCore:
         if self.new is not None:
             self.new = form.weights(self.new, self.total, given)
 
-    def weigh(self, product: Product, weights: Tensor) -> Tensor | None:
+    def weigh(self, product: MatrixProduct, weights: Tensor) -> Tensor | None:
         """``product`` of the weights with values, new ones too, or None if it is another."""
         change, core = self.change, self.core
         pair = (product.one, product.other)
@@ -155,7 +155,7 @@ def ordered(operand: Tensor, order: Order, function: Function, heads: int) -> Te
 
 
 def parts(
-    operand: Tensor, order: Order, function: Function | None, change: Change, heads: int
+    operand: Tensor, order: Order, function: Function | None, change: CoreFunctions, heads: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """New keys or values by themselves, and the own ones if they have changed, as in ``operand``."""
     if function is None:

@@ -15,14 +15,14 @@ from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
 from surgery.anatomy.site import Core
 from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.running import RunningCores
 from surgery.graft.attention.steps import FIRST, KINDS, tensors
 from surgery.graft.attention.whole import opened
 from surgery.graft.hooks import around, in_hook
 
 
-def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[Any]:
+def rerouted(changes: Sequence[tuple[Core, CoreFunctions]]) -> AbstractContextManager[Any]:
     """Inside, the cores that run in one call of a module have their ``changes``.
 
     To be entered for one call of the module at the cores' ``path``: they are told apart by the
@@ -39,7 +39,7 @@ def rerouted(changes: Sequence[tuple[Core, Change]]) -> AbstractContextManager[A
 class _Rerouting(TorchFunctionMode):
     """Sees every torch function, and shows those that cores may be made of to what follows them."""
 
-    def __init__(self, changes: Sequence[tuple[Core, Change]], beginning: int):
+    def __init__(self, changes: Sequence[tuple[Core, CoreFunctions]], beginning: int):
         super().__init__()
         self.beginning = beginning
         self.cores = RunningCores(changes)

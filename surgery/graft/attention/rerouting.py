@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.site import Core
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.reroute import rerouted
 from surgery.graft.hooks import are_inside
 
 
 @dataclass(frozen=True)
 class CoreChange:
-    """A change to a core as data: ``functions`` maps slots of a `Change` to names of functions.
+    """A change to a core as data: ``functions`` maps slots of a `CoreFunctions` to names of functions.
 
     ``own`` is False if new keys and values are all that it brings. ``late`` names the function
     for what the others need, where that is not known yet when the module is entered.
@@ -57,7 +57,7 @@ def call_attending(
 
 
 def attending(
-    changes: list[tuple[Core, Change]],
+    changes: list[tuple[Core, CoreFunctions]],
     forward: Callable[..., Any],
     module: nn.Module,
     args: tuple[Any, ...],
@@ -73,7 +73,7 @@ def _bound(
     functions: dict[str, Callable[..., Any]],
     module: nn.Module,
     captured: tuple[Tensor, ...],
-) -> Change:
+) -> CoreFunctions:
     known = [captured] if change.late is None else []
 
     def bind(name: str) -> Callable[..., Tensor]:
@@ -85,4 +85,4 @@ def _bound(
         return function
 
     slots = {slot: bind(name) for slot, name in change.functions}
-    return Change(revealed=change.revealed, own=change.own, **slots)
+    return CoreFunctions(revealed=change.revealed, own=change.own, **slots)

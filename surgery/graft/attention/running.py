@@ -10,8 +10,8 @@ from torch import Tensor
 from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
 from surgery.anatomy.site import Core
 from surgery.graft.attention.calls import called
-from surgery.graft.attention.change import Change
-from surgery.graft.attention.products import ChangedCore, Product, product
+from surgery.graft.attention.change import CoreFunctions
+from surgery.graft.attention.products import ChangedCore, MatrixProduct, product
 from surgery.graft.attention.steps import Step, tensors
 from surgery.graft.attention.windows import WindowedCore
 from surgery.language.diagnostics import SurgeryError, error
@@ -23,7 +23,7 @@ class RunningCores(Follower[Tensor]):
     Cores are counted as they come. ``waiting`` are those that are still to be changed.
     """
 
-    def __init__(self, changes: Sequence[tuple[Core, Change]]):
+    def __init__(self, changes: Sequence[tuple[Core, CoreFunctions]]):
         super().__init__()
         self.path = changes[0][0].path if changes else ""
         self.changes = [pair for pair in changes if not pair[0].windows]
@@ -41,7 +41,7 @@ class RunningCores(Follower[Tensor]):
         self.came = 0
         self.softer: list[ChangedCore] = []
 
-    def next(self) -> tuple[Core, Change] | None:
+    def next(self) -> tuple[Core, CoreFunctions] | None:
         """The core that comes now with its change, if it has one."""
         order = self.came
         self.came += 1
@@ -134,7 +134,7 @@ class RunningCores(Follower[Tensor]):
                 return windowed.soften(Step.of(call, scores), scores)
         return None
 
-    def product(self, call: FunctionCall[Tensor]) -> Product | None:
+    def product(self, call: FunctionCall[Tensor]) -> MatrixProduct | None:
         return product(call)
 
     def step(self, call: FunctionCall[Tensor], before: Tensor, result: Tensor) -> Step:

@@ -15,26 +15,21 @@ from torch import Tensor
 
 from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
-from surgery.anatomy.roles.softmaxes import FORMS
 from surgery.anatomy.roles.trails import (
     ALIKE,
     MOVES,
     SCALED,
     SCORED,
-    STEPS,
     VIEWS,
 )
 from surgery.graft.attention.calls import called
 
-_ENDS = {form.ends for form in FORMS.values() if form.ends}
-_KNOWN = STEPS | SCORED | ATTENTIONS | WHOLE_ATTENTIONS | FORMS.keys() | _ENDS
 KINDS = {
     name: kind(name)
     for space in (torch.Tensor, torch, functional)
     for name in (*dir(space), "flex_attention", "attention_interface")
-    if kind(name) in _KNOWN
 }
-"""The kind of each torch function by its name, of those that matter to a core."""
+"""The kind of each torch function by its name."""
 
 FIRST = {name for name, of in KINDS.items() if of in SCORED | ATTENTIONS | WHOLE_ATTENTIONS}
 """The names of functions that a core can begin with."""

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.roles.follower import FunctionCall, among
-from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.roles.trails import ALIKE, CUTS, LINEAR, SCORED
 from surgery.anatomy.site import Core, Windows
-from surgery.graft.attention.change import Change
+from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.steps import Step
 
 
 class WindowedCore:
     """One core on its way: cuts of queries, then weights, then the context."""
 
-    def __init__(self, core: Core, change: Change):
+    def __init__(self, core: Core, change: CoreFunctions):
         assert core.windows is not None
         self.core, self.change = core, change
         self.windows: Windows = core.windows
@@ -38,11 +37,10 @@ class WindowedCore:
         """Take note of a function: the result that it is to have, and whether the core is done."""
         if not isinstance(result, Tensor) or not call.given:
             return result
-        name = kind(getattr(call.function, "__name__", ""))
         if self.new is None:
-            self.before(name, call.given, result)
+            self.before(call.kind, call.given, result)
             return result
-        return self.after(name, call, result)
+        return self.after(call.kind, call, result)
 
     @property
     def is_done(self) -> bool:

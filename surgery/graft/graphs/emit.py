@@ -8,34 +8,24 @@ of layer lays out its values, and nothing of hosts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
-import torch
 from torch import fx
 
-from surgery.graft.graphs import kernels, shaping, states
-from surgery.graft.graphs.factors import low_rank_norm
+from surgery.graft.graphs import kernels, states
+from surgery.graft.graphs.forms import form
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.keeping import is_worth_keeping
 from surgery.graft.graphs.linears import linear
 from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
-from surgery.rules.expression import Expression, is_leading, operand
+from surgery.rules.expression import Expression, is_leading
 from surgery.rules.groups import Groups, Place
-from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import ONE
 
 Call = Callable[..., Any]
 
 MEANING = "rule"
 """Under which a node's meta has the expression that it computes."""
-
-
-def function(path: str) -> Any:
-    """The function that a primitive names."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 class Emitter:
@@ -101,35 +91,15 @@ class Emitter:
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
             return linear(self, e)
-        special = _SPECIAL.get(e.op)
-        return special(self, e) if special else _FORMS[PRIMITIVES[e.op].form](self, e)
+        return form(e)(self, e)
 
     def scalar(self, value: Any) -> Any:
         return value.value(self.sizes) if isinstance(value, Dim) else value
 
-    def _elementwise(self, e: Expression) -> Any:
-        tensors = [a for a in e.arguments if not self.is_number(a)]
-        run = function(PRIMITIVES[e.op].torch)
-        if not tensors:
-            numbers = [torch.tensor(self.emit(a), dtype=torch.float64) for a in e.arguments]
-            return run(*numbers).item()
-        if _spans(tensors, e):
-            arguments = [self.aligned(a, e) for a in e.arguments]
-        else:
-            arguments = [self._filled(a, tensors[0], e) for a in e.arguments]
-        return self.host.call(run, *arguments)
-
     def is_number(self, e: Expression) -> bool:
         return e.number is not None or isinstance(self.emit(e), int | float)
 
-    def _filled(self, e: Expression, like: Expression, within: Expression) -> Any:
-        """As :meth:`aligned`, of a number that stands for more than what it meets."""
-        if not self.is_number(e) or not e.shape:
-            return self.aligned(e, within)
-        value = self.tensor(e, like)
-        return self._beside(value) if within.varies else value
-
-    def _beside(self, value: Any) -> Any:
+    def beside(self, value: Any) -> Any:
         """A vector of parameters shaped so that it broadcasts against hidden states."""
         if not self.first or not self.spatial:
             return value
@@ -142,7 +112,7 @@ class Emitter:
             return value
         if e.varies:
             return self.placed(value, e, self.place(within))
-        return self._beside(value) if e.shape else value
+        return self.beside(value) if e.shape else value
 
     def placed(self, value: Any, e: Expression, place: Place) -> Any:
         """The value of ``e`` as it is met in each group, or at the outputs of each group."""
@@ -153,128 +123,3 @@ class Emitter:
         if self.place(e) == "groups" and self.layer:
             return self.host.call(states.own_group, value, self.layer.out, self.spatial)
         return value
-
-    def _add(self, e: Expression) -> Any:
-        left, right = e.arguments
-        for one, other in ((left, right), (right, left)):
-            if other.op == "multiply" and e.varies and one.varies and other.varies:
-                for factor, value in (other.arguments, other.arguments[::-1]):
-                    if factor.number is not None:
-                        scale = self.scalar(factor.number)
-                        terms = self.aligned(one, e), self.aligned(value, e)
-                        return self.host.call(torch.add, *terms, alpha=scale)
-        return self._elementwise(e)
-
-    # primitives with something of their own
-
-    def _matmul(self, e: Expression) -> Any:
-        left, right = e.arguments
-        if not e.varies:
-            return self._held(e)
-        transposed = Expression("transpose", (right,), (), right.shape[::-1])
-        return self.emit(Expression("linear", (left, transposed), (), e.shape, e.span))
-
-    def _divide(self, e: Expression) -> Any:
-        value, divisor = e.arguments
-        norm = divisor.arguments[0] if divisor.op == "detach" else divisor
-        if norm.op != "row_norm":
-            return self._elementwise(e)
-        return self.host.call(kernels.over_norm, *(self.aligned(a, e) for a in (value, divisor)))
-
-    def _in_training(self, e: Expression) -> Any:
-        run = function(PRIMITIVES[e.op].torch)
-        return self.host.call(run, *map(self.emit, e.arguments), self.host.training())
-
-    def _axis(self, e: Expression) -> int:
-        """The axis that is meant, where features come before the places rules write before them."""
-        axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-        if not e.varies or not self.first:
-            return axis
-        if axis >= -1 - self.spatial:
-            return -1 - self.spatial if axis == -1 else axis + 1
-        return axis - (self.groups > 1 and self.place(e) == "groups")
-
-    def _over(self, e: Expression) -> Any:
-        extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
-        return self.host.call(
-            function(PRIMITIVES[e.op].torch), self.emit(e.arguments[0]), dim=self._axis(e), **extra
-        )
-
-    def _pool(self, e: Expression) -> Any:
-        states = e.arguments[0]
-        while varying := [a for a in states.arguments if a.varies]:
-            states = varying[0]
-        mask = self.host.real(self.emit(states))
-        if mask is None:
-            return self._over(e)
-        return self.host.call(kernels.pool, self.emit(e.arguments[0]), mask, self._axis(e))
-
-    def _along(self, e: Expression) -> Any:
-        like = next(a for a in e.arguments if not self.is_number(a))
-        arguments = [
-            self.placed(self.tensor(a, like), a, self.place(e))
-            if a.varies
-            else self.tensor(a, like)
-            for a in e.arguments
-        ]
-        if e.varies:
-            arguments = [
-                v if a.varies else self._beside(v)
-                for v, a in zip(arguments, e.arguments, strict=True)
-            ]
-        return self.host.call(function(PRIMITIVES[e.op].torch), *arguments, self._axis(e))
-
-    def _held(self, e: Expression) -> Any:
-        """A function of matrices and vectors that the module holds."""
-        like = next((a for a in e.arguments if not self.is_number(a)), operand("W", ()))
-        arguments = [self.tensor(a, like) if a.shape else self.emit(a) for a in e.arguments]
-        held = kernels.held_linear if e.op == "linear" else function(PRIMITIVES[e.op].torch)
-        return self.host.call(held, *arguments)
-
-    def _detach(self, e: Expression) -> Any:
-        inner = e.arguments[0]
-        found = low_rank_norm(inner)
-        if found is None:
-            return self.host.call(torch.detach, self.emit(inner))
-        weight, up, down, scale = found
-        return self.host.call(
-            kernels.constant_low_rank_norm,
-            self.emit(weight),
-            self.emit(up),
-            self.emit(down),
-            self.scalar(scale),
-        )
-
-
-_FORMS: dict[str, Callable[[Emitter, Expression], Any]] = {
-    "values": Emitter._elementwise,
-    "matrices": Emitter._held,
-    "over": Emitter._over,
-    "along": Emitter._along,
-    "training": Emitter._in_training,
-    "tokens": Emitter._pool,
-}
-"""How a primitive's function is called, by the form that its row says."""
-_SPECIAL: dict[str, Callable[[Emitter, Expression], Any]] = {
-    # what is no primitive
-    "eye": shaping.eye,
-    "expand": shaping.expand,
-    "spread": shaping.spread,
-    "vector": shaping.vector,
-    "rows": shaping.rows,
-    "put": shaping.put,
-    # what has a cheaper form in some places, whatever its row says
-    "add": Emitter._add,
-    "matmul": Emitter._matmul,
-    "divide": Emitter._divide,
-    "detach": Emitter._detach,
-}
-
-
-def _spans(tensors: list[Expression], e: Expression) -> bool:
-    """Whether ``tensors`` broadcast to the shape of ``e`` by themselves."""
-    return all(
-        dim == ONE or any(len(a.shape) >= back and a.shape[-back] != ONE for a in tensors)
-        for back, dim in enumerate(reversed(e.shape), 1)
-        if not is_leading(dim)
-    )

@@ -52,6 +52,14 @@ class Emitting(Protocol):
         """``e`` shaped so that it broadcasts against the hidden states of ``within``."""
         ...
 
+    def placed(self, value: Any, e: Expression, place: Place) -> Any:
+        """The value of ``e`` as it is met in each group, or at the outputs of each group."""
+        ...
+
+    def beside(self, value: Any) -> Any:
+        """A vector of parameters shaped so that it broadcasts against hidden states."""
+        ...
+
     def scalar(self, value: Any) -> Any:
         """The number that a dim is at this site."""
         ...

@@ -27,11 +27,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from surgery.graft.completing import ORIGINAL
+from surgery.graft.graph_host import ORIGIN
 from surgery.graft.programs.modules import reads_of
 from surgery.graft.programs.sizes import any_size
 from surgery.graft.programs.source import FIRST, Source
 from surgery.graft.programs.undoing import CUSTOM, KEY, mark, reading, run, written
-from surgery.graft.traced import ORIGIN
 from surgery.language.diagnostics import SurgeryError, error
 
 _STACK = "nn_module_stack"

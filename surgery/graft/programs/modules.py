@@ -7,53 +7,25 @@ that is planned for layers can be planned for it; any other module is a name wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from surgery.huggingface.layers import CONV1D
+from surgery.layers import Reads, kinds
+from surgery.layers.transposed import Transposed
 
 _STACK = "nn_module_stack"
 _HIDDEN = "_empty_nn_module_stack_from_metadata_hook"
-_PADDED = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
-class Transposed(nn.Module):
-    """A layer whose weight is [in, out], as transformers' `Conv1D` has it."""
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None):
-        super().__init__()
-        self.weight = weight
-        self.bias = bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
-
-
-# What knows layers by their class knows this one by the name of the class that it stands for.
-Transposed.__module__, _, Transposed.__qualname__ = CONV1D.rpartition(".")
-Transposed.__name__ = Transposed.__qualname__
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Where a function of the graph has its input, its weight and its bias."""
-
-    input: int
-    weight: int
-    bias: int | None
-    make: Callable[[fx.Node, Any, Any], nn.Module]
 
 
 def reads_of(node: fx.Node) -> Reads | None:
-    """How ``node`` reads a weight, if it does what a layer does."""
-    return _READS.get(node.target) if node.op == "call_function" else None
+    """How ``node`` reads a weight, if it does what a layer of any kind does."""
+    if node.op != "call_function":
+        return None
+    return next((k.exported[node.target] for k in kinds() if node.target in k.exported), None)
 
 
 def stack_of(node: fx.Node) -> dict[str, str]:
@@ -151,7 +123,7 @@ def _layer(node: fx.Node, path: str, tensors: Mapping[str, Tensor], cls: str | N
     assert reads is not None
     biased = reads.bias is not None and _argument(node, reads.bias) is not None
     bias = tensors[f"{path}.bias"] if biased else None
-    made = reads.make(node, tensors[f"{path}.weight"], bias)
+    made = reads.make(partial(_argument, node), tensors[f"{path}.weight"], bias)
     name = (cls or "").rpartition(".")[2]
     if name and name != type(made).__name__ and not isinstance(made, Transposed):
         made.__class__ = _named(name, type(made))
@@ -183,90 +155,3 @@ def _argument(node: fx.Node, index: int) -> Any:
         return node.args[index]
     schema: Any = node.target._schema
     return node.kwargs.get(schema.arguments[index].name)
-
-
-def _linear(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    made = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
-    return _holding(made, weight, bias)
-
-
-def _transposed(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    return Transposed(weight, bias)
-
-
-def _embedding(node: fx.Node, weight: nn.Parameter, bias: None) -> nn.Module:
-    padding = _argument(node, 2)
-    known = padding if isinstance(padding, int) and padding >= 0 else None
-    return _holding(nn.Embedding(*weight.shape, padding_idx=known, device="meta"), weight, None)
-
-
-def _convolution(node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    stride, padding, dilation, groups = (_argument(node, i) for i in (3, 4, 5, 6))
-    spatial = weight.dim() - 2
-    made = _PADDED[spatial](
-        weight.shape[1] * (groups or 1),
-        weight.shape[0],
-        tuple(weight.shape[2:]),
-        stride=_each(stride, 1, spatial),
-        padding=padding if isinstance(padding, str) else _each(padding, 0, spatial),
-        dilation=_each(dilation, 1, spatial),
-        groups=groups or 1,
-        bias=bias is not None,
-        device="meta",
-    )
-    return _holding(made, weight, bias)
-
-
-def _transposed_convolution(
-    node: fx.Node, weight: nn.Parameter, bias: nn.Parameter | None
-) -> nn.Module:
-    stride, padding, beyond, groups, dilation = (_argument(node, i) for i in (3, 4, 5, 6, 7))
-    spatial = weight.dim() - 2
-    made = _TRANSPOSED[spatial](
-        weight.shape[0],
-        weight.shape[1] * (groups or 1),
-        tuple(weight.shape[2:]),
-        stride=_each(stride, 1, spatial),
-        padding=_each(padding, 0, spatial),
-        output_padding=_each(beyond, 0, spatial),
-        groups=groups or 1,
-        bias=bias is not None,
-        dilation=_each(dilation, 1, spatial),
-        device="meta",
-    )
-    return _holding(made, weight, bias)
-
-
-def _each(given: Any, default: int, spatial: int) -> Any:
-    values = [default] if given is None else list(given)
-    return tuple(values * spatial if len(values) == 1 else values)
-
-
-def _holding(module: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
-    module._parameters["weight"] = weight
-    if bias is not None:
-        module._parameters["bias"] = bias
-    return module
-
-
-_ATEN = torch.ops.aten
-_READS: dict[Any, Reads] = (
-    {
-        _ATEN.linear.default: Reads(0, 1, 2, _linear),
-        _ATEN.addmm.default: Reads(1, 2, 0, _transposed),
-        _ATEN.embedding.default: Reads(1, 0, None, _embedding),
-    }
-    | {
-        overload: Reads(0, 1, 2, _convolution)
-        for packet in (_ATEN.conv1d, _ATEN.conv2d, _ATEN.conv3d)
-        for overload in (packet.default, packet.padding)
-    }
-    | {
-        packet: Reads(0, 1, 2, _transposed_convolution)
-        for packet in (
-            _ATEN.conv_transpose1d.default,
-            _ATEN.conv_transpose2d.input,
-            _ATEN.conv_transpose3d.input,
-        )
-    }
-)

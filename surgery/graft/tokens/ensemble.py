@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.graft.adapter_file import read_adapter
-from surgery.graft.channel import begin, put
+from surgery.graft.channel import holding
 from surgery.graft.state import surgery_of
 from surgery.graft.tokens.sequences import TokenSlots
 from surgery.language.diagnostics import error
@@ -27,12 +27,8 @@ def together(slots: TokenSlots, prompts: Tensor) -> Generator[None]:
 
     This is so in this thread alone.
     """
-    outer = begin(slots.instead)
-    put(slots.instead, prompts)
-    try:
+    with holding(slots.instead, prompts):
         yield
-    finally:
-        slots.instead.here.scope = outer
 
 
 def ensemble(

@@ -10,14 +10,14 @@ import torch
 from torch import fx
 
 from surgery.anatomy.site import Port
-from surgery.graft.design import Stack
+from surgery.graft.design import StackPart
 from surgery.graft.graphs import calls
 from surgery.graft.graphs.frame import Frame, emitter_for
 from surgery.graft.tokens import memory, sequences
 from surgery.rules.prompts import token_change
 
 
-def begin(frame: Frame, stack: Stack) -> None:
+def begin(frame: Frame, stack: StackPart) -> None:
     """Change what the module is given, as its part in a stack has it."""
     if stack.role == "decoder":
         _replace(frame, memory.attended, frame.attribute(stack.shared))
@@ -25,7 +25,7 @@ def begin(frame: Frame, stack: Stack) -> None:
         _read(frame, stack)
 
 
-def _read(frame: Frame, stack: Stack) -> None:
+def _read(frame: Frame, stack: StackPart) -> None:
     """Change the arguments of a reader as its program says."""
     part, shared = stack.program, frame.attribute(stack.shared)
     assert part is not None
@@ -53,7 +53,7 @@ def _replace(frame: Frame, function: Callable[..., Any], *given: Any) -> None:
     frame.inputs.clear()
 
 
-def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
+def end(frame: Frame, stack: StackPart, result: fx.Node) -> fx.Node:
     """What the module gives, as its part in a stack has it."""
     shared = frame.attribute(stack.shared)
     if stack.role == "reader":
@@ -77,7 +77,7 @@ def end(frame: Frame, stack: Stack, result: fx.Node) -> fx.Node:
 
 
 def _changed(
-    frame: Frame, stack: Stack, result: fx.Node, change: Callable[[fx.Node], fx.Node]
+    frame: Frame, stack: StackPart, result: fx.Node, change: Callable[[fx.Node], fx.Node]
 ) -> fx.Node:
     """``result`` with the states in it as ``change`` has them."""
     index = stack.port.index

@@ -6,23 +6,26 @@ region, between the nodes that came from it. The original graph is kept, and com
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
-from surgery.anatomy.lift import stacks
-from surgery.anatomy.site import Port, covers
-from surgery.graft.attention.traced import change_core, core_node
+from surgery.anatomy.lift import Frame, frames
+from surgery.anatomy.site import Core, Port, covers
+from surgery.graft.attention.nodes import change_core, core_node
+from surgery.graft.attention.written import WrittenOut, change_written
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
 from surgery.graft.container import take_grafts
 from surgery.graft.contexts import alone
 from surgery.graft.graphs.emit import Emitter
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.passes import optimise
-from surgery.graft.graphs.states import check_dims, check_rank
+from surgery.graft.graphs.states import as_given, check_dims, check_rank, in_sequence
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
@@ -32,6 +35,7 @@ from surgery.planning.edit import Edit
 from surgery.rules.expression import Expression
 
 _STACK = "nn_module_stack"
+_LINEAR = (functional.linear, torch.ops.aten.linear.default)
 ORIGIN = "surgery_origin"
 """Under which a node's meta has the name of the node that it is in an exported program."""
 
@@ -44,7 +48,7 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     mapping: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(original, mapping)
     graph.output(result)
-    flattened = stacks(model)
+    flattened = frames(model)
     stack_of = {mapping[node]: path for node, path in flattened.items() if node in mapping}
     writer = _Writer(model, graph, stack_of)
     sites = sites_of(surgery).values()
@@ -86,14 +90,39 @@ class _Writer:
     """A graph being rewritten, and which flattened modules each node came from."""
 
     def __init__(
-        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[str, ...]]
+        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[Frame, ...]]
     ):
         self.model = model
         self.graph = graph
         self.stack_of = stack_of
         self.added: set[fx.Node] = set()
+        self.run: tuple[Frame, ...] = ()
+        """The call of flattened modules that is being rewritten: those around what is written."""
 
     def write(self, site: SiteMethods) -> None:
+        """Write what ``site`` has, in each call of its module."""
+        for run in self.runs(site):
+            self.run = run
+            self.write_run(site)
+            if site.first.layer:
+                break
+        self.run = ()
+
+    def runs(self, site: SiteMethods) -> list[tuple[Frame, ...]]:
+        """The calls of the flattened modules that hold all of ``site``; one where none was flattened."""
+        where = site.first.site
+        paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
+        found: dict[tuple[Frame, ...], None] = {}
+        for node in self.graph.nodes:
+            around = self.stack_of.get(node, ())
+            if any(covers(paths[-1], frame.path) for frame in around) or (
+                node.op == "call_module" and covers(paths[-1], str(node.target))
+            ):
+                holding = [f for f in around if all(covers(f.path, path) for path in paths)]
+                found[tuple(holding)] = None
+        return list(found) or [()]
+
+    def write_run(self, site: SiteMethods) -> None:
         edit = site.first
         if edit.site.tokens is not None:
             raise error(
@@ -101,19 +130,17 @@ class _Writer:
                 "a traced graph has its masks and positions built in, so no tokens can join",
                 help="apply the spec to the model itself, and torch.export that",
             )
-        if edit.layer and edit.layer.read:
-            raise error(
-                "S417",
-                f"in the traced graph nothing reads `{edit.site.whole}` but a module inside it",
-                help="apply the spec to the model itself, and torch.export that",
-            )
-        calls = self.calls(edit.site.exit.path) if edit.layer else []
+        calls = self.calls(edit) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)
         core = site.core
         if core is not None:
-            for node in [core_node(self.inside(core.path), one) for one in core.each]:
-                self.emit_core(site, edit, node)
+            inside = self.inside(core.path)
+            for one, found in [(c, core_node(self.model, inside, c)) for c in core.each]:
+                if isinstance(found, WrittenOut):
+                    self.emit_written(site, edit, one, found)
+                else:
+                    self.emit_core(site, edit, found)
         if core is None or site.program.changes_result:
             for node in calls or [self.output(edit.site.exit)]:
                 self.emit(site, edit, node)
@@ -136,30 +163,51 @@ class _Writer:
             if result is not node:
                 user.replace_input_with(node, result)
 
-    def calls(self, path: str) -> list[fx.Node]:
-        """The nodes that run the layer at ``path``: its calls, or functions of its weight."""
-        weight = f"{path}.weight" if path else "weight"
-        return [
-            n
-            for n in self.graph.nodes
-            if (n.op == "call_module" and n.target == path)
-            or (
-                n.op == "call_function"
-                and n.target is functional.linear
-                and n not in self.added
-                and isinstance(n.args[1], fx.Node)
-                and n.args[1].op == "get_attr"
-                and n.args[1].target == weight
-            )
-        ]
+    def emit_written(self, site: SiteMethods, edit: Edit, core: Core, found: WrittenOut) -> None:
+        before = set(self.graph.nodes)
+        host = _NodeHost(self, site, edit, found.product)
+
+        def emitting(known: dict[Expression, Any], behind: fx.Node) -> Emitter:
+            one = copy.copy(host)
+            one.last = behind
+            one._attributes = {}
+            return Emitter(one, None, edit.sizes, known=known)
+
+        host.last = found.product.prev
+        host.start()
+        change_written(self.model, core, found, site.program, emitting)
+        self.note(before, found.softmax)
+
+    def calls(self, edit: Edit) -> list[fx.Node]:
+        """The nodes that run the layer of ``edit``: its calls, or functions of its weight."""
+        assert edit.layer is not None
+        path, weight = edit.site.exit.path, edit.layer.weight
+        name = f"{path}.{weight}" if path else weight
+        readers: list[fx.Node] = []
+        for node in self.graph.nodes:
+            if node in self.added:
+                continue
+            if node.op == "call_module" and node.target == path and weight == "weight":
+                readers.append(node)
+            elif node.op == "get_attr" and node.target == name:
+                readers += [user for user in node.users if user not in self.added]
+        return (
+            readers
+            if all(node.op == "call_module" or _multiplies(node) for node in readers)
+            else []
+        )
 
     def inside(self, path: str) -> list[fx.Node]:
-        """The nodes that came from the flattened module at ``path``."""
+        """The nodes that came from the flattened module at ``path``, in the call that is rewritten."""
+        run = tuple(frame for frame in self.run if covers(frame.path, path))
         return [
             n
             for n in self.graph.nodes
-            if any(covers(path, p) for p in self.stack_of.get(n, ()))
-            or (n.op == "call_module" and covers(path, str(n.target)))
+            if self.stack_of.get(n, ())[: len(run)] == run
+            and (
+                any(covers(path, frame.path) for frame in self.stack_of.get(n, ()))
+                or (n.op == "call_module" and covers(path, str(n.target)))
+            )
         ]
 
     def input(self, port: Port) -> fx.Node:
@@ -202,7 +250,7 @@ class _Writer:
                 host.x = host.call(check_rank, host.x, rank, f"`{edit.site.name}`")
             elif edit.layer is None and states.features == "first" and states.rank:
                 host.x = host.call(check_dims, host.x, states.rank, f"`{edit.site.name}`")
-            result = emitter.emit(site.program.result)
+            result = host.leave(emitter.emit(site.program.result))
         self.note(before, base)
         for user in users:
             user.replace_input_with(base, result)
@@ -218,7 +266,19 @@ class _Writer:
                 node.meta[_STACK] = beside.meta[_STACK]
 
 
+def _multiplies(node: fx.Node) -> bool:
+    """Whether ``node`` gives x Wᵀ + b, with W its second argument and nothing else done to it."""
+    return node.target in _LINEAR and isinstance(node.args[1], fx.Node)
+
+
 def _unreachable(edit: Edit) -> Exception:
+    if edit.layer and edit.layer.read:
+        return error(
+            "S417",
+            f"in the traced graph nothing multiplies with `{edit.site.whole}` alone: a module that it "
+            "runs whole reads it, or a function that does more",
+            help="apply the spec to the model itself, and torch.export that",
+        )
     return error("S417", f"the traced graph never runs `{edit.site.name}`")
 
 
@@ -236,12 +296,28 @@ class _NodeHost(Host):
         self.prefix = f"{path}." if path else ""
         self._attributes: dict[str, fx.Node] = {}
         self.x: fx.Node | None = None
+        self.entered: fx.Node | None = None
 
     def start(self) -> None:
         if self.edit.layer:
             self.x = self.node.all_input_nodes[0]
         elif any(e.reads("x") for e in self.site.program.changed):
             self.x = self.writer.input(self.edit.site.entry)
+
+    def enter(self, value: fx.Node) -> fx.Node:
+        """States as the program sees them: [batch, length, features], however they come."""
+        states = self.edit.site.states
+        if states.sequences is not None:
+            like = self.writer.input(states.sequences)
+            return self.call(in_sequence, value, like)
+        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+
+    def leave(self, value: fx.Node, like: fx.Node | None = None) -> fx.Node:
+        """States as the graph has them, and has ``like``."""
+        states = self.edit.site.states
+        if states.sequences is not None:
+            return self.call(as_given, value, like or self.node)
+        return self.call(torch.transpose, value, 0, 1) if states.turned else value
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self.graph.inserting_after(self.last):
@@ -264,12 +340,15 @@ class _NodeHost(Host):
             return self.attribute(expression.name)
         if expression.name == "x":
             assert self.x is not None
-            return self.x
+            self.entered = self.enter(self.x)
+            return self.entered
         if expression.name == "residual":
             port = self.site.residual
             assert port is not None
-            return self.writer.output(port) if port.side == "output" else self.writer.input(port)
-        return self.attribute({"W": "weight", "b": "bias"}[expression.name])
+            at_end = port.side == "output"
+            return self.enter(self.writer.output(port) if at_end else self.writer.input(port))
+        assert self.edit.layer is not None
+        return self.attribute(self.edit.layer.names[expression.name])
 
     def module(self) -> fx.Node:
         return self._put("get_attr", self.edit.site.exit.path, (), {})
@@ -294,28 +373,45 @@ class _NodeHost(Host):
         )
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
-        assert self.site.norm is not None
-        return self._put("call_module", self.site.norm, (value,), {})
+        norm = self.site.norm
+        assert norm is not None
+        if any(n.op == "call_module" and n.target == norm for n in self.graph.nodes):
+            return self._put("call_module", norm, (value,), {})
+        return self._once_more(norm, self.writer.input(Port(norm, "input")), value)
 
     def base(self, x: fx.Node) -> fx.Node:
-        if x is self.x or self.x is None:
-            return self.node
+        if x is self.entered or self.x is None:
+            return self.enter(self.node)
+        x = self.leave(x, self.x)
         if self.node.op == "call_module" or self.edit.layer:
             args = (x, *self.node.args[1:])
-            return self._put(self.node.op, self.node.target, args, self.node.kwargs)
-        return self._again(x)
+            return self.enter(self._put(self.node.op, self.node.target, args, self.node.kwargs))
+        return self.enter(self._again(x))
 
     def _again(self, x: fx.Node) -> fx.Node:
         """The nodes of a flattened module once more, on another input."""
-        copies: dict[fx.Node, fx.Node] = {}
-        if self.x is not None:
-            copies[self.x] = x
-        for node in self.writer.inside(self.edit.site.name):
-            if node is self.last:
-                break
+        assert self.x is not None
+        return self._once_more(self.edit.site.name, self.x, x, self.node)
+
+    def submodule(self, path: str, value: fx.Node) -> fx.Node:
+        """A module of the graph, run once more."""
+        return self._put("call_module", path, (value,), {})
+
+    def again(self, node: fx.Node, own: fx.Node, value: fx.Node) -> fx.Node:
+        """What ``node`` does, with ``value`` in place of ``own``."""
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.node_copy(node, lambda n: value if n is own else n)
+        return self.last
+
+    def _once_more(
+        self, path: str, own: fx.Node, x: fx.Node, until: fx.Node | None = None
+    ) -> fx.Node:
+        """What the module at ``path`` makes of ``x`` in place of ``own``, up to a node of it."""
+        copies: dict[fx.Node, fx.Node] = {own: x}
+        for node in self.writer.inside(path):
             with self.graph.inserting_after(self.last):
                 self.last = self.graph.node_copy(node, lambda n: copies.get(n, n))
             copies[node] = self.last
-            if node is self.node:
+            if node is until:
                 break
         return self.last

@@ -6,35 +6,34 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from surgery.anatomy.site import Core
 from surgery.graft.attention.cores import ATTENTION, NAMES, ProgramCore
+from surgery.graft.attention.written import WrittenOut, refused, written_cores
 from surgery.graft.graphs.emit import Emitter
-from surgery.language.diagnostics import error
 from surgery.rules.expression import Expression
 from surgery.rules.program import Program
 
 _FUSED = (ATTENTION, torch.ops.aten.scaled_dot_product_attention.default)
 
 
-def core_node(nodes: Iterable[fx.Node], core: Core) -> fx.Node:
-    """The node that is ``core``, among those of the module that runs it.
+def core_node(model: nn.Module, nodes: Iterable[fx.Node], core: Core) -> fx.Node | WrittenOut:
+    """What is ``core`` among the nodes of the module that runs it: one function, or several.
 
     Raises:
         SurgeryError: S417 if the graph has it in another form.
 
     """
-    found = [n for n in nodes if n.target in _FUSED]
-    if core.how == "products" or core.order >= len(found):
-        raise error(
-            "S417",
-            f"the traced graph runs the attention of `{core.path}` in products, which are not "
-            "rewritten",
-            help="trace a model that calls scaled_dot_product_attention, or apply the spec to the "
-            "model itself, and torch.export that",
-        )
-    return found[core.order]
+    inside = list(nodes)
+    written = {one.softmax: one for one in written_cores(model, inside)}
+    found = [written.get(n, n) for n in inside if n.target in _FUSED or n in written]
+    if core.windows or core.among != len(found) or core.order >= len(found):
+        raise refused(core, "runs its attention in a form of its own")
+    one = found[core.order]
+    if (core.how == "fused") is isinstance(one, WrittenOut):
+        raise refused(core, "runs its attention in another order than when it was read")
+    return one
 
 
 def change_core(

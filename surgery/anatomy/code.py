@@ -1,0 +1,153 @@
+"""What code the modules of a model run: their classes, and the functions and globals these read.
+
+Names tell what is read: from the `forward` of a class on, those that its code mentions, found in the
+class or among the globals of the function, and so on through the functions found. Code of torch and
+of the standard library is taken as it is; that its functions are still the same counts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from surgery.anatomy.snapshot import Walk
+
+_FOREIGN = frozenset(("torch", "numpy", "surgery", *sys.stdlib_module_names))
+_STARTS = ("forward", "__call__", "__getattr__", "__getattribute__")
+
+
+class Code:
+    """Notes the code that a walk meets."""
+
+    def __init__(self, walk: Walk):
+        self.walk = walk
+        self.noted: set[type[Any]] = set()
+        self.running: set[type[Any]] = set()
+
+    def kind(self, cls: type[Any], runs: bool = False) -> None:
+        """Note the class of something; that of a module also by what its forward ``runs``."""
+        if cls in self.noted:
+            self.walk.tokens.append(id(cls))
+        else:
+            self.noted.add(cls)
+            self.cls(cls)
+        if runs and cls not in self.running:
+            self.running.add(cls)
+            self._methods(cls)
+
+    def cls(self, cls: type[Any]) -> None:
+        """Note a class with all that stands in it and in those above it."""
+        self.walk.same(cls)
+        for base in cls.__mro__[:-1]:
+            if id(base) not in self.walk.known and self.walk.first(base):
+                self.walk.same(base)
+                self._space(base)
+
+    def _space(self, cls: type[Any]) -> None:
+        for name, value in vars(cls).items():
+            if name.startswith("__") and not isinstance(value, FunctionType):
+                continue  # what Python keeps there
+            self.walk.tokens.append(name)
+            for part in _parts(value):
+                self._entry(part)
+
+    def _entry(self, value: Any) -> None:
+        if isinstance(value, FunctionType):
+            self.walk.same(value)
+            self.walk.same(value.__code__)
+        elif isinstance(value, int | float | str | tuple | list | dict | set | None):
+            self.walk.thing(value)
+        else:
+            self.walk.same(value)
+
+    def _methods(self, cls: type[Any]) -> None:
+        """The functions of a class that its forward may call, by their names."""
+        waiting: list[str] = [*_STARTS]
+        asked = set(waiting)
+        for name in waiting:
+            for base in cls.__mro__:
+                found = vars(base).get(name)
+                for part in _parts(found) if found is not None else ():
+                    if isinstance(part, FunctionType):
+                        self.function(part)
+                        fresh = _names(part.__code__) - asked if _is_own(part) else frozenset[str]()
+                        asked.update(fresh)
+                        waiting += fresh
+
+    def function(self, function: FunctionType) -> None:
+        """Note a function: its code, what is bound to it, and what it reads of its globals."""
+        if not self.walk.first(function):
+            return
+        self.walk.same(function)
+        self.walk.same(function.__code__)
+        self.walk.thing(function.__defaults__)
+        self.walk.thing(function.__kwdefaults__)
+        self.walk.attributes(function)
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:
+                continue
+            self.walk.thing(content)
+        if _is_own(function):
+            names = _names(function.__code__)
+            for name in sorted(names & function.__globals__.keys()):
+                self.walk.tokens.append(name)
+                self._global(function.__globals__[name], names)
+
+    def _global(self, value: Any, names: frozenset[str]) -> None:
+        """A global that a function reads: of an object what goes by one of the ``names`` there."""
+        plain = isinstance(value, int | float | str | tuple | list | set | Mapping | None)
+        if plain or isinstance(value, FunctionType | Tensor | nn.Module):
+            self.walk.thing(value)
+        elif isinstance(value, type):
+            self.cls(value) if _of(value.__module__) else self.walk.same(value)
+        else:
+            self.walk.same(value)
+            own = cast("dict[str, Any]", getattr(value, "__dict__", {}))
+            for name in sorted(names & own.keys()):
+                self.walk.tokens.append(name)
+                self._part(own[name], isinstance(value, ModuleType))
+
+    def _part(self, value: Any, of_module: bool) -> None:
+        if isinstance(value, FunctionType):
+            self.function(value)
+        elif isinstance(value, BuiltinFunctionType | type | ModuleType):
+            self.walk.same(value)
+        elif isinstance(value, int | float | str | None) or not of_module:
+            self.walk.thing(value)
+        else:
+            self.walk.same(value)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The functions in what stands in a class, or the thing itself."""
+    if isinstance(value, staticmethod | classmethod):
+        yield cast(Any, value).__func__
+    elif isinstance(value, property):
+        yield from (value.fget, value.fset, value.fdel)
+    else:
+        yield value
+
+
+def _is_own(function: FunctionType) -> bool:
+    return _of(str(function.__globals__.get("__name__", "")))
+
+
+@lru_cache(maxsize=4096)
+def _of(module: str) -> bool:
+    """Whether the code of a Python module is looked into."""
+    return module.partition(".")[0] not in _FOREIGN
+
+
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
+    """The names that code, and functions within it, mention."""
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return frozenset(code.co_names).union(*map(_names, inner))
