@@ -204,9 +204,8 @@ class Recording:
         for op in self.ops:
             if name_of(op) == "attention_interface":
                 # Which module asks for an attention is among its arguments.
-                op.args = tuple(
-                    weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args
-                )
+                known: Any = [weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args]
+                op.args = tuple(known)
         # What was there before is cloned, but for tensors of classes of their own.
         copied = all(type(t) in (torch.Tensor, FakeTensor) for t in self.constants.values())
         return copied and not any(map(_holds, ((op.args, op.kwargs) for op in self.ops)))
