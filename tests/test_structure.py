@@ -26,7 +26,6 @@ LONG_FILES = {
     "surgery.graft.graph_host": "one host",
     "surgery.graft.programs.lowering": "one lowering",
     "surgery.language.syntax": "one table: the nodes of the syntax tree",
-    "surgery.reports.drawing": "one drawing",
     "surgery.rules.primitives": "one table: the primitives",
 }
 """Files that may have more lines than others, and why."""

@@ -204,9 +204,8 @@ class Recording:
         for op in self.ops:
             if name_of(op) == "attention_interface":
                 # Which module asks for an attention is among its arguments.
-                op.args = tuple(
-                    weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args
-                )
+                known: Any = [weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args]
+                op.args = tuple(known)
         # What was there before is cloned, but for tensors of classes of their own.
         copied = all(type(t) in (torch.Tensor, FakeTensor) for t in self.constants.values())
         return copied and not any(map(_holds, ((op.args, op.kwargs) for op in self.ops)))
@@ -242,13 +241,17 @@ class Recording:
 
 
 def readers(value: Node) -> list[Node]:
-    """The operators that take ``value``, or write to its memory, in the order in which they ran."""
-    found: dict[Node, None] = {}
-    for user in value.users:
-        op = maker_of(user) if "maker" in user.meta else user
-        if op is not None and op.op == "call_function" and op is not maker_of(value):
-            found[op] = None
-    return list(found)
+    """The operators that take ``value``, or write to its memory, once the recording is finished."""
+    known: list[Node] | None = value.meta.get("readers")
+    if known is None:
+        own = maker_of(value)
+        found: dict[Node, None] = {}
+        for user in value.users:
+            op: Node | None = user.meta.get("maker")
+            if op is not None and op is not own:
+                found[op] = None
+        known = value.meta["readers"] = list(found)
+    return known
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None), Node, torch.dtype, torch.device))

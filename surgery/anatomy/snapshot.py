@@ -73,7 +73,7 @@ class Snapshot:
             # Those of a lasting snapshot are the model's own, and are not to live by it.
             self.tensors = [] if hold else walk.tensors
         finally:
-            walk.__dict__.clear()  # It holds itself, and all that it met.
+            vars(walk).clear()  # It holds itself, and all that it met.
 
     def shows(self, later: Snapshot) -> bool:
         """Whether nothing is another in ``later``."""

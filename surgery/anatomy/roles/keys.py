@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch.fx import Node
 
-from surgery.anatomy import site
+from surgery.anatomy import attention_core
 from surgery.anatomy.graph import (
     argument_of,
     index_of,
@@ -45,7 +45,7 @@ class Keys:
         self.scores = scores
         self.trails = scores.softmaxes
 
-    def described(self, core: RecordedCore, query: Node | None) -> site.AttentionCore:
+    def described(self, core: RecordedCore, query: Node | None) -> attention_core.AttentionCore:
         """``core`` as a site tells of it; ``query`` is the result of the linear for its queries."""
         flow = self.flow
         call = flow.lowest(core.ops)
@@ -57,11 +57,13 @@ class Keys:
 
     def _sized(
         self, core: RecordedCore, query: Node | None, path: str, order: int
-    ) -> site.AttentionCore:
+    ) -> attention_core.AttentionCore:
         flow = self.flow
         if core.whole:
             heads, features = _whole(flow, core.ops[0])
-            return site.AttentionCore(path, order, "fused", heads, heads, features, features)
+            return attention_core.AttentionCore(
+                path, order, "fused", heads, heads, features, features
+            )
         how = _how(flow, core)
         found = self._windowed(core)
         if found is not None:
@@ -70,7 +72,7 @@ class Keys:
         scored, weighed = self._orders(core, heads_at or 1)
         if scored is None or weighed is None or heads_at is None:
             why = self._unordered(core, heads_at)
-            return site.AttentionCore(path, order, how, 1, 1, 0, 0, why)
+            return attention_core.AttentionCore(path, order, how, 1, 1, 0, 0, why)
         q = [shape_of(core.q)[axis] for axis in scored.query]
         k = [shape_of(core.k)[axis] for axis in scored.key]
         v = [shape_of(core.v)[axis] for axis in weighed.value]
@@ -81,16 +83,16 @@ class Keys:
         heads = max((k[1] if len(k) > 3 else folded) // times, 1)
         lost, fixed = self._lost(core), self._fixed(core)
         sizes = (query_heads, heads, k[-1], v[-1])
-        return site.AttentionCore(path, order, how, *sizes, lost, fixed, heads_at)
+        return attention_core.AttentionCore(path, order, how, *sizes, lost, fixed, heads_at)
 
-    def _windowed(self, core: RecordedCore) -> site.Windows | None:
+    def _windowed(self, core: RecordedCore) -> attention_core.Windows | None:
         """The windows of ``core``, where no trail leads from a product to its softmax."""
         strays = len(core.ops) > 1 and core.ops[1] in self.scores.strays
         return windows(self.flow, core) if strays else None
 
     def _of_windows(
-        self, core: RecordedCore, found: site.Windows, query: Node | None
-    ) -> site.AttentionCore:
+        self, core: RecordedCore, found: attention_core.Windows, query: Node | None
+    ) -> attention_core.AttentionCore:
         """``core`` with its windows; each head of queries has keys of its own."""
         flow = self.flow
         call, scores = flow.lowest(core.ops), inputs_of(core.ops[1])[0]
@@ -98,11 +100,11 @@ class Keys:
         heads_at = self._heads_of(scores, query)
         if heads_at is None:
             why = "its heads cannot be told from its windows"
-            return site.AttentionCore(call.path, order, "products", 1, 1, 0, 0, why)
+            return attention_core.AttentionCore(call.path, order, "products", 1, 1, 0, 0, why)
         heads = shape_of(scores)[heads_at]
         sizes = (heads, heads, shape_of(core.q)[-1], shape_of(core.v)[-1])
         why = "its queries see windows of keys"
-        return site.AttentionCore(
+        return attention_core.AttentionCore(
             call.path, order, "products", *sizes, fixed=why, heads_at=heads_at, windows=found
         )
 

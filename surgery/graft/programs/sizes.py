@@ -29,7 +29,11 @@ def any_size(mode: Any) -> Generator[None]:
         yield
         return
     asked: list[tuple[Any, Any]] = []
-    shapes._check_frozen = lambda expression, value: asked.append((expression, value))
+
+    def note(expression: Any, value: Any) -> None:
+        asked.append((expression, value))
+
+    shapes._check_frozen = note
     try:
         with shapes.suppress_guards():
             yield
@@ -61,6 +65,6 @@ def _values(shapes: Any, expression: Any) -> Iterator[Any]:
 
 
 def _integer(value: int) -> Any:
-    import sympy
+    import sympy  # pyright: ignore[reportMissingTypeStubs]
 
     return sympy.Integer(value)
