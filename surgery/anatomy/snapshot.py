@@ -21,17 +21,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
 
 from surgery.anatomy import code
 from surgery.anatomy.content import bytes_of
 from surgery.anatomy.inputs import as_given
 from surgery.anatomy.modules import all_modules
+from surgery.anatomy.notes import END, UnseenError, WalkNotes
+from surgery.anatomy.surroundings import surroundings
 from surgery.anatomy.tensors import storage_of
 
-MOST = 1_000_000
-"""Things in a snapshot: what leads to more is no part of a model, and nothing is kept of it."""
 MOST_BYTES = 2**26
 """Of example inputs, which are told by their content."""
 
@@ -51,12 +50,6 @@ _SAME = (
     enum.Enum,
     re.Pattern,
 )
-_AGAIN, _END = object(), object()
-_MODULE_HOOKS = tuple(name for name in vars(global_hooks) if name.startswith("_global_"))
-
-
-class UnseenError(Exception):
-    """Something was met of which it cannot be told whether it changes."""
 
 
 class Snapshot:
@@ -70,7 +63,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, given: Any, hold: bool = True):
         walk = Walk(hold)
         try:
-            walk.surroundings()
+            surroundings(walk)
             walk.registered = set(map(id, all_modules(model)))
             walk.thing(model)
             walk.inputs(given)
@@ -102,18 +95,13 @@ def numbers_of(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-class Walk:
-    """Notes what it meets, each thing once; ``hold`` to have identities last."""
+class Walk(WalkNotes):
+    """WalkNotes what it meets, each thing once; ``hold`` to have identities last."""
 
     def __init__(self, hold: bool):
-        self.hold = hold
-        self.tokens: list[Any] = []
-        self.held: list[weakref.ref[Any]] = []
-        self.constants: list[Any] = []
+        super().__init__(hold)
         self.tensors: list[Tensor] = []
         self.registered: set[int] = set()
-        # What is met is kept while the walk lasts, so that no identity is another's in it.
-        self.known: dict[int, tuple[int, Any]] = {}
         self.memories: dict[int, int] = {}
         self.ways: dict[type, Callable[[Any], None]] = {}
         self.code = code.Code(self)
@@ -152,26 +140,6 @@ class Walk:
             (slice, self.slice),
         )
         return next((way for kinds, way in ways if issubclass(kind, kinds)), self.object)
-
-    def same(self, thing: Any) -> None:
-        """Note which one this is, and nothing of what is in it."""
-        self.tokens.append(id(thing))
-        if self.hold:
-            try:
-                self.held.append(weakref.ref(thing))
-            except TypeError:
-                self.constants.append(thing)
-
-    def first(self, thing: Any) -> bool:
-        """Whether this is met for the first time; that it is met again is noted."""
-        if len(self.tokens) > MOST:
-            raise UnseenError
-        known = self.known.get(id(thing))
-        if known is None:
-            self.known[id(thing)] = len(self.known), thing
-            return True
-        self.tokens += (_AGAIN, known[0])
-        return False
 
     def typed(self, thing: Any) -> None:
         self.tokens += (type(thing), thing)
@@ -250,7 +218,7 @@ class Walk:
                 if way is not None:
                     tokens.append(name)
                     way(value)
-        tokens.append(_END)
+        tokens.append(END)
 
     def object(self, thing: Any) -> None:
         """Anything else: its class, and its attributes."""
@@ -274,14 +242,6 @@ class Walk:
                 self.thing(getattr(thing, name))
         self.attributes(thing)
 
-    def attributes(self, thing: Any) -> None:
-        """What an object has in its own name space."""
-        own = cast("dict[str, Any] | None", getattr(thing, "__dict__", None))
-        for name, value in own.items() if own else ():
-            self.tokens.append(name)
-            self.thing(value)
-        self.tokens.append(_END)
-
     def method(self, thing: Any) -> None:
         self.thing(thing.__self__)
         self.thing(thing.__func__)
@@ -300,25 +260,6 @@ class Walk:
     def getter(self, thing: Any) -> None:
         for part in (thing.fget, thing.fset, thing.fdel):
             self.thing(part)
-
-    def surroundings(self) -> None:
-        """What all forwards are run in."""
-        untyped: Any = torch._C
-        if untyped._len_torch_dispatch_stack() or untyped._len_torch_function_stack():
-            raise UnseenError
-        if untyped._functorch.peek_interpreter_stack() is not None:
-            raise UnseenError
-        self.tokens += (
-            torch.get_default_dtype(),
-            torch.get_default_device(),
-            torch.is_inference_mode_enabled(),
-            torch.are_deterministic_algorithms_enabled(),
-        )
-        for device in ("cpu", "cuda"):
-            self.tokens.append(torch.is_autocast_enabled(device))
-            self.tokens.append(torch.get_autocast_dtype(device))
-        for name in _MODULE_HOOKS:
-            self.thing(getattr(global_hooks, name))
 
     def inputs(self, given: Any) -> None:
         """Example inputs, told by content: they are made anew for each use."""
