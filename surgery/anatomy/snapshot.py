@@ -73,7 +73,7 @@ class Snapshot:
             # Those of a lasting snapshot are the model's own, and are not to live by it.
             self.tensors = [] if hold else walk.tensors
         finally:
-            walk.__dict__.clear()  # It holds itself, and all that it met.
+            cast("dict[str, Any]", walk.__dict__).clear()  # It holds itself, and all that it met.
 
     def shows(self, later: Snapshot) -> bool:
         """Whether nothing is another in ``later``."""
@@ -109,7 +109,7 @@ class Walk(WalkNotes):
 
     def thing(self, thing: Any) -> None:
         """Note anything."""
-        kind: Any = type(thing)
+        kind = cast("Any", type(thing))
         if kind in _PLAIN:
             self.tokens.append(thing)
         else:
@@ -158,7 +158,7 @@ class Walk(WalkNotes):
     def sequence(self, thing: Any) -> None:
         self.tokens += (len(thing), type(thing) is tuple)
         if thing and (type(thing) is tuple or self.first(thing)):
-            for item in thing:
+            for item in cast("tuple[Any, ...]", thing):
                 self.thing(item)
             self.attributes(thing)
 
@@ -204,7 +204,7 @@ class Walk(WalkNotes):
         self.code.kind(type(module), runs=True)
         tokens, known, ways = self.tokens, id(module) in self.registered, self.ways
         for name, value in module.__dict__.items():
-            kind: Any = type(value)
+            kind = cast("Any", type(value))
             if name == "training" and known:
                 continue
             if kind in _PLAIN:
