@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice, product
 from typing import Any
+
+from torch._subclasses import fake_impls
 
 from surgery.language.diagnostics import error
 
@@ -29,7 +32,12 @@ def any_size(mode: Any) -> Generator[None]:
         yield
         return
     asked: list[tuple[Any, Any]] = []
-    shapes._check_frozen = lambda expression, value: asked.append((expression, value))
+
+    def note(expression: Any, value: Any) -> None:
+        if not _chooses_kernel():
+            asked.append((expression, value))
+
+    shapes._check_frozen = note
     try:
         with shapes.suppress_guards():
             yield
@@ -43,6 +51,14 @@ def any_size(mode: Any) -> Generator[None]:
                 f"would have to be {value}",
                 help="export the model with that dim fixed, or apply the spec to the model and export that",
             )
+
+
+def _chooses_kernel() -> bool:
+    """Whether a fake convolution asks: which kernel is quicker for a batch, not what comes of it."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not fake_impls.conv.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _values(shapes: Any, expression: Any) -> Iterator[Any]:
