@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -34,17 +34,21 @@ from surgery.planning.plan import Plan, SavedPlan
 from surgery.planning.spec import Spec, read_spec
 from surgery.warning import warn
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Model = TypeVar("Model", bound="nn.Module | ExportedProgram")
 SpecLike = str | os.PathLike[str] | syntax.File | Spec
 
 
 def apply(
-    model: nn.Module,
+    model: Model,
     spec: SpecLike | Plan | SavedPlan,
     *,
     example_inputs: Any = None,
     seed: int | None = None,
     tokenizer: Any = None,
-) -> nn.Module:
+) -> Model:
     """Apply ``spec`` to ``model``, in place.
 
     The whole spec takes effect, or nothing does. Base parameters keep their names. New parameters
@@ -88,7 +92,7 @@ def _told(plan: Plan) -> None:
     warn(*map(render, plan.warnings))
 
 
-def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Plan:
+def plan(model: nn.Module | ExportedProgram, spec: SpecLike, *, example_inputs: Any = None) -> Plan:
     """Return the plan of ``spec`` for ``model``, which is unchanged.
 
     Raises:
@@ -103,7 +107,9 @@ def plan(model: nn.Module, spec: SpecLike, *, example_inputs: Any = None) -> Pla
     return grafting.make_plan(model_of(model), read_spec(spec), example_inputs)
 
 
-def select(model: nn.Module, selector: str, *, example_inputs: Any = None) -> list[Site]:
+def select(
+    model: nn.Module | ExportedProgram, selector: str, *, example_inputs: Any = None
+) -> list[Site]:
     """Return the sites of ``model`` that ``selector`` matches, in model order.
 
     Where roles are asked for, one forward of the model is read, and the reading is kept until the
@@ -146,12 +152,18 @@ def reread(model: nn.Module) -> None:
     forget(model_of(model))
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: nn.Module | ExportedProgram) -> dict[str, nn.Parameter]:
     """Return all trainable parameters by name: added ones and base parameters."""
-    return grafting.trainable_parameters(model if is_program(model) else adapted_of(model))
+    if is_program(model):
+        return {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return grafting.trainable_parameters(adapted_of(model))
 
 
-def merge(model: nn.Module) -> MergeReport:
+@overload
+def merge(model: nn.Module) -> MergeReport: ...
+@overload
+def merge(model: ExportedProgram) -> ExportedProgram: ...
+def merge(model: nn.Module | ExportedProgram) -> MergeReport | ExportedProgram:
     """Merge all adapters that can be merged into the base weights, permanently and in place.
 
     Merged weights are computed in float32 or wider and rounded once. Adapters that cannot be merged
@@ -199,7 +211,11 @@ def ensemble(
     return vote(adapted_of(model), adapters, inputs, answer)
 
 
-def fold(model: nn.Module) -> FoldReport:
+@overload
+def fold(model: nn.Module) -> FoldReport: ...
+@overload
+def fold(model: ExportedProgram) -> ExportedProgram: ...
+def fold(model: nn.Module | ExportedProgram) -> FoldReport | ExportedProgram:
     """Replace the networks that compute prefixes and prompts by their output, permanently and in place.
 
     The model computes the same. A file saved afterwards holds the prefix or the prompt alone.
@@ -213,7 +229,7 @@ def fold(model: nn.Module) -> FoldReport:
     return report if model is target or not is_program(model) else returned(model, target)
 
 
-def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
+def merged(model: nn.Module | ExportedProgram) -> AbstractContextManager[Any]:
     """Return a context in which all adapters that can be merged are merged.
 
     On exit, every parameter is restored bitwise.
@@ -235,7 +251,7 @@ def merged(model: nn.Module) -> AbstractContextManager[nn.Module]:
     return merged_specs(adapted_of(model))
 
 
-def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
+def disabled(model: nn.Module | ExportedProgram) -> AbstractContextManager[Any]:
     """Return a context in which the model is bitwise its base model.
 
     As :func:`merged`: nests, and what is applied cannot change inside. Parameters that specs train
@@ -252,7 +268,7 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
     return grafting.disabled_specs(adapted_of(model))
 
 
-def remove(model: nn.Module, name: str | None = None) -> nn.Module:
+def remove(model: Model, name: str | None = None) -> Model:
     """Remove the adapter called ``name`` (its `as NAME`, or the method), or all adapters.
 
     When the last method of a spec goes, the spec does. The base's parameters that it trained and
@@ -270,7 +286,7 @@ def remove(model: nn.Module, name: str | None = None) -> nn.Module:
     return model if model is target else returned(model, target)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+def save(model: nn.Module | ExportedProgram, path: str | os.PathLike[str]) -> Path:
     """Save all that was applied to ``model`` as one safetensors file.
 
     Inside :func:`merged` and :func:`disabled` it is the same file as outside.
@@ -292,12 +308,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
 
 def load(
-    model: nn.Module,
+    model: Model,
     path: str | os.PathLike[str],
     *,
     example_inputs: Any = None,
     base: Match = "exact",
-) -> nn.Module:
+) -> Model:
     """Load a saved adapter onto ``model``, in place; the file holds its spec and rules.
 
     All of the file is held against the model first: on any error the model stays as it was, and so

@@ -29,6 +29,7 @@ from surgery.reports.training import Parameters, shape_of, training_of
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from torch.export import ExportedProgram
 
 VERSION = 1
 """Of the JSON form."""
@@ -36,24 +37,36 @@ VERSION = 1
 
 @overload
 def diff(
-    model: nn.Module, spec: SpecLike, *, against: None = None, example_inputs: Any = None
+    model: nn.Module | ExportedProgram,
+    spec: SpecLike,
+    *,
+    against: None = None,
+    example_inputs: Any = None,
 ) -> Diff: ...
 
 
 @overload
 def diff(
-    model: nn.Module, spec: SpecLike, *, against: SpecLike, example_inputs: Any = None
+    model: nn.Module | ExportedProgram,
+    spec: SpecLike,
+    *,
+    against: SpecLike,
+    example_inputs: Any = None,
 ) -> Comparison: ...
 
 
 @overload
 def diff(
-    model: nn.Module, spec: SpecLike, *, against: SpecLike | None, example_inputs: Any = None
+    model: nn.Module | ExportedProgram,
+    spec: SpecLike,
+    *,
+    against: SpecLike | None,
+    example_inputs: Any = None,
 ) -> Diff | Comparison: ...
 
 
 def diff(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     spec: SpecLike,
     *,
     against: SpecLike | None = None,

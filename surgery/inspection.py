@@ -29,10 +29,11 @@ from surgery.reports.tree import Branch, rows_of, tree_of
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from torch.export import ExportedProgram
 
 
 def inspect(
-    model: nn.Module, selector: str | None = None, *, example_inputs: Any = None
+    model: nn.Module | ExportedProgram, selector: str | None = None, *, example_inputs: Any = None
 ) -> Inspection:
     """Return the module tree of ``model`` with roles, or the modules that ``selector`` matches.
 
@@ -124,7 +125,7 @@ class Inspection:
 
 
 def explain(
-    model: nn.Module, site: str, spec: SpecLike, *, example_inputs: Any = None
+    model: nn.Module | ExportedProgram, site: str, spec: SpecLike, *, example_inputs: Any = None
 ) -> Explanation:
     """For each statement of ``spec``, why it does or does not apply at ``site``.
 

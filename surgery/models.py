@@ -15,7 +15,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -117,10 +117,12 @@ def save_model(
             from surgery.programs import FILE, write_program
 
             write_program(model, draft / FILE)
-        elif is_pretrained(model):
-            write_model(model, draft)
         else:
-            _write_state(model, draft / "model.safetensors")
+            module = cast("nn.Module", model)
+            if is_pretrained(module):
+                write_model(module, draft)
+            else:
+                _write_state(module, draft / "model.safetensors")
         if tokenizer is not None:
             write_tokenizer(tokenizer, draft)
     return target

@@ -29,10 +29,11 @@ from surgery.reports.terminal import painted
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from torch.export import ExportedProgram
 
 
 def verify(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     spec: SpecLike,
     *,
     example_inputs: Any = None,

@@ -22,6 +22,9 @@ INPUT, OUTPUT = "input", "output"
 Place = Callable[[str], str | None]
 """The path of the module that stands for the one at a path; None where it is not shown."""
 
+Within = tuple[tuple[str, int], ...]
+"""The names of which a module's path is made, each with the number of a call."""
+
 
 @dataclass(frozen=True, slots=True)
 class FlowNode:
@@ -34,16 +37,20 @@ class FlowNode:
 def operators(recording: Recording) -> nx.DiGraph[Any]:
     """The operators of a recording, and the values that pass between them.
 
-    An operator is its number, in the order in which they ran; its attributes are ``module``, the
-    path of the module whose code ran it, and ``kind``. What the model is given and what it returns
+    An operator is its number, in the order in which they ran; its attributes are ``kind`` and
+    ``within``, the modules around it from the model in, each with the number of its call. What the model is given and what it returns
     are the nodes ``INPUT`` and ``OUTPUT``.
     """
     import networkx as nx
 
     found: nx.DiGraph[Any] = nx.DiGraph()
     found.add_nodes_from((INPUT, OUTPUT))
+    within: dict[int, Within] = {}
     for op in recording.ops:
-        found.add_node(index_of(op), module=recording.calls[call_of(op)].path, kind=kind_of(op))
+        call = call_of(op)
+        if call not in within:
+            within[call] = tuple(_within(recording, call))
+        found.add_node(index_of(op), kind=kind_of(op), within=within[call])
     for value in recording.values:
         maker = maker_of(value)
         if maker is not None or value in recording.arguments:
@@ -55,12 +62,25 @@ def operators(recording: Recording) -> nx.DiGraph[Any]:
     return found
 
 
+def _within(recording: Recording, call: int) -> Iterator[tuple[str, int]]:
+    """The modules whose paths lead to that of ``call``, by their names, and the calls of these."""
+    path = recording.calls[call].path
+    runs = {around.path: around.number for around in reversed([*recording.stack(call)])}
+    above, run = "", 0
+    for name in path.split(".") if path else ():
+        above = f"{above}.{name}" if above else name
+        # A list of modules is not called: what is in it runs in a call of what holds the list.
+        run = runs.get(above, run)
+        yield name, run
+
+
 def dataflow(graph: nx.DiGraph[Any], place: Place) -> dict[str, nx.DiGraph[FlowNode]]:
     """The graph of each module whose parts are shown, by its path.
 
-    ``graph`` is that of the :func:`operators`; what the result does not need is left out. Where ``place`` lets one module stand for several, its
-    graph has the edges of all of them. Nodes have the attribute ``order``, when they first ran;
-    those of junctions have their ``label``; edges that lead back to what ran before are ``back``.
+    ``graph`` is that of the :func:`operators`; what the result does not need is left out. Where
+    ``place`` lets one module stand for several, its graph has the edges of all of them. Nodes have
+    the attribute ``order``, when they first ran; those of junctions have their ``label``; edges that
+    lead back to what ran before are ``back``.
     """
     import networkx as nx
 
@@ -79,8 +99,8 @@ class _Levels:
         self.graph = graph
         self.place = place
         self.found: dict[str, nx.DiGraph[FlowNode]] = {}
-        self.parts: dict[int, tuple[str, ...]] = {}
-        self.paths: dict[tuple[str, ...], str | None] = {}
+        self.parts: dict[int, Within] = {}
+        self.paths: dict[Within, str | None] = {}
         # For each operator and each module around it: what of that module's parts it depends on.
         self.behind: dict[int, list[frozenset[str]]] = {}
         self.last = max((n for n in graph if isinstance(n, int)), default=0) + 1
@@ -90,8 +110,8 @@ class _Levels:
             self._route(source, target)
 
     def _operator(self, op: int) -> None:
-        module: str = self.graph.nodes[op]["module"]
-        parts = self.parts[op] = tuple(module.split(".")) if module else ()
+        parts: Within = self.graph.nodes[op]["within"]
+        self.parts[op] = parts
         behind: list[set[str]] = [set() for _ in range(len(parts) + 1)]
         for source in self.graph.predecessors(op):
             if source == INPUT:
@@ -104,10 +124,10 @@ class _Levels:
                     behind[depth].add(child)
         self.behind[op] = [frozenset(found) for found in behind]
 
-    def path(self, parts: tuple[str, ...]) -> str | None:
+    def path(self, parts: Within) -> str | None:
         """The path of the module that stands for the one at ``parts``."""
         if parts not in self.paths:
-            self.paths[parts] = self.place(".".join(parts))
+            self.paths[parts] = self.place(".".join(name for name, _ in parts))
         return self.paths[parts]
 
     def _route(self, source: Any, target: Any) -> None:
@@ -123,7 +143,7 @@ class _Levels:
             for depth in range(inner + 1, len(reader) + 1):
                 self._edge(reader, depth, INPUT, target)
 
-    def _edge(self, parts: tuple[str, ...], depth: int, source: Any, target: Any) -> None:
+    def _edge(self, parts: Within, depth: int, source: Any, target: Any) -> None:
         import networkx as nx
 
         path = self.path(parts[:depth])
@@ -160,8 +180,8 @@ class _Levels:
         return node
 
 
-def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """How many of their first names two paths have in common."""
+def _shared(one: Within, other: Within) -> int:
+    """How many calls around two operators are the same: another run of a module is another call."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -242,13 +242,17 @@ class Recording:
 
 
 def readers(value: Node) -> list[Node]:
-    """The operators that take ``value``, or write to its memory, in the order in which they ran."""
-    found: dict[Node, None] = {}
-    for user in value.users:
-        op = maker_of(user) if "maker" in user.meta else user
-        if op is not None and op.op == "call_function" and op is not maker_of(value):
-            found[op] = None
-    return list(found)
+    """The operators that take ``value``, or write to its memory, once the recording is finished."""
+    known: list[Node] | None = value.meta.get("readers")
+    if known is None:
+        own = maker_of(value)
+        found: dict[Node, None] = {}
+        for user in value.users:
+            op: Node | None = user.meta.get("maker")
+            if op is not None and op is not own:
+                found[op] = None
+        known = value.meta["readers"] = list(found)
+    return known
 
 
 _PLAIN = frozenset((int, float, bool, str, type(None), Node, torch.dtype, torch.device))

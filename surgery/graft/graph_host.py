@@ -16,7 +16,7 @@ import torch.nn.functional as functional
 from torch import fx, nn
 
 from surgery.anatomy.lift import Frame, frames
-from surgery.anatomy.site import Core, Port, covers
+from surgery.anatomy.site import Core, Port, Tokens, covers
 from surgery.graft.attention.nodes import change_core, core_node
 from surgery.graft.attention.written import WrittenOut, change_written
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
@@ -29,10 +29,12 @@ from surgery.graft.graphs.states import as_given, check_dims, check_rank, in_seq
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import Structure, restored
+from surgery.graft.tokens.nodes import write_tokens
 from surgery.language.diagnostics import error
 from surgery.layers.kind import named_rank
 from surgery.planning.edit import Edit
 from surgery.rules.expression import Expression
+from surgery.rules.prompts import token_change
 
 _STACK = "nn_module_stack"
 _LINEAR = (functional.linear, torch.ops.aten.linear.default)
@@ -125,11 +127,8 @@ class _Writer:
     def write_run(self, site: SiteMethods) -> None:
         edit = site.first
         if edit.site.tokens is not None:
-            raise error(
-                "S417",
-                "a traced graph has its masks and positions built in, so no tokens can join",
-                help="apply the spec to the model itself, and torch.export that",
-            )
+            self.emit_tokens(site, edit, edit.site.tokens)
+            return
         calls = self.calls(edit) if edit.layer else []
         if edit.layer and not calls:
             raise _unreachable(edit)
@@ -144,6 +143,20 @@ class _Writer:
         if core is None or site.program.changes_result:
             for node in calls or [self.output(edit.site.exit)]:
                 self.emit(site, edit, node)
+
+    def emit_tokens(self, site: SiteMethods, edit: Edit, tokens: Tokens) -> None:
+        before = set(self.graph.nodes)
+        inner = self.output(Port(tokens.embedding, "output"))
+        host = _NodeHost(self, site, edit, inner)
+
+        def emitting(behind: fx.Node) -> Emitter:
+            one = copy.copy(host)
+            one.last = behind
+            return Emitter(one, None, edit.sizes)
+
+        change = token_change(site.program.result, edit.sizes)
+        write_tokens(self.model, tokens, change, emitting, self.output)
+        self.note(before, inner)
 
     def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
         before = set(self.graph.nodes)
@@ -205,7 +218,8 @@ class _Writer:
             for n in self.graph.nodes
             if self.stack_of.get(n, ())[: len(run)] == run
             and (
-                any(covers(path, frame.path) for frame in self.stack_of.get(n, ()))
+                not path
+                or any(covers(path, frame.path) for frame in self.stack_of.get(n, ()))
                 or (n.op == "call_module" and covers(path, str(n.target)))
             )
         ]

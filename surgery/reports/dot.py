@@ -21,6 +21,7 @@ CENTRED, LEFT = r"\n", r"\l"
 """What ends a line of a label, and says where it stands."""
 
 IDLE = "no operator of its own in this forward pass"
+AGAIN = "runs again on what it returned"
 MARKS = {"input": "shape=plaintext", "output": "shape=plaintext", "junction": "shape=circle"}
 
 
@@ -122,6 +123,8 @@ def lines_of(box: Box) -> list[str]:
     lines = [f"{box.label}{times}", f"{box.kind}{size}", ", ".join(box.roles)]
     if box.like is not None:
         lines.append(f"as {box.like.label}")
+    if box.chained and box.times == 1:
+        lines.append(AGAIN)
     if box.idle:
         lines.append(IDLE)
     for note in marks.notes:

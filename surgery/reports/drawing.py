@@ -17,6 +17,7 @@ from torch import nn
 from surgery.anatomy.dataflow import FlowNode, dataflow, operators
 from surgery.anatomy.read import Anatomy
 from surgery.anatomy.site import Site, covers
+from surgery.reports.folded import StandIns, unlike
 from surgery.reports.marks import NOTHING, Marks
 from surgery.reports.tree import Branch, Extra, tree_of
 
@@ -46,7 +47,7 @@ class Box:
     """A module, or ``times`` that are alike, or another thing within one.
 
     ``like`` is an earlier box that reads the same, so that what is within is not drawn again. ``chained``
-    ones come one after another, and ``idle`` ones run no operator of their own. ``layers`` hold the boxes within, in the order of the values.
+    ones come one after another, a single one runs again on what it gave, and ``idle`` ones run no operator of their own. ``layers`` hold the boxes within, in the order of the values.
     ``changes`` counts the notes here and within, of all that are folded.
     """
 
@@ -110,48 +111,10 @@ def drawing_of(
     tree = tree_of(model, anatomy.roles_of if anatomy else lambda _: (), shown, marks)
     flows: Mapping[str, nx.DiGraph[FlowNode]] = {}
     if anatomy is not None:
-        flows = dataflow(operators(anatomy.recording), _StandIns(tree).stands_for)
+        flows = dataflow(operators(anatomy.recording), StandIns(tree).stands_for)
     given = tuple(anatomy.recording.calls[0].inputs) if anatomy else ()
     regions = {site.path: site for site in shown if site.kind == "region"}
     return _Drawer(flows, regions, given).box(tree)
-
-
-class _StandIns:
-    """Which drawn module stands for each module of a folded tree."""
-
-    def __init__(self, tree: Branch):
-        self.tree = tree
-        self.children: dict[int, dict[str, Branch]] = {}
-
-    def stands_for(self, path: str) -> str | None:
-        """The path of the module that is drawn for the one at ``path``; None within one that is not."""
-        branch = self.tree
-        for name in path.split(".") if path else ():
-            found = self._named(branch).get(name)
-            if found is None:
-                return None
-            branch = found
-        return branch.path
-
-    def _named(self, branch: Branch) -> dict[str, Branch]:
-        known = self.children.get(id(branch))
-        if known is None:
-            known = {
-                name: replace(child, children=()) if like else child
-                for child, like in unlike(branch)
-                for name in child.names
-            }
-            self.children[id(branch)] = known
-        return known
-
-
-def unlike(branch: Branch) -> Iterator[tuple[Branch, Branch | None]]:
-    """The children of ``branch``, each with an earlier one that reads the same, if there is one."""
-    first: dict[object, Branch] = {}
-    for child in branch.children:
-        numbered = child.names[0].isdigit()
-        like = first.setdefault(child.likeness(), child) if numbered else child
-        yield child, None if like is child else like
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
 
-from surgery.reports.dot import IDLE
+from surgery.reports.dot import AGAIN, IDLE
 from surgery.reports.drawing import Box, Drawing
 from surgery.reports.figures import millions
 from surgery.reports.marks import Note
@@ -133,6 +133,8 @@ def _body(box: Box) -> str:
     parts = [_note(note) for note in box.marks.notes]
     if box.like is not None:
         parts.append(f'<p>as <a href="#{box.like.id}">{escape(box.like.label)}</a></p>')
+    if box.chained and box.times == 1:
+        parts.append(f'<p class="idle">{AGAIN}</p>')
     if box.idle:
         parts.append(f'<p class="idle">{IDLE}</p>')
     if box.marks.trained:

@@ -12,12 +12,16 @@ import torch
 import surgery
 from tests.laws.hosts import HOSTS, SUBJECTS, Exported, Host
 
+# PyTorch's own copies of programs warn of what PyTorch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+
 SPECS = {
     "nanogpt": [
         "on o|up|down apply lora(2)",
         "on qkv apply dora(2) on mlp parallel adapter(3) train norm",
         "on mlp gated sequential adapter(3) on attention gated prefix(3)",
         "train bias",
+        "on tokens apply prompt(3) on q apply lora(2)",
     ],
     "resnet": ["on Conv2d apply dora(1) on Linear apply lokr(1)", "on Conv2d apply ia3 train bias"],
     "mixer": ["on mlp parallel adapter(2)", "on up apply vera(3) on down apply shift"],
@@ -25,6 +29,7 @@ SPECS = {
         "on q|v apply lora(2) on k apply ia3 on embedding apply lora(2)",
         "on attention apply prefix(3) on mlp gated sequential adapter(3)",
         "unipelt",
+        "on tokens apply prompt(3) on mlp gated parallel adapter(2)",
     ],
     "bert": [
         "on q|v apply dora(2) train bias",
@@ -47,7 +52,7 @@ def _cases(merging: bool = False) -> list[object]:
             for i, spec in enumerate(specs):
                 if merging and not any(method in spec for method in MERGING):
                     continue
-                slow = name not in QUICK or (host == "program" and i > 1)
+                slow = name not in QUICK or (host == "program" and i > 0)
                 marks = (pytest.mark.slow,) if slow else ()
                 found.append(pytest.param(host, name, spec, marks=marks, id=f"{host}-{name}-{i}"))
     return found
@@ -179,3 +184,37 @@ def test_contexts_of_a_program_give_another() -> None:
         assert torch.equal(plain.module()(**host.subject.inputs())[0], base)
     with surgery.merged(host.model) as merged:
         torch.testing.assert_close(merged.module()(**host.subject.inputs())[0], host.run())
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"), [("on tokens apply prompt(2)", "S445"), ("on tokens apply shifted(2)", "S4")]
+)
+def test_a_program_of_fixed_sizes_takes_no_tokens(spec: str, code: str) -> None:
+    model = host_of("eager", "nanogpt").model
+    ids = torch.randint(0, 32, (2, 6))
+    program = torch.export.export(model, (ids,), strict=False)
+    nodes = nodes_of(program)
+    with pytest.raises(surgery.SurgeryError, match=code):
+        surgery.apply(program, spec)
+    assert nodes_of(program) == nodes
+
+
+@pytest.mark.slow
+def test_a_program_that_was_decomposed_is_not_undone() -> None:
+    host = Exported(SUBJECTS["bert"])
+    host.apply("on q apply lora(2)")
+    base = host.model.run_decompositions()
+    with pytest.raises(surgery.SurgeryError, match="S443"):
+        surgery.remove(base)
+
+
+@pytest.mark.slow
+def test_an_adapted_program_compiles_and_is_exported_again() -> None:
+    host = Exported(SUBJECTS["llama"])
+    host.apply("unipelt")
+    host.disturb()
+    inputs, adapted = host.subject.inputs(), host.run()
+    compiled = torch.compile(host.model.module(), backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs)[0], adapted)
+    again = torch.export.export(host.model.module(), (), inputs, strict=False)
+    torch.testing.assert_close(again.module()(**inputs)[0], adapted)

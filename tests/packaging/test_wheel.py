@@ -103,3 +103,10 @@ def test_installed_command_checks_a_spec(installed: Path, empty: Path):
 def test_installed_command_applies_a_spec_to_a_model(installed: Path, empty: Path):
     run(installed / "surgery", "apply", "toy:model", "spec.peft", "-o", "out", cwd=empty)
     assert (empty / "out" / "adapter.safetensors").stat().st_size > 0
+
+
+def test_installed_command_draws_a_model(installed: Path, empty: Path):
+    words = ("diff", "toy:model", "spec.peft", "--format", "html")
+    page = run(installed / "surgery", *words, cwd=empty)
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count("lora(r = 2)") == 2

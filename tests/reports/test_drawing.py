@@ -220,6 +220,16 @@ def test_a_module_that_runs_again_leads_back():
     assert not found["first", "second"]
 
 
+def test_a_run_of_a_module_is_drawn_by_itself():
+    found = surgery.inspect(build("albert")).drawing.root
+    # A group of layers runs twice, and each of its runs runs its layer once.
+    (group,) = [box for box in found.every if box.label == "albert_layer_groups.0"]
+    (layer,) = [box for box in found.every if box.label == "albert_layers.0"]
+    assert (group.chained, layer.chained) == (True, False)
+    assert [box.label for box in layer.inner if box.shape == "junction"] == ["+"]
+    assert all(arrow.kind != "back" for arrow in layer.arrows)
+
+
 def test_what_the_result_does_not_need_is_not_drawn():
     class Dead(nn.Module):
         def __init__(self):

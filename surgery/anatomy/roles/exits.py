@@ -28,12 +28,17 @@ from surgery.anatomy.site import Port
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One that embeds tokens: the ``lookup``, and who reads the ``ids``, as which argument."""
+    """One that embeds tokens: the ``lookup``, and who reads the ``ids``, as which argument.
+
+    In a graph that has flattened the module that reads them, the graph itself is the reader, and
+    ``path`` that of the module.
+    """
 
     lookup: Node
     reader: Call
     argument: str
     ids: Node
+    path: str
 
 
 class Exits:

@@ -64,7 +64,7 @@ class Stacks:
                 self._note(op)
                 continue
             rows = max(shape_of(v)[0] for v in inputs_of(op) if self.flow.owned(v))
-            path = stack.reader.path
+            path = stack.path
             if path not in found or rows > found[path][0]:
                 found[path] = rows, stack
         stacks = [stack for _, stack in found.values()]
@@ -102,12 +102,15 @@ class Stacks:
         if not given or not any(self.flow.owned(v) for v in inputs_of(lookup)):
             return None
         ids = origin(given[0])
+        path: str | None = None
         for call in self.recording.stack(call_of(lookup)):
-            for name, values in call.inputs.items() if not call.virtual else ():
+            for name, values in call.inputs.items():
                 for key, value in values:
                     whole = key is None and len(shape_of(value)) == 2
                     if whole and self.flow.same(value) == ids and self.exits.runs(call, lookup):
-                        return Stack(lookup, call, name, value)
+                        path = call.path if path is None else path
+                        if not call.virtual:
+                            return Stack(lookup, call, name, value, path)
         return None
 
     def _site(self, stack: Stack, stacks: list[Stack]) -> Site | None:
@@ -130,7 +133,7 @@ class Stacks:
         counts, padding = self._counting(reader, stack.argument, lookup)
         names = self._names(reader, stack.argument, module)
         tokens = Tokens(
-            reader.path,
+            stack.path,
             embedding.path,
             exit,
             stack.argument,
@@ -142,9 +145,9 @@ class Stacks:
             streams=self.exits.streams(stack),
             memory=self._memory(stack, exit, names["mask"], stacks),
         )
-        paths = self.flow.paths.of(module)
-        out = exit or self.ports.main_output(reader) or Port(reader.path, "output")
-        return Site(reader.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
+        paths = self.flow.paths.of(self.flow.paths.modules[stack.path])
+        out = exit or self.ports.main_output(reader) or Port(stack.path, "output")
+        return Site(stack.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
 
     def _note(self, lookup: Node) -> None:
         """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -130,6 +130,13 @@ def _pair(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (values[0], values[1]) if len(given) == len(values) == 2 else None
 
 
+def operands_of(product: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The two values of a product that is one of a core."""
+    pair = _pair(product)
+    assert pair is not None
+    return pair
+
+
 def kind_name(node: fx.Node) -> str:
     return kind(node.target if isinstance(node.target, str) else node.target.__name__)  # type: ignore[union-attr]
 
@@ -179,8 +186,8 @@ class _Writing:
 
     def write(self) -> None:
         found = self.found
-        query, key = _pair(found.product) or ()
-        _, value = _pair(found.weighed) or ()
+        query, key = operands_of(found.product)
+        _, value = operands_of(found.weighed)
         operands, changed = self.program.operands, self.program.changed
         before = self.emitting({}, found.product.prev)
         count = self.program.revealed(before.sizes)
@@ -208,7 +215,7 @@ class _Writing:
             for user in users:
                 user.replace_input_with(found.softmax, rest)
         ahead = self.emitting({}, found.weighed.prev)
-        weights, value = _pair(found.weighed) or ()
+        weights, value = operands_of(found.weighed)
         new_value = self.joined(ahead, "value", value, weights, count, found.weighed)
         users = list(found.weighed.users)
         end = self.emitting({}, found.weighed)
@@ -255,16 +262,16 @@ class _Writing:
 
     def followed(self, at: Emitter, first: fx.Node, steps: list[fx.Node], new: Any) -> Any:
         """``new`` scores or weights behind the steps that the own ones take from ``first`` on."""
-        before = first
+        before, host = first, cast("Any", at.host)
         for node in steps:
             of = kind_of(self.model, node)
             others = [n for n in node.all_input_nodes if n is not before]
             if node.op == "call_module":
-                new = at.host.submodule(str(node.target), new)
+                new = host.submodule(str(node.target), new)
             elif of in VIEWS:
                 new = self.call(at, viewed_as, new, node)
             elif of in ALIKE or of in MOVES or not (others or of == "getitem"):
-                new = at.host.again(node, before, new)
+                new = host.again(node, before, new)
             elif of in SCALED and len(others) == 1:
                 new = self.call(at, scaled, new, others[0], node, of == "div")
             else:

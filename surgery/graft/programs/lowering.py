@@ -60,21 +60,24 @@ def lowered(
     constants = {n: t for n, t in source.tensors.items() if n in source.program.constants}
     state = {n: t for n, t in source.tensors.items() if n not in constants}
     order = [str(s.target) for s in writer.specs if s.target is not None]
-    state = {n: tensors.get(n, state.get(n)) for n in (*order, *state) if n not in constants}
-    meta = dict(source.program.graph_module.meta)
-    meta[CUSTOM] = {k: v for k, v in (meta.get(CUSTOM) or {}).items() if k != KEY}
+    names = dict.fromkeys(n for n in (*order, *state) if n not in constants)
+    state = {n: tensors[n] if n in tensors else state[n] for n in names}
+    meta: dict[str, Any] = dict(source.program.graph_module.meta)
+    custom: dict[str, Any] = meta.get(CUSTOM) or {}
+    meta[CUSTOM] = {k: v for k, v in custom.items() if k != KEY}
     if record is not None:
-        names = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
-        constants |= {names[name]: value.detach().clone() for name, value in first.items()}
-        note = {**record, **writer.note(), "first": names}
+        places = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
+        constants |= {places[name]: value.detach().clone() for name, value in first.items()}
+        note = {**record, **writer.note(), "first": places}
         meta[CUSTOM] |= {KEY: json.dumps(note)}
     program = source.program
+    untyped: Any = program
     made = ExportedProgram(
         root=writer.root,
         graph=graph,
         graph_signature=writer.signature(),
         state_dict=state,
-        range_constraints=dict(program.range_constraints),
+        range_constraints=dict(untyped.range_constraints),
         module_call_graph=writer.calls(),
         example_inputs=program.example_inputs,
         constants={**constants, **writer.constants},
@@ -224,8 +227,8 @@ class _Lowering:
         self.copied[origin.name] = made
         if [n.name for n in made.all_input_nodes] != [n.name for n in origin.all_input_nodes]:
             mark(made, **reading(origin))
-            if not _same_sizes(made, origin):
-                made.meta["val"] = self.value(made)
+        if not _same_sizes(made, origin):
+            made.meta["val"] = self.value(made)
         return made
 
     def operands(self, node: fx.Node, origin: fx.Node) -> dict[fx.Node, fx.Node]:
@@ -243,8 +246,24 @@ class _Lowering:
         return {a: self.env[b] for a, b in pairs if isinstance(a, fx.Node)}
 
     def value(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        return run(node.target, args, kwargs)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.known)
+        try:
+            with any_size(self.mode):
+                target: Any = node.target
+                return run(target, args, kwargs, self.mode)
+        except SurgeryError:
+            raise
+        except Exception as cause:
+            raise error(
+                "S445",
+                "this program has sizes built in, so no tokens can join its own: "
+                f"`{node.name}` takes no longer sequence",
+                help="export it with a dynamic length, or apply the spec to the model and export that",
+            ) from cause
+
+    def known(self, node: fx.Node) -> Any:
+        """The value of ``node`` on fake tensors; a graph within the program is itself."""
+        return node.meta["val"] if node.op != "get_attr" else getattr(self.root, str(node.target))
 
     def named(self, node: fx.Node, name: str) -> None:
         """Let a node of the base keep its ``name``, also one that fx would not give: `input`."""
@@ -264,7 +283,8 @@ class _Lowering:
         values = [self.env[i].meta["val"] for i in free]
         traced = self.trace(nodes, {i: self.env[i] for i in given}, free, results, values)
         inner: dict[fx.Node, Any] = {}
-        stack = next((n.meta[_STACK] for n in nodes if n.meta.get(_STACK)), {})
+        stacks: list[Any] = [n.meta[_STACK] for n in nodes if n.meta.get(_STACK)]
+        stack: Any = stacks[0] if stacks else {}
         places = iter(free)
         for node in traced.graph.nodes:
             if node.op == "placeholder":
@@ -316,7 +336,7 @@ class _Lowering:
             fx.map_arg(node.kwargs, inner.__getitem__),
             name=f"{_FRESH}{node.name}",
         )
-        made.meta = {"val": node.meta["val"], _STACK: dict(stack)}
+        made.meta = {"val": node.meta["val"], _STACK: stack}
         for key in ("stack_trace", "torch_fn"):
             if key in node.meta:
                 made.meta[key] = node.meta[key]
@@ -451,18 +471,19 @@ def _leaves(node: fx.Node) -> list[Any]:
 
 def _form(node: fx.Node) -> Any:
     """What ``node`` does, whatever the values it reads."""
-    args = fx.map_arg((node.args, node.kwargs), lambda _: Ellipsis)
+    args = fx.map_arg((node.args, node.kwargs), lambda _: "a value")
     return node.op, str(node.target), repr(args)
 
 
 def _same_sizes(one: fx.Node, origin: fx.Node) -> bool:
     """Whether the values that ``one`` reads have the sizes of those that ``origin`` does."""
+    return [*map(_size, one.all_input_nodes)] == [*map(_size, origin.all_input_nodes)]
 
-    def form(node: fx.Node) -> Any:
-        value = node.meta.get("val")
-        return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
-    return [*map(form, one.all_input_nodes)] == [*map(form, origin.all_input_nodes)]
+def _size(node: fx.Node) -> list[str]:
+    """The sizes of what ``node`` gives, in text: symbols are not to be compared as numbers."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return [f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else str(v) for v in values]
 
 
 def _renamed(spec: OutputSpec, node: Any) -> OutputSpec:

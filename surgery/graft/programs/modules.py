@@ -34,7 +34,8 @@ def stack_of(node: fx.Node) -> dict[str, str]:
     A module's further calls have names that end in `@1`, `@2`, ….
     """
     found: dict[str, str] = {}
-    for key, (path, cls) in (node.meta.get(_STACK) or {}).items():
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get(_STACK) or {}
+    for key, (path, cls) in stack.items():
         _, again, number = key.rpartition("@")
         name = path.partition("@")[0]
         if key != _HIDDEN:
@@ -153,5 +154,5 @@ def _argument(node: fx.Node, index: int) -> Any:
     """An argument of a function by its place in the schema; None if it has its default."""
     if index < len(node.args):
         return node.args[index]
-    schema: Any = node.target._schema
-    return node.kwargs.get(schema.arguments[index].name)
+    target: Any = node.target
+    return node.kwargs.get(target._schema.arguments[index].name)

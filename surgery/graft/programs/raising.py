@@ -53,7 +53,9 @@ def _copied(
     if node in layers:
         reads = reads_of(node)
         assert reads is not None
-        return made.call_module(layers[node], (known[node.args[reads.input]],))
+        given = node.args[reads.input]
+        assert isinstance(given, fx.Node)
+        return made.call_module(layers[node], (known[given],))
     return made.node_copy(node, known.__getitem__)
 
 

@@ -77,6 +77,6 @@ def _values(shapes: Any, expression: Any) -> Iterator[Any]:
 
 
 def _integer(value: int) -> Any:
-    import sympy
+    import sympy  # pyright: ignore[reportMissingTypeStubs]
 
     return sympy.Integer(value)

@@ -46,7 +46,8 @@ class Source:
 
 def record_of(program: ExportedProgram) -> Mapping[str, Any] | None:
     """What the meta of ``program`` says was applied to it, if anything."""
-    text = (program.graph_module.meta.get(CUSTOM) or {}).get(KEY)
+    custom: dict[str, Any] = program.graph_module.meta.get(CUSTOM) or {}
+    text: str | None = custom.get(KEY)
     return None if text is None else json.loads(text)
 
 
@@ -89,9 +90,9 @@ def _tensors(
     is one again.
     """
     ties = tied(graph, held)
-    stored: dict[str, Tensor] = {**program.constants, **program.state_dict}
+    stored: dict[str, Any] = {**program.constants, **program.state_dict}
     # Files keep the order of inputs, and not that of the state dict.
-    known = {n: stored[n] for n in (*held.values(), *stored) if n in stored}
+    known: dict[str, Tensor] = {n: stored[n] for n in (*held.values(), *stored) if n in stored}
     flags: Mapping[str, bool] = {} if record is None else record["flags"]
     first: Mapping[str, str] = {} if record is None else record["first"]
     methods = () if record is None else [m for a in record["applied"] for m in a["methods"]]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from surgery.language.diagnostics import SurgeryError, error
 
@@ -29,7 +30,8 @@ def mark(node: fx.Node, **facts: Any) -> None:
 
 def marked(node: fx.Node) -> Mapping[str, Any]:
     """What was noted on ``node``."""
-    return (node.meta.get(CUSTOM) or {}).get(KEY) or {}
+    custom: dict[str, Any] = node.meta.get(CUSTOM) or {}
+    return custom.get(KEY) or {}
 
 
 def reading(node: fx.Node) -> dict[str, Any]:
@@ -39,12 +41,13 @@ def reading(node: fx.Node) -> dict[str, Any]:
 
 def written(node: fx.Node, after: str | None) -> dict[str, Any]:
     """All of ``node``, a function of the base, which stands ``after`` another, as data."""
+    stack: dict[str, tuple[str, str]] = node.meta.get(_STACK) or {}
     return {
         "name": node.name,
         "after": after,
         "target": _name_of(node.target),
         **reading(node),
-        "stack": {k: list(v) for k, v in (node.meta.get(_STACK) or {}).items()},
+        "stack": {k: list(v) for k, v in stack.items()},
     }
 
 
@@ -107,15 +110,18 @@ def _again(graph: fx.Graph, facts: Mapping[str, Any], named: Mapping[str, fx.Nod
 
 def _propagate(node: fx.Node) -> None:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = run(node.target, args, kwargs)
+    target: Any = node.target
+    node.meta["val"] = run(target, args, kwargs)
 
 
-def run(target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def run(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = None) -> Any:
     """What a function of a program gives for fake tensors, and sizes that are symbols."""
     from torch._dispatch.python import enable_python_dispatcher
     from torch._guards import detect_fake_mode
 
-    mode = detect_fake_mode([*torch.utils._pytree.tree_leaves((args, kwargs))])
+    if target is torch.ops.aten.sym_size.int:
+        return args[0].shape[args[1]]  # called, the operator would fix the size
+    mode = mode or detect_fake_mode(pytree.tree_leaves((args, kwargs)))
     if mode is None:
         return target(*args, **kwargs)
     with mode, enable_python_dispatcher():
@@ -134,16 +140,18 @@ def _plain(thing: Any) -> Any:
     if isinstance(thing, fx.Node):
         return {"node": thing.name}
     if isinstance(thing, Mapping):
-        return {"dict": {key: _plain(value) for key, value in thing.items()}}
+        mapping = cast("Mapping[str, Any]", thing)
+        return {"dict": {key: _plain(value) for key, value in mapping.items()}}
     if isinstance(thing, tuple | list):
         kind = "tuple" if isinstance(thing, tuple) else "list"
-        return {kind: [_plain(item) for item in thing]}
+        return {kind: [_plain(item) for item in cast("list[Any]", thing)]}
     if isinstance(thing, torch.dtype | torch.layout | torch.memory_format):
         return {"torch": str(thing).removeprefix("torch.")}
     if isinstance(thing, torch.device):
         return {"device": str(thing)}
     if isinstance(thing, slice):
-        return {"slice": [_plain(x) for x in (thing.start, thing.stop, thing.step)]}
+        cut = cast("Any", thing)
+        return {"slice": [_plain(x) for x in (cut.start, cut.stop, cut.step)]}
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     raise TypeError(f"{type(thing).__name__} among the arguments of an operator")
@@ -152,7 +160,7 @@ def _plain(thing: Any) -> Any:
 def _made(data: Any, named: Mapping[str, fx.Node]) -> Any:
     if not isinstance(data, dict):
         return data
-    ((kind, value),) = data.items()
+    ((kind, value),) = cast("dict[str, Any]", data).items()
     if kind == "node":
         return named[value]
     if kind == "dict":
@@ -170,7 +178,7 @@ def _name_of(target: Any) -> str:
         return f"torch.ops.{target}"
     if getattr(operator, target.__name__, None) is target:
         return f"operator.{target.__name__}"
-    if target in (torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min, torch.sym_not):
+    if target.__name__ in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not"):
         return f"torch.{target.__name__}"
     raise TypeError(f"the function {target}")
 

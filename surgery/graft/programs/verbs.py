@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export._tree_utils import reorder_kwargs
 from torch.export.graph_signature import InputKind
@@ -22,7 +22,7 @@ from surgery.graft.programs.lowering import lowered
 from surgery.graft.programs.raising import raised
 from surgery.graft.programs.source import Source, record_of, source_of
 from surgery.graft.save import applied_facts
-from surgery.graft.state import surgery_of
+from surgery.graft.state import named_modules, surgery_of
 
 SOURCE = "_surgery_source"
 """The attribute of a traced graph that has the program it was made of."""
@@ -90,14 +90,15 @@ def _like(value: Any) -> Any:
     return int(value) if isinstance(value, torch.SymInt) else value
 
 
-def as_program(model: fx.GraphModule) -> ExportedProgram:
+def as_program(model: nn.Module) -> ExportedProgram:
     """A program that does what ``model``, made by :func:`as_module`, does now."""
+    assert isinstance(model, fx.GraphModule)
     source: Source = model.__dict__[SOURCE]
     surgery = surgery_of(model)
     if surgery is None:
         return lowered(model, source, None, {})
     first: dict[str, Tensor] = {}
-    paths = {id(module): path for path, module in model.named_modules()}
+    paths = {id(module): path for path, module in named_modules(model)}
     for module, held in first_values(model):
         path = paths[id(module)]
         first |= {f"{path}.{n}" if path else n: f.value for n, f in held.values.items()}

@@ -70,10 +70,10 @@ def token_slots(model: nn.Module, tokens: Tokens, memory: MemorySlots | None = N
     """The slots for the stack of ``tokens`` in ``model``, whose decoder sees by ``memory``."""
     reader = model.get_submodule(tokens.reader)
     parameters = tuple(inspect.signature(reader.forward).parameters)
-    return TokenSlots(tokens, parameters, _placeholder(model, tokens), memory)
+    return TokenSlots(tokens, parameters, unused_id(model, tokens), memory)
 
 
-def _placeholder(model: nn.Module, tokens: Tokens) -> int:
+def unused_id(model: nn.Module, tokens: Tokens) -> int:
     """The least id that is not padding and has no part of its own, as an end of text has."""
     table: Any = model.get_submodule(tokens.embedding)
     special: set[Any] = {tokens.padding, getattr(table, "padding_idx", None)}
