@@ -242,3 +242,23 @@ def test_what_trains_of_tied_parameters_is_named_once() -> None:
     adapted = surgery.apply(program, "train `0`")
     assert list(surgery.trainable(adapted)) == ["0.weight"]
     assert surgery.trainable(adapted)["0.weight"] is adapted.state_dict["1.weight"]
+
+
+def test_an_adapted_program_that_is_exported_again_is_a_base() -> None:
+    x = torch.randn(4, 8)
+    program = torch.export.export(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval(), (x,))
+    adapted = surgery.apply(program, "on Linear apply lora(2)", seed=0)
+    with torch.no_grad():
+        for parameter in surgery.trainable(adapted).values():
+            parameter.add_(0.1)
+    base = torch.export.export(adapted.module(), (x,))
+    expected, nodes = adapted.module()(x), nodes_of(base)
+    for undoing in (surgery.remove, surgery.merge, surgery.disabled):
+        with pytest.raises(surgery.SurgeryError, match="S443"):
+            undoing(base).__enter__()  # type: ignore[union-attr]
+    again = surgery.apply(base, "on Linear apply lora(2) as more", seed=0)
+    assert list(surgery.trainable(again)) == ["0.more.A", "0.more.B", "1.more.A", "1.more.B"]
+    assert torch.equal(again.module()(x), expected)
+    removed = surgery.remove(saved(again))
+    assert torch.equal(removed.module()(x), expected)
+    assert nodes_of(removed) == nodes_of(base) == nodes
