@@ -15,6 +15,7 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from functools import partial
 from hashlib import blake2b
 from typing import Any, cast
@@ -36,9 +37,9 @@ MOST_BYTES = 2**26
 
 _PLAIN = frozenset((int, str, bytes, type(None), torch.dtype, torch.device, torch.layout))
 _TYPED = (bool, float, complex, type(...), range, torch.Size, torch.memory_format)
+_CONFIG = (int, float, str, type(None), list, tuple, set, Mapping)
 _TABLES = frozenset((dict, OrderedDict, list, set))
 _SAME = (
-    types.ModuleType,
     types.BuiltinFunctionType,
     types.MethodWrapperType,
     types.MethodDescriptorType,
@@ -136,6 +137,8 @@ class Walk(WalkNotes):
             (partial, self.partial),
             (type, self.code.cls),
             (weakref.ref, self.reference),
+            (ContextVar, self.variable),
+            (types.ModuleType, self.python_module),
             (property, self.getter),
             (slice, self.slice),
         )
@@ -256,6 +259,20 @@ class Walk(WalkNotes):
 
     def reference(self, thing: Any) -> None:
         self.same(thing)
+        self.thing(thing())
+
+    def variable(self, thing: ContextVar[Any]) -> None:
+        self.same(thing)
+        self.thing(thing.get(None))
+
+    def python_module(self, thing: types.ModuleType) -> None:
+        """One that a model holds: a config that is a file of Python."""
+        self.same(thing)
+        if code.looked_into(thing.__name__) and self.first(thing):
+            for name, value in vars(thing).items():
+                if not name.startswith("__") and isinstance(value, _CONFIG):
+                    self.tokens.append(name)
+                    self.thing(value)
 
     def getter(self, thing: Any) -> None:
         for part in (thing.fget, thing.fset, thing.fdel):
