@@ -155,7 +155,9 @@ def reread(model: nn.Module) -> None:
 def trainable(model: nn.Module | ExportedProgram) -> dict[str, nn.Parameter]:
     """Return all trainable parameters by name: added ones and base parameters."""
     if is_program(model):
-        return {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # It gives tied ones under each name; the first counts, as in modules.
+        first = {id(p): n for n, p in reversed([*model.named_parameters()])}
+        return {n: p for n, p in model.named_parameters() if p.requires_grad and first[id(p)] == n}
     return grafting.trainable_parameters(adapted_of(model))
 
 

@@ -7,9 +7,11 @@ of the standard library is taken as it is; that its functions are still the same
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import cached_property, lru_cache, partialmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, cast
 
@@ -43,6 +45,8 @@ class Code:
     def cls(self, cls: type[Any]) -> None:
         """Note a class with all that stands in it and in those above it."""
         self.walk.same(cls)
+        if type(cls) is not type and looked_into(type(cls).__module__):
+            self.kind(type(cls))
         for base in cls.__mro__[:-1]:
             if id(base) not in self.walk.known and self.walk.first(base):
                 self.walk.same(base)
@@ -103,23 +107,27 @@ class Code:
     def _global(self, value: Any, names: frozenset[str]) -> None:
         """A global that a function reads: of an object what goes by one of the ``names`` there."""
         plain = isinstance(value, int | float | str | tuple | list | set | Mapping | None)
-        if plain or isinstance(value, FunctionType | Tensor | nn.Module):
+        if plain or isinstance(value, FunctionType | Tensor | nn.Module | ContextVar):
             self.walk.thing(value)
+        elif hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"):
+            self.walk.same(value)
+            self.walk.thing(value.__wrapped__)
         elif isinstance(value, type):
-            self.cls(value) if _of(value.__module__) else self.walk.same(value)
+            self.cls(value) if looked_into(value.__module__) else self.walk.same(value)
         else:
             self.walk.same(value)
             own = cast("dict[str, Any]", getattr(value, "__dict__", {}))
+            foreign = isinstance(value, ModuleType) and not looked_into(value.__name__)
             for name in sorted(names & own.keys()):
                 self.walk.tokens.append(name)
-                self._part(own[name], isinstance(value, ModuleType))
+                self._part(own[name], foreign)
 
-    def _part(self, value: Any, of_module: bool) -> None:
+    def _part(self, value: Any, foreign: bool) -> None:
         if isinstance(value, FunctionType):
             self.function(value)
         elif isinstance(value, BuiltinFunctionType | type | ModuleType):
             self.walk.same(value)
-        elif isinstance(value, int | float | str | None) or not of_module:
+        elif isinstance(value, int | float | str | None) or not foreign or value is os.environ:
             self.walk.thing(value)
         else:
             self.walk.same(value)
@@ -131,22 +139,27 @@ def _parts(value: Any) -> Iterator[Any]:
         yield cast(Any, value).__func__
     elif isinstance(value, property):
         yield from (value.fget, value.fset, value.fdel)
+    elif isinstance(value, cached_property | partialmethod):
+        yield cast(Any, value).func
+    elif hasattr(value, "cache_clear") and hasattr(value, "__wrapped__"):
+        yield value.__wrapped__
     else:
         yield value
 
 
 def _is_own(function: FunctionType) -> bool:
-    return _of(str(function.__globals__.get("__name__", "")))
+    return looked_into(str(function.__globals__.get("__name__", "")))
 
 
 @lru_cache(maxsize=4096)
-def _of(module: str) -> bool:
+def looked_into(module: str) -> bool:
     """Whether the code of a Python module is looked into."""
     return module.partition(".")[0] not in _FOREIGN
 
 
 @lru_cache(maxsize=4096)
 def _names(code: CodeType) -> frozenset[str]:
-    """The names that code, and functions within it, mention."""
+    """The names that code, and functions within it, mention; `getattr` is given them as strings."""
     inner = (part for part in code.co_consts if isinstance(part, CodeType))
-    return frozenset(code.co_names).union(*map(_names, inner))
+    texts = (part for part in code.co_consts if isinstance(part, str) and part.isidentifier())
+    return frozenset(code.co_names).union(texts, *map(_names, inner))

@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
+from surgery.anatomy.content import numbers_of
 from surgery.anatomy.notes import UnseenError
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.snapshot import Snapshot, numbers_of
+from surgery.anatomy.snapshot import Snapshot
 from surgery.anatomy.state import uncollected
 
 

@@ -44,10 +44,10 @@ def deciding(recording: Recording) -> frozenset[str] | None:
     known = set(waiting)
     found: set[str] = set()
     for value in waiting:
-        if value in recording.strangers:
-            return None
         if value in own:
             found.add(own[value])
+        elif value in recording.strangers or value.op == "get_attr":
+            return None  # a tensor that is neither
         maker = maker_of(value)
         if maker is not None:
             fresh = [v for v in inputs_of(maker) if v not in known]

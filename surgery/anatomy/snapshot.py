@@ -15,8 +15,8 @@ import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from functools import partial
-from hashlib import blake2b
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from surgery.anatomy import code
-from surgery.anatomy.content import bytes_of
+from surgery.anatomy.content import numbers_of
 from surgery.anatomy.inputs import as_given
 from surgery.anatomy.modules import all_modules
 from surgery.anatomy.notes import END, UnseenError, WalkNotes
@@ -36,9 +36,9 @@ MOST_BYTES = 2**26
 
 _PLAIN = frozenset((int, str, bytes, type(None), torch.dtype, torch.device, torch.layout))
 _TYPED = (bool, float, complex, type(...), range, torch.Size, torch.memory_format)
+_CONFIG = (int, float, str, type(None), list, tuple, set, Mapping)
 _TABLES = frozenset((dict, OrderedDict, list, set))
 _SAME = (
-    types.ModuleType,
     types.BuiltinFunctionType,
     types.MethodWrapperType,
     types.MethodDescriptorType,
@@ -73,26 +73,11 @@ class Snapshot:
             # Those of a lasting snapshot are the model's own, and are not to live by it.
             self.tensors = [] if hold else walk.tensors
         finally:
-            vars(walk).clear()  # It holds itself, and all that it met.
+            cast("dict[str, Any]", walk.__dict__).clear()  # It holds itself, and all that it met.
 
     def shows(self, later: Snapshot) -> bool:
         """Whether nothing is another in ``later``."""
         return all(ref() is not None for ref in self.held) and self.tokens == later.tokens
-
-
-def numbers_of(tensors: Iterable[Tensor]) -> str:
-    """A digest of all numbers in ``tensors``.
-
-    Raises:
-        UnseenError: where these cannot be read.
-
-    """
-    found = blake2b(digest_size=16)
-    for tensor in tensors:
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            raise UnseenError
-        found.update(bytes_of(tensor))
-    return found.hexdigest()
 
 
 class Walk(WalkNotes):
@@ -109,7 +94,7 @@ class Walk(WalkNotes):
 
     def thing(self, thing: Any) -> None:
         """Note anything."""
-        kind: Any = type(thing)
+        kind = cast("Any", type(thing))
         if kind in _PLAIN:
             self.tokens.append(thing)
         else:
@@ -136,6 +121,8 @@ class Walk(WalkNotes):
             (partial, self.partial),
             (type, self.code.cls),
             (weakref.ref, self.reference),
+            (ContextVar, self.variable),
+            (types.ModuleType, self.python_module),
             (property, self.getter),
             (slice, self.slice),
         )
@@ -158,7 +145,7 @@ class Walk(WalkNotes):
     def sequence(self, thing: Any) -> None:
         self.tokens += (len(thing), type(thing) is tuple)
         if thing and (type(thing) is tuple or self.first(thing)):
-            for item in thing:
+            for item in cast("tuple[Any, ...]", thing):
                 self.thing(item)
             self.attributes(thing)
 
@@ -204,7 +191,7 @@ class Walk(WalkNotes):
         self.code.kind(type(module), runs=True)
         tokens, known, ways = self.tokens, id(module) in self.registered, self.ways
         for name, value in module.__dict__.items():
-            kind: Any = type(value)
+            kind = cast("Any", type(value))
             if name == "training" and known:
                 continue
             if kind in _PLAIN:
@@ -256,6 +243,20 @@ class Walk(WalkNotes):
 
     def reference(self, thing: Any) -> None:
         self.same(thing)
+        self.thing(thing())
+
+    def variable(self, thing: ContextVar[Any]) -> None:
+        self.same(thing)
+        self.thing(thing.get(None))
+
+    def python_module(self, thing: types.ModuleType) -> None:
+        """One that a model holds: a config that is a file of Python."""
+        self.same(thing)
+        if code.looked_into(thing.__name__) and self.first(thing):
+            for name, value in vars(thing).items():
+                if not name.startswith("__") and isinstance(value, _CONFIG):
+                    self.tokens.append(name)
+                    self.thing(value)
 
     def getter(self, thing: Any) -> None:
         for part in (thing.fget, thing.fset, thing.fdel):

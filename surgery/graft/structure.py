@@ -61,12 +61,15 @@ class Structure:
         """Whether no tensor but ``parameter`` shows its memory, and that can be written to.
 
         Others are those tied to it as views, those in a state dict that somebody holds, and what
-        autograd has saved of it.
+        autograd has saved of it. Memory that torch did not allocate is somebody else's, too: an
+        array's, or a file's.
         """
         _, data, _ = self.parameters.get(id(parameter), (None, None, None))
         if data is None or type(parameter) is not nn.Parameter or parameter.is_inference():
             return False
         if parameter.layout is not torch.strided or parameter.is_meta or 0 in parameter.stride():
+            return False
+        if not parameter.untyped_storage().resizable():
             return False
         return same_memory(parameter, data) and holders_of(parameter) == _holders_of_two()
 

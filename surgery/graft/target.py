@@ -29,9 +29,9 @@ def model_of(given: object) -> nn.Module:
 
     """
     if is_program(given):
-        from surgery.graft.programs.verbs import as_module
+        from surgery.graft.programs.verbs import as_base
 
-        return as_module(given)
+        return as_base(given)
     return list(_layers(given))[-1]
 
 
@@ -71,6 +71,10 @@ def adapted_of(given: object) -> nn.Module:
         SurgeryError: S546 if it is no module.
 
     """
+    if is_program(given):
+        from surgery.graft.programs.verbs import as_module
+
+        return as_module(given)
     model = model_of(given)
     while surgery_of(model) is None and len(model._modules) == 1 and not model._parameters:
         (inside,) = model._modules.values()

@@ -3,13 +3,16 @@
 import copy
 import dataclasses
 import gc
+import os
 import pickle
 import random
 import threading
 import weakref
 from collections.abc import Callable
-from functools import partial
-from types import SimpleNamespace
+from contextvars import ContextVar
+from functools import lru_cache, partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -417,3 +420,87 @@ def test_one_forward_for_all_uses_of_a_model(monkeypatch: pytest.MonkeyPatch) ->
     surgery.apply(model, spec, seed=0)
     surgery.plan(model, "on down apply lora(2) as more")
     assert forwards == [(False, True)]
+
+
+class Far:
+    normed = True
+
+
+class Meta(type):
+    normed = True
+
+
+class Metered(metaclass=Meta):
+    pass
+
+
+CONFIG = ModuleType("config")
+CHOICE: ContextVar[bool] = ContextVar("choice", default=True)
+TABLE: dict[str, bool] = {}
+vars(CONFIG).update(normed=True, table={"normed": True})
+
+
+@lru_cache
+def looked_up() -> bool:
+    return TABLE.get("normed", True)
+
+
+def _forgotten(model: nn.Module) -> None:
+    TABLE["normed"] = False
+    looked_up.cache_clear()
+
+
+WAYS: dict[str, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
+    "a tensor that is no buffer": (lambda m: m.mask, lambda m: m.mask.fill_(False)),
+    "a class of classes": (
+        lambda m: Metered.normed,  # type: ignore[attr-defined]
+        lambda m: setattr(Meta, "normed", False),
+    ),
+    "the environment": (
+        lambda m: os.environ.get("NORMED", "1") == "1",
+        lambda m: os.environ.update(NORMED="0"),
+    ),
+    "a context variable": (lambda m: CHOICE.get(), lambda m: CHOICE.set(False)),
+    "a weak reference": (lambda m: m.weak().normed, lambda m: setattr(m.far, "normed", False)),
+    "a file of settings": (lambda m: m.config.normed, lambda m: setattr(CONFIG, "normed", False)),
+    "a table in a global file": (
+        lambda m: CONFIG.table["normed"],
+        lambda m: CONFIG.table.update(normed=False),
+    ),
+    "a name in a string": (
+        lambda m: getattr(SETTINGS, "normed", True),
+        lambda m: setattr(SETTINGS, "normed", False),
+    ),
+    "what a function remembers": (lambda m: looked_up(), _forgotten),
+}
+"""How the code of a model may look at a flag, and what turns it off."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_flag_counts_however_it_is_looked_at(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Meta, "normed", True)
+    monkeypatch.setenv("NORMED", "1")
+    monkeypatch.setitem(vars(CONFIG), "normed", True)
+    monkeypatch.setitem(CONFIG.table, "normed", True)
+    monkeypatch.setitem(TABLE, "normed", True)
+    monkeypatch.setattr(SETTINGS, "normed", True, raising=False)
+    looked_up.cache_clear()
+    CHOICE.set(True)
+    reads, turns_off = WAYS[way]
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, 4)
+            self.mask, self.config, self.far = torch.tensor(True), CONFIG, Far()
+            self.weak = weakref.ref(self.far)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.norm(x) if reads(self) else x)
+
+    model, x = Normed(), torch.randn(2, 4)
+    spec = "train norm"
+    surgery.plan(model, spec, example_inputs=x)
+    turns_off(model)
+    with pytest.raises(surgery.SurgeryError, match="S30"):
+        surgery.plan(model, spec, example_inputs=x)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import surgery
 from tests.laws.hosts import HOSTS, SUBJECTS, Exported, Host
@@ -218,3 +219,46 @@ def test_an_adapted_program_compiles_and_is_exported_again() -> None:
     torch.testing.assert_close(compiled(**inputs)[0], adapted)
     again = torch.export.export(host.model.module(), (), inputs, strict=False)
     torch.testing.assert_close(again.module()(**inputs)[0], adapted)
+
+
+def test_a_batch_of_any_size_goes_through_a_factored_convolution() -> None:
+    """Which kernel torch takes for small batches of one thread says nothing of the sizes that hold."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    x, batch = torch.randn(3, 3, 5, 5), torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        adapted = surgery.apply(program, "on Conv2d apply lora(2)", seed=0)
+    finally:
+        torch.set_num_threads(threads)
+    assert adapted.module()(torch.randn(20, 3, 5, 5)).shape[0] == 20
+
+
+def test_what_trains_of_tied_parameters_is_named_once() -> None:
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)).eval()
+    model[1].weight = model[0].weight
+    program = torch.export.export(model, (torch.randint(0, 11, (2, 3)),))
+    adapted = surgery.apply(program, "train `0`")
+    assert list(surgery.trainable(adapted)) == ["0.weight"]
+    assert surgery.trainable(adapted)["0.weight"] is adapted.state_dict["1.weight"]
+
+
+def test_an_adapted_program_that_is_exported_again_is_a_base() -> None:
+    x = torch.randn(4, 8)
+    program = torch.export.export(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval(), (x,))
+    adapted = surgery.apply(program, "on Linear apply lora(2)", seed=0)
+    with torch.no_grad():
+        for parameter in surgery.trainable(adapted).values():
+            parameter.add_(0.1)
+    base = torch.export.export(adapted.module(), (x,))
+    expected, nodes = adapted.module()(x), nodes_of(base)
+    for undoing in (surgery.remove, surgery.merge, surgery.disabled):
+        with pytest.raises(surgery.SurgeryError, match="S443"):
+            undoing(base).__enter__()  # type: ignore[union-attr]
+    again = surgery.apply(base, "on Linear apply lora(2) as more", seed=0)
+    assert list(surgery.trainable(again)) == ["0.more.A", "0.more.B", "1.more.A", "1.more.B"]
+    assert torch.equal(again.module()(x), expected)
+    removed = surgery.remove(saved(again))
+    assert torch.equal(removed.module()(x), expected)
+    assert nodes_of(removed) == nodes_of(base) == nodes

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,6 +49,17 @@ def test_who_else_looks_at_a_weight_sees_it_as_it_was() -> None:
     surgery.merge(model)
     assert all(torch.equal(held[n], saved[n]) for n in held)
     assert torch.equal(view, line)
+    torch.testing.assert_close(model(torch.ones(2, 6)), expected)
+
+
+def test_memory_that_torch_did_not_allocate_is_not_written_to() -> None:
+    model, array = adapted(), np.ones((5, 6), dtype=np.float32)
+    surgery.remove(model)
+    model[0].weight = nn.Parameter(torch.from_numpy(array))
+    randomise_added(surgery.apply(model, SPEC, seed=0))
+    expected = model(torch.ones(2, 6))
+    surgery.merge(model)
+    assert (array == 1).all()
     torch.testing.assert_close(model(torch.ones(2, 6)), expected)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice, product
 from typing import Any
+
+from torch._subclasses import fake_impls
 
 from surgery.language.diagnostics import error
 
@@ -31,7 +34,8 @@ def any_size(mode: Any) -> Generator[None]:
     asked: list[tuple[Any, Any]] = []
 
     def note(expression: Any, value: Any) -> None:
-        asked.append((expression, value))
+        if not _chooses_kernel():
+            asked.append((expression, value))
 
     shapes._check_frozen = note
     try:
@@ -47,6 +51,14 @@ def any_size(mode: Any) -> Generator[None]:
                 f"would have to be {value}",
                 help="export the model with that dim fixed, or apply the spec to the model and export that",
             )
+
+
+def _chooses_kernel() -> bool:
+    """Whether a fake convolution asks: which kernel is quicker for a batch, not what comes of it."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not fake_impls.conv.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _values(shapes: Any, expression: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 
 from surgery.graft.programs.modules import tied
-from surgery.graft.programs.undoing import CUSTOM, KEY, changed_since, marked, undo
+from surgery.graft.programs.undoing import CUSTOM, KEY, changed_since, marked, undo, unmark
 
 FIRST = "_surgery_first_"
 """How names of constants begin that are first values of parameters which specs train."""
@@ -58,14 +58,35 @@ def source_of(program: ExportedProgram, owned: Collection[str] = ()) -> Source:
         SurgeryError: S443 if it was adapted, and then changed by others.
 
     """
+    return _parts(program, _copied(program.graph), record_of(program), owned)
+
+
+def whole(program: ExportedProgram) -> Source:
+    """The parts of ``program`` where all of it is a base, whatever was applied to one before."""
+    graph = _copied(program.graph)
+    for node in graph.nodes:
+        if marked(node):
+            unmark(node)
+    return _parts(program, graph, None, ())
+
+
+def _copied(given: fx.Graph) -> fx.Graph:
     graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
-    for old, new in zip(program.graph.nodes, graph.nodes, strict=True):
+    graph.output(graph.graph_copy(given, {}))
+    for old, new in zip(given.nodes, graph.nodes, strict=True):
         if old.name != new.name:
             new.name = old.name
         if old.op == "output":
             new.meta = dict(old.meta)
-    record = record_of(program)
+    return graph
+
+
+def _parts(
+    program: ExportedProgram,
+    graph: fx.Graph,
+    record: Mapping[str, Any] | None,
+    owned: Collection[str],
+) -> Source:
     inputs = tuple(program.graph_signature.input_specs)
     if record is not None:
         undo(graph, record)

@@ -76,7 +76,7 @@ def undo(graph: fx.Graph, record: Mapping[str, Any]) -> None:
             if node in fresh or marked(node).get("added"):
                 graph.erase_node(node)
             elif marked(node):
-                _unmark(node)
+                unmark(node)
         for facts in record["gone"]:
             _propagate(named[facts["name"]])
     except (KeyError, AttributeError, RuntimeError, TypeError) as cause:
@@ -128,7 +128,8 @@ def run(target: Callable[..., Any], args: Any, kwargs: Any, mode: Any = None) ->
         return target(*args, **kwargs)
 
 
-def _unmark(node: fx.Node) -> None:
+def unmark(node: fx.Node) -> None:
+    """Take away what was noted on ``node``."""
     left = {k: v for k, v in node.meta[CUSTOM].items() if k != KEY}
     node.meta[CUSTOM] = left
     if not left:

@@ -20,9 +20,10 @@ from surgery.graft.first import first_values
 from surgery.graft.load import restore_adapter
 from surgery.graft.programs.lowering import lowered
 from surgery.graft.programs.raising import raised
-from surgery.graft.programs.source import Source, record_of, source_of
+from surgery.graft.programs.source import Source, record_of, source_of, whole
 from surgery.graft.save import applied_facts
 from surgery.graft.state import named_modules, surgery_of
+from surgery.language.diagnostics import SurgeryError
 
 SOURCE = "_surgery_source"
 """The attribute of a traced graph that has the program it was made of."""
@@ -38,7 +39,20 @@ def as_module(program: ExportedProgram, owned: Collection[str] = ()) -> fx.Graph
         SurgeryError: S443 if it was changed by others after it was adapted.
 
     """
-    source = source_of(program, owned)
+    return _raised(program, source_of(program, owned))
+
+
+def as_base(program: ExportedProgram) -> fx.GraphModule:
+    """The same, for what adapts: a program that others changed after it was adapted is a base."""
+    try:
+        return as_module(program)
+    except SurgeryError as changed:
+        if changed.diagnostics[0].code != "S443":
+            raise
+    return _raised(program, whole(program))
+
+
+def _raised(program: ExportedProgram, source: Source) -> fx.GraphModule:
     model = raised(source.graph, source.inputs, dict(source.tensors), program.graph_module)
     model.__dict__[SOURCE] = source
     model.__dict__[EXAMPLE] = _inputs(program)
