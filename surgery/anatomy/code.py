@@ -13,21 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from functools import cached_property, lru_cache, partialmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from surgery.anatomy.snapshot import Walk
+from surgery.anatomy.notes import WalkNotes
 
 _FOREIGN = frozenset(("torch", "numpy", "surgery", *sys.stdlib_module_names))
 _STARTS = ("forward", "__call__", "__getattr__", "__getattribute__")
 
 
 class Code:
-    """Notes the code that a walk meets."""
+    """WalkNotes the code that a walk meets."""
 
-    def __init__(self, walk: Walk):
+    def __init__(self, walk: WalkNotes):
         self.walk = walk
         self.noted: set[type[Any]] = set()
         self.running: set[type[Any]] = set()

@@ -137,7 +137,7 @@ def hidden(base: Any, made: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Call:
+class ModuleCall:
     """One run of a module: what went in under which parameter name, and what came out.
 
     ``first`` and ``last`` are the numbers of the operators that it ran. A ``virtual`` call is one
@@ -185,7 +185,7 @@ class Recording:
 
     graph: fx.Graph
     ops: list[Node]
-    calls: list[Call]
+    calls: list[ModuleCall]
     parameters: dict[Node, str]
     buffers: dict[Node, str]
     how: str
@@ -204,9 +204,8 @@ class Recording:
         for op in self.ops:
             if name_of(op) == "attention_interface":
                 # Which module asks for an attention is among its arguments.
-                op.args = tuple(
-                    weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args
-                )
+                known: Any = [weakref.proxy(a) if isinstance(a, nn.Module) else a for a in op.args]
+                op.args = tuple(known)
         # What was there before is cloned, but for tensors of classes of their own.
         copied = all(type(t) in (torch.Tensor, FakeTensor) for t in self.constants.values())
         return copied and not any(map(_holds, ((op.args, op.kwargs) for op in self.ops)))
@@ -217,9 +216,9 @@ class Recording:
         return [node for node in self.graph.nodes if "shape" in node.meta]
 
     @cached_property
-    def calls_of(self) -> dict[str, list[Call]]:
+    def calls_of(self) -> dict[str, list[ModuleCall]]:
         """The calls of each module path."""
-        found: dict[str, list[Call]] = {}
+        found: dict[str, list[ModuleCall]] = {}
         for call in self.calls:
             found.setdefault(call.path, []).append(call)
         return found
@@ -230,7 +229,7 @@ class Recording:
         root = self.calls[0]
         return {value for values in root.inputs.values() for _, value in values}
 
-    def stack(self, call: int) -> Iterator[Call]:
+    def stack(self, call: int) -> Iterator[ModuleCall]:
         """``call`` and the calls around it, innermost first."""
         while call >= 0:
             yield self.calls[call]

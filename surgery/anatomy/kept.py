@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
+from surgery.anatomy.notes import UnseenError
 from surgery.anatomy.paths import Paths
-from surgery.anatomy.snapshot import Snapshot, UnseenError, numbers_of
+from surgery.anatomy.snapshot import Snapshot, numbers_of
 from surgery.anatomy.state import uncollected
 
 

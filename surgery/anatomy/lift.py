@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from surgery.anatomy.graph import Call, Key, index_of, inputs_of, outputs_of
+from surgery.anatomy.graph import Key, ModuleCall, index_of, inputs_of, outputs_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.trace import Recorder
@@ -31,7 +31,7 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-class Frame(NamedTuple):
+class ModuleRef(NamedTuple):
     """A flattened module around a node, and its class; each call of it has a ``key`` of its own."""
 
     key: str
@@ -45,8 +45,8 @@ class _StackInterpreter(fx.Interpreter):
         self.recorder = recorder
         self.prefix = prefix
         self.frames = frames(module)
-        self.open: list[tuple[Frame, Call]] = []
-        self.seen: list[Call] = []
+        self.open: list[tuple[ModuleRef, ModuleCall]] = []
+        self.seen: list[ModuleCall] = []
 
     def run_node(self, n: fx.Node) -> Any:
         if _checks(n):
@@ -64,7 +64,7 @@ class _StackInterpreter(fx.Interpreter):
         finally:
             self.recorder.origin = None
 
-    def unwind(self, wanted: tuple[Frame, ...]) -> None:
+    def unwind(self, wanted: tuple[ModuleRef, ...]) -> None:
         """Close the virtual calls that are not in ``wanted``."""
         shared = 0
         for (frame, _), other in zip(self.open, wanted, strict=False):
@@ -122,7 +122,7 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> list[Any]:
     return given
 
 
-def frames(module: fx.GraphModule) -> dict[fx.Node, tuple[Frame, ...]]:
+def frames(module: fx.GraphModule) -> dict[fx.Node, tuple[ModuleRef, ...]]:
     """For each node the flattened modules around it, outermost first."""
     nodes = [n for n in module.graph.nodes if n.op.startswith("call_")]
     recorded = {node: node.meta.get("nn_module_stack") for node in nodes}
@@ -131,9 +131,9 @@ def frames(module: fx.GraphModule) -> dict[fx.Node, tuple[Frame, ...]]:
     return _from_targets(module, nodes)
 
 
-def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[Frame, ...]:
+def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[ModuleRef, ...]:
     frames = [
-        Frame(key, path.partition("@")[0], kind if isinstance(kind, str) else class_name(kind))
+        ModuleRef(key, path.partition("@")[0], kind if isinstance(kind, str) else class_name(kind))
         for key, (path, kind) in stack.items()
     ]
     # The innermost entry of a module's own node is that module: its call is a real one.
@@ -142,12 +142,14 @@ def _from_meta(node: fx.Node, stack: dict[str, tuple[str, Any]]) -> tuple[Frame,
     return tuple(frame for frame in frames if frame.path)
 
 
-def _from_targets(module: fx.GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, tuple[Frame, ...]]:
+def _from_targets(
+    module: fx.GraphModule, nodes: list[fx.Node]
+) -> dict[fx.Node, tuple[ModuleRef, ...]]:
     """Without recorded stacks: a function belongs where its neighbours on both sides do."""
     owners = [_owner(node) for node in nodes]
     before = _carried(owners)
     after = _carried(owners[::-1])[::-1]
-    result: dict[fx.Node, tuple[Frame, ...]] = {}
+    result: dict[fx.Node, tuple[ModuleRef, ...]] = {}
     for i, node in enumerate(nodes):
         if owners[i] is not None:
             result[node] = _called(module, owners[i] or ())
@@ -178,12 +180,12 @@ def _carried(owners: list[tuple[str, ...] | None]) -> list[tuple[str, ...] | Non
     return result
 
 
-def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[Frame, ...]:
+def _called(module: nn.Module, components: tuple[str, ...]) -> tuple[ModuleRef, ...]:
     """The prefixes of a path that stand for modules, not for mere lists of them."""
-    found: list[Frame] = []
+    found: list[ModuleRef] = []
     for end in range(1, len(components) + 1):
         path = ".".join(components[:end])
         children = module.get_submodule(path)._modules  # pyright: ignore[reportPrivateUsage]
         if not children or not all(name.isdigit() for name in children):
-            found.append(Frame(path, path))
+            found.append(ModuleRef(path, path))
     return tuple(found)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED, Sizes
-from surgery.anatomy.graph import Call, Recording, shape_of
+from surgery.anatomy.graph import ModuleCall, Recording, shape_of
 from surgery.anatomy.kept import kept
 from surgery.anatomy.numbers import deciding
 from surgery.anatomy.paths import Paths
@@ -20,7 +20,7 @@ from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
-from surgery.anatomy.uses import Uses
+from surgery.anatomy.uses import ParameterUses
 from surgery.anatomy.varied import LentSizes, Varied
 from surgery.language.diagnostics import SurgeryError
 
@@ -77,9 +77,9 @@ class Forward:
         return self.sizes.lend(Varied(model, example_inputs, self.paths, self.recording))
 
     @cached_property
-    def uses(self) -> Uses:
+    def uses(self) -> ParameterUses:
         """Who uses which parameter."""
-        return Uses(self.recording, self.paths)
+        return ParameterUses(self.recording, self.paths)
 
 
 @dataclass(frozen=True)
@@ -271,5 +271,5 @@ class Anatomy:
         found = self.reading.regions.layer_at(self.paths.canonical(path))
         return found.stack if found is not None else None
 
-    def _calls(self, path: str) -> list[Call]:
+    def _calls(self, path: str) -> list[ModuleCall]:
         return self.recording.calls_of.get(self.paths.canonical(path), [])

@@ -37,7 +37,7 @@ class Rerun(fx.Interpreter):
         return super().get_attr(target, args, kwargs) if constant is None else constant.clone()
 
 
-class Part(fx.Interpreter):
+class PartialRun(fx.Interpreter):
     """Runs some operators of a recording; what they need from elsewhere is made up.
 
     ``start`` is what gradients can be taken for, and ``env`` has what was made of it. ``seen`` is
@@ -121,7 +121,7 @@ def parted(recording: Recording, source: Node, axis: int, end: Node) -> list[lis
 
 def rerun(
     recording: Recording, source: Node, ends: Iterable[Node], seen: bool = True, scale: float = 1
-) -> Part | None:
+) -> PartialRun | None:
     """The operators from ``source`` to ``ends``, run on random numbers times ``scale``.
 
     ``seen`` is what stands for masks. None if they cannot be run apart from the model.
@@ -133,7 +133,7 @@ def rerun(
         # Windows are strided over memory: what is cut by them has to lie as it did.
         laid = torch.empty_strided(start.shape, strides, dtype=start.dtype)
         start = laid.copy_(start.detach()).requires_grad_()
-    part = Part(recording, start, generator, seen)
+    part = PartialRun(recording, start, generator, seen)
     try:
         # A copy: operators that write into their input may not write into a leaf.
         part.run_ops(between(recording, source, ends), source, start.clone())
@@ -178,7 +178,7 @@ def _index(value: Node) -> int:
     return -1 if op is None else index_of(op)
 
 
-def _told(made: Part, axis: int, parts: Iterable[Tensor]) -> list[list[int]] | None:
+def _told(made: PartialRun, axis: int, parts: Iterable[Tensor]) -> list[list[int]] | None:
     try:
         return [_features(made.start, axis, part, made.generator) for part in parts]
     except RuntimeError:  # what has no gradient

@@ -22,17 +22,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as global_hooks
 from torch.nn.parameter import is_lazy
 
 from surgery.anatomy import code
 from surgery.anatomy.content import bytes_of
 from surgery.anatomy.inputs import as_given
 from surgery.anatomy.modules import all_modules
+from surgery.anatomy.notes import END, UnseenError, WalkNotes
+from surgery.anatomy.surroundings import surroundings
 from surgery.anatomy.tensors import storage_of
 
-MOST = 1_000_000
-"""Things in a snapshot: what leads to more is no part of a model, and nothing is kept of it."""
 MOST_BYTES = 2**26
 """Of example inputs, which are told by their content."""
 
@@ -52,12 +51,6 @@ _SAME = (
     enum.Enum,
     re.Pattern,
 )
-_AGAIN, _END = object(), object()
-_MODULE_HOOKS = tuple(name for name in vars(global_hooks) if name.startswith("_global_"))
-
-
-class UnseenError(Exception):
-    """Something was met of which it cannot be told whether it changes."""
 
 
 class Snapshot:
@@ -71,7 +64,7 @@ class Snapshot:
     def __init__(self, model: nn.Module, given: Any, hold: bool = True):
         walk = Walk(hold)
         try:
-            walk.surroundings()
+            surroundings(walk)
             walk.registered = set(map(id, all_modules(model)))
             walk.thing(model)
             walk.inputs(given)
@@ -81,7 +74,7 @@ class Snapshot:
             # Those of a lasting snapshot are the model's own, and are not to live by it.
             self.tensors = [] if hold else walk.tensors
         finally:
-            walk.__dict__.clear()  # It holds itself, and all that it met.
+            cast("dict[str, Any]", walk.__dict__).clear()  # It holds itself, and all that it met.
 
     def shows(self, later: Snapshot) -> bool:
         """Whether nothing is another in ``later``."""
@@ -103,18 +96,13 @@ def numbers_of(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()
 
 
-class Walk:
-    """Notes what it meets, each thing once; ``hold`` to have identities last."""
+class Walk(WalkNotes):
+    """WalkNotes what it meets, each thing once; ``hold`` to have identities last."""
 
     def __init__(self, hold: bool):
-        self.hold = hold
-        self.tokens: list[Any] = []
-        self.held: list[weakref.ref[Any]] = []
-        self.constants: list[Any] = []
+        super().__init__(hold)
         self.tensors: list[Tensor] = []
         self.registered: set[int] = set()
-        # What is met is kept while the walk lasts, so that no identity is another's in it.
-        self.known: dict[int, tuple[int, Any]] = {}
         self.memories: dict[int, int] = {}
         self.ways: dict[type, Callable[[Any], None]] = {}
         self.code = code.Code(self)
@@ -122,7 +110,7 @@ class Walk:
 
     def thing(self, thing: Any) -> None:
         """Note anything."""
-        kind: Any = type(thing)
+        kind = cast("Any", type(thing))
         if kind in _PLAIN:
             self.tokens.append(thing)
         else:
@@ -156,26 +144,6 @@ class Walk:
         )
         return next((way for kinds, way in ways if issubclass(kind, kinds)), self.object)
 
-    def same(self, thing: Any) -> None:
-        """Note which one this is, and nothing of what is in it."""
-        self.tokens.append(id(thing))
-        if self.hold:
-            try:
-                self.held.append(weakref.ref(thing))
-            except TypeError:
-                self.constants.append(thing)
-
-    def first(self, thing: Any) -> bool:
-        """Whether this is met for the first time; that it is met again is noted."""
-        if len(self.tokens) > MOST:
-            raise UnseenError
-        known = self.known.get(id(thing))
-        if known is None:
-            self.known[id(thing)] = len(self.known), thing
-            return True
-        self.tokens += (_AGAIN, known[0])
-        return False
-
     def typed(self, thing: Any) -> None:
         self.tokens += (type(thing), thing)
 
@@ -193,7 +161,7 @@ class Walk:
     def sequence(self, thing: Any) -> None:
         self.tokens += (len(thing), type(thing) is tuple)
         if thing and (type(thing) is tuple or self.first(thing)):
-            for item in thing:
+            for item in cast("tuple[Any, ...]", thing):
                 self.thing(item)
             self.attributes(thing)
 
@@ -239,7 +207,7 @@ class Walk:
         self.code.kind(type(module), runs=True)
         tokens, known, ways = self.tokens, id(module) in self.registered, self.ways
         for name, value in module.__dict__.items():
-            kind: Any = type(value)
+            kind = cast("Any", type(value))
             if name == "training" and known:
                 continue
             if kind in _PLAIN:
@@ -253,7 +221,7 @@ class Walk:
                 if way is not None:
                     tokens.append(name)
                     way(value)
-        tokens.append(_END)
+        tokens.append(END)
 
     def object(self, thing: Any) -> None:
         """Anything else: its class, and its attributes."""
@@ -276,14 +244,6 @@ class Walk:
                 self.tokens.append(name)
                 self.thing(getattr(thing, name))
         self.attributes(thing)
-
-    def attributes(self, thing: Any) -> None:
-        """What an object has in its own name space."""
-        own = cast("dict[str, Any] | None", getattr(thing, "__dict__", None))
-        for name, value in own.items() if own else ():
-            self.tokens.append(name)
-            self.thing(value)
-        self.tokens.append(_END)
 
     def method(self, thing: Any) -> None:
         self.thing(thing.__self__)
@@ -317,25 +277,6 @@ class Walk:
     def getter(self, thing: Any) -> None:
         for part in (thing.fget, thing.fset, thing.fdel):
             self.thing(part)
-
-    def surroundings(self) -> None:
-        """What all forwards are run in."""
-        untyped: Any = torch._C
-        if untyped._len_torch_dispatch_stack() or untyped._len_torch_function_stack():
-            raise UnseenError
-        if untyped._functorch.peek_interpreter_stack() is not None:
-            raise UnseenError
-        self.tokens += (
-            torch.get_default_dtype(),
-            torch.get_default_device(),
-            torch.is_inference_mode_enabled(),
-            torch.are_deterministic_algorithms_enabled(),
-        )
-        for device in ("cpu", "cuda"):
-            self.tokens.append(torch.is_autocast_enabled(device))
-            self.tokens.append(torch.get_autocast_dtype(device))
-        for name in _MODULE_HOOKS:
-            self.thing(getattr(global_hooks, name))
 
     def inputs(self, given: Any) -> None:
         """Example inputs, told by content: they are made anew for each use."""

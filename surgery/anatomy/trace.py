@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy import graph
-from surgery.anatomy.graph import Access, Call, Key, Recording
+from surgery.anatomy.graph import Access, Key, ModuleCall, Recording
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.tensors import (
@@ -43,7 +43,7 @@ class Recorder(TorchFunctionMode):
         self.path_of = {id(module): paths.of(module)[0] for module in paths.modules.values()}
         self.graph = fx.Graph()
         self.ops: list[Node] = []
-        self.calls: list[Call] = []
+        self.calls: list[ModuleCall] = []
         self.current = -1
         # Tensors are kept alive here, so that no id is given out twice.
         self.known: dict[int, tuple[Node, torch.Tensor]] = {}
@@ -283,14 +283,14 @@ class Recorder(TorchFunctionMode):
 
     def enter(
         self, path: str, inputs: dict[str, list[tuple[Key, Node]]], kind: str | None, virtual: bool
-    ) -> Call:
+    ) -> ModuleCall:
         number, first = len(self.calls), len(self.ops)
-        call = Call(number, path, self.current, inputs, first, virtual=virtual, kind=kind)
+        call = ModuleCall(number, path, self.current, inputs, first, virtual=virtual, kind=kind)
         self.calls.append(call)
         self.current = call.number
         return call
 
-    def leave(self, call: Call, outputs: list[tuple[Key, Node]]) -> None:
+    def leave(self, call: ModuleCall, outputs: list[tuple[Key, Node]]) -> None:
         call.outputs = outputs
         call.last = len(self.ops) - 1
         self.current = call.parent

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import (
     Access,
-    Call,
+    ModuleCall,
     Recording,
     argument_of,
     before_of,
@@ -36,7 +36,7 @@ _OUTPUT = {11: "out_proj_weight"}
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ParameterUse:
     """An operator that takes a parameter, and the path of the module that ran it.
 
     Where it is the weight of a product, [out, into] or ``transposed``, ``states`` are the dims of
@@ -50,7 +50,7 @@ class Use:
     turned: bool = False
 
 
-class Uses:
+class ParameterUses:
     """All that one recording tells of who takes part in the result."""
 
     def __init__(self, recording: Recording, paths: Paths):
@@ -144,7 +144,7 @@ class Uses:
         """The parameters, by their first name, that others use than the modules that have them."""
         return frozenset(name for name in self._uses if self.outside(name))
 
-    def calls(self, path: str) -> list[Call]:
+    def calls(self, path: str) -> list[ModuleCall]:
         """The runs of the module at ``path``."""
         return self.recording.calls_of.get(self.paths.canonical(path), [])
 
@@ -177,11 +177,11 @@ class Uses:
         live = [use for use in self.of(name) if use.op in ops]
         return any(self._takes(use, name) for use in live) if alone else bool(live)
 
-    def of(self, name: str) -> tuple[Use, ...]:
+    def of(self, name: str) -> tuple[ParameterUse, ...]:
         """The uses of the parameter ``name``, by whatever name it was taken."""
         return tuple(self._uses.get(self.paths.canonical(name), ()))
 
-    def outside(self, name: str) -> tuple[Use, ...]:
+    def outside(self, name: str) -> tuple[ParameterUse, ...]:
         """Those by others than the modules that have it, and what these call."""
         owners = self._owners(name)
         if not owners.isdisjoint(self.recording.direct) and not self.taken(name):
@@ -201,7 +201,7 @@ class Uses:
             found.setdefault(f"{one.path}.{one.name}".lstrip("."), []).append(one)
         return found
 
-    def _takes(self, use: Use, name: str) -> bool:
+    def _takes(self, use: ParameterUse, name: str) -> bool:
         """Whether a use of a parameter with several names was by this one: the last one taken."""
         last = {
             other: max(
@@ -229,8 +229,8 @@ class Uses:
         return self.recording.parameters[value] == self.paths.canonical(name)
 
     @cached_property
-    def _uses(self) -> dict[str, list[Use]]:
-        found: dict[str, list[Use]] = {}
+    def _uses(self) -> dict[str, list[ParameterUse]]:
+        found: dict[str, list[ParameterUse]] = {}
         for op in self.recording.ops:
             if kind_of(op) in BLANKS:
                 continue
@@ -240,15 +240,15 @@ class Uses:
                     found.setdefault(name, []).extend(self._used(op, value))
         return found
 
-    def _used(self, op: Node, value: Node) -> list[Use]:
+    def _used(self, op: Node, value: Node) -> list[ParameterUse]:
         """How an operator uses a parameter that it is given, in each place where it is."""
         kind, reader = kind_of(op), self.recording.calls[call_of(op)].path
         if kind == "multi_head_attention_forward":
             return [
-                Use(op, reader, states, turned=states == 3)
+                ParameterUse(op, reader, states, turned=states == 3)
                 for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2))
                 if any(_given(op, at, keyword) == value for at, keyword in places.items())
-            ] or [Use(op, reader)]
+            ] or [ParameterUse(op, reader)]
         operands = operands_of(op, kind) if kind in _PRODUCTS else []
         if len(operands) == 2 and operands.count(value) == 1:
             at, shapes = operands.index(value), [shape_of(v) for v in operands]
@@ -256,10 +256,10 @@ class Uses:
                 ranks = (len(shapes[0]), len(shapes[1]))
                 matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
                 if matrix is not None:
-                    return [Use(op, reader, matrix.states, matrix.transposed)]
+                    return [ParameterUse(op, reader, matrix.states, matrix.transposed)]
             elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
-                return [Use(op, reader, len(shapes[0]), kind != "linear")]
-        return [Use(op, reader)]
+                return [ParameterUse(op, reader, len(shapes[0]), kind != "linear")]
+        return [ParameterUse(op, reader)]
 
 
 def _given(op: Node, at: int, keyword: str) -> Node | None:
@@ -267,7 +267,7 @@ def _given(op: Node, at: int, keyword: str) -> Node | None:
     return found if isinstance(found, Node) else None
 
 
-def _gives(call: Call, values: set[Node], ops: set[Node]) -> bool:
+def _gives(call: ModuleCall, values: set[Node], ops: set[Node]) -> bool:
     """Whether any of ``values`` is what ``call`` gave, made by one of ``ops`` or there before."""
     made = ((value, maker_of(value)) for _, value in call.outputs)
     return any(value in values and (maker is None or maker in ops) for value, maker in made)

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-FINE, FAILED, CHANGED, MISUSED, STOPPED, UNREAD = 0, 1, 2, 64, 130, 141
-"""Exit codes: all well; an error, or a promise broken; `diff --exit-code` found changes; usage;
-stopped by Ctrl-C; nobody reads the output any more, as behind `| head`."""
+from surgery.cli.exit_codes import STOPPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,16 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from surgery import __version__
-from surgery.cli import (
-    FINE,
-    MISUSED,
-    STOPPED,
-    adapting,
-    catalogue,
-    promises,
-    reviewing,
-    text_commands,
-)
+from surgery.cli import adapting, catalogue, promises, reviewing, text_commands
+from surgery.cli.exit_codes import FINE, MISUSED, STOPPED
 from surgery.cli.screen import say, show
 from surgery.language.diagnostics import SurgeryError
 

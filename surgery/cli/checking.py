@@ -10,7 +10,7 @@ from typing import Any
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, SurgeryError
 from surgery.language.parse import parse
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from surgery.planning.spec import resolve
 from surgery.reports.claims import Claims, Stated, claims_of, merging, stated
 from surgery.reports.figures import aligned, some
@@ -37,7 +37,7 @@ class Checked:
         }
 
 
-def check_file(source: Source, folder: Path) -> Checked:
+def check_file(source: SourceText, folder: Path) -> Checked:
     """Check the rules and statements of one text; used files are looked for in ``folder``."""
     checked = Checked(source.name)
     try:

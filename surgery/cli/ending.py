@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from surgery.cli import FAILED, UNREAD
+from surgery.cli.exit_codes import FAILED, UNREAD
 from surgery.cli.screen import OutputError, complain, finish, prepare, silence
 from surgery.language.diagnostics import SurgeryError
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import FAILED, FINE
 from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.exit_codes import FAILED, FINE
 from surgery.cli.loading import inputs_of, tokenizing
 from surgery.cli.screen import complain, show, show_json, working
 

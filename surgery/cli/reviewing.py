@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli import CHANGED, FINE
 from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.exit_codes import CHANGED, FINE
 from surgery.cli.loading import inputs_of
 from surgery.cli.screen import show, show_file, show_json, working
 

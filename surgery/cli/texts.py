@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from surgery.cli import FAILED, FINE
+from surgery.cli.exit_codes import FAILED, FINE
 from surgery.cli.screen import complain, problem, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.resources import NoTextError, decoded, read_text
-from surgery.language.source import LINE_END, Source
+from surgery.language.source import LINE_END, SourceText
 from surgery.language.writing import replacing
 
 
@@ -90,11 +90,11 @@ def _files(paths: list[str]) -> Iterator[str]:
             yield path
 
 
-def _read(path: str) -> Source:
+def _read(path: str) -> SourceText:
     try:
         if path == "-":
-            return Source("<stdin>", _stdin())
-        return Source(path, read_text(Path(path)))
+            return SourceText("<stdin>", _stdin())
+        return SourceText(path, read_text(Path(path)))
     except NoTextError as problem:
         raise error("S510", f"cannot read `{path}`: {problem}") from None
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import fx
 
-from surgery.anatomy.site import Core, Port
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.layers import Layer
 from surgery.rules.dims import Scalar
@@ -34,7 +35,7 @@ class Part:
     exit: Port
     slots: tuple[tuple[str, str], ...] = ()
     held: str | None = None
-    core: Core | None = None
+    core: AttentionCore | None = None
     gives_result: bool = True
     turned: bool = False
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as functional
 from torch import fx, nn
 
-from surgery.anatomy.lift import Frame, frames
-from surgery.anatomy.site import Core, Port, Tokens, covers
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.lift import ModuleRef, frames
+from surgery.anatomy.site import Port, Tokens, covers
 from surgery.graft.attention.nodes import change_core, core_node
 from surgery.graft.attention.written import WrittenOut, change_written
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
@@ -92,13 +93,13 @@ class _Writer:
     """A graph being rewritten, and which flattened modules each node came from."""
 
     def __init__(
-        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[Frame, ...]]
+        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[ModuleRef, ...]]
     ):
         self.model = model
         self.graph = graph
         self.stack_of = stack_of
         self.added: set[fx.Node] = set()
-        self.run: tuple[Frame, ...] = ()
+        self.run: tuple[ModuleRef, ...] = ()
         """The call of flattened modules that is being rewritten: those around what is written."""
 
     def write(self, site: SiteMethods) -> None:
@@ -110,11 +111,11 @@ class _Writer:
                 break
         self.run = ()
 
-    def runs(self, site: SiteMethods) -> list[tuple[Frame, ...]]:
+    def runs(self, site: SiteMethods) -> list[tuple[ModuleRef, ...]]:
         """The calls of the flattened modules that hold all of ``site``; one where none was flattened."""
         where = site.first.site
         paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
-        found: dict[tuple[Frame, ...], None] = {}
+        found: dict[tuple[ModuleRef, ...], None] = {}
         for node in self.graph.nodes:
             around = self.stack_of.get(node, ())
             if any(covers(paths[-1], frame.path) for frame in around) or (
@@ -176,7 +177,9 @@ class _Writer:
             if result is not node:
                 user.replace_input_with(node, result)
 
-    def emit_written(self, site: SiteMethods, edit: Edit, core: Core, found: WrittenOut) -> None:
+    def emit_written(
+        self, site: SiteMethods, edit: Edit, core: AttentionCore, found: WrittenOut
+    ) -> None:
         before = set(self.graph.nodes)
         host = _NodeHost(self, site, edit, found.product)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from surgery.anatomy.site import Core, Port
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port
 from surgery.graft.state import Surgery
 from surgery.planning.edit import Edit
 from surgery.rules.expand import Wrapped
@@ -37,7 +38,7 @@ class SiteMethods:
         return site.whole == site.exit.path
 
     @property
-    def core(self) -> Core | None:
+    def core(self) -> AttentionCore | None:
         return next((e.core for e in self.edits if e.core), None)
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from surgery.language.diagnostics import Diagnostic, Label
 from surgery.language.lalr import END, Stepper
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.words import CLAUSES, ITEMS, RESERVED, SIGNS, STEPS
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Failure:
     statement or step begins; ``opened`` holds the brackets that stand open.
     """
 
-    source: Source
+    source: SourceText
     tokens: list[Token]
     kinds: list[str]
     place: int

@@ -6,12 +6,12 @@ from surgery.language.definitions import definition
 from surgery.language.layout import Doc, Line, Nest, Unbroken, bracketed, layout
 from surgery.language.parse import parse
 from surgery.language.placement import Piece, finish, place
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from surgery.language.syntax import Block, File, Freeze, Item, Let, Method, On, Train, Use
 from surgery.language.unparse import application, expression, quote, selector
 
 
-def format_text(text: str | Source, name: str = "<spec>") -> str:
+def format_text(text: str | SourceText, name: str = "<spec>") -> str:
     """``text`` laid out afresh, with every comment; an error where it does not parse."""
     return format_file(parse(text, name))
 

@@ -7,7 +7,7 @@ import re
 from surgery.language.checks import check
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error, first_of
 from surgery.language.lalr import RefusedError, UnreadableError, grammar, make_token
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.syntax import Comment, File, Freeze, Selector
 
 _DEEPEST = 100
@@ -17,9 +17,9 @@ _LANDMARK = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|`[^`\r\n]*`|#[^\r\n]*|[(){}\[\]]'
 _HALF = re.compile("[\ud800-\udfff]")
 
 
-def parse(text: str | Source, name: str = "<spec>") -> File:
+def parse(text: str | SourceText, name: str = "<spec>") -> File:
     """The syntax tree of ``text``; a :class:`SurgeryError` holds all that is wrong with it."""
-    source = Source(name, text) if isinstance(text, str) else text
+    source = SourceText(name, text) if isinstance(text, str) else text
     comments = _survey(source)
     running = grammar()
     running.builder.begin(source)
@@ -36,11 +36,11 @@ def parse(text: str | Source, name: str = "<spec>") -> File:
     return File(items, source, comments)
 
 
-def parse_selector(text: str | Source, name: str = "<selector>") -> Selector:
+def parse_selector(text: str | SourceText, name: str = "<selector>") -> Selector:
     """The syntax tree of ``text``, which is one selector."""
     from surgery.language.recovery import read
 
-    source = Source(name, text) if isinstance(text, str) else text
+    source = SourceText(name, text) if isinstance(text, str) else text
     _survey(source)
     everything = Span(source, 0, len(source.text))
     if not source.text.strip():
@@ -57,7 +57,7 @@ def parse_selector(text: str | Source, name: str = "<selector>") -> Selector:
             raise error("S101", "expected one selector, found statements", everything)
 
 
-def _survey(source: Source) -> tuple[Comment, ...]:
+def _survey(source: SourceText) -> tuple[Comment, ...]:
     """The comments; an error where brackets nest so deep that no reader could follow, or where
     there is half of a character.
     """

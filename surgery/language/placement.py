@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from surgery.language.syntax import Block, Comment, Method, Node
 
 _OPENING = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|#[^\r\n]*|(\{)')
@@ -26,7 +26,7 @@ class Piece(Generic[T]):
     trailing: Comment | None = None
 
 
-def place(nodes: Sequence[T], comments: Iterable[Comment], source: Source) -> list[Piece[T]]:
+def place(nodes: Sequence[T], comments: Iterable[Comment], source: SourceText) -> list[Piece[T]]:
     """``nodes`` with the comments around and inside them.
 
     A comment on the line where a node ends trails it; one inside a statement moves above it; those

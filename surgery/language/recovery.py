@@ -16,7 +16,7 @@ from surgery.language.explain import explain
 from surgery.language.failure import Failure
 from surgery.language.lalr import END, RefusedError, Stepper, grammar, make_token
 from surgery.language.scan import POISON, scan
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.syntax import Item, Node
 from surgery.language.words import ITEMS, STEPS
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NEVER_AFTER_AN_OPENER = {"EQUAL", "COMMA", "RPAR", "RSQB", "QMARK", "DOT", "TILDE", "ASSIGN"}
 
 
-def read(source: Source, *lead: Token) -> tuple[list[Item], list[Diagnostic]]:
+def read(source: SourceText, *lead: Token) -> tuple[list[Item], list[Diagnostic]]:
     """The sound items of ``source``, as if ``lead`` stood before it, and all that is wrong.
 
     The diagnostics come in the order of the text.
@@ -93,7 +93,7 @@ class _Chunk:
     """One item, or what should have been one; ``after`` is the token that follows it."""
 
     def __init__(
-        self, source: Source, tokens: list[Token], after: Token, problems: list[Diagnostic]
+        self, source: SourceText, tokens: list[Token], after: Token, problems: list[Diagnostic]
     ):
         self.source = source
         self.tokens = tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from surgery.language.diagnostics import MOST, Diagnostic, Label
 from surgery.language.lalr import grammar, make_token
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 
 if TYPE_CHECKING:
     from lark import Token
@@ -38,7 +38,7 @@ _INSTEAD = {
 }
 
 
-def scan(source: Source, problems: list[Diagnostic]) -> Iterator[Token]:
+def scan(source: SourceText, problems: list[Diagnostic]) -> Iterator[Token]:
     """The tokens of ``source``, with poison where ``problems`` tell of an unreadable word."""
     poison: list[Token] = []
 
@@ -55,7 +55,7 @@ def scan(source: Source, problems: list[Diagnostic]) -> Iterator[Token]:
     yield from poison
 
 
-def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
+def _unreadable(source: SourceText, start: int) -> tuple[int, Diagnostic]:
     """How far the unreadable text from ``start`` goes, and what to say of it."""
     text = source.text
     line_end = source.line_end(start)
@@ -85,7 +85,7 @@ def _unreadable(source: Source, start: int) -> tuple[int, Diagnostic]:
     return end, Diagnostic("S102", message, (Label(Span(source, start, end)),), help)
 
 
-def _string(source: Source, start: int, line_end: int) -> tuple[int, Diagnostic]:
+def _string(source: SourceText, start: int, line_end: int) -> tuple[int, Diagnostic]:
     closed = _CLOSED_STRING.match(source.text, start)
     if not closed:
         opener = Label(Span(source, start, start + 1), "opened here")

@@ -11,7 +11,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SourceText:
     """A named text. ``name`` is what messages show, usually a path."""
 
     name: str
@@ -45,7 +45,7 @@ class Source:
 class Span:
     """The half-open range ``[start, end)`` of characters in ``source``."""
 
-    source: Source
+    source: SourceText
     start: int
     end: int
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +342,7 @@ class File:
     """One parsed text."""
 
     items: tuple[Item, ...]
-    source: Source = field(compare=False, repr=False)
+    source: SourceText = field(compare=False, repr=False)
     comments: tuple[Comment, ...] = field(compare=False, default=())
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from surgery.anatomy.site import Core, Port, Site
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Port, Site
 from surgery.layers import Layer
 from surgery.planning.derived import Derived
 from surgery.planning.spec import Spec
 from surgery.rules.expand import Wrapped
-from surgery.rules.program import Signature
+from surgery.rules.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Edit:
         return signature_of(self.site, self.layer)
 
     @property
-    def core(self) -> Core | None:
+    def core(self) -> AttentionCore | None:
         """The attention that the method changes."""
         return self.site.core if "core" in self.derived.uses else None
 
@@ -110,7 +111,7 @@ class Edit:
         return f"{self.owner}." if self.owner else ""
 
     @property
-    def _apart(self) -> Core | None:
+    def _apart(self) -> AttentionCore | None:
         return self.core if self.site.kind == "region" else None
 
     @property
@@ -141,7 +142,9 @@ class Edit:
         return (self.method.text, name, tensor.shape, tensor.shared)
 
 
-def graft_name(child: str, site: Site, layer: Layer | None, core: Core | None = None) -> str:
+def graft_name(
+    child: str, site: Site, layer: Layer | None, core: AttentionCore | None = None
+) -> str:
     """The path below a module at which the parameters of a method named ``child`` live there.
 
     ``core`` is the attention of a region, of which the module may run others, too.

@@ -19,7 +19,8 @@ from surgery.planning.edit import Tensor, signature_of
 from surgery.planning.layers import experts_layer, matrix_layer, packed_layer, read_layer
 from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
-from surgery.rules.program import Program, Signature
+from surgery.rules.program import Program
+from surgery.rules.signature import Signature
 from surgery.rules.values import Declaration
 
 

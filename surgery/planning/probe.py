@@ -31,7 +31,7 @@ DESCRIBED = frozenset((*_FORM.split(), *_KIND.split()))
 
 
 @dataclass(frozen=True)
-class Product:
+class ProductPosition:
     """Where the product stands in what a forward returns: at ``index``, or as all of it.
 
     ``alone`` tells that the forward is given nothing but the input, so that no call changes more.
@@ -48,7 +48,7 @@ def arguments(cls: type[nn.Module]) -> list[inspect.Parameter]:
     return list(inspect.signature(bound).parameters.values())
 
 
-def product_of(module: nn.Module, transposed: bool = False) -> Product | None:
+def product_of(module: nn.Module, transposed: bool = False) -> ProductPosition | None:
     """Where the forward of ``module`` gives W x + b; None if it gives anything else anywhere.
 
     It is run on weights and inputs that are drawn for it, of several sizes and dims, in evaluation
@@ -67,7 +67,7 @@ def product_of(module: nn.Module, transposed: bool = False) -> Product | None:
         return None
     first, *rest = arguments(type(module))
     alone = not rest and first.kind is not first.VAR_POSITIONAL
-    return Product(index, alone)
+    return ProductPosition(index, alone)
 
 
 _NONE: Any = object()
@@ -186,7 +186,7 @@ def _trying(module: nn.Module, training: bool) -> Generator[None]:
 
 
 @dataclass(frozen=True)
-class Uses:
+class WeightUses:
     """What a forward does with a weight: the functions it is given to, by name.
 
     ``past`` tells that it is read from where the module keeps it, not asked for as an attribute;
@@ -200,7 +200,7 @@ class Uses:
 
 def uses_of_weight(
     module: nn.Module, name: str, examples: Iterator[tuple[Any, ...]]
-) -> Uses | None:
+) -> WeightUses | None:
     """What the forward of ``module`` does with its weight ``name``; None if it runs on no example.
 
     It is that of a second run: what the first has kept of the weight would be kept of another.
@@ -222,7 +222,7 @@ def uses_of_weight(
             same = module.__dict__.get(name) is asked and asked.data_ptr() == memory
             written = not (same and torch.equal(before, asked))
         if result is not None:
-            return Uses(frozenset(heard.asked), heard.past, written)
+            return WeightUses(frozenset(heard.asked), heard.past, written)
     return None
 
 

@@ -20,11 +20,12 @@ from surgery.language.diagnostics import (
 )
 from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.planning.schema import Each
 from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
-from surgery.rules.evaluate import Constants, evaluate
+from surgery.rules.constants import Constants
+from surgery.rules.evaluate import evaluate
 from surgery.rules.expand import Wrapped, child_name
 from surgery.rules.library import (
     Definition,
@@ -127,11 +128,11 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
             text = read_text(path)
         except NoTextError as problem:
             raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
-        file = parse(Source(str(path), text))
+        file = parse(SourceText(str(path), text))
     elif spec.isidentifier():
         file = recipe(spec)
     else:
-        file = parse(Source("<spec>", spec))
+        file = parse(SourceText("<spec>", spec))
     return resolve(file, disk_reader(folder), prelude())
 
 
@@ -143,7 +144,7 @@ def recipes() -> dict[str, syntax.File]:
     """The specs that come with the package, by name."""
     files = {p.stem: p for p in sorted(resource("rules").glob("*.peft"))}
     parsed = {
-        name: parse(Source(f"rules/{path.name}", path.read_text(encoding="utf-8")))
+        name: parse(SourceText(f"rules/{path.name}", path.read_text(encoding="utf-8")))
         for name, path in files.items()
     }
     return {n: f for n, f in parsed.items() if any(isinstance(i, Statement) for i in f.items)}
@@ -173,7 +174,7 @@ def _is_path(text: str) -> bool:
 
 def spec_from_texts(texts: Mapping[str, Any]) -> Spec:
     """The spec that :meth:`Spec.texts` came from."""
-    file = parse(Source(texts["name"], texts["text"]))
+    file = parse(SourceText(texts["name"], texts["text"]))
     return resolve(file, memory_reader(texts["files"]), Prelude(texts["rules"]))
 
 

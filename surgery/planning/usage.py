@@ -14,7 +14,7 @@ from surgery.anatomy.modes import may_read_in_training
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, Forward, forward, read
 from surgery.anatomy.site import Port, Site, covers
-from surgery.anatomy.uses import Use, Uses
+from surgery.anatomy.uses import ParameterUse, ParameterUses
 from surgery.language.diagnostics import SurgeryError
 from surgery.layers import Layer
 
@@ -60,13 +60,13 @@ class Usage:
             return problem
 
     @cached_property
-    def uses(self) -> Uses | None:
+    def uses(self) -> ParameterUses | None:
         """Who takes part in a forward in evaluation; None if none could be recorded."""
         found = self._recorded
         return None if isinstance(found, SurgeryError) else found.uses
 
     @cached_property
-    def uses_in_training(self) -> Uses | None:
+    def uses_in_training(self) -> ParameterUses | None:
         """The same in training; None if none could be recorded."""
         found = self._try(training=True)
         return None if isinstance(found, SurgeryError) else found.uses
@@ -110,10 +110,12 @@ class Usage:
             turned=turned,
         )
 
-    def _reads(self, weight: str, path: str, layer: Layer) -> tuple[list[Use], list[Use], bool]:
+    def _reads(
+        self, weight: str, path: str, layer: Layer
+    ) -> tuple[list[ParameterUse], list[ParameterUse], bool]:
         """The uses of a weight by others than its module, those by it, and if they take its bias."""
-        outside: list[Use] = []
-        inside: list[Use] = []
+        outside: list[ParameterUse] = []
+        inside: list[ParameterUse] = []
         bias = False
         offset = f"{path}.{layer.offset}" if path else layer.offset
         for uses in self._told(weight):
@@ -124,7 +126,7 @@ class Usage:
                 bias = bias or uses.taken(offset)
         return outside, inside, bias
 
-    def _told(self, weight: str) -> Sequence[Uses]:
+    def _told(self, weight: str) -> Sequence[ParameterUses]:
         """The uses in the modes in which others than its module use a parameter."""
         if weight not in self.paths.parameters:
             return ()
@@ -132,7 +134,7 @@ class Usage:
         return [uses for uses in self._modes if first in uses.read_outside]
 
     @cached_property
-    def _modes(self) -> tuple[Uses, ...]:
+    def _modes(self) -> tuple[ParameterUses, ...]:
         """The uses in evaluation, and those in training where they may be others."""
         other = self.uses_in_training if may_read_in_training(self.paths) else None
         return tuple(uses for uses in (self.uses, other) if uses is not None)
@@ -187,7 +189,10 @@ class Usage:
         return self._idle(lambda u: bool(u.of(name)), lambda u, t: u.acts(name, t, alone), name)
 
     def _idle(
-        self, runs: Callable[[Uses], bool], reaches: Callable[[Uses, bool], bool], path: str
+        self,
+        runs: Callable[[ParameterUses], bool],
+        reaches: Callable[[ParameterUses, bool], bool],
+        path: str,
     ) -> str | None:
         uses = self.uses
         if uses is None or not uses.recording.followed:
@@ -224,7 +229,7 @@ class Usage:
         )
 
 
-def _is_straight(use: Use, layer: Layer) -> bool:
+def _is_straight(use: ParameterUse, layer: Layer) -> bool:
     """Whether a weight is multiplied with as its layer does it."""
     kind = layer.kind
     return kind.features and use.states is not None and use.transposed == kind.transposed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from surgery.anatomy.site import Core
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.figures import Family, families
@@ -64,7 +64,7 @@ def kind_of(edit: Edit) -> str:
     return f"{name} {layer.into} → {out}{groups}"
 
 
-def _grouped(core: Core) -> str:
+def _grouped(core: AttentionCore) -> str:
     return f", {core.heads} of keys" if core.heads != core.query_heads else ""
 
 

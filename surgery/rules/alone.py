@@ -13,7 +13,8 @@ from surgery.rules.dims import Dim
 from surgery.rules.expand import apply_method
 from surgery.rules.expression import STAR, Expression, operand
 from surgery.rules.library import Definition
-from surgery.rules.program import Program, Signature, assemble
+from surgery.rules.program import Program, assemble
+from surgery.rules.signature import Signature
 from surgery.rules.state import ATTENTION, Kind, State, operator
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 

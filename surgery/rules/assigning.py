@@ -6,7 +6,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.body import Body
 from surgery.rules.dims import Dim
-from surgery.rules.evaluate import evaluate, tensor
+from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import (
     OPERATORS,
     Expression,
@@ -17,6 +17,7 @@ from surgery.rules.expression import (
     with_shape,
 )
 from surgery.rules.limits import bounded
+from surgery.rules.operands import tensor
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import COUNT
 from surgery.rules.shapes import ONE, show_shape

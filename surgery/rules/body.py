@@ -11,10 +11,11 @@ from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
 from surgery.rules.distributions import DISTRIBUTIONS
-from surgery.rules.evaluate import condition, evaluate, scalar, tensor
+from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.naming import check_name
+from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from surgery.language import syntax
@@ -16,14 +15,12 @@ from surgery.rules.expression import (
     STAR,
     Attribute,
     Expression,
-    is_leading,
-    number,
 )
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
+from surgery.rules.operands import scalar, tensor, truth
 from surgery.rules.primitive import Arguments, Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Shapes, show_shape
 from surgery.rules.simplify import make
 from surgery.rules.values import (
@@ -106,44 +103,10 @@ def _name(e: syntax.Name, names: Names) -> Value:
     )
 
 
-def tensor(value: Value, span: Span) -> Expression:
-    """``value`` as a tensor; numbers become scalars.
-
-    Raises:
-        SurgeryError: S208 for anything else.
-
-    """
-    if isinstance(value, Expression):
-        return value
-    if isinstance(value, Dim):
-        if is_leading(value):
-            raise error(
-                "S208",
-                "this dim changes from one forward pass to the next, so it is not a number",
-                span,
-            )
-        return number(value, span)
-    raise error("S208", f"expected a tensor or a number, and this is {describe(value)}", span)
-
-
-def scalar(value: Value, span: Span) -> Dim:
-    """``value`` as a number known from arguments and dims.
-
-    Raises:
-        SurgeryError: S208 for anything else.
-
-    """
-    if isinstance(value, Expression) and value.number is not None:
-        return value.number
-    if not isinstance(value, Dim):
-        raise error("S208", f"expected a number, and this is {describe(value)}", span)
-    return value
-
-
 def _unary(e: syntax.Unary, names: Names) -> Value:
     value = evaluate(e.operand, names)
     if e.operator == "not":
-        return Condition("not", (_condition(value, e.operand.span),))
+        return Condition("not", (truth(value, e.operand.span),))
     if isinstance(value, Dim):
         return -value
     operand = tensor(value, e.operand.span)
@@ -157,21 +120,15 @@ def condition(e: syntax.Expression, names: Names) -> Condition:
         SurgeryError: S208 if it is something else.
 
     """
-    return _condition(evaluate(e, names), e.span)
-
-
-def _condition(value: Value, span: Span) -> Condition:
-    if not isinstance(value, Condition):
-        raise error("S208", f"expected a condition, and this is {describe(value)}", span)
-    return value
+    return truth(evaluate(e, names), e.span)
 
 
 def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
     right = evaluate(e.right, names)
     if e.operator in ("and", "or"):
-        first = _condition(left, e.left.span)
+        first = truth(left, e.left.span)
         parts = first.parts if first.operator == e.operator else (first,)
-        return Condition(e.operator, (*parts, _condition(right, e.right.span)))
+        return Condition(e.operator, (*parts, truth(right, e.right.span)))
     if e.operator in ("<", "<=", ">", ">=", "==", "!="):
         sides = scalar(left, e.left.span), scalar(right, e.right.span)
         return Condition(e.operator, sides)
@@ -321,35 +278,3 @@ def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Nam
             "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
         )
     return places[0]
-
-
-@dataclass
-class Constants:
-    """The names a spec's own expressions know: its `let`s and the library."""
-
-    scope: Scope
-    values: dict[str, Value]
-    shapes: Shapes
-    path: str = ""
-    written: dict[str, Span] = field(default_factory=dict[str, Span])
-    """Where the values of `let`s stand."""
-
-    def lookup(self, name: str, span: Span) -> Value | None:
-        return self.values.get(name)
-
-    def known(self) -> list[str]:
-        return list(self.values)
-
-    def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
-        lets = dict.fromkeys(self.written[n] for n in syntax.mentioned(e) & self.written.keys())
-        return (e.span, *tuple(lets)[:2])
-
-    def demand(self, requirement: Requirement) -> None:
-        if requirement.condition.known is False:
-            raise unmet(requirement)
-
-    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
-        raise error("S208", "a block is called inside a method", span)
-
-    def evaluate(self, e: syntax.Expression) -> Value:
-        return evaluate(e, self)

@@ -12,7 +12,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, did_you_mean, error
 from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.words import ITEMS
 
 _DEEPEST = 64
@@ -74,7 +74,7 @@ class Prelude:
         file = self._file_of.get(name)
         if file and file not in self._parsed:
             self._parsed.add(file)
-            define(self._scope, parse(Source(file, self.texts[file])))
+            define(self._scope, parse(SourceText(file, self.texts[file])))
         return self._scope.own.get(name)
 
     @property
@@ -113,16 +113,16 @@ def define(scope: Scope, file: syntax.File) -> None:
             scope.own[item.name] = Definition(item, scope)
 
 
-Reader = Callable[[str, Span], Source]
+Reader = Callable[[str, Span], SourceText]
 
 
 def disk_reader(folder: Path) -> Reader:
     """Read used files relative to ``folder``."""
 
-    def read(path: str, span: Span) -> Source:
+    def read(path: str, span: Span) -> SourceText:
         target = folder / path
         try:
-            return Source(path, read_text(target))
+            return SourceText(path, read_text(target))
         except NoTextError as problem:
             raise error(
                 "S203",
@@ -144,10 +144,10 @@ def _beside(target: Path) -> list[str]:
 def memory_reader(texts: Mapping[str, str]) -> Reader:
     """Read used files from ``texts``, as a saved adapter carries them."""
 
-    def read(path: str, span: Span) -> Source:
+    def read(path: str, span: Span) -> SourceText:
         if path not in texts:
             raise error("S203", f"`{path}` is not among the saved files", span)
-        return Source(path, texts[path])
+        return SourceText(path, texts[path])
 
     return read
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from surgery.language.diagnostics import Label, SurgeryError, error
+from surgery.language.diagnostics import error
 from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
+from surgery.rules.checks import check_shape, idle
 from surgery.rules.conditions import Requirement
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
@@ -20,39 +20,11 @@ from surgery.rules.limits import at_site, having_value
 from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import unmet
-from surgery.rules.shapes import Equation, show_shape
+from surgery.rules.shapes import Equation
+from surgery.rules.signature import Signature
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
-from surgery.rules.state import Kind, State, operator
+from surgery.rules.state import State
 from surgery.rules.values import Declaration
-
-_MOST_ELEMENTS = 2**42
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What of a site decides how methods expand there; sizes do not."""
-
-    kind: Kind
-    bias: bool = False
-    norm: bool = False
-    residual: bool = False
-    grouped: bool = False
-    core: bool = False
-    positions: bool = False
-    memory: bool = False
-
-    def operator(self) -> State:
-        """The operator before any method."""
-        return operator(
-            self.kind,
-            bias=self.bias,
-            norm=self.norm,
-            residual=self.residual,
-            grouped=self.grouped,
-            core=self.core,
-            positions=self.positions,
-            memory=self.memory,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +174,7 @@ class Program:
                     "S405", f"{equation.reason}: {left} is not {right} at this site", equation.span
                 )
         for declaration in self.params:
-            _check_shape(declaration, sizes)
+            check_shape(declaration, sizes)
         for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
             if e.number is not None and e.number.names() <= sizes.keys():
                 at_site(e.number, sizes, e.span)
@@ -228,7 +200,7 @@ class Program:
         for declaration in self.params:
             if declaration.name in (found.read if declaration.frozen else found.trained):
                 continue
-            raise _idle(declaration, (*self.lost, *found.lost))
+            raise idle(declaration, (*self.lost, *found.lost))
 
     @property
     def lost(self) -> tuple[Lost, ...]:
@@ -252,40 +224,6 @@ class Program:
         with having_value(values, *labels):
             if not requirement.condition.holds(sizes):
                 raise unmet(requirement, sizes)
-
-
-def _check_shape(declaration: Declaration, sizes: Mapping[str, Scalar]) -> None:
-    declared = Label(declaration.span, f"declared {show_shape(declaration.shape)}")
-    labels = (*declaration.origins, declared)
-    shape = [at_site(d, sizes, *labels) for d in declaration.shape]
-    name = declaration.name
-    if any(not isinstance(d, int) or d < 1 for d in shape):
-        raise error("S406", f"`{name}` would be {[*shape]} here", *labels)
-    if math.prod(shape) > _MOST_ELEMENTS:
-        raise error("S406", f"`{name}` would be {[*shape]} here: no memory holds it", *labels)
-    for _, value in declaration.init.arguments:
-        if isinstance(value, Dim):
-            at_site(value, sizes, *labels)
-    start = declaration.init.value
-    for e in walk(start) if start is not None else ():
-        if e.number is not None:
-            at_site(e.number, sizes, *labels)
-
-
-def _idle(declaration: Declaration, lost: Iterable[Lost]) -> SurgeryError:
-    name = declaration.name.rpartition(".")[2]
-    places = [x for x in lost if declaration.name in x.names and x.span is not None]
-    labels = [Label(x.span, x.reason) for x in places[:1] if x.span]
-    what = "does nothing" if declaration.frozen else "could never train"
-    reason = places[0].reason if places else "nothing that it is part of is in the result"
-    zero = any("its product" in x.reason for x in places)
-    return error(
-        "S225",
-        f"`{name}` {what} here: {reason}",
-        declaration.span,
-        *labels,
-        help="what is multiplied by 0 is off for good: leave it out instead" if zero else None,
-    )
 
 
 @lru_cache(maxsize=4096)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Core
 from tests.models import build, randomise
 
 # path of the first core, how it runs as loaded, heads of queries and of keys; 8 features each
@@ -37,7 +37,7 @@ def test_first_core(name: str) -> None:
     path, how, query_heads, heads = FIRST[name]
     places = read(build(name)).places
     core = places["attention"][0].core
-    assert core == Core(path, 0, how, query_heads, heads, 8, 8)
+    assert core == AttentionCore(path, 0, how, query_heads, heads, 8, 8)
     for role in ("attention", "attention.self", "attention.cross"):
         for site in places.get(role, ()):
             assert site.core is not None
@@ -52,7 +52,7 @@ def test_products_tell_the_same_as_the_function(name: str) -> None:
     model.set_attn_implementation("eager")
     products = read(model).places["attention"][0].core
     assert fused is not None
-    assert products == Core(fused.path, 0, "products", 4, 2, 8, 8)
+    assert products == AttentionCore(fused.path, 0, "products", 4, 2, 8, 8)
 
 
 def test_heads_repeated_before_their_positions_are_worked_in() -> None:
@@ -126,8 +126,8 @@ class TwoInOne(nn.Module):
 
 def test_cores_of_one_module_are_told_apart_by_their_order() -> None:
     one, other = read(randomise(TwoInOne()), torch.randn(2, 5, 16)).places["attention"]
-    assert one.core == Core("", 0, "products", 1, 1, 16, 16, among=2)
-    assert other.core == Core("", 1, "fused", 4, 4, 4, 4, among=2)
+    assert one.core == AttentionCore("", 0, "products", 1, 1, 16, 16, among=2)
+    assert other.core == AttentionCore("", 1, "fused", 4, 4, 4, 4, among=2)
 
 
 class Differential(nn.Module):

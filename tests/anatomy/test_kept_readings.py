@@ -27,7 +27,7 @@ from surgery.anatomy.graph import call_of, dtype_of, name_of, shape_of
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Forward, forward
 from surgery.anatomy.run import record
-from surgery.anatomy.uses import Use
+from surgery.anatomy.uses import ParameterUse
 from surgery.graft.hosts import host_of
 
 SETTINGS = SimpleNamespace(deep=False)
@@ -236,7 +236,7 @@ SAME: dict[str, Callable[[Stack], object]] = {
 }
 
 
-def used(uses: tuple[Use, ...]) -> list[object]:
+def used(uses: tuple[ParameterUse, ...]) -> list[object]:
     """Operators of different recordings compare by their names."""
     return [(use.op.name, dataclasses.replace(use, op=None)) for use in uses]  # type: ignore[arg-type]
 

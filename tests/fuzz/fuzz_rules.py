@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import surgery
 from surgery.language import syntax
 from surgery.language.parse import parse
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from tests.fuzz.plain_rules import (
     Layer,
     MeaninglessError,
@@ -136,7 +136,7 @@ def texts(random: Random, layer: Layer, kind: str) -> str:
 
 def rules_of(spec: str) -> list[Rule]:
     """The rules that a spec applies, with their arguments, as the parser reads it."""
-    file = parse(Source("fuzz", spec))
+    file = parse(SourceText("fuzz", spec))
     methods = {i.name: i for i in file.items if isinstance(i, syntax.Method)}
 
     def rule(application: syntax.Application) -> Rule:

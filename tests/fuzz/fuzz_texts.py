@@ -21,7 +21,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError, render
 from surgery.language.format import format_file, format_text
 from surgery.language.parse import parse, parse_selector
 from surgery.language.resources import resource
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from surgery.language.syntax import File
 from surgery.language.words import RESERVED, SIGNS
 from surgery.planning.spec import Spec, resolve
@@ -125,7 +125,7 @@ def case(random: randoms.Random) -> str:
         _told(problem)
         return f"means nothing: {problem.diagnostics[0].code}"
     if random.random() < 0.3:
-        check_file(Source("fuzz.peft", text), resource("rules"))
+        check_file(SourceText("fuzz.peft", text), resource("rules"))
     return _planned(found, random)
 
 

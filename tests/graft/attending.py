@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import changed
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.cores import ATTENTION, NAMES
@@ -24,7 +24,7 @@ NEW = 3
 class Prefix(nn.Module):
     """New keys and values of one core, [heads, new, features]."""
 
-    def __init__(self, core: Core, own: bool = False):
+    def __init__(self, core: AttentionCore, own: bool = False):
         super().__init__()
         self.core, self.own = core, own
         self.k = nn.Parameter(torch.randn(core.heads, NEW, core.keys))

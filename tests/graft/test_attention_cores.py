@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Core
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.reroute import rerouted
@@ -25,7 +25,7 @@ from tests.models import randomise
 
 BATCH, LENGTH, HEADS, FEATURES = 2, 5, 4, 6
 WIDTH = HEADS * FEATURES
-CORE = Core("", 0, "fused", HEADS, HEADS, FEATURES, FEATURES)
+CORE = AttentionCore("", 0, "fused", HEADS, HEADS, FEATURES, FEATURES)
 
 
 def added(mask: Tensor | None) -> Tensor | None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Core
 from tests.graft.attending import Prefix, by_hand, give, plainly, wire
 from tests.models import build, randomise
 
@@ -75,7 +75,7 @@ def test_einsums_over_the_length_first() -> None:
     config = XLNetConfig(vocab_size=96, d_model=32, n_layer=1, n_head=4, d_inner=48)
     model = randomise(XLNetModel(config)).eval()
     attention = model.layer[0].rel_attn
-    prefix = Prefix(Core("", 0, "products", 4, 4, 8, 8))
+    prefix = Prefix(AttentionCore("", 0, "products", 4, 4, 8, 8))
     give(attention, prefix)
     ids = torch.randint(3, 96, (2, 5))
     seen: list[tuple[Tensor, ...]] = []

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Core
 from tests.graft.attending import Prefix, by_hand, give
 from tests.models import randomise
 
@@ -21,7 +21,7 @@ WIDTH = HEADS * FEATURES
 def attention(**settings: Any) -> tuple[nn.MultiheadAttention, Prefix]:
     made = nn.MultiheadAttention(WIDTH, HEADS, **settings)
     randomise(made, torch.randint(1 << 30, ()).item()).eval()
-    prefix = Prefix(Core("", 0, "fused", HEADS, HEADS, FEATURES, FEATURES))
+    prefix = Prefix(AttentionCore("", 0, "fused", HEADS, HEADS, FEATURES, FEATURES))
     give(made, prefix)
     return made, prefix
 
@@ -96,8 +96,10 @@ def test_decoder_layer(gradients: bool) -> None:
     x, memory = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, MEMORY, WIDTH)
     places = read(layer, (x, memory)).places
     (own,), (cross,) = places["attention.self"], places["attention.cross"]
-    assert own.core == Core("self_attn", 0, "fused", HEADS, HEADS, FEATURES, FEATURES)
-    assert cross.core == Core("multihead_attn", 0, "fused", HEADS, HEADS, FEATURES, FEATURES)
+    assert own.core == AttentionCore("self_attn", 0, "fused", HEADS, HEADS, FEATURES, FEATURES)
+    assert cross.core == AttentionCore(
+        "multihead_attn", 0, "fused", HEADS, HEADS, FEATURES, FEATURES
+    )
     prefixes = [Prefix(own.core), Prefix(cross.core)]
     give(layer.self_attn, prefixes[0])
     give(layer.multihead_attn, prefixes[1])

@@ -94,7 +94,7 @@ def test_files_and_fingerprints_outlast_changes_of_internal_classes(
 ) -> None:
     """A new field with a default, in every dataclass that a plan is made of, changes neither."""
     from surgery.planning import build, layers, place
-    from surgery.rules import program
+    from surgery.rules.signature import Signature
 
     model = stack()
     before = surgery.plan(model, "on Linear apply lora(r = 2)")
@@ -107,7 +107,7 @@ def test_files_and_fingerprints_outlast_changes_of_internal_classes(
         return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)
 
     edit, layer = longer(planning.Edit), longer(layers.Layer)
-    tensor, signature = longer(planning.Tensor), longer(program.Signature)
+    tensor, signature = longer(planning.Tensor), longer(Signature)
     monkeypatch.setattr(build, "Edit", edit)
     monkeypatch.setattr(layers, "Layer", layer)
     monkeypatch.setattr(place, "Tensor", tensor)

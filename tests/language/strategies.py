@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from surgery.language import syntax
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.words import RESERVED
 
-NOWHERE = Span(Source("", ""), 0, 0)
+NOWHERE = Span(SourceText("", ""), 0, 0)
 
 SHARING = st.sampled_from([None, "shared", "stack", "layer"])
 _known = st.sampled_from(["q", "x", "gate", "norm", "weight", "shared", "frozen", "one", "A", "W"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from surgery.language.diagnostics import SurgeryError, error, render
 from surgery.language.format import format_file
 from surgery.language.parse import parse
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from tests.language.strategies import files
 
 ENDS = st.sampled_from(["\n", "\r", "\r\n"])
@@ -58,7 +58,7 @@ def test_carets_stand_below_what_they_mean(text: str, carets: str) -> None:
 @given(st.text(max_size=400), st.integers(0, 400), st.integers(0, 400))
 def test_any_text_can_be_shown(text: str, start: int, length: int) -> None:
     first = min(start, len(text))
-    span = Span(Source("a\x1b.peft", text), first, min(len(text), first + length))
+    span = Span(SourceText("a\x1b.peft", text), first, min(len(text), first + length))
     frame = str(error("S101", f"found `{text}`", span, help=text))
     frame.encode()
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", frame)

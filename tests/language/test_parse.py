@@ -11,9 +11,9 @@ import pytest
 from surgery.language import syntax
 from surgery.language.parse import parse, parse_selector
 from surgery.language.resources import resource
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 
-S = Span(Source("", ""), 0, 0)
+S = Span(SourceText("", ""), 0, 0)
 
 
 def item(text: str) -> syntax.Item:

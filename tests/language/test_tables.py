@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from surgery.language import tables
 from surgery.language.build import Builder
 from surgery.language.resources import resource
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 
 GRAMMAR = tables.GRAMMAR.read_text(encoding="utf-8")
 STORED = tables.TABLES.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_they_are_used() -> None:
 
 
 def items(parser: Any, builder: Builder, text: str) -> object:
-    builder.begin(Source("<text>", text))
+    builder.begin(SourceText("<text>", text))
     return parser.parse(text)
 
 

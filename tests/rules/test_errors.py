@@ -10,14 +10,14 @@ import pytest
 
 import surgery
 from surgery.language.parse import parse
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 
 SAMPLES = sorted((Path(__file__).parent / "errors").glob("*.peft"))
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda p: p.stem)
 def test_error(sample: Path) -> None:
-    source = Source(sample.name, sample.read_text(encoding="utf-8"))
+    source = SourceText(sample.name, sample.read_text(encoding="utf-8"))
     with pytest.raises(surgery.SurgeryError) as caught:
         surgery.read_spec(parse(source))
     message = f"{caught.value}\n"

@@ -8,7 +8,7 @@ import torch
 import surgery
 from surgery.language.diagnostics import SurgeryError
 from surgery.language.parse import parse
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 from surgery.planning.spec import read_spec, resolve
 from surgery.rules.dims import FUNCTIONS
 from surgery.rules.library import memory_reader, prelude
@@ -111,7 +111,7 @@ def test_files_that_use_one_another_again_and_again() -> None:
     files = {f"{i}.peft": f'use "{i + 1}.peft"\nuse "{i + 1}.peft"' for i in range(60)}
     files["60.peft"] = "method last() { match y = linear(x)  y = 2 * y }"
     text = 'use "0.peft"\non q apply last'
-    spec = resolve(parse(Source("spec", text)), memory_reader(files), prelude())
+    spec = resolve(parse(SourceText("spec", text)), memory_reader(files), prelude())
     assert len(spec.files) == 61
     deep = {f"{i}.peft": f'use "{i + 1}.peft"' for i in range(999)}
     with pytest.raises(SurgeryError, match="S241"):

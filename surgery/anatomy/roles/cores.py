@@ -10,7 +10,7 @@ from torch.fx import Node
 from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import scoring
-from surgery.anatomy.roles.linears import Linear, operands_of
+from surgery.anatomy.roles.linears import RecordedLinear, operands_of
 from surgery.anatomy.roles.operators import (
     ATTENTIONS,
     BENDS,
@@ -25,7 +25,7 @@ from surgery.anatomy.roles.scores import Scores
 
 
 @dataclass(frozen=True)
-class Core:
+class RecordedCore:
     """One attention: the three operands, the result, and the operators it consists of.
 
     ``whole`` marks functions with the projections inside: their operands are hidden states.
@@ -39,7 +39,9 @@ class Core:
     whole: bool = False
 
 
-def cores(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Iterator[Core]:
+def cores(
+    flow: Flow, linears: Mapping[Node, RecordedLinear], scores: Scores
+) -> Iterator[RecordedCore]:
     """The attention cores of a record, in order.
 
     Where no scores are softened, those that are bent in another way weigh values, too.
@@ -48,7 +50,9 @@ def cores(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Iterato
     yield from found or _bent(flow, linears)
 
 
-def _softened(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Iterator[Core]:
+def _softened(
+    flow: Flow, linears: Mapping[Node, RecordedLinear], scores: Scores
+) -> Iterator[RecordedCore]:
     for op in flow.ops:
         kind = kind_of(op)
         if kind in ATTENTIONS or kind in WHOLE_ATTENTIONS:
@@ -58,7 +62,7 @@ def _softened(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Ite
                 q, k, v = (value for value in given[:3])
                 if flow.owned(q) and kind in ATTENTIONS:
                     continue  # one query for all tokens, none of their own: it only weighs
-                yield Core(q, k, v, outputs_of(op)[0], (op,), kind in WHOLE_ATTENTIONS)
+                yield RecordedCore(q, k, v, outputs_of(op)[0], (op,), kind in WHOLE_ATTENTIONS)
         elif kind == "softmax":
             core = _around(flow, linears, op, outputs_of(op)[0], scores)
             if core is not None:
@@ -69,7 +73,7 @@ def _softened(flow: Flow, linears: Mapping[Node, Linear], scores: Scores) -> Ite
                 yield core
 
 
-def _bent(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Core]:
+def _bent(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> Iterator[RecordedCore]:
     """Kernels in place of a softmax: products of activations, bent, and multiplied with others."""
 
     def is_product(op: Node) -> bool:
@@ -92,7 +96,7 @@ def _bent(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Core]:
         if flow.depends(weights, outputs_of(bend)[0]) and not flow.depends(
             values, outputs_of(bend)[0]
         ):
-            yield Core(q, k, values, outputs_of(product)[0], (scores, bend, product))
+            yield RecordedCore(q, k, values, outputs_of(product)[0], (scores, bend, product))
 
 
 _KERNELS = frozenset(("acos", "cos", "square"))
@@ -100,8 +104,8 @@ _KERNELS = frozenset(("acos", "cos", "square"))
 
 
 def _around(
-    flow: Flow, linears: Mapping[Node, Linear], softmax: Node, soft: Node, scores: Scores
-) -> Core | None:
+    flow: Flow, linears: Mapping[Node, RecordedLinear], softmax: Node, soft: Node, scores: Scores
+) -> RecordedCore | None:
     """The products of activations on both sides of a softmax, whose weights are ``soft``."""
 
     def is_product(op: Node) -> bool:
@@ -134,5 +138,5 @@ def _around(
             axes = scoring(str(scored.args[0]), ranks)
             q, k = (k, q) if axes is not None and axes.keys_at == 0 else (q, k)
         if flow.history(weights) & softened and not flow.history(values) & softened:
-            return Core(q, k, values, outputs_of(op)[0], (scored, softmax, op))
+            return RecordedCore(q, k, values, outputs_of(op)[0], (scored, softmax, op))
     return None

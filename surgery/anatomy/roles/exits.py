@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch.fx import Node
 
 from surgery.anatomy.graph import (
-    Call,
     Key,
+    ModuleCall,
     dtype_of,
     index_of,
     inputs_of,
@@ -18,9 +18,9 @@ from surgery.anatomy.graph import (
     outputs_of,
     shape_of,
 )
-from surgery.anatomy.roles.cores import Core
+from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.layers import RepeatedLayer
 from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Port
@@ -35,7 +35,7 @@ class Stack:
     """
 
     lookup: Node
-    reader: Call
+    reader: ModuleCall
     argument: str
     ids: Node
     path: str
@@ -45,7 +45,11 @@ class Exits:
     """Finds them; ``layers`` are the layers of the model by path, ``cores`` its attentions."""
 
     def __init__(
-        self, flow: Flow, ports: Ports, layers: Mapping[str, Layer], cores: Sequence[Core]
+        self,
+        flow: Flow,
+        ports: Ports,
+        layers: Mapping[str, RepeatedLayer],
+        cores: Sequence[RecordedCore],
     ):
         self.flow = flow
         self.recording = flow.recording
@@ -53,7 +57,7 @@ class Exits:
         self.layers = layers
         self.cores = cores
 
-    def runs(self, reader: Call, lookup: Node) -> bool:
+    def runs(self, reader: ModuleCall, lookup: Node) -> bool:
         """Whether ``reader`` has layers that are given what ``lookup`` has found, or attends to it."""
         return bool(self._layers(reader, lookup) or self._attending(reader, lookup))
 
@@ -97,7 +101,7 @@ class Exits:
             for op in flow.ops[stack.reader.first : stack.reader.last + 1]
         )
 
-    def returned(self, call: Call, ids: Node, value: Node) -> tuple[Key, Node] | None:
+    def returned(self, call: ModuleCall, ids: Node, value: Node) -> tuple[Key, Node] | None:
         """What ``call`` makes of ``value`` and returns: states of all tokens."""
         for key, made in call.outputs:
             sequence = len(shape_of(made)) > 2 and self.flow.dims.alike(made, ids)
@@ -139,14 +143,14 @@ class Exits:
         met = any(self.flow.depends(last, core.result) for core in keyed)
         return met and not self._picks(stack, last)
 
-    def _of_tokens(self, value: Node, found: Node, own: list[Core]) -> bool:
+    def _of_tokens(self, value: Node, found: Node, own: list[RecordedCore]) -> bool:
         """Whether ``value`` is made of the tokens ``found``, and not of states that attend to them."""
         through = any(self.flow.depends(value, core.result) for core in own)
         return self.flow.depends(value, found) and not through
 
-    def _layers(self, reader: Call, lookup: Node) -> list[Call]:
+    def _layers(self, reader: ModuleCall, lookup: Node) -> list[ModuleCall]:
         """The outermost layers in ``reader`` that are given what ``lookup`` has found."""
-        found: list[Call] = []
+        found: list[ModuleCall] = []
         for call in self.recording.calls[reader.number + 1 :]:
             around = [outer.number for outer in self.recording.stack(call.parent)]
             if call.path not in self.layers or reader.number not in around:
@@ -158,7 +162,7 @@ class Exits:
                 found.append(call)
         return found
 
-    def _attending(self, reader: Call, lookup: Node) -> list[Core]:
+    def _attending(self, reader: ModuleCall, lookup: Node) -> list[RecordedCore]:
         """The attentions in ``reader`` over what ``lookup`` has found."""
         return [
             core
@@ -167,9 +171,9 @@ class Exits:
             and self.flow.depends(core.result, outputs_of(lookup)[0])
         ]
 
-    def _out_of(self, call: Call, reader: Call) -> list[Call]:
+    def _out_of(self, call: ModuleCall, reader: ModuleCall) -> list[ModuleCall]:
         """The calls around ``call``, itself included, that run once in ``reader``."""
-        found: list[Call] = []
+        found: list[ModuleCall] = []
         for around in self.recording.stack(call.number):
             if self._once(around, reader):
                 found.append(around)
@@ -177,7 +181,7 @@ class Exits:
                 break
         return found
 
-    def _once(self, call: Call, reader: Call) -> bool:
+    def _once(self, call: ModuleCall, reader: ModuleCall) -> bool:
         """Whether the module runs once in ``reader``: layers may share their weights."""
         calls = self.recording.calls_of[call.path]
         return (

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from surgery.anatomy.graph import (
-    Call,
+    ModuleCall,
     argument_of,
     call_of,
     inputs_of,
@@ -21,7 +21,7 @@ from surgery.anatomy.graph import (
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
@@ -38,15 +38,15 @@ class Mixture:
     ``linear`` makes the router's scores; ``joins`` tells whether the result joins a residual.
     """
 
-    call: Call
-    linear: Linear
+    call: ModuleCall
+    linear: RecordedLinear
     router: str
     experts: str | None
     expert: tuple[str, ...]
     joins: bool
 
 
-def mixtures(flow: Flow, linears: Mapping[Node, Linear], ports: Ports) -> Iterator[Mixture]:
+def mixtures(flow: Flow, linears: Mapping[Node, RecordedLinear], ports: Ports) -> Iterator[Mixture]:
     """The mixtures of experts of a record, in order."""
     routing = _routing(flow, linears)
     for op, linear in linears.items():
@@ -57,7 +57,10 @@ def mixtures(flow: Flow, linears: Mapping[Node, Linear], ports: Ports) -> Iterat
 
 
 def expert_feed_forwards(
-    flow: Flow, linears: Mapping[Node, Linear], found: Sequence[Mixture], known: Container[Node]
+    flow: Flow,
+    linears: Mapping[Node, RecordedLinear],
+    found: Sequence[Mixture],
+    known: Container[Node],
 ) -> Iterator[FeedForward]:
     """The feed-forwards inside mixtures, which join no residual of their own.
 
@@ -108,7 +111,7 @@ def _around_path(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _routing(flow: Flow, linears: Mapping[Node, Linear]) -> set[Node]:
+def _routing(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> set[Node]:
     """The linears whose scores decide, by topk, where the values go.
 
     They are looked for from the choices on: a walk ahead from each linear would follow the residual
@@ -152,7 +155,7 @@ def _is_used(flow: Flow, value: Node) -> bool:
     return bool(readers(value)) or value in flow.recording.kept
 
 
-def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
+def _around(flow: Flow, linear: RecordedLinear, ports: Ports) -> Mixture | None:
     """The module that gives values to experts and collects them, if it does no more than that."""
     router = linear.path
     inside = linear.call.parent if linear.call is not None else call_of(linear.op)
@@ -172,7 +175,7 @@ def _around(flow: Flow, linear: Linear, ports: Ports) -> Mixture | None:
 
 
 def _experts(
-    flow: Flow, call: Call, router: str, linear: Linear
+    flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear
 ) -> tuple[str | None, tuple[str, ...]]:
     """The module with all experts, and each of them where they are modules."""
     modules = flow.paths.modules
@@ -203,7 +206,7 @@ def _numbered(module: nn.Module) -> list[str]:
     return [name for name, _ in children] if weighed else []
 
 
-def _chosen(flow: Flow, call: Call, router: str, linear: Linear) -> str | None:
+def _chosen(flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear) -> str | None:
     """The first module beside the router that is given its scores, and has weights."""
     for inner in flow.recording.calls[call.number + 1 :]:
         if inner.first > call.last:

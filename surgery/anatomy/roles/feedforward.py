@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import (
     ACTIVATIONS,
     BENDS,
@@ -28,14 +28,14 @@ class FeedForward:
     ``product`` is the operator that multiplies the result of ``down`` with a gate, if one does.
     """
 
-    down: Linear
+    down: RecordedLinear
     roles: Mapping[Node, str]
     source: Node
     product: Node | None = None
 
 
 def feed_forwards(
-    flow: Flow, linears: Mapping[Node, Linear], sums: list[Sum], taken: Collection[Node]
+    flow: Flow, linears: Mapping[Node, RecordedLinear], sums: list[Sum], taken: Collection[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
@@ -74,7 +74,9 @@ def _base(flow: Flow, skip: Node) -> Node:
     return next(iter(branch_ends(flow, skip)))
 
 
-def feed_forward(flow: Flow, linears: Mapping[Node, Linear], down: Linear) -> FeedForward | None:
+def feed_forward(
+    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear
+) -> FeedForward | None:
     """What lies behind ``down``, if that is linears, something pointwise with a bend, no more."""
     if not down.pointwise:
         return None
@@ -94,7 +96,9 @@ def feed_forward(flow: Flow, linears: Mapping[Node, Linear], down: Linear) -> Fe
     return FeedForward(down, {**roles, down.op: "down"}, firsts[0].source)
 
 
-def _entries(flow: Flow, linears: Mapping[Node, Linear], found: list[Linear]) -> list[Linear]:
+def _entries(
+    flow: Flow, linears: Mapping[Node, RecordedLinear], found: list[RecordedLinear]
+) -> list[RecordedLinear]:
     """Each weight once (experts run in turns), and without low-rank paths beside another."""
     firsts = list({linear.weight: linear for linear in reversed(found)}.values())[::-1]
     by_result = {linear.result: linear for linear in linears.values()}
@@ -115,7 +119,7 @@ class _Reached:
 
 
 def _behind(
-    flow: Flow, linears: Mapping[Node, Linear], down: Linear, *, through: bool
+    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear, *, through: bool
 ) -> _Reached | None:
     """The nearest linears before ``down``; with ``through`` False only those no activation bends.
 
@@ -152,13 +156,13 @@ def _behind(
     return found
 
 
-def _is_plain(flow: Flow, linear: Linear) -> bool:
+def _is_plain(flow: Flow, linear: RecordedLinear) -> bool:
     # Between convolutions, a depthwise one makes an inverted bottleneck, not a feed-forward.
     return not kind_of(linear.op).startswith("conv")
 
 
 def _roles(
-    flow: Flow, firsts: list[Linear], down: Linear, straight: set[Node]
+    flow: Flow, firsts: list[RecordedLinear], down: RecordedLinear, straight: set[Node]
 ) -> dict[Node, str] | None:
     if len(firsts) == 1:
         axis = features_axis(flow, firsts[0])
@@ -175,7 +179,7 @@ def _roles(
     return None
 
 
-def _written_out(flow: Flow, firsts: list[Linear]) -> dict[Node, str] | None:
+def _written_out(flow: Flow, firsts: list[RecordedLinear]) -> dict[Node, str] | None:
     bent = [
         first
         for first in firsts
@@ -192,7 +196,7 @@ def _written_out(flow: Flow, firsts: list[Linear]) -> dict[Node, str] | None:
     return {first.op: "gate" if first in bent else "up" for first in firsts}
 
 
-def features_axis(flow: Flow, linear: Linear) -> int:
+def features_axis(flow: Flow, linear: RecordedLinear) -> int:
     """The axis along which the result of ``linear`` has its features."""
     kind = kind_of(linear.op)
     return -int(kind[4]) - 1 if kind.startswith("conv") and kind[4:5].isdigit() else -1

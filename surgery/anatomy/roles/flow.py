@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from surgery.anatomy.dims import Dims, Sizes
 from surgery.anatomy.graph import (
-    Call,
+    ModuleCall,
     Recording,
     before_of,
     call_of,
@@ -132,7 +132,7 @@ class Flow:
                 if not stop(op):
                     waiting += outputs_of(op)
 
-    def main_input(self, call: Call) -> Node | None:
+    def main_input(self, call: ModuleCall) -> Node | None:
         """The hidden states a module was given: its first floating argument of two dims or more."""
         for values in call.inputs.values():
             for _, value in values:
@@ -140,7 +140,7 @@ class Flow:
                     return value
         return None
 
-    def main_output(self, call: Call) -> Node | None:
+    def main_output(self, call: ModuleCall) -> Node | None:
         """The hidden states a module returned."""
         for _, value in call.outputs:
             if self.is_hidden(value):
@@ -170,7 +170,7 @@ class Flow:
                 waiting += [v for v in inputs_of(op) if self.is_number(v)]
         return found or set(self.ops)
 
-    def lowest(self, ops: Iterable[Node]) -> Call:
+    def lowest(self, ops: Iterable[Node]) -> ModuleCall:
         """The innermost call that ran all of ``ops``."""
         shared: list[int] | None = None
         for op in ops:
@@ -185,9 +185,9 @@ class Flow:
         return self.recording.calls[shared[-1] if shared else 0]
 
     @cached_property
-    def norms(self) -> dict[Node, Call]:
+    def norms(self) -> dict[Node, ModuleCall]:
         """The calls of modules that only normalise, by the value they return."""
-        found: dict[Node, Call] = {}
+        found: dict[Node, ModuleCall] = {}
         inside: set[int] = set()
         # Inner calls have higher numbers: those that hold a norm are no norms themselves.
         for call in reversed(self.recording.calls):
@@ -199,7 +199,7 @@ class Flow:
                 found[output] = call
         return found
 
-    def _normalises(self, call: Call) -> bool:
+    def _normalises(self, call: ModuleCall) -> bool:
         if not 0 < call.last - call.first + 1 <= 40:
             return False
         kinds = set(map(kind_of, self.ops[call.first : call.last + 1]))

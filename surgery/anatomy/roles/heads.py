@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import call_of, dtype_of, inputs_of, kind_of, maker_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import PASSIVE
 from surgery.anatomy.roles.padding import pads
 from surgery.anatomy.roles.residual import unscaled
@@ -43,7 +43,7 @@ def _given(flow: Flow, ids: Node) -> bool:
     return left and _given(flow, inputs_of(op)[0])
 
 
-def heads(flow: Flow, linears: Mapping[Node, Linear]) -> Iterator[Linear]:
+def heads(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> Iterator[RecordedLinear]:
     """The linears whose result the model returns, up to its shape, its scale and a soft cap."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
     for _, value in flow.recording.calls[0].outputs:

@@ -23,7 +23,7 @@ from surgery.anatomy.graph import (
 )
 from surgery.anatomy.rerun import between, parted
 from surgery.anatomy.roles.axes import feature_axis
-from surgery.anatomy.roles.cores import Core
+from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.follower import among
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
@@ -45,7 +45,7 @@ class Keys:
         self.scores = scores
         self.trails = scores.softmaxes
 
-    def described(self, core: Core, query: Node | None) -> site.Core:
+    def described(self, core: RecordedCore, query: Node | None) -> site.AttentionCore:
         """``core`` as a site tells of it; ``query`` is the result of the linear for its queries."""
         flow = self.flow
         call = flow.lowest(core.ops)
@@ -55,11 +55,13 @@ class Keys:
         found = self._sized(core, query, call.path, order)
         return replace(found, among=max(among, order + 1))
 
-    def _sized(self, core: Core, query: Node | None, path: str, order: int) -> site.Core:
+    def _sized(
+        self, core: RecordedCore, query: Node | None, path: str, order: int
+    ) -> site.AttentionCore:
         flow = self.flow
         if core.whole:
             heads, features = _whole(flow, core.ops[0])
-            return site.Core(path, order, "fused", heads, heads, features, features)
+            return site.AttentionCore(path, order, "fused", heads, heads, features, features)
         how = _how(flow, core)
         found = self._windowed(core)
         if found is not None:
@@ -68,7 +70,7 @@ class Keys:
         scored, weighed = self._orders(core, heads_at or 1)
         if scored is None or weighed is None or heads_at is None:
             why = self._unordered(core, heads_at)
-            return site.Core(path, order, how, 1, 1, 0, 0, why)
+            return site.AttentionCore(path, order, how, 1, 1, 0, 0, why)
         q = [shape_of(core.q)[axis] for axis in scored.query]
         k = [shape_of(core.k)[axis] for axis in scored.key]
         v = [shape_of(core.v)[axis] for axis in weighed.value]
@@ -79,14 +81,16 @@ class Keys:
         heads = max((k[1] if len(k) > 3 else folded) // times, 1)
         lost, fixed = self._lost(core), self._fixed(core)
         sizes = (query_heads, heads, k[-1], v[-1])
-        return site.Core(path, order, how, *sizes, lost, fixed, heads_at)
+        return site.AttentionCore(path, order, how, *sizes, lost, fixed, heads_at)
 
-    def _windowed(self, core: Core) -> site.Windows | None:
+    def _windowed(self, core: RecordedCore) -> site.Windows | None:
         """The windows of ``core``, where no trail leads from a product to its softmax."""
         strays = len(core.ops) > 1 and core.ops[1] in self.scores.strays
         return windows(self.flow, core) if strays else None
 
-    def _of_windows(self, core: Core, found: site.Windows, query: Node | None) -> site.Core:
+    def _of_windows(
+        self, core: RecordedCore, found: site.Windows, query: Node | None
+    ) -> site.AttentionCore:
         """``core`` with its windows; each head of queries has keys of its own."""
         flow = self.flow
         call, scores = flow.lowest(core.ops), inputs_of(core.ops[1])[0]
@@ -94,11 +98,11 @@ class Keys:
         heads_at = self._heads_of(scores, query)
         if heads_at is None:
             why = "its heads cannot be told from its windows"
-            return site.Core(call.path, order, "products", 1, 1, 0, 0, why)
+            return site.AttentionCore(call.path, order, "products", 1, 1, 0, 0, why)
         heads = shape_of(scores)[heads_at]
         sizes = (heads, heads, shape_of(core.q)[-1], shape_of(core.v)[-1])
         why = "its queries see windows of keys"
-        return site.Core(
+        return site.AttentionCore(
             call.path, order, "products", *sizes, fixed=why, heads_at=heads_at, windows=found
         )
 
@@ -107,7 +111,7 @@ class Keys:
         kind = kind_of(op)
         return kind in ATTENTIONS or kind in WHOLE_ATTENTIONS or op in self.trails
 
-    def _heads_at(self, core: Core, query: Node | None) -> int | None:
+    def _heads_at(self, core: RecordedCore, query: Node | None) -> int | None:
         """The axis of the heads in scores of more than four axes, if it can be told."""
         result = outputs_of(core.ops[0])[0]
         if len(core.ops) == 1 or len(shape_of(result)) < 5:
@@ -128,7 +132,7 @@ class Keys:
         ]
         return of_heads[0] if len(of_heads) == 1 else None
 
-    def _orders(self, core: Core, heads_at: int) -> tuple[Scoring | None, Weighing | None]:
+    def _orders(self, core: RecordedCore, heads_at: int) -> tuple[Scoring | None, Weighing | None]:
         """How the operands of ``core`` have their axes."""
         if len(core.ops) == 1:
             plain: Order = tuple(range(len(shape_of(core.k))))
@@ -144,14 +148,14 @@ class Keys:
         values_at = (weights, values).index(core.v)
         return scored, weighing(_equation(product), ranks, values_at, heads_at)
 
-    def _unordered(self, core: Core, heads_at: int | None) -> str:
+    def _unordered(self, core: RecordedCore, heads_at: int | None) -> str:
         """Why the axes of the operands of ``core`` are not batch, heads, length and features."""
         rank = max(len(shape_of(value)) for value in (core.q, core.k, core.v))
         if heads_at is None or (len(core.ops) == 1 and rank > 4):
             return f"its heads cannot be told from its blocks, in tensors of {rank} dims"
         return f"its products are not of queries with keys, then of weights with values; {_SDPA}"
 
-    def _lost(self, core: Core) -> str | None:
+    def _lost(self, core: RecordedCore) -> str | None:
         """What ``core`` does that cannot be done with new keys, too."""
         flow = self.flow
         if kind_of(core.ops[0]) == "flex_attention":
@@ -179,7 +183,7 @@ class Keys:
             return f"its blocks change places between its products; {_SDPA}"
         return None
 
-    def _fixed(self, core: Core) -> str | None:
+    def _fixed(self, core: RecordedCore) -> str | None:
         """Why nothing but new keys and values can be given to ``core``."""
         if len(core.ops) == 1:
             return None
@@ -195,7 +199,7 @@ class Keys:
         return None
 
 
-def _how(flow: Flow, core: Core) -> Literal["fused", "products", "interface"]:
+def _how(flow: Flow, core: RecordedCore) -> Literal["fused", "products", "interface"]:
     """What ``core`` is written in."""
     first, *others = core.ops
     if others:

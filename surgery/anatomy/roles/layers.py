@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\d+(?=\.|$)|(?<=[A-Za-z_])\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class Layer:
+class RepeatedLayer:
     """One layer, the path that it shares with the others of its stack, and its number there."""
 
     path: str
@@ -27,7 +27,7 @@ class Layer:
 
 def find_layers(
     flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Node]
-) -> dict[str, Layer]:
+) -> dict[str, RepeatedLayer]:
     """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
     sums, feed_forwards = list(sums), list(feed_forwards)
     paths = _shared(flow, set(attentions), feed_forwards, sums)
@@ -41,14 +41,14 @@ def find_layers(
     paths |= _siblings(flow, paths, sums)
     modules = flow.paths.rank
     counts: dict[str, int] = {}
-    found: dict[str, Layer] = {}
+    found: dict[str, RepeatedLayer] = {}
     for path in sorted(paths, key=lambda path: modules.get(path, 0)):
         # The blocks of all stages are one stack, counted through.
         stack = _NUMBER.sub("*", path)
         number = counts.get(stack, 0)
         counts[stack] = number + 1
         written = _NUMBER.findall(path)
-        found[path] = Layer(path, stack, int(written[0]) if len(written) == 1 else number)
+        found[path] = RepeatedLayer(path, stack, int(written[0]) if len(written) == 1 else number)
     return found
 
 

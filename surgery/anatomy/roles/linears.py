@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch.fx import Node
 
 from surgery.anatomy.graph import (
-    Call,
+    ModuleCall,
     call_of,
     dtype_of,
     inputs_of,
@@ -24,7 +24,7 @@ from surgery.anatomy.roles.operators import ARITHMETIC, CONVOLUTIONS, PRODUCTS, 
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class RecordedLinear:
     """One product with a weight.
 
     ``path`` is the module that does this and nothing else, ``call`` its run; both are None where
@@ -35,7 +35,7 @@ class Linear:
 
     op: Node
     path: str | None
-    call: Call | None
+    call: ModuleCall | None
     weight: str
     source: Node
     result: Node
@@ -43,9 +43,9 @@ class Linear:
     depthwise: bool
 
 
-def linears(flow: Flow) -> dict[Node, Linear]:
+def linears(flow: Flow) -> dict[Node, RecordedLinear]:
     """The linears of a recording by their operator."""
-    found: dict[Node, Linear] = {}
+    found: dict[Node, RecordedLinear] = {}
     for op in flow.ops:
         kind = kind_of(op)
         if kind in WEIGHTED and (linear := _linear(flow, op, kind)) is not None:
@@ -53,7 +53,7 @@ def linears(flow: Flow) -> dict[Node, Linear]:
     return found
 
 
-def _linear(flow: Flow, op: Node, kind: str) -> Linear | None:
+def _linear(flow: Flow, op: Node, kind: str) -> RecordedLinear | None:
     operands = operands_of(op, kind)
     weighed = _weight(flow, operands, kind)
     if weighed is None or not outputs_of(op):
@@ -69,11 +69,11 @@ def _linear(flow: Flow, op: Node, kind: str) -> Linear | None:
         depthwise = not pointwise and shape[1] < shape_of(source)[-len(shape) + 1]
     call = None if _grouped(flow, operands, weight) else _alone(flow, op, weight, source, result)
     if call is None:
-        return Linear(op, None, None, weight, source, result, pointwise, depthwise)
+        return RecordedLinear(op, None, None, weight, source, result, pointwise, depthwise)
     given, made = flow.main_input(call), flow.main_output(call)
     assert given is not None
     assert made is not None
-    return Linear(op, call.path, call, weight, given, made, pointwise, depthwise)
+    return RecordedLinear(op, call.path, call, weight, given, made, pointwise, depthwise)
 
 
 def operands_of(op: Node, kind: str) -> list[Node]:
@@ -133,7 +133,7 @@ def _derived(flow: Flow, value: Node) -> str | None:
     return name or owned.get(flow.same(value))
 
 
-def _alone(flow: Flow, op: Node, weight: str, source: Node, result: Node) -> Call | None:
+def _alone(flow: Flow, op: Node, weight: str, source: Node, result: Node) -> ModuleCall | None:
     """The call that only multiplies its input with ``weight``, of a module that owns it."""
     parameter = flow.paths.parameters.get(weight)
     names = flow.paths.of(parameter) if parameter is not None else (weight,)
@@ -158,7 +158,7 @@ def _owner(name: str) -> str:
     )
 
 
-def _paths(flow: Flow, call: Call) -> tuple[str, ...]:
+def _paths(flow: Flow, call: ModuleCall) -> tuple[str, ...]:
     module = flow.paths.modules.get(call.path)
     return flow.paths.of(module) if module is not None else (call.path,)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED
-from surgery.anatomy.graph import Call, Key, index_of, outputs_of, shape_of
+from surgery.anatomy.graph import Key, ModuleCall, index_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.site import Memory
 from surgery.huggingface.names import MEMORY_MASKS
@@ -16,11 +16,11 @@ from surgery.huggingface.names import MEMORY_MASKS
 
 def memory_of(
     flow: Flow,
-    encoder: Call,
+    encoder: ModuleCall,
     last: Node,
     returned: tuple[Key, Node],
     mask: Node | None,
-    decoders: Iterable[Call],
+    decoders: Iterable[ModuleCall],
 ) -> Memory | None:
     """The memory that the states are which ``encoder`` has ``returned``, or None.
 
@@ -46,13 +46,13 @@ def memory_of(
     return None
 
 
-def _beside(flow: Flow, encoder: Call, decoder: Call) -> Call:
+def _beside(flow: Flow, encoder: ModuleCall, decoder: ModuleCall) -> ModuleCall:
     """The outermost call with ``decoder`` in it and ``encoder`` not."""
     around = {call.number for call in flow.recording.stack(encoder.number)}
     return next(call for call in flow.recording.stack(decoder.number) if call.parent in around)
 
 
-def _given(flow: Flow, reader: Call, states: Node) -> str | None:
+def _given(flow: Flow, reader: ModuleCall, states: Node) -> str | None:
     """The argument of ``reader`` with the states, or with what a projection made of each."""
     for name, values in reader.inputs.items():
         for key, value in values:
@@ -62,7 +62,7 @@ def _given(flow: Flow, reader: Call, states: Node) -> str | None:
     return None
 
 
-def _mask(flow: Flow, reader: Call, mask: Node | None) -> str | None:
+def _mask(flow: Flow, reader: ModuleCall, mask: Node | None) -> str | None:
     for name, values in reader.inputs.items():
         for key, value in values:
             if key is None and mask is not None and flow.same(value) == flow.same(mask):
@@ -71,7 +71,7 @@ def _mask(flow: Flow, reader: Call, mask: Node | None) -> str | None:
     return next((name for name in MEMORY_MASKS if name in accepted), None)
 
 
-def _kept(flow: Flow, encoder: Call, last: Node, states: Node) -> bool:
+def _kept(flow: Flow, encoder: ModuleCall, last: Node, states: Node) -> bool:
     """Whether what ``encoder`` makes of ``last``, behind its layers, has a place for each token."""
 
     def outside(op: Node) -> bool:
@@ -81,7 +81,9 @@ def _kept(flow: Flow, encoder: Call, last: Node, states: Node) -> bool:
     return all(outside(op) or _all_alike(flow, op, states) for op in ops)
 
 
-def _only_read(flow: Flow, around: Call, encoder: Call, reader: Call, states: Node) -> bool:
+def _only_read(
+    flow: Flow, around: ModuleCall, encoder: ModuleCall, reader: ModuleCall, states: Node
+) -> bool:
     """Whether nothing but ``reader`` does more with ``states`` than map each of them."""
 
     def inside(op: Node) -> bool:

@@ -8,9 +8,10 @@ from functools import cached_property
 
 from torch.fx import Node
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.dims import Sizes
 from surgery.anatomy.graph import (
-    Call,
+    ModuleCall,
     Recording,
     argument_of,
     call_of,
@@ -28,7 +29,7 @@ from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.heads import embeddings, heads
 from surgery.anatomy.roles.keys import Keys
 from surgery.anatomy.roles.layers import find_layers
-from surgery.anatomy.roles.linears import Linear, linears
+from surgery.anatomy.roles.linears import RecordedLinear, linears
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border, Regions
@@ -37,7 +38,7 @@ from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
 from surgery.anatomy.roles.weights import expert_weights, matrices
-from surgery.anatomy.site import ROLES, Core, Experts, Matrix, Port, Site, covers, slice_site
+from surgery.anatomy.site import ROLES, Experts, Matrix, Port, Site, covers, slice_site
 from surgery.rules.rows import Rows, rows_of
 
 _WHOLE = {
@@ -96,7 +97,7 @@ class Reading:
         return expert_weights(self.flow, self.linears)
 
     @cached_property
-    def matrices(self) -> dict[str, tuple[Matrix, Linear]]:
+    def matrices(self) -> dict[str, tuple[Matrix, RecordedLinear]]:
         """The parameters that are the weight of a linear map each, by name, with its first use."""
         return matrices(self.flow, self.linears)
 
@@ -168,11 +169,11 @@ class Reading:
         if site is not None:
             self._both(site, attention)
 
-    def _core(self, attention: Attention) -> Core:
+    def _core(self, attention: Attention) -> AttentionCore:
         queries = (self.linears[i].result for i, role in attention.roles.items() if "q" in role)
         return self.keys.described(attention.core, next(queries, None))
 
-    def _opened(self, linear: Linear, served: str, attention: Attention) -> bool:
+    def _opened(self, linear: RecordedLinear, served: str, attention: Attention) -> bool:
         """Slices of a packed weight whose module was flattened: `nn.MultiheadAttention`, exported."""
         owner, _, name = linear.weight.rpartition(".")
         calls = self.recording.calls_of.get(owner)
@@ -182,7 +183,9 @@ class Reading:
         self._slices(calls[0], found, name)
         return bool(found)
 
-    def _served(self, linear: Linear, call: Call, served: str, attention: Attention) -> None:
+    def _served(
+        self, linear: RecordedLinear, call: ModuleCall, served: str, attention: Attention
+    ) -> None:
         """What of a layer each of the operands that it serves is made of: some outputs, or all."""
         reach = self.slices.projections(linear, served, attention.core)
         if reach.apart:
@@ -222,7 +225,7 @@ class Reading:
         if entry is not None and exit is not None:
             self._both(self.regions.module(call, "attention", entry, exit), attention)
 
-    def _packed(self, call: Call, op: Node) -> None:
+    def _packed(self, call: ModuleCall, op: Node) -> None:
         """Queries, keys and values whose weights `multi_head_attention_forward` is given as one."""
         given = argument_of(op, 5, "in_proj_weight")
         if not isinstance(given, Node):
@@ -237,7 +240,9 @@ class Reading:
     def _third(index: int, total: int) -> range:
         return range(index * total // 3, (index + 1) * total // 3)
 
-    def _slices(self, call: Call, found: Mapping[str, Rows], packed: str | None = None) -> None:
+    def _slices(
+        self, call: ModuleCall, found: Mapping[str, Rows], packed: str | None = None
+    ) -> None:
         """The slices of a layer, which are described as the layer is."""
         for role, rows in found.items():
             site = slice_site(self.described(call, role), rows, role, packed)
@@ -304,7 +309,7 @@ class Reading:
             if path in self.recording.calls_of and path not in self._sites["expert"]:
                 self._called(path, "expert")
 
-    def _linear(self, linear: Linear, role: str) -> None:
+    def _linear(self, linear: RecordedLinear, role: str) -> None:
         if linear.call is not None:
             self._call(linear.call, role)
         elif (owner := self._lent(linear)) is not None:
@@ -312,7 +317,7 @@ class Reading:
         elif linear.weight in self.expert_weights or linear.weight in self.matrices:
             self._weight(linear.weight, role)
 
-    def _lent(self, linear: Linear) -> str | None:
+    def _lent(self, linear: RecordedLinear) -> str | None:
         """The module without a call whose only weight another multiplies with."""
         owner = linear.weight.rpartition(".")[0]
         around = [call.path for call in self.recording.stack(call_of(linear.op))]
@@ -334,14 +339,14 @@ class Reading:
             site = self.paths.module(path)
             self._add(replace(site, role=role, layer=self.regions.layer(path)), role)
 
-    def _call(self, call: Call, role: str) -> None:
+    def _call(self, call: ModuleCall, role: str) -> None:
         if call.path in self._sites[role]:
             return
         known = (sites[call.path] for sites in self._sites.values() if call.path in sites)
         site = next(known, None) if role == "linear" else None
         self._add(replace(site, role=role) if site else self.described(call, role), role)
 
-    def described(self, call: Call, role: str | None) -> Site:
+    def described(self, call: ModuleCall, role: str | None) -> Site:
         """The site of a module that was called, as far as it can be told."""
         entry, exit = self.ports.main_input(call), self.ports.main_output(call)
         if entry is not None and exit is not None:
@@ -362,7 +367,7 @@ class Reading:
         return self.paths.order(site.members[0] if site.members else site.path)
 
 
-def _together(core: Core, another: Core) -> Core:
+def _together(core: AttentionCore, another: AttentionCore) -> AttentionCore:
     """Two cores of one place as one, if what changes the one fits the other."""
     if another in core.each:
         return core
@@ -376,7 +381,7 @@ def _together(core: Core, another: Core) -> Core:
     return replace(core, obstacle=why, fixed=fixed, others=(*core.others, another))
 
 
-def _first(call: Call) -> Port | None:
+def _first(call: ModuleCall) -> Port | None:
     """The first argument of any kind: the ids an embedding is given."""
     for name, values in call.inputs.items():
         for key, _ in values:

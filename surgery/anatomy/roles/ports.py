@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
-from surgery.anatomy.graph import Call, index_of, outputs_of, readers
+from surgery.anatomy.graph import ModuleCall, index_of, outputs_of, readers
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.residual import Sum, branch_ends, unscaled
 from surgery.anatomy.site import Port
@@ -20,7 +20,7 @@ class Ports:
         self.flow = flow
         self.sums = sums
 
-    def input(self, call: Call, value: Node) -> Port | None:
+    def input(self, call: ModuleCall, value: Node) -> Port | None:
         """The argument through which ``call`` gets ``value``, up to its shape."""
         wanted = self.flow.same(value)
         for name, values in call.inputs.items():
@@ -29,7 +29,7 @@ class Ports:
                     return Port(call.path, "input", name, key)
         return None
 
-    def output(self, call: Call, value: Node) -> Port | None:
+    def output(self, call: ModuleCall, value: Node) -> Port | None:
         """The result in which ``call`` hands out ``value``, up to its shape."""
         wanted = self.flow.same(value)
         for key, made in call.outputs:
@@ -37,12 +37,12 @@ class Ports:
                 return Port(call.path, "output", None, key)
         return None
 
-    def main_input(self, call: Call) -> Port | None:
+    def main_input(self, call: ModuleCall) -> Port | None:
         """The argument with the hidden states."""
         value = self.flow.main_input(call)
         return None if value is None else self.input(call, value)
 
-    def main_output(self, call: Call) -> Port | None:
+    def main_output(self, call: ModuleCall) -> Port | None:
         """The result with the hidden states."""
         value = self.flow.main_output(call)
         return None if value is None else self.output(call, value)
@@ -100,9 +100,9 @@ class Ports:
         return latest[1] if latest else None
 
     @cached_property
-    def _at(self) -> dict[Node, list[tuple[Call, Port]]]:
+    def _at(self) -> dict[Node, list[tuple[ModuleCall, Port]]]:
         skips = {item.skip for item in self.sums}
-        found: dict[Node, list[tuple[Call, Port]]] = {}
+        found: dict[Node, list[tuple[ModuleCall, Port]]] = {}
         # A port of a module that is called is surer than the border of one that was flattened.
         for call in sorted(self.flow.recording.calls, key=lambda call: call.virtual):
             for name, values in call.inputs.items():
@@ -116,7 +116,7 @@ class Ports:
                     found.setdefault(value, []).append((call, port))
         return found
 
-    def norm(self, item: Sum) -> Call | None:
+    def norm(self, item: Sum) -> ModuleCall | None:
         """The norm that is applied to the sum and is all that reads it."""
         flow, value = self.flow, item.result
         while True:
@@ -132,8 +132,8 @@ class Ports:
             value = result
 
     @cached_property
-    def _norms(self) -> dict[Node, list[Call]]:
-        found: dict[Node, list[Call]] = {}
+    def _norms(self) -> dict[Node, list[ModuleCall]]:
+        found: dict[Node, list[ModuleCall]] = {}
         for call in self.flow.norms.values():
             value = self.flow.main_input(call)
             if value is not None:
@@ -141,5 +141,5 @@ class Ports:
         return found
 
 
-def _all_in(call: Call, ops: list[Node]) -> bool:
+def _all_in(call: ModuleCall, ops: list[Node]) -> bool:
     return all(call.first <= index_of(op) <= call.last for op in ops)

@@ -9,9 +9,9 @@ from functools import cached_property
 from torch.fx import Node
 
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of
-from surgery.anatomy.roles.cores import Core
+from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import NORMS, PASSIVE, POINTWISE
 from surgery.anatomy.roles.residual import Sum, before_scale
 
@@ -27,10 +27,10 @@ class Attention:
     themselves, or what makes the latents that are projected.
     """
 
-    core: Core
+    core: RecordedCore
     roles: Mapping[Node, str]
-    firsts: tuple[Linear, ...]
-    o: Linear | None
+    firsts: tuple[RecordedLinear, ...]
+    o: RecordedLinear | None
     cross: bool
 
 
@@ -38,7 +38,11 @@ class Projections:
     """Finds the linears of attention cores."""
 
     def __init__(
-        self, flow: Flow, linears: Mapping[Node, Linear], cores: list[Core], sums: list[Sum]
+        self,
+        flow: Flow,
+        linears: Mapping[Node, RecordedLinear],
+        cores: list[RecordedCore],
+        sums: list[Sum],
     ):
         self.flow = flow
         self.linears = linears
@@ -48,7 +52,7 @@ class Projections:
         self.skip_of = {item.result: item.skip for item in sums}
         self.by_result = {linear.result: linear for linear in linears.values()}
 
-    def around(self, core: Core) -> Attention:
+    def around(self, core: RecordedCore) -> Attention:
         """The linears before and after ``core``."""
         if core.whole:
             return Attention(core, {}, (), None, self._crosses([core.q], [core.k]))
@@ -81,7 +85,7 @@ class Projections:
             if op in self.linears and not self.linears[op].depthwise
         }
 
-    def after(self, value: Node) -> Linear | None:
+    def after(self, value: Node) -> RecordedLinear | None:
         """The first linear that the result of a core reaches."""
         flow = self.flow
         allowed = PASSIVE | POINTWISE | NORMS | _CHUNKS | {"normalize"}
@@ -94,7 +98,7 @@ class Projections:
                 return self.linears[op]
         return None
 
-    def _entered(self, linear: Linear) -> Linear:
+    def _entered(self, linear: RecordedLinear) -> RecordedLinear:
         """The linear that makes the latent that ``linear`` projects, or else ``linear`` itself."""
         while True:
             *_, value = self._back(linear.source)

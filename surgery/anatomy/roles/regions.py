@@ -8,9 +8,9 @@ from math import prod
 
 from torch.fx import Node
 
-from surgery.anatomy.graph import Call, Key, index_of, outputs_of, readers, shape_of
+from surgery.anatomy.graph import Key, ModuleCall, index_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.layers import Layer
+from surgery.anatomy.roles.layers import RepeatedLayer
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.site import Port, Site, region_path
 
@@ -27,15 +27,15 @@ class Border:
     result: Node
     ops: tuple[Node, ...]
     last: Node
-    first_call: Call | None
-    last_call: Call | None
+    first_call: ModuleCall | None
+    last_call: ModuleCall | None
     others: tuple[Node, ...] = ()
 
 
 class Regions:
     """Makes sites; knows the layers and residuals that they get."""
 
-    def __init__(self, flow: Flow, ports: Ports, layers: dict[str, Layer]):
+    def __init__(self, flow: Flow, ports: Ports, layers: dict[str, RepeatedLayer]):
         self.flow = flow
         self.ports = ports
         self.layers = layers
@@ -52,7 +52,12 @@ class Regions:
         return self.region(border, role)
 
     def module(
-        self, call: Call, role: str | None, entry: Port, exit: Port, border: Border | None = None
+        self,
+        call: ModuleCall,
+        role: str | None,
+        entry: Port,
+        exit: Port,
+        border: Border | None = None,
     ) -> Site:
         """The site of one module, with its residual, its norm and its layer."""
         module = self.flow.paths.modules.get(call.path)
@@ -93,7 +98,7 @@ class Regions:
             or (border.last_call and border.last_call.first <= index)
             or (border.first_call and border.first_call.first <= index <= border.first_call.last)
         }
-        found: list[Call] = []
+        found: list[ModuleCall] = []
         held: set[int] = set()
         common = flow.lowest((*border.ops, border.last))
         for call in flow.recording.calls[common.number + 1 :]:
@@ -106,7 +111,7 @@ class Regions:
                 found.append(call)
         return tuple(dict.fromkeys(call.path for call in found))
 
-    def _within(self, call: Call, inside: set[int]) -> bool:
+    def _within(self, call: ModuleCall, inside: set[int]) -> bool:
         """Masks and positions may be computed inside too; nothing but what is read inside may."""
         ops = self.flow.ops
         span = range(call.first, call.last + 1)
@@ -126,7 +131,7 @@ class Regions:
         found = self.layer_at(path)
         return found.index if found is not None else None
 
-    def layer_at(self, path: str) -> Layer | None:
+    def layer_at(self, path: str) -> RepeatedLayer | None:
         """The innermost layer that ``path`` lies in."""
         while path:
             if path in self.layers:
@@ -134,7 +139,7 @@ class Regions:
             path = path.rpartition(".")[0]
         return self.layers.get(path)
 
-    def _value(self, call: Call, port: Port) -> Node:
+    def _value(self, call: ModuleCall, port: Port) -> Node:
         if port.side == "input":
             values: Sequence[tuple[Key, Node]] = call.inputs[port.argument or ""]
         else:

@@ -17,7 +17,7 @@ from surgery.anatomy.graph import (
     shape_of,
 )
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import RESHAPES, WHOLE_ATTENTIONS
 
 
@@ -34,7 +34,7 @@ class Sum:
     partial: frozenset[Node]
 
 
-def sums(flow: Flow, linears: Mapping[Node, Linear]) -> list[Sum]:
+def sums(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> list[Sum]:
     """The residual sums of a record, in order."""
     products = 0
     for op in flow.ops:

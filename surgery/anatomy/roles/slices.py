@@ -23,10 +23,10 @@ from surgery.anatomy.graph import (
     shape_of,
 )
 from surgery.anatomy.rerun import between, reaching
-from surgery.anatomy.roles.cores import Core
+from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.feedforward import FeedForward, features_axis
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import Linear
+from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.operators import ACTIVATIONS, PASSIVE
 from surgery.rules.rows import Rows, rows_of
 
@@ -63,11 +63,11 @@ class Slices:
         self.flow = flow
         self.known: dict[object, Reach] = {}
 
-    def projections(self, linear: Linear, served: str, core: Core) -> Reach:
+    def projections(self, linear: RecordedLinear, served: str, core: RecordedCore) -> Reach:
         """Which outputs reach each of ``served`` (`qkv`, `kv`)."""
         return self._found(linear, {name: getattr(core, name) for name in served})
 
-    def feed_forward(self, linear: Linear, found: FeedForward) -> Found:
+    def feed_forward(self, linear: RecordedLinear, found: FeedForward) -> Found:
         """The rows of `gate` and `up`: of the factors of a product the gate is the bent one."""
         product = maker_of(self.flow.stripped(found.down.source, PASSIVE))
         if product is not None and kind_of(product) == "glu":
@@ -81,7 +81,7 @@ class Slices:
         gate = bent.index(True)
         return self._found(linear, {"gate": factors[gate], "up": factors[1 - gate]}).apart
 
-    def _halves(self, linear: Linear, glu: Node) -> Found:
+    def _halves(self, linear: RecordedLinear, glu: Node) -> Found:
         """`glu` of the layer's result: its second half is the gate of the first."""
         axis, shape = features_axis(self.flow, linear), shape_of(inputs_of(glu)[0])
         dim = argument_of(glu, 1, "dim", -1)
@@ -96,7 +96,7 @@ class Slices:
         ops = between(self.flow.recording, source, (value,))
         return any(kind_of(op) in ACTIVATIONS for op in ops)
 
-    def _found(self, linear: Linear, ends: Mapping[str, Node]) -> Reach:
+    def _found(self, linear: RecordedLinear, ends: Mapping[str, Node]) -> Reach:
         source = linear.result
         key = self._way(source, ends)
         if key not in self.known:

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from surgery.anatomy.dims import TURNED
 from surgery.anatomy.graph import (
-    Call,
+    ModuleCall,
     call_of,
     dtype_of,
     index_of,
@@ -200,7 +200,7 @@ class Stacks:
         within = exit is not None and exit.path != stack.reader.path
         return found if found is None or within or not found.apart else None
 
-    def _names(self, reader: Call, ids: str, module: Any) -> dict[str, Any]:
+    def _names(self, reader: ModuleCall, ids: str, module: Any) -> dict[str, Any]:
         """The other arguments by what they are for: those given, else as they are mostly called."""
         accepted = [name for name in inspect.signature(module.forward).parameters if name != ids]
         found = {
@@ -221,7 +221,7 @@ class Stacks:
                 found[use] = name
         return found
 
-    def _use(self, reader: Call, value: Node) -> str | None:
+    def _use(self, reader: ModuleCall, value: Node) -> str | None:
         """A table is looked up by types or positions; what reaches a softmax is a mask."""
         for op in readers(value):
             inside = reader.first <= index_of(op) <= reader.last
@@ -231,7 +231,7 @@ class Stacks:
         reached = self.flow.forward(value, lambda op: kind_of(op) in attends)
         return "mask" if any(kind_of(op) in attends for op in reached) else None
 
-    def _counting(self, reader: Call, ids: str, lookup: Node) -> tuple[Any, int | None]:
+    def _counting(self, reader: ModuleCall, ids: str, lookup: Node) -> tuple[Any, int | None]:
         """How positions are told that are not given, from what they are looked up by."""
         given = reader.inputs[ids][0][1]
         found: tuple[Any, int | None] = ("places", None)

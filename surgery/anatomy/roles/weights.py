@@ -10,7 +10,7 @@ from torch.fx import Node
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import letters
-from surgery.anatomy.roles.linears import Linear, operands_of
+from surgery.anatomy.roles.linears import RecordedLinear, operands_of
 from surgery.anatomy.roles.operators import PASSIVE
 from surgery.anatomy.site import Experts, Matrix
 
@@ -18,7 +18,7 @@ _TURNS = frozenset(("transpose", "T", "mT", "t", "permute"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "grouped_mm", "addmm", "baddbmm"))
 
 
-def expert_weights(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, Experts]:
+def expert_weights(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> dict[str, Experts]:
     """The parameters that hold a matrix for each expert, by name, as the products use them."""
     found: dict[str, set[Experts]] = {}
     for linear in linears.values():
@@ -30,7 +30,7 @@ def expert_weights(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, Expe
     return {name: uses.pop() for name, uses in found.items() if len(uses) == 1}
 
 
-def _used(flow: Flow, linear: Linear) -> Experts | None:
+def _used(flow: Flow, linear: RecordedLinear) -> Experts | None:
     """How a product uses a parameter, if as one of a stack of matrices or as all of them."""
     kind = kind_of(linear.op)
     operands = operands_of(linear.op, kind)
@@ -61,9 +61,11 @@ def _used(flow: Flow, linear: Linear) -> Experts | None:
     return Experts(count, out, into, transposed)
 
 
-def matrices(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, tuple[Matrix, Linear]]:
+def matrices(
+    flow: Flow, linears: Mapping[Node, RecordedLinear]
+) -> dict[str, tuple[Matrix, RecordedLinear]]:
     """The parameters that are the weight of one linear map each, by name, with their first use."""
-    found: dict[str, list[tuple[Matrix | None, Linear]]] = {}
+    found: dict[str, list[tuple[Matrix | None, RecordedLinear]]] = {}
     for linear in linears.values():
         if linear.weight in flow.paths.parameters:
             found.setdefault(linear.weight, []).append((_matrix(flow, linear), linear))
@@ -74,7 +76,7 @@ def matrices(flow: Flow, linears: Mapping[Node, Linear]) -> dict[str, tuple[Matr
     }
 
 
-def _matrix(flow: Flow, linear: Linear) -> Matrix | None:
+def _matrix(flow: Flow, linear: RecordedLinear) -> Matrix | None:
     """How a product takes a parameter itself, in the order that it has."""
     op = linear.op
     kind = kind_of(op)

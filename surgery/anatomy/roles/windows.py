@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from surgery.anatomy.attention_core import Windows
 from surgery.anatomy.graph import (
     index_of,
     inputs_of,
@@ -23,16 +24,15 @@ from surgery.anatomy.graph import (
     shape_of,
     strides_of,
 )
-from surgery.anatomy.rerun import Part, between, is_dense, rerun
-from surgery.anatomy.roles.cores import Core
+from surgery.anatomy.rerun import PartialRun, between, is_dense, rerun
+from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layouts import Order
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.trails import CUTS, LINEAR, SCORED
-from surgery.anatomy.site import Windows
 
 
-def windows(flow: Flow, core: Core) -> Windows | None:
+def windows(flow: Flow, core: RecordedCore) -> Windows | None:
     """How queries and context of ``core`` are found, or None if it is not sure that they are."""
     _, softmax, _ = core.ops
     queries = _queries(flow, core, inputs_of(softmax)[0])
@@ -42,7 +42,7 @@ def windows(flow: Flow, core: Core) -> Windows | None:
     return Windows(*queries, *context)
 
 
-def _queries(flow: Flow, core: Core, scores: Node) -> tuple[tuple[str, ...], Order] | None:
+def _queries(flow: Flow, core: RecordedCore, scores: Node) -> tuple[tuple[str, ...], Order] | None:
     """The cuts from the queries to their product, and the axes of queries as scores have them."""
     cuts: list[str] = []
     value = core.q
@@ -111,7 +111,9 @@ def _order(flow: Flow, value: Node, scores: Node, forward: bool = False) -> Orde
     return (*order, *(a for a in range(rank) if a not in order))
 
 
-def _together(made: Part, source: Node, end: Node, scored: int, axis: int, forward: bool) -> bool:
+def _together(
+    made: PartialRun, source: Node, end: Node, scored: int, axis: int, forward: bool
+) -> bool:
     """Whether the slices of scores along an axis are made of the value's along ``axis`` alone."""
     start, result = made.start, made.env[end]
     at_end, at_start = (axis, scored) if forward else (scored, axis)

@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as functional
 from torch import fx
 
-from surgery.anatomy.site import Core
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.axes import as_given, spread
 from surgery.graft.attention.masks import reveal
 from surgery.graft.attention.rerouting import CoreChange
@@ -97,7 +97,7 @@ class WrittenCore:
     captured: list[Expression]
 
 
-def write_core(program: Program, core: Core, sizes: Sizes, prefix: str) -> WrittenCore:
+def write_core(program: Program, core: AttentionCore, sizes: Sizes, prefix: str) -> WrittenCore:
     """The functions of ``program``'s core; their names start with ``prefix``."""
     changes = ProgramCore(program)
     changed = changes.changed
@@ -122,7 +122,7 @@ def _function(
 
 
 def _attention(
-    changes: ProgramCore, core: Core, captured: list[Expression], sizes: Sizes
+    changes: ProgramCore, core: AttentionCore, captured: list[Expression], sizes: Sizes
 ) -> fx.Graph:
     """A function of what is captured, and of the arguments of :data:`ATTENTION`, that is the core."""
     graph = fx.Graph()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from surgery.anatomy.site import Core
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.cores import ATTENTION, NAMES, ProgramCore
 from surgery.graft.attention.written import WrittenOut, refused, written_cores
 from surgery.graft.graphs.emit import Emitter
@@ -18,7 +18,9 @@ from surgery.rules.program import Program
 _FUSED = (ATTENTION, torch.ops.aten.scaled_dot_product_attention.default)
 
 
-def core_node(model: nn.Module, nodes: Iterable[fx.Node], core: Core) -> fx.Node | WrittenOut:
+def core_node(
+    model: nn.Module, nodes: Iterable[fx.Node], core: AttentionCore
+) -> fx.Node | WrittenOut:
     """What is ``core`` among the nodes of the module that runs it: one function, or several.
 
     Raises:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
-from surgery.anatomy.site import Core
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import CoreFunctions, Function
 from surgery.graft.attention.steps import Step
@@ -67,7 +67,7 @@ class ChangedCore:
     While a softmax is written out they are their scores, and ``total`` what it has given.
     """
 
-    def __init__(self, trail: Trail[Tensor], core: Core, change: CoreFunctions):
+    def __init__(self, trail: Trail[Tensor], core: AttentionCore, change: CoreFunctions):
         self.trail = trail
         self.core = core
         self.change = change

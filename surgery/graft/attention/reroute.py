@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.follower import FunctionCall
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
-from surgery.anatomy.site import Core
 from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import CoreFunctions
@@ -22,7 +22,7 @@ from surgery.graft.attention.whole import opened
 from surgery.graft.hooks import around, in_hook
 
 
-def rerouted(changes: Sequence[tuple[Core, CoreFunctions]]) -> AbstractContextManager[Any]:
+def rerouted(changes: Sequence[tuple[AttentionCore, CoreFunctions]]) -> AbstractContextManager[Any]:
     """Inside, the cores that run in one call of a module have their ``changes``.
 
     To be entered for one call of the module at the cores' ``path``: they are told apart by the
@@ -39,7 +39,7 @@ def rerouted(changes: Sequence[tuple[Core, CoreFunctions]]) -> AbstractContextMa
 class _Rerouting(TorchFunctionMode):
     """Sees every torch function, and shows those that cores may be made of to what follows them."""
 
-    def __init__(self, changes: Sequence[tuple[Core, CoreFunctions]], beginning: int):
+    def __init__(self, changes: Sequence[tuple[AttentionCore, CoreFunctions]], beginning: int):
         super().__init__()
         self.beginning = beginning
         self.cores = RunningCores(changes)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery.anatomy.site import Core
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.reroute import rerouted
 from surgery.graft.hooks import are_inside
@@ -24,7 +24,7 @@ class CoreChange:
     for what the others need, where that is not known yet when the module is entered.
     """
 
-    core: Core
+    core: AttentionCore
     functions: tuple[tuple[str, str], ...]
     revealed: int
     own: bool
@@ -57,7 +57,7 @@ def call_attending(
 
 
 def attending(
-    changes: list[tuple[Core, CoreFunctions]],
+    changes: list[tuple[AttentionCore, CoreFunctions]],
     forward: Callable[..., Any],
     module: nn.Module,
     args: tuple[Any, ...],

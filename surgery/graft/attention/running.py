@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
-from surgery.anatomy.site import Core
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.products import ChangedCore, MatrixProduct, product
@@ -23,7 +23,7 @@ class RunningCores(Follower[Tensor]):
     Cores are counted as they come. ``waiting`` are those that are still to be changed.
     """
 
-    def __init__(self, changes: Sequence[tuple[Core, CoreFunctions]]):
+    def __init__(self, changes: Sequence[tuple[AttentionCore, CoreFunctions]]):
         super().__init__()
         self.path = changes[0][0].path if changes else ""
         self.changes = [pair for pair in changes if not pair[0].windows]
@@ -41,7 +41,7 @@ class RunningCores(Follower[Tensor]):
         self.came = 0
         self.softer: list[ChangedCore] = []
 
-    def next(self) -> tuple[Core, CoreFunctions] | None:
+    def next(self) -> tuple[AttentionCore, CoreFunctions] | None:
         """The core that comes now with its change, if it has one."""
         order = self.came
         self.came += 1

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.anatomy.attention_core import AttentionCore, Windows
 from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.trails import ALIKE, CUTS, LINEAR, SCORED
-from surgery.anatomy.site import Core, Windows
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.steps import Step
 
@@ -23,7 +23,7 @@ from surgery.graft.attention.steps import Step
 class WindowedCore:
     """One core on its way: cuts of queries, then weights, then the context."""
 
-    def __init__(self, core: Core, change: CoreFunctions):
+    def __init__(self, core: AttentionCore, change: CoreFunctions):
         assert core.windows is not None
         self.core, self.change = core, change
         self.windows: Windows = core.windows

@@ -15,7 +15,7 @@ from surgery.graft.channel import put
 from surgery.graft.design import Built, Design
 from surgery.graft.fastpath import emptied
 from surgery.graft.graphs import calls
-from surgery.graft.graphs.frame import Frame, ModuleHost, emitter_for
+from surgery.graft.graphs.builder import ForwardBuilder, ModuleHost, emitter_for
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.tokens.stacks import begin, end
 from surgery.layers import Layer
@@ -23,53 +23,53 @@ from surgery.layers import Layer
 
 def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> Built:
     """The forward of a module of class ``cls`` with ``design`` grafted on it."""
-    frame = Frame(cls, layer, plain=layer is not None and layer.native)
+    builder = ForwardBuilder(cls, layer, plain=layer is not None and layer.native)
     for slot, port in design.writes:
         if port.side == "input":
-            frame.call(put, frame.attribute(slot), frame.input(port))
+            builder.call(put, builder.attribute(slot), builder.input(port))
     for stack in design.stacks:
-        begin(frame, stack)
+        begin(builder, stack)
     value: fx.Node | None = None
     exit_port: Port | None = None
     for part in design.parts:
         if part.core is not None:
             if part.own and not part.gives_result:
-                frame.check_rank(part)
-            frame.change_core(part)
+                builder.check_rank(part)
+            builder.change_core(part)
     for part in design.parts:
         if not part.gives_result:
             continue
-        frame.check_rank(part)
+        builder.check_rank(part)
         if value is None and not part.own:
-            value = frame.base_unchanged()
-            if not frame.plain:
-                value = frame.output(part.exit)
-        emitter = emitter_for(frame, part, value)
+            value = builder.base_unchanged()
+            if not builder.plain:
+                value = builder.output(part.exit)
+        emitter = emitter_for(builder, part, value)
         result = emitter.emit(part.program.result)
         value = emitter.host.leave(result) if isinstance(emitter.host, ModuleHost) else result
         exit_port = part.exit
-    result = value if value is not None else frame.base_unchanged()
-    if value is not None and frame.is_raw(value):
-        result = frame.raw or value
-    elif not frame.plain and value is not None and exit_port and exit_port.index is not None:
-        result = frame.call(calls.with_first, frame.raw, exit_port.index, value)
+    result = value if value is not None else builder.base_unchanged()
+    if value is not None and builder.is_raw(value):
+        result = builder.raw or value
+    elif not builder.plain and value is not None and exit_port and exit_port.index is not None:
+        result = builder.call(calls.with_first, builder.raw, exit_port.index, value)
     for stack in design.stacks:
-        result = end(frame, stack, result)
+        result = end(builder, stack, result)
     for slot, port in design.writes:
         if port.side == "output":
             seen = (
                 result
-                if frame.plain or port.index is None
-                else frame.call(calls.first, result, port.index)
+                if builder.plain or port.index is None
+                else builder.call(calls.first, result, port.index)
             )
-            frame.call(put, frame.attribute(slot), seen)
+            builder.call(put, builder.attribute(slot), seen)
     if design.empties is not None:
-        given = (frame.self_node, frame.args, frame.kwargs)
-        result = frame.call(emptied, *given, result, design.empties)
-    frame.graph.output(result)
-    optimise(frame.graph)
-    frame.graph.eliminate_dead_code(is_impure_node=_acts)
-    return Built(frame.graph, frame.functions, frame.cores)
+        given = (builder.self_node, builder.args, builder.kwargs)
+        result = builder.call(emptied, *given, result, design.empties)
+    builder.graph.output(result)
+    optimise(builder.graph)
+    builder.graph.eliminate_dead_code(is_impure_node=_acts)
+    return Built(builder.graph, builder.functions, builder.cores)
 
 
 def _acts(node: fx.Node) -> bool:

@@ -27,7 +27,7 @@ def write_experts(
     """The graph of the property that is read, and the functions that it calls by name."""
     graph = fx.Graph()
     own = graph.call_function(calls.own_parameter, (graph.get_attr(SELF), layer.weight))
-    writer = _Writer(graph, layer, sizes)
+    writer = _ExpertWriter(graph, layer, sizes)
     terms = low_rank_terms(weight)
     if terms is None:
         leaves = sorted((e for e in weight.leaves if e.op == "param"), key=str)
@@ -77,7 +77,7 @@ def _term(e: Expression) -> Term | None:
     return None
 
 
-class _Writer:
+class _ExpertWriter:
     def __init__(self, graph: fx.Graph, layer: Layer, sizes: Mapping[str, Scalar]):
         self.graph = graph
         self.layer = layer

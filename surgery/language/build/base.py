@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from surgery.language.diagnostics import Diagnostic, Label
-from surgery.language.source import Source, Span
+from surgery.language.source import SourceText, Span
 from surgery.language.syntax import Node
 
 DEEPEST = 64
@@ -18,12 +18,12 @@ Parts = list[Any]
 class NodeBuilder(threading.local):
     """Builds nodes of ``source``; what it objects to is in ``problems``. One state a thread."""
 
-    source = Source("", "")
+    source = SourceText("", "")
 
     def __init__(self) -> None:
         self.problems: list[Diagnostic] = []
 
-    def begin(self, source: Source) -> None:
+    def begin(self, source: SourceText) -> None:
         self.source = source
         self.problems = []
 

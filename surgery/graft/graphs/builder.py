@@ -26,7 +26,7 @@ from surgery.planning.probe import arguments
 from surgery.rules.expression import Expression, operand
 
 
-class Frame(GraphHost):
+class ForwardBuilder(GraphHost):
     """The graph being written, for a module of class ``cls``."""
 
     def __init__(self, cls: type[nn.Module], layer: Layer | None, plain: bool, prefix: str = ""):
@@ -83,7 +83,7 @@ class Frame(GraphHost):
             self.captured.append(tuple(emitter.emit(e) for e in written.captured))
             self.cores.append(written.change)
             return
-        late = Frame(self.cls, None, plain=False, prefix=f"{prefix}_")
+        late = ForwardBuilder(self.cls, None, plain=False, prefix=f"{prefix}_")
         emitter = emitter_for(late, part, None)
         late.graph.output(tuple(emitter.emit(e) for e in written.captured))
         late.graph.eliminate_dead_code()
@@ -187,9 +187,9 @@ def _unchanged(layer: Layer | None) -> Part:
 class ModuleHost(GraphHost):
     """Writes into the graph of a module's forward."""
 
-    def __init__(self, frame: Frame, part: Part, current: fx.Node | None):
-        super().__init__(frame.graph)
-        self.frame = frame
+    def __init__(self, builder: ForwardBuilder, part: Part, current: fx.Node | None):
+        super().__init__(builder.graph)
+        self.builder = builder
         self.part = part
         self.current = current
         self.slots = dict(part.slots)
@@ -197,37 +197,37 @@ class ModuleHost(GraphHost):
     def leaf(self, expression: Expression) -> fx.Node:
         name = expression.name
         if expression.op == "param":
-            return self.frame.attribute(name)
+            return self.builder.attribute(name)
         if name in self.slots:
-            return self.frame.take(self.slots[name])
+            return self.builder.take(self.slots[name])
         if name == "x":
-            return self.frame.input(self.part.entry)
+            return self.builder.input(self.part.entry)
         assert self.part.layer is not None
-        return self.frame.attribute(self.part.layer.names[name])
+        return self.builder.attribute(self.part.layer.names[name])
 
     def module(self) -> fx.Node:
-        return self.frame.self_node
+        return self.builder.self_node
 
     def more(self) -> tuple[fx.Node, ...]:
-        return tuple(self.frame.rest)
+        return tuple(self.builder.rest)
 
     def training(self) -> fx.Node:
-        return self.frame.attribute("training")
+        return self.builder.attribute("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
         if "real" not in self.slots:
             return None
-        return self.call(look, self.frame.attribute(self.slots["real"]), states)
+        return self.call(look, self.builder.attribute(self.slots["real"]), states)
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
         assert self.part.held
-        return self.call(call_held, self.frame.attribute(self.part.held), value)
+        return self.call(call_held, self.builder.attribute(self.part.held), value)
 
     def base(self, x: fx.Node) -> fx.Node:
         if not self.part.own:
             assert self.current is not None
             return self.current
-        return self.frame.run(x, self.part)
+        return self.builder.run(x, self.part)
 
     def leave(self, value: fx.Node) -> fx.Node:
         """``value``, a result of the program, with the axes that the module's own has."""
@@ -235,9 +235,9 @@ class ModuleHost(GraphHost):
 
     def fold(self, expression: Expression, emitter: Emitting) -> fx.Node:
         leaves = sorted(expression.leaves, key=str)
-        key = self.frame.new_fold(expression, leaves, emitter)
+        key = self.builder.new_fold(expression, leaves, emitter)
         values = tuple(self.leaf(leaf) for leaf in leaves)
-        return self.call(kept.fold, self.frame.self_node, key, values)
+        return self.call(kept.fold, self.builder.self_node, key, values)
 
 
 class TurnedHost(ModuleHost):
@@ -260,13 +260,13 @@ class TurnedHost(ModuleHost):
 class RowsHost(ModuleHost):
     """For states that come as rows: the program sees [batch, length, features]."""
 
-    def __init__(self, frame: Frame, part: Part, current: fx.Node | None):
-        super().__init__(frame, part, current)
+    def __init__(self, builder: ForwardBuilder, part: Part, current: fx.Node | None):
+        super().__init__(builder, part, current)
         self.given: dict[fx.Node, fx.Node] = {}
         self.first: fx.Node | None = None
 
     def in_sequence(self, value: fx.Node) -> fx.Node:
-        like = self.frame.take(self.slots["sequences"])
+        like = self.builder.take(self.slots["sequences"])
         result = self.call(states.in_sequence, value, like)
         self.given[result] = value
         self.first = self.first or value
@@ -287,7 +287,7 @@ class RowsHost(ModuleHost):
         return self.call(states.as_given, value, self.first)
 
 
-def emitter_for(frame: Frame, part: Part, current: fx.Node | None) -> Emitter:
+def emitter_for(builder: ForwardBuilder, part: Part, current: fx.Node | None) -> Emitter:
     kind = TurnedHost if part.turned else ModuleHost
-    host = (RowsHost if "sequences" in dict(part.slots) else kind)(frame, part, current)
+    host = (RowsHost if "sequences" in dict(part.slots) else kind)(builder, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)

@@ -1,0 +1,54 @@
+"""The names that a spec's own expressions know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from surgery.language import syntax
+from surgery.language.diagnostics import error
+from surgery.language.source import Span
+from surgery.rules.conditions import Requirement
+from surgery.rules.evaluate import evaluate
+from surgery.rules.expression import (
+    Expression,
+)
+from surgery.rules.library import Scope
+from surgery.rules.ranges import unmet
+from surgery.rules.shapes import Shapes
+from surgery.rules.values import (
+    Closure,
+    Opaque,
+    Value,
+)
+
+
+@dataclass
+class Constants:
+    """The names a spec's own expressions know: its `let`s and the library."""
+
+    scope: Scope
+    values: dict[str, Value]
+    shapes: Shapes
+    path: str = ""
+    written: dict[str, Span] = field(default_factory=dict[str, Span])
+    """Where the values of `let`s stand."""
+
+    def lookup(self, name: str, span: Span) -> Value | None:
+        return self.values.get(name)
+
+    def known(self) -> list[str]:
+        return list(self.values)
+
+    def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
+        lets = dict.fromkeys(self.written[n] for n in syntax.mentioned(e) & self.written.keys())
+        return (e.span, *tuple(lets)[:2])
+
+    def demand(self, requirement: Requirement) -> None:
+        if requirement.condition.known is False:
+            raise unmet(requirement)
+
+    def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
+        raise error("S208", "a block is called inside a method", span)
+
+    def evaluate(self, e: syntax.Expression) -> Value:
+        return evaluate(e, self)
