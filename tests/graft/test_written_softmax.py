@@ -150,7 +150,13 @@ def of_squares(x: Tensor) -> Tensor:
     return e / e.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("form", [halved, over_queries, of_squares])
+def scaled_again(x: Tensor) -> Tensor:
+    """A mask behind the softmax, and weights that sum to one after it."""
+    weights = x.softmax(-1) * (x > -1)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("form", [halved, over_queries, of_squares, scaled_again])
 def test_what_is_no_softmax_of_keys_is_an_error(form: Form) -> None:
     module = randomise(Attention(form))
     with pytest.raises(SurgeryError, match="S415"):

@@ -98,7 +98,7 @@ class Trail(Generic[V]):
 
     def end(self, weights: V) -> None:
         """Go on with the ``weights`` of a softmax that was written out."""
-        self.written = None
+        self.written, self.aside = None, []
         self.places = [(weights, [], "")]
 
 
@@ -220,6 +220,9 @@ class Follower(Generic[V]):
             self.begin(call, value)
         if trail is None:
             return
+        if before is not None and trail.aside and self.rescales(trail, before, call):
+            self.leave(trail)
+            return
         if before is not None and value is not None:
             if call.kind == "setitem":
                 self.overwrite(trail, call, before, value)
@@ -227,8 +230,14 @@ class Follower(Generic[V]):
             if is_step(call.kind, call.args, call.kwargs, before.shape, value.shape):
                 trail.go(self.step(call, before, value), call.kind, before, value)
                 return
-        if (trail.scored is None or trail.written) and call.kind not in SCORED:
+        if call.kind not in SCORED:
             self.set_aside(trail, before, call, result)
+
+    def rescales(self, trail: Trail[V], before: V, call: FunctionCall[V]) -> bool:
+        """Whether weights are scaled by what was made of all of them: new keys had no share in that."""
+        if trail.scored is None or trail.written:
+            return False
+        return any(v is not before and among(v, trail.aside) for v in call.given)
 
     def set_aside(
         self, trail: Trail[V], before: V | None, call: FunctionCall[V], result: Any
