@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from surgery.graft.programs.classes import runs_layer
 from surgery.layers import Reads, kinds
 from surgery.layers.transposed import Transposed
 
@@ -65,7 +66,7 @@ def build(
     made: dict[str, nn.Module] = {}
     for node in graph.nodes:
         path = _layer_at(node, held, tensors)
-        if path is None:
+        if path is None or not runs_layer(node, classes.get(path)):
             continue
         layers[node] = path
         if path not in made:
