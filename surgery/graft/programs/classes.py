@@ -6,10 +6,12 @@ chooses experts with the result). A program has no more of a class than its name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
+from typing import cast
 
-from torch import fx, nn
+import torch.nn.functional as functional
+from torch import Tensor, fx, nn
 
 from surgery.layers import kinds
 
@@ -31,6 +33,19 @@ def runs_layer(node: fx.Node, cls: str | None) -> bool:
     code = node.meta.get("stack_trace") or ""
     files = [line.split('"')[1] for line in code.splitlines() if line.startswith('  File "')]
     return not files or PurePath(files[-1]).parts[-4:-1] == _LIBRARY
+
+
+def alike(path: str, cls: str | None, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module of no layer's class which does what `nn.Linear` does."""
+    name = (cls or "Module").rpartition(".")[2]
+    made: nn.Module = type(name, (nn.Module,), {"forward": _linear})()
+    for part in ("weight", "bias"):
+        made.register_parameter(part, cast("nn.Parameter | None", tensors.get(f"{path}.{part}")))
+    return made
+
+
+def _linear(self: nn.Module, x: Tensor) -> Tensor:
+    return functional.linear(x, self.get_parameter("weight"), self._parameters["bias"])
 
 
 def _below(cls: type) -> Iterator[type]:
