@@ -293,7 +293,11 @@ def _unreachable(edit: Edit) -> Exception:
             "runs whole reads it, or a function that does more",
             help="apply the spec to the model itself, and torch.export that",
         )
-    return error("S417", f"the traced graph never runs `{edit.site.name}`")
+    return error(
+        "S417",
+        f"the traced graph never runs `{edit.site.name}` as a layer",
+        help="apply the spec to the model itself, and torch.export that",
+    )
 
 
 class _NodeHost(Host):

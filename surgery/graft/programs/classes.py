@@ -13,7 +13,8 @@ from typing import cast
 import torch.nn.functional as functional
 from torch import Tensor, fx, nn
 
-from surgery.layers import kinds
+from surgery.layers import LINEAR, kinds
+from surgery.layers.kind import holding
 
 _LIBRARY = ("torch", "nn", "modules")
 
@@ -27,9 +28,9 @@ def runs_layer(node: fx.Node, cls: str | None) -> bool:
     names = {name for kind in kinds() if node.target in kind.exported for name in kind.class_names}
     if cls is None or cls in names:
         return True
-    found = next((c for c in _below(nn.Module) if _name(c) == cls), None)
-    if found is not None:
-        return any(_name(base) in names for base in found.__mro__)
+    bases = _bases(cls)
+    if bases:
+        return not names.isdisjoint(bases)
     code = node.meta.get("stack_trace") or ""
     files = [line.split('"')[1] for line in code.splitlines() if line.startswith('  File "')]
     return not files or PurePath(files[-1]).parts[-4:-1] == _LIBRARY
@@ -46,6 +47,26 @@ def alike(path: str, cls: str | None, tensors: Mapping[str, Tensor]) -> nn.Modul
 
 def _linear(self: nn.Module, x: Tensor) -> Tensor:
     return functional.linear(x, self.get_parameter("weight"), self._parameters["bias"])
+
+
+def unread(path: str, cls: str, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    """The linear layer at ``path`` whose weight no layer's function reads, so that specs find it.
+
+    Falcon: its linear layers multiply with the transposed weight. What is applied there is refused.
+    """
+    weight, bias = (tensors.get(f"{path}.{name}") for name in ("weight", "bias"))
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        return None
+    if LINEAR.class_names.isdisjoint((cls, *_bases(cls))):
+        return None
+    made = nn.Linear(*weight.shape[::-1], bias=bias is not None, device="meta")
+    return holding(made, weight, cast("nn.Parameter | None", bias))
+
+
+def _bases(cls: str) -> list[str]:
+    """The names of the class ``cls`` and of its bases, if this process has it."""
+    found = next((c for c in _below(nn.Module) if _name(c) == cls), None)
+    return [] if found is None else [_name(base) for base in found.__mro__]
 
 
 def _below(cls: type) -> Iterator[type]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from surgery.graft.programs.classes import alike, runs_layer
+from surgery.graft.programs.classes import alike, runs_layer, unread
 from surgery.layers import Reads, kinds
 from surgery.layers.transposed import Transposed
 
@@ -75,6 +75,9 @@ def build(
             layers[node] = path
             if path not in made:
                 made[path] = _layer(node, path, tensors, cls) if own else alike(path, cls, tensors)
+    for path, cls in classes.items():
+        if path not in made and (layer := unread(path, cls, tensors)) is not None:
+            made[path] = _called(layer, cls)
     # Modules stand in the order of their parameters, as in the model.
     for path in dict.fromkeys([*(n.rpartition(".")[0] for n in tensors), *classes]):
         if path:
@@ -129,7 +132,11 @@ def _layer(node: fx.Node, path: str, tensors: Mapping[str, Tensor], cls: str | N
     assert reads is not None
     biased = reads.bias is not None and _argument(node, reads.bias) is not None
     bias = tensors[f"{path}.bias"] if biased else None
-    made = reads.make(partial(_argument, node), tensors[f"{path}.weight"], bias)
+    return _called(reads.make(partial(_argument, node), tensors[f"{path}.weight"], bias), cls)
+
+
+def _called(made: nn.Module, cls: str | None) -> nn.Module:
+    """``made``, of a class that has the last name of ``cls``."""
     name = (cls or "").rpartition(".")[2]
     if name and name != type(made).__name__ and not isinstance(made, Transposed):
         made.__class__ = _named(name, type(made))
