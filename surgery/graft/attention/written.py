@@ -12,14 +12,24 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
 from surgery.anatomy.site import Core
-from surgery.graft.attention.axes import beside, joined, spread
 from surgery.graft.attention.cores import ProgramCore
+from surgery.graft.attention.headed import (
+    behind,
+    by_heads,
+    first_of,
+    in_place,
+    none_of,
+    repeated_as,
+    rest_of,
+    scaled,
+    viewed_as,
+    with_new,
+)
 from surgery.graft.graphs.emit import Emitter
 from surgery.language.diagnostics import error
 from surgery.rules.expression import Expression
@@ -210,8 +220,8 @@ class _Writing:
         fresh, rest = None, found.softmax
         if count:
             users = list(found.softmax.users)
-            fresh = self.call(after, _first, found.softmax, count)
-            rest = self.call(after, _rest, found.softmax, count)
+            fresh = self.call(after, first_of, found.softmax, count)
+            rest = self.call(after, rest_of, found.softmax, count)
             for user in users:
                 user.replace_input_with(found.softmax, rest)
         ahead = self.emitting({}, found.weighed.prev)
@@ -247,7 +257,7 @@ class _Writing:
         given = known if self.own or not count else self.call(at, none_of, known)
         made = self.emitted(at, self.program.operands[name], given)
         if self.own or not count:
-            own = self.call(at, _behind, made, count)
+            own = self.call(at, behind, made, count)
             own = self.call(at, in_place, own, operand, other, name, self.heads, 0)
             product.replace_input_with(operand, own)
         if not count:
@@ -278,70 +288,3 @@ class _Writing:
                 new = self.call(at, repeated_as, new, node)
             before = node
         return new
-
-
-def by_heads(operand: Tensor, other: Tensor, role: str, heads: tuple[int, int]) -> Tensor:
-    """An operand of a product, or its result, as [batch, heads, length, features]."""
-    return spread(operand.permute(_order(operand, other, role, heads[1])), heads[0])
-
-
-def none_of(operand: Tensor) -> Tensor:
-    """No keys, of the form of those in ``operand``."""
-    return operand[:, :, :0]
-
-
-def in_place(
-    made: Tensor, operand: Tensor, other: Tensor, role: str, heads: tuple[int, int], count: int
-) -> Tensor:
-    """What was made of ``operand`` with four axes, with its own; of ``count`` new ones, the first."""
-    order = _order(operand, other, role, heads[1])
-    back = tuple(order.index(axis) for axis in range(len(order)))
-    made = made.to(operand.dtype)
-    if count:
-        return beside(made[:, :, :count], operand.dim()).permute(back)
-    return joined(made, [operand.shape[axis] for axis in order]).permute(back)
-
-
-def _order(operand: Tensor, other: Tensor, role: str, heads_at: int) -> Order:
-    if role in ("query", "key"):
-        ranks = (operand.dim(), other.dim()) if role == "query" else (other.dim(), operand.dim())
-        scored = scoring(None, ranks, heads_at)
-        assert scored is not None
-        return scored.query if role == "query" else scored.key
-    weighed = weighing(None, (other.dim(), operand.dim()), 1, heads_at)
-    assert weighed is not None
-    return weighed.value if role == "value" else weighed.result
-
-
-def viewed_as(new: Tensor, like: Tensor) -> Tensor:
-    """``new`` scores with the axes that those of the model's own keys have after a view."""
-    return new.reshape(*like.shape[:-1], new.shape[-1])
-
-
-def repeated_as(new: Tensor, like: Tensor) -> Tensor:
-    """``new`` scores, to which nothing is joined: a mask and a bias are of the model's own keys."""
-    return new.expand(*like.shape[:-1], new.shape[-1])
-
-
-def scaled(new: Tensor, factor: Any, like: Tensor, divides: bool) -> Tensor:
-    """``new`` scores scaled as the own ones are, unless each key has a factor of its own."""
-    if isinstance(factor, Tensor) and factor.dim() and factor.shape[-1] != 1:
-        return repeated_as(new, like)
-    return new / factor if divides else new * factor
-
-
-def with_new(new: Tensor, own: Tensor) -> Tensor:
-    """The scores of ``new`` and of the model's ``own`` keys."""
-    return torch.cat([new.expand(*own.shape[:-1], new.shape[-1]).to(own.dtype), own], -1)
-
-
-def _first(weights: Tensor, count: int) -> Tensor:
-    return weights[..., :count]
-
-
-def _rest(weights: Tensor, count: int) -> Tensor:
-    return weights[..., count:]
-
-
-def _behind(operand: Tensor, count: int) -> Tensor:
-    return operand[:, :, count:]

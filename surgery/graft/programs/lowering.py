@@ -144,7 +144,8 @@ class _Lowering:
             if node.op != "placeholder":
                 continue
             self.copied[node.name] = made = self.graph.node_copy(node)
-            self.named(made, node.name)
+            # Also a name that fx would not give: `input`.
+            made.name = node.name
             if node.name in self.held:
                 self.places[self.held[node.name]] = made
             for spec in (s for s in self.source.inputs if s.arg.name == node.name):
@@ -181,7 +182,7 @@ class _Lowering:
         setattr(self.root, name, value)
         made = self.graph.get_attr(name)
         made.meta = dict(self.base[origin].meta)
-        self.named(made, origin)
+        made.name = origin
         return made
 
     # Nodes of the base
@@ -194,7 +195,7 @@ class _Lowering:
         origin = self.base[node.meta[ORIGIN]]
         mine = self.operands(node, origin)
         made = self.graph.node_copy(origin, lambda n: mine[n])
-        self.named(made, origin.name)
+        made.name = origin.name
         made.meta = dict(origin.meta)
         self.copied[origin.name] = made
         if [n.name for n in made.all_input_nodes] != [n.name for n in origin.all_input_nodes]:
@@ -216,10 +217,6 @@ class _Lowering:
             return {**found, origin.args[reads.input]: self.env[node.args[0]]}  # type: ignore[dict-item,index]
         pairs = zip(values_of(origin), values_of(node), strict=True)
         return {a: self.env[b] for a, b in pairs if isinstance(a, fx.Node)}
-
-    def named(self, node: fx.Node, name: str) -> None:
-        """Let a node of the base keep its ``name``, also one that fx would not give: `input`."""
-        node.name = name
 
     # What was added
 
