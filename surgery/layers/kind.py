@@ -70,6 +70,11 @@ class LayerKind:
     """The functions of exported programs that such layers become."""
 
     @property
+    def class_names(self) -> frozenset[str]:
+        """The full names of the classes."""
+        return frozenset(_full_name(c) if isinstance(c, type) else c for c in self.classes)
+
+    @property
     def straight(self) -> frozenset[str]:
         """Those of them that a forward of a layer's own may give the weight to as it is held."""
         return frozenset(self.products)
@@ -213,7 +218,7 @@ def register(kind: LayerKind) -> LayerKind:
         SurgeryError: S450 if its name, or one of its classes, is another kind's.
 
     """
-    full = [_full_name(cls) if isinstance(cls, type) else cls for cls in kind.classes]
+    full = sorted(kind.class_names)
     for known in (_KINDS.get(kind.name), *(_CLASSES.get(name) for name in full)):
         if known is not None and _full_name(type(known)) != _full_name(type(kind)):
             raise error(

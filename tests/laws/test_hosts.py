@@ -41,6 +41,7 @@ SPECS = {
     "t5": ["on attention.cross apply prefix(2) on q|v apply lora(2)", "on mlp parallel adapter(2)"],
 }
 QUICK = ("nanogpt", "resnet", "mixer", "llama", "bert")
+QUICK_PROGRAMS = ("nanogpt", "bert")
 MERGING = ("lora", "dora", "ia3", "vera", "shift", "lokr")
 
 
@@ -53,7 +54,8 @@ def _cases(merging: bool = False) -> list[object]:
             for i, spec in enumerate(specs):
                 if merging and not any(method in spec for method in MERGING):
                     continue
-                slow = name not in QUICK or (host == "program" and i > 0)
+                quick = QUICK if host != "program" else QUICK_PROGRAMS
+                slow = name not in quick or (host == "program" and i > 0)
                 marks = (pytest.mark.slow,) if slow else ()
                 found.append(pytest.param(host, name, spec, marks=marks, id=f"{host}-{name}-{i}"))
     return found
@@ -129,7 +131,13 @@ def nodes_of(program: torch.export.ExportedProgram) -> list[str]:
     return [re.sub(r"%submod_\d+", "%submod", text) for text in texts]
 
 
-@pytest.mark.parametrize(("name", "spec"), [("llama", "unipelt"), ("bert", SPECS["bert"][0])])
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        pytest.param("llama", "unipelt", marks=pytest.mark.slow, id="llama"),
+        pytest.param("bert", SPECS["bert"][0], id="bert"),
+    ],
+)
 def test_a_program_is_a_value_that_torch_saves(name: str, spec: str) -> None:
     host = Exported(SUBJECTS[name])
     given = host.model
@@ -149,6 +157,7 @@ def test_a_program_is_a_value_that_torch_saves(name: str, spec: str) -> None:
     assert nodes_of(host.model) == nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "length"), [(1, 6), (1, 2), (5, 9)])
 def test_dynamic_sizes_stay_dynamic(batch: int, length: int) -> None:
     host, eager = Exported(SUBJECTS["llama"]), host_of("eager", "llama")
@@ -262,3 +271,22 @@ def test_an_adapted_program_that_is_exported_again_is_a_base() -> None:
     removed = surgery.remove(saved(again))
     assert torch.equal(removed.module()(x), expected)
     assert nodes_of(removed) == nodes_of(base) == nodes
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # AOTInductor's own
+def test_an_adapted_program_becomes_a_package_of_its_own(tmp_path: Path) -> None:
+    """AOTInductor compiles it for machines without Python."""
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4))
+    x = torch.randn(3, 8)
+    program = surgery.apply(torch.export.export(layers, (x,)), "on Linear apply lora(2)", seed=0)
+    with torch.no_grad():
+        for value in surgery.trainable(program).values():
+            value.normal_()
+        adapted = program.module()(x)
+        assert not torch.allclose(adapted, layers(x))
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "adapted.pt2")
+        )
+        compiled = torch._inductor.aoti_load_package(path)
+        torch.testing.assert_close(compiled(x), adapted)

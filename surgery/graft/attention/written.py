@@ -18,7 +18,7 @@ from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.operators import kind
 from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
 from surgery.graft.attention.cores import ProgramCore
-from surgery.graft.attention.matching import (
+from surgery.graft.attention.headed import (
     behind,
     by_heads,
     first_of,

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from surgery.graft.programs.classes import alike, runs_layer, unread
 from surgery.layers import Reads, kinds
 from surgery.layers.transposed import Transposed
 
@@ -67,9 +69,15 @@ def build(
         path = _layer_at(node, held, tensors)
         if path is None:
             continue
-        layers[node] = path
-        if path not in made:
-            made[path] = _layer(node, path, tensors, classes.get(path))
+        cls = classes.get(path)
+        own = runs_layer(node, cls)
+        if own or _alone(graph, node, path):
+            layers[node] = path
+            if path not in made:
+                made[path] = _layer(node, path, tensors, cls) if own else alike(path, cls, tensors)
+    for path, cls in classes.items():
+        if path not in made and (layer := unread(path, cls, tensors)) is not None:
+            made[path] = _called(layer, cls)
     # Modules stand in the order of their parameters, as in the model.
     for path in dict.fromkeys([*(n.rpartition(".")[0] for n in tensors), *classes]):
         if path:
@@ -124,11 +132,22 @@ def _layer(node: fx.Node, path: str, tensors: Mapping[str, Tensor], cls: str | N
     assert reads is not None
     biased = reads.bias is not None and _argument(node, reads.bias) is not None
     bias = tensors[f"{path}.bias"] if biased else None
-    made = reads.make(partial(_argument, node), tensors[f"{path}.weight"], bias)
+    return _called(reads.make(partial(_argument, node), tensors[f"{path}.weight"], bias), cls)
+
+
+def _called(made: nn.Module, cls: str | None) -> nn.Module:
+    """``made``, of a class that has the last name of ``cls``."""
     name = (cls or "").rpartition(".")[2]
     if name and name != type(made).__name__ and not isinstance(made, Transposed):
         made.__class__ = _named(name, type(made))
     return made
+
+
+def _alone(graph: fx.Graph, node: fx.Node, path: str) -> bool:
+    """Whether the module at ``path`` does what `nn.Linear` does, as ``node``, and nothing else."""
+    inside = [n for n in graph.nodes if path in {p.partition("@")[0] for p in stack_of(n)}]
+    same = all((n.target, n.args[1:]) == (node.target, node.args[1:]) for n in inside)
+    return node.target is torch.ops.aten.linear.default and bool(inside) and same
 
 
 def _put(

@@ -1,4 +1,4 @@
-"""New keys and values brought into the form of the operands that a model has multiplied."""
+"""What nodes compute around an attention that is written out: operands by heads, new keys beside own."""
 
 from __future__ import annotations
 

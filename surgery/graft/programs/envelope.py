@@ -1,0 +1,50 @@
+"""What a program has around its graph: tensors by name, results, and the calls of modules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram, ModuleCallEntry
+from torch.export.graph_signature import OutputSpec
+
+
+def calls_in(graph: fx.Graph, program: ExportedProgram) -> list[ModuleCallEntry]:
+    """What the program says of the calls of modules; where a value has become another, no more."""
+    names = {n.name for n in graph.nodes}
+    entries: list[ModuleCallEntry] = []
+    for entry in program.module_call_graph:
+        signature = entry.signature
+        if signature is not None:
+            given, made = [*signature.inputs], [*signature.outputs]
+            known = all(getattr(a, "name", None) in {None, "", *names} for a in (*given, *made))
+            signature = replace(signature, inputs=given, outputs=made) if known else None
+        entries.append(replace(entry, signature=signature))
+    return entries
+
+
+def tensors_of(model: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
+    """Parameters and buffers by name, in objects of their own.
+
+    Parameters that train are in memory of their own; what is frozen shares that of the program given.
+    """
+    given = {_memory(t) for t in program.state_dict.values()}
+    made: dict[int, nn.Parameter] = {}
+    found: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in made:
+            shared = parameter.requires_grad and _memory(parameter) in given
+            made[id(parameter)] = nn.Parameter(parameter.detach().clone()) if shared else parameter
+        found[name] = made[id(parameter)]
+    return found
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def renamed(spec: OutputSpec, node: Any) -> OutputSpec:
+    if isinstance(node, fx.Node) and hasattr(spec.arg, "name"):
+        return replace(spec, arg=replace(spec.arg, name=node.name))
+    return spec
