@@ -22,7 +22,6 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from surgery.graft.completing import ORIGINAL
 from surgery.graft.graph_host import ORIGIN
 from surgery.graft.programs.additions import additions
 from surgery.graft.programs.envelope import calls_in, renamed, tensors_of
@@ -91,7 +90,6 @@ class _Lowering:
 
     def __init__(self, model: fx.GraphModule, source: Source):
         self.model = model
-        self.original: fx.Graph = model.__dict__.get(ORIGINAL, model.graph)
         self.source = source
         self.base = {node.name: node for node in source.graph.nodes}
         self.held = source.held
@@ -112,12 +110,7 @@ class _Lowering:
     def written(self) -> fx.Graph:
         """The whole graph."""
         self.inputs()
-        layers = {
-            str(n.target): self.base[n.meta[ORIGIN]]
-            for n in self.original.nodes
-            if n.op == "call_module"
-        }
-        for node in opened(self.model, layers, self.is_of_base).nodes:
+        for node in opened(self.model, self.base, self.is_of_base).nodes:
             if node.op == "placeholder":
                 self.env[node] = self.copied[node.meta[ORIGIN]]
             elif node.op == "get_attr":

@@ -7,19 +7,23 @@ from typing import Any
 
 from torch import fx
 
+from surgery.graft.completing import ORIGINAL
 from surgery.graft.graph_host import ORIGIN
 from surgery.graft.programs.modules import reads_of
 
 
 def opened(
-    model: fx.GraphModule, origins: Mapping[str, fx.Node], is_of_base: Callable[[fx.Node], bool]
+    model: fx.GraphModule, base: Mapping[str, fx.Node], is_of_base: Callable[[fx.Node], bool]
 ) -> fx.Graph:
     """The model's graph, where layers run once more, or with a bias they have got, as functions.
 
-    ``origins`` are the functions that layers are in the base, by the paths of these.
+    ``base`` has the nodes of the base by name.
     """
     graph = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
+    original: fx.Graph = model.__dict__.get(ORIGINAL, model.graph)
+    calls = (n for n in original.nodes if n.op == "call_module")
+    origins = {str(n.target): base[n.meta[ORIGIN]] for n in calls}
     for node in model.graph.nodes:
         if node.op == "call_module" and not is_of_base(node):
             known[node] = _layer(model, graph, node, known[node.args[0]], origins)
