@@ -22,7 +22,7 @@ from torch.export.graph_signature import (
 )
 from torch.utils import _pytree as pytree
 
-from surgery.graft.graph_host import ORIGIN
+from surgery.graft.graph_writer import ORIGIN
 from surgery.graft.programs.additions import additions
 from surgery.graft.programs.envelope import calls_in, renamed, tensors_of
 from surgery.graft.programs.modules import reads_of

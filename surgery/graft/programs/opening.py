@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from surgery.graft.completing import ORIGINAL
-from surgery.graft.graph_host import ORIGIN
+from surgery.graft.graph_writer import ORIGIN
 from surgery.graft.programs.modules import reads_of
 
 

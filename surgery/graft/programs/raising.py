@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from surgery.graft.graph_host import ORIGIN
+from surgery.graft.graph_writer import ORIGIN
 from surgery.graft.programs.modules import build, parameters_of, reads_of, stack_of
 
 

@@ -1,0 +1,245 @@
+"""Methods written as nodes of a graph, behind the calls and flattened modules that they change."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import fx
+
+from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.lift import ModuleRef
+from surgery.anatomy.site import Port, Tokens, covers
+from surgery.graft.attention.nodes import change_core, core_node
+from surgery.graft.attention.written import WrittenOut, change_written
+from surgery.graft.graphs.emit import Emitter
+from surgery.graft.graphs.states import check_dims, check_rank
+from surgery.graft.node_host import NodeHost
+from surgery.graft.sites import SiteMethods
+from surgery.graft.tokens.nodes import write_tokens
+from surgery.language.diagnostics import error
+from surgery.layers.kind import named_rank
+from surgery.planning.edit import Edit
+from surgery.rules.expression import Expression
+from surgery.rules.prompts import token_change
+
+_STACK = "nn_module_stack"
+_LINEAR = (functional.linear, torch.ops.aten.linear.default)
+ORIGIN = "surgery_origin"
+"""Under which a node's meta has the name of the node that it is in an exported program."""
+
+
+class GraphWriter:
+    """A graph being rewritten, and which flattened modules each node came from."""
+
+    def __init__(
+        self, model: fx.GraphModule, graph: fx.Graph, stack_of: dict[fx.Node, tuple[ModuleRef, ...]]
+    ):
+        self.model = model
+        self.graph = graph
+        self.stack_of = stack_of
+        self.added: set[fx.Node] = set()
+        self.run: tuple[ModuleRef, ...] = ()
+        """The call of flattened modules that is being rewritten: those around what is written."""
+
+    def write(self, site: SiteMethods) -> None:
+        """Write what ``site`` has, in each call of its module."""
+        for run in self.runs(site):
+            self.run = run
+            self.write_run(site)
+            if site.first.layer:
+                break
+        self.run = ()
+
+    def runs(self, site: SiteMethods) -> list[tuple[ModuleRef, ...]]:
+        """The calls of the flattened modules that hold all of ``site``; one where none was flattened."""
+        where = site.first.site
+        paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
+        found: dict[tuple[ModuleRef, ...], None] = {}
+        for node in self.graph.nodes:
+            around = self.stack_of.get(node, ())
+            if any(covers(paths[-1], frame.path) for frame in around) or (
+                node.op == "call_module" and covers(paths[-1], str(node.target))
+            ):
+                holding = [f for f in around if all(covers(f.path, path) for path in paths)]
+                found[tuple(holding)] = None
+        return list(found) or [()]
+
+    def write_run(self, site: SiteMethods) -> None:
+        edit = site.first
+        if edit.site.tokens is not None:
+            self.emit_tokens(site, edit, edit.site.tokens)
+            return
+        calls = self.calls(edit) if edit.layer else []
+        if edit.layer and not calls:
+            raise _unreachable(edit)
+        core = site.core
+        if core is not None:
+            inside = self.inside(core.path)
+            for one, found in [(c, core_node(self.model, inside, c)) for c in core.each]:
+                if isinstance(found, WrittenOut):
+                    self.emit_written(site, edit, one, found)
+                else:
+                    self.emit_core(site, edit, found)
+        if core is None or site.program.changes_result:
+            for node in calls or [self.output(edit.site.exit)]:
+                self.emit(site, edit, node)
+
+    def emit_tokens(self, site: SiteMethods, edit: Edit, tokens: Tokens) -> None:
+        before = set(self.graph.nodes)
+        inner = self.output(Port(tokens.embedding, "output"))
+        host = NodeHost(self, site, edit, inner)
+
+        def emitting(behind: fx.Node) -> Emitter:
+            one = copy.copy(host)
+            one.last = behind
+            return Emitter(one, None, edit.sizes)
+
+        change = token_change(site.program.result, edit.sizes)
+        write_tokens(self.model, tokens, change, emitting, self.output)
+        self.note(before, inner)
+
+    def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
+        before = set(self.graph.nodes)
+        users = list(node.users)
+        host = NodeHost(self, site, edit, node)
+        host.last = node.prev
+        host.start()
+
+        def emitter(known: dict[Expression, Any]) -> Emitter:
+            if node in known.values():
+                host.last = node
+            return Emitter(host, None, edit.sizes, known=known)
+
+        result = change_core(node, site.program, emitter)
+        self.note(before, node)
+        for user in users:
+            if result is not node:
+                user.replace_input_with(node, result)
+
+    def emit_written(
+        self, site: SiteMethods, edit: Edit, core: AttentionCore, found: WrittenOut
+    ) -> None:
+        before = set(self.graph.nodes)
+        host = NodeHost(self, site, edit, found.product)
+
+        def emitting(known: dict[Expression, Any], behind: fx.Node) -> Emitter:
+            one = copy.copy(host)
+            one.last = behind
+            one._attributes = {}
+            return Emitter(one, None, edit.sizes, known=known)
+
+        host.last = found.product.prev
+        host.start()
+        change_written(self.model, core, found, site.program, emitting)
+        self.note(before, found.softmax)
+
+    def calls(self, edit: Edit) -> list[fx.Node]:
+        """The nodes that run the layer of ``edit``: its calls, or functions of its weight."""
+        assert edit.layer is not None
+        path, weight = edit.site.exit.path, edit.layer.weight
+        name = f"{path}.{weight}" if path else weight
+        readers: list[fx.Node] = []
+        for node in self.graph.nodes:
+            if node in self.added:
+                continue
+            if node.op == "call_module" and node.target == path and weight == "weight":
+                readers.append(node)
+            elif node.op == "get_attr" and node.target == name:
+                readers += [user for user in node.users if user not in self.added]
+        return (
+            readers
+            if all(node.op == "call_module" or _multiplies(node) for node in readers)
+            else []
+        )
+
+    def inside(self, path: str) -> list[fx.Node]:
+        """The nodes that came from the flattened module at ``path``, in the call that is rewritten."""
+        run = tuple(frame for frame in self.run if covers(frame.path, path))
+        return [
+            n
+            for n in self.graph.nodes
+            if self.stack_of.get(n, ())[: len(run)] == run
+            and (
+                not path
+                or any(covers(path, frame.path) for frame in self.stack_of.get(n, ()))
+                or (n.op == "call_module" and covers(path, str(n.target)))
+            )
+        ]
+
+    def input(self, port: Port) -> fx.Node:
+        """The node whose value enters at ``port``."""
+        nodes = self.inside(port.path)
+        own = set(nodes)
+        for node in nodes:
+            for source in node.all_input_nodes:
+                if (
+                    source not in own
+                    and source.op != "get_attr"
+                    and source not in self.added_params
+                ):
+                    return source
+        raise error("S417", f"nothing enters `{port.path}` in the traced graph")
+
+    @property
+    def added_params(self) -> set[fx.Node]:
+        return {n for n in self.added if n.op == "get_attr"}
+
+    def output(self, port: Port) -> fx.Node:
+        """The node whose value leaves at ``port``."""
+        nodes = self.inside(port.path)
+        own = set(nodes)
+        leaving = [n for n in nodes if any(user not in own for user in n.users)]
+        if not leaving:
+            raise error("S417", f"nothing leaves `{port.path}` in the traced graph")
+        return leaving[-1]
+
+    def emit(self, site: SiteMethods, edit: Edit, base: fx.Node) -> None:
+        before = set(self.graph.nodes)
+        users = list(base.users)
+        host = NodeHost(self, site, edit, base)
+        states = edit.site.states
+        emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
+        with self.graph.inserting_after(base):
+            host.start()
+            rank = named_rank(site.program.named_dims, edit.layer)
+            if rank is not None and states.sequences is None:
+                host.x = host.call(check_rank, host.x, rank, f"`{edit.site.name}`")
+            elif edit.layer is None and states.features == "first" and states.rank:
+                host.x = host.call(check_dims, host.x, states.rank, f"`{edit.site.name}`")
+            result = host.leave(emitter.emit(site.program.result))
+        self.note(before, base)
+        for user in users:
+            user.replace_input_with(base, result)
+
+    def note(self, before: set[fx.Node], beside: fx.Node) -> None:
+        """New nodes came from the module that ``beside`` came from."""
+        fresh = set(self.graph.nodes) - before
+        self.added |= fresh
+        for node in fresh:
+            self.stack_of[node] = self.stack_of.get(beside, ())
+            node.meta.pop(ORIGIN, None)
+            if _STACK in beside.meta:
+                node.meta[_STACK] = beside.meta[_STACK]
+
+
+def _multiplies(node: fx.Node) -> bool:
+    """Whether ``node`` gives x Wᵀ + b, with W its second argument and nothing else done to it."""
+    return node.target in _LINEAR and isinstance(node.args[1], fx.Node)
+
+
+def _unreachable(edit: Edit) -> Exception:
+    if edit.layer and edit.layer.read:
+        return error(
+            "S417",
+            f"in the traced graph nothing multiplies with `{edit.site.whole}` alone: a module that it "
+            "runs whole reads it, or a function that does more",
+            help="apply the spec to the model itself, and torch.export that",
+        )
+    return error(
+        "S417",
+        f"the traced graph never runs `{edit.site.name}` as a layer",
+        help="apply the spec to the model itself, and torch.export that",
+    )
