@@ -23,7 +23,6 @@ ARCHITECTURES = [
     "causal/deepseek_v3",
     "causal/xlnet",
     "causal/gpt_oss",
-    "causal/gemma3n",
     "causal/zamba2",
     "classification/deberta",
     "classification/longformer",

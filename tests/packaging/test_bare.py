@@ -56,10 +56,10 @@ from pathlib import Path
 
 from surgery.cli.checking import check_file, report
 from surgery.language.format import format_text
-from surgery.language.source import Source
+from surgery.language.source import SourceText
 
 folder = Path(sys.argv[1])
-files = [Source(str(p), p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.peft"))]
+files = [SourceText(str(p), p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.peft"))]
 checked = [check_file(source, folder) for source in files]
 assert report(checked).endswith("no errors."), report(checked)
 assert all(format_text(source.text) == source.text for source in files)
