@@ -16,43 +16,31 @@ from typing import Any
 import torch
 from torch._dynamo.eval_frame import skip_code
 
-from surgery.anatomy.roles import follower, softmaxes
-from surgery.graft import channel, hooks
-from surgery.graft.attention import (
-    axes,
-    calls,
-    flex,
-    interfaces,
-    masks,
-    products,
-    reroute,
-    running,
-    steps,
-    windows,
-)
 from surgery.graft.attention.attending import attending as attending_compiled
-from surgery.huggingface import flash_attention
+from surgery.graft.channel import read_now
 
 _compiler: Any = torch.compiler
-look = _compiler.disable(channel.read_now)
+look = _compiler.disable(read_now)
 attending = _compiler.disable(attending_compiled)
 
+# By their names: the last one stands above, and imports this file when it is compiled.
 _MODULES = (
-    channel,
-    hooks,
-    follower,
-    softmaxes,
-    flash_attention,
-    axes,
-    calls,
-    flex,
-    interfaces,
-    masks,
-    products,
-    reroute,
-    running,
-    steps,
-    windows,
+    "surgery.graft.channel",
+    "surgery.graft.hooks",
+    "surgery.anatomy.roles.follower",
+    "surgery.anatomy.roles.softmaxes",
+    "surgery.huggingface.flash_attention",
+    "surgery.graft.attention.axes",
+    "surgery.graft.attention.calls",
+    "surgery.graft.attention.flex",
+    "surgery.graft.attention.interfaces",
+    "surgery.graft.attention.masks",
+    "surgery.graft.attention.products",
+    "surgery.graft.attention.reroute",
+    "surgery.graft.attention.running",
+    "surgery.graft.attention.steps",
+    "surgery.graft.attention.windows",
+    "surgery.graft.passing",
 )
 
 
@@ -66,8 +54,6 @@ def _codes(space: Any, home: str) -> Iterator[CodeType]:
             yield from _codes(value, home)
 
 
-# This one stands above: when it is compiled it imports what is here. So it is told of by its name.
-_ABOVE = import_module("surgery.graft.passing")
-for _module in (*_MODULES, _ABOVE):
-    for _code in _codes(_module, _module.__name__):
+for _name in _MODULES:
+    for _code in _codes(import_module(_name), _name):
         skip_code(_code)
