@@ -16,6 +16,8 @@ from surgery.graft import merge as merging
 from surgery.promises import lasting
 from surgery.promises import merging as promised
 from surgery.promises.keeping import checksums
+from surgery.promises.verdicts import SIGNS
+from surgery.reports.terminal import painted
 from tests.cli.toy import model
 from tests.models import build
 
@@ -196,3 +198,7 @@ def test_as_json():
     assert data["ok"]
     assert [p["promise"] for p in data["promises"]] == [v.promise for v in found.verdicts]
     assert copy.copy(found).summary == data["summary"]
+
+
+def test_every_outcome_has_its_colour() -> None:
+    assert all(painted(f"{sign}  names stay").spans for sign in SIGNS.values())

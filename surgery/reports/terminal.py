@@ -16,6 +16,7 @@ _SIGNS = {
     "…": "dim",
     "ok": "green",
     "broken": "bold red",
+    "failed": "bold red",
     "note:": "cyan",
     "Plan:": "bold",
     "Difference:": "bold",
