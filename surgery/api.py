@@ -22,7 +22,7 @@ from surgery.anatomy.site import Site
 from surgery.graft import apply as grafting
 from surgery.graft.base import Match
 from surgery.graft.folding import FoldReport, fold_specs
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.graft.load import load_adapter
 from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import save_adapter
@@ -125,7 +125,7 @@ def select(
 
     """
     model = model_of(model)
-    with host_of(model).detached(model):
+    with detached(model):
         found = select_sites(model, selector, lambda: read(model, example_inputs))
     warn(*map(render, found.warnings))
     return list(found.sites)

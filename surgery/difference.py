@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -17,18 +16,15 @@ from surgery.reports.comparison_text import Compared, training_changes
 from surgery.reports.context import ModelContext, context_of
 from surgery.reports.diff_markdown import markdown_of
 from surgery.reports.diff_text import closing, notes_of, text_of, warning_text
-from surgery.reports.dot import dot_of
 from surgery.reports.drawing import Drawing
 from surgery.reports.entries import Entry, entries_of
 from surgery.reports.marks import marks_of_comparison, marks_of_plan
-from surgery.reports.page import page_of
+from surgery.reports.report import DrawnReport
 from surgery.reports.subject import Subject
 from surgery.reports.summary import Summary, summary_of
-from surgery.reports.terminal import painted
 from surgery.reports.training import Parameters, shape_of, training_of
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from torch.export import ExportedProgram
 
 VERSION = 1
@@ -107,7 +103,7 @@ def diff(
 
 
 @dataclass(frozen=True)
-class Diff:
+class Diff(DrawnReport):
     """A plan as a report: ``str()``, in colour by rich, or in one of the forms below."""
 
     plan: Plan
@@ -137,9 +133,6 @@ class Diff:
     def __str__(self) -> str:
         return text_of(self.plan, self.context, self.entries, self.training, self.summary)
 
-    def __rich__(self) -> Text:
-        return painted(str(self))
-
     def as_markdown(self) -> str:
         """For the description of a pull request: a table, with the details folded away."""
         return markdown_of(self.plan, self.context, self.entries, self.training, self.summary)
@@ -153,24 +146,6 @@ class Diff:
         remarks = [*notes, *map(warning_text, self.plan.warnings)]
         facts = [f"{self.plan.spec.name}", *closing(self.summary)]
         return self.subject.drawing(facts, remarks, sites, marks, _shapes(self.plan))
-
-    def as_dot(self) -> str:
-        """The changed model as a graph in the DOT language of Graphviz.
-
-        Raises:
-            SurgeryError: S560 if the model has other parameters by now.
-
-        """
-        return dot_of(self.drawing)
-
-    def as_html(self) -> str:
-        """The changed model as one HTML file, in which modules fold; it loads nothing from elsewhere.
-
-        Raises:
-            SurgeryError: S560 if the model has other parameters by now.
-
-        """
-        return page_of(self.drawing)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
@@ -192,13 +167,9 @@ class Diff:
             ],
         }
 
-    def as_json(self) -> str:
-        """:meth:`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
-
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(DrawnReport):
     """What changes in a model when the spec of ``before`` gives way to that of ``after``."""
 
     before: Plan
@@ -224,9 +195,6 @@ class Comparison:
     def __str__(self) -> str:
         return self.compared.text()
 
-    def __rich__(self) -> Text:
-        return painted(str(self))
-
     def as_markdown(self) -> str:
         """For the description of a pull request."""
         return self.compared.markdown()
@@ -240,32 +208,10 @@ class Comparison:
         facts = [" → ".join(names), self.compared.summary]
         return self.subject.drawing(facts, (), sites, marks, _shapes(self.before))
 
-    def as_dot(self) -> str:
-        """The model as a graph in the DOT language of Graphviz, with what differs.
-
-        Raises:
-            SurgeryError: S560 if the model has other parameters by now.
-
-        """
-        return dot_of(self.drawing)
-
-    def as_html(self) -> str:
-        """The model as one HTML file, with what differs; it loads nothing from elsewhere.
-
-        Raises:
-            SurgeryError: S560 if the model has other parameters by now.
-
-        """
-        return page_of(self.drawing)
-
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         specs = {"before": self.before.spec.name, "after": self.after.spec.name}
         return {"version": VERSION, "specs": specs, **self.compared.as_dict()}
-
-    def as_json(self) -> str:
-        """:meth:`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +11,20 @@ from surgery.anatomy.read import Anatomy, read
 from surgery.anatomy.select import select
 from surgery.anatomy.site import Site
 from surgery.api import SpecLike
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.graft.target import model_of
 from surgery.language.diagnostics import Diagnostic, render
 from surgery.planning.spec import read_spec
-from surgery.reports.dot import dot_of
 from surgery.reports.drawing import Drawing
 from surgery.reports.explanation import Explanation, explanation_of
 from surgery.reports.figures import aligned, quoted, some
 from surgery.reports.marks import marks_of_matches
 from surgery.reports.matches import SiteFamily, matches_of
-from surgery.reports.page import page_of
+from surgery.reports.report import DrawnReport
 from surgery.reports.subject import Subject, read_if_it_runs
-from surgery.reports.terminal import painted
 from surgery.reports.tree import Branch, rows_of, tree_of
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from torch.export import ExportedProgram
 
 
@@ -52,7 +48,7 @@ def inspect(
     """
     model = model_of(model)
     subject = Subject(model, example_inputs)
-    with host_of(model).detached(model):
+    with detached(model):
         if selector is not None:
             chosen = select(model, selector, lambda: read(model, example_inputs))
             matches = matches_of(model, chosen.sites)
@@ -65,7 +61,7 @@ def inspect(
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(DrawnReport):
     """What was found; ``tree`` without a selector, ``matches`` with one."""
 
     selector: str | None
@@ -87,9 +83,6 @@ class Inspection:
             [*lines, *warnings, f"{some(count, 'site')} {verb} {quoted(self.selector or '')}."]
         )
 
-    def __rich__(self) -> Text:
-        return painted(str(self))
-
     @property
     def drawing(self) -> Drawing:
         """The model as nested boxes and arrows, which the forms below write down."""
@@ -99,17 +92,6 @@ class Inspection:
         marks = marks_of_matches([s.path for s in self.sites], quoted(self.selector))
         return self.subject.drawing((said,), [w.message for w in self.warnings], self.sites, marks)
 
-    def as_dot(self) -> str:
-        """The model as a graph in the DOT language of Graphviz: modules, and the values between.
-
-        With a selector, what it matches is marked.
-        """
-        return dot_of(self.drawing)
-
-    def as_html(self) -> str:
-        """The model as one HTML file, in which modules fold; it loads nothing from elsewhere."""
-        return page_of(self.drawing)
-
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         return {
@@ -118,10 +100,6 @@ class Inspection:
             "matches": [match.as_dict() for match in self.matches],
             "warnings": [w.message for w in self.warnings],
         }
-
-    def as_json(self) -> str:
-        """:meth:`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
 
 
 def explain(

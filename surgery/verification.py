@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,9 @@ from surgery.promises.starting import failed, flags_hold, names_stay, starts_as_
 from surgery.promises.trial import Trial, base_of, tolerance_of
 from surgery.promises.verdicts import SIGNS, Verdict
 from surgery.reports.figures import aligned, some
-from surgery.reports.terminal import painted
+from surgery.reports.report import Report
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from torch.export import ExportedProgram
 
 
@@ -127,7 +125,7 @@ def _tried(
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Report):
     """What became of each promise."""
 
     model: str
@@ -169,9 +167,6 @@ class Verification:
         )
         return f"All {held} guarantees hold{more}. {error}"
 
-    def __rich__(self) -> Text:
-        return painted(str(self))
-
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         return {
@@ -184,7 +179,3 @@ class Verification:
             "promises": [v.as_dict() for v in self.verdicts],
             "summary": self.summary,
         }
-
-    def as_json(self) -> str:
-        """:meth:`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)

@@ -16,7 +16,7 @@ from surgery.graft.container import Graft, Holders, drop_graft, rehome, take_gra
 from surgery.graft.contexts import StateContext, changing
 from surgery.graft.create import Start, create
 from surgery.graft.first import forget, remember, show_first
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached, host_of
 from surgery.graft.state import (
     ATTRIBUTE,
     Applied,
@@ -44,7 +44,7 @@ def make_plan(
         check_alone(model)
         return Planner(model, example_inputs).plan(spec)
     check_standing(model, surgery)
-    with host_of(model).detached(model, structure):
+    with detached(model, structure):
         planner = Planner(model, example_inputs, surgery.standing())
         return planner.plan(spec, surgery.digests)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import fx, nn
@@ -12,15 +11,13 @@ from surgery.anatomy.modules import all_modules, module_at
 from surgery.anatomy.site import Memory, Port, Tokens, covers
 from surgery.graft import fastpath
 from surgery.graft.channel import Slot
-from surgery.graft.container import take_grafts
-from surgery.graft.contexts import alone
 from surgery.graft.design import Design, Part, StackPart, StackRole
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
 from surgery.graft.sites import SiteMethods, sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.structure import Structure, restored, set_class
+from surgery.graft.structure import set_class
 from surgery.graft.tokens.memory import MemorySlots, memory_slots
 from surgery.graft.tokens.sequences import token_slots
 from surgery.graft.weights.effective import write_effective
@@ -278,15 +275,3 @@ def uninstall(model: nn.Module) -> None:
                 f"the class of an adapted layer was replaced since: {type(module).__name__}",
                 help="take it off first (`remove_parametrizations`), or apply the spec after it",
             )
-
-
-@contextmanager
-def detached(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
-    """The base model inside: without adapted classes and without the added parameters.
-
-    ``structure``, if given, is what the model is made of when this is entered.
-    """
-    with alone(model), restored(model, structure):
-        uninstall(model)
-        take_grafts(model)
-        yield

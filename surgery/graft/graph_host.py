@@ -6,20 +6,14 @@ region, between the nodes that came from it. The original graph is kept, and com
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-
 from torch import fx, nn
 
 from surgery.anatomy.lift import frames
 from surgery.graft.completing import HOOKS, ORIGINAL, Completing
-from surgery.graft.container import take_grafts
-from surgery.graft.contexts import alone
 from surgery.graft.graph_writer import GraphWriter
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import sites_of
 from surgery.graft.state import Surgery
-from surgery.graft.structure import Structure, restored
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -54,15 +48,3 @@ def uninstall(model: nn.Module) -> None:
     hooks = [h for h in model.__dict__.pop(HOOKS, []) if not isinstance(h, Completing)]
     if hooks:
         model.__dict__[HOOKS] = hooks
-
-
-@contextmanager
-def detached(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
-    """The base model inside: its own graph, without the added parameters.
-
-    ``structure``, if given, is what the model is made of when this is entered.
-    """
-    with alone(model), restored(model, structure):
-        uninstall(model)
-        take_grafts(model)
-        yield

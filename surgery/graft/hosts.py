@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Protocol
 
 from torch import fx, nn
 
+from surgery.graft.container import take_grafts
+from surgery.graft.contexts import alone
 from surgery.graft.state import Surgery
-from surgery.graft.structure import Structure
+from surgery.graft.structure import Structure, restored
 
 
 class ModelHost(Protocol):
@@ -16,9 +19,6 @@ class ModelHost(Protocol):
 
     def install(self, model: nn.Module, surgery: Surgery) -> None: ...
     def uninstall(self, model: nn.Module) -> None: ...
-    def detached(
-        self, model: nn.Module, structure: Structure | None = None
-    ) -> AbstractContextManager[None]: ...
 
 
 def host_of(model: nn.Module) -> ModelHost:
@@ -30,3 +30,15 @@ def host_of(model: nn.Module) -> ModelHost:
     from surgery.graft import eager
 
     return eager
+
+
+@contextmanager
+def detached(model: nn.Module, structure: Structure | None = None) -> Generator[None]:
+    """The base model inside: its own classes or graph, without the added parameters.
+
+    ``structure``, if given, is what the model is made of when this is entered.
+    """
+    with alone(model), restored(model, structure):
+        host_of(model).uninstall(model)
+        take_grafts(model)
+        yield

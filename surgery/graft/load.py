@@ -17,7 +17,7 @@ from surgery.graft.apply import apply_spec
 from surgery.graft.base import Match, check_base
 from surgery.graft.contexts import changing
 from surgery.graft.folding import as_folded
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.graft.save import stored_facts, stored_names
 from surgery.graft.state import put, required, surgery_of
 from surgery.graft.structure import Structure, set_flag
@@ -132,7 +132,7 @@ def _drafts(
     surgery = surgery_of(model)
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
-    with host_of(model).detached(model, structure), _same_flags(model):
+    with detached(model, structure), _same_flags(model):
         planner = Planner(model, example_inputs, standing, settled=True)
         for spec, saved in zip(specs, file.content["applied"], strict=True):
             draft = _draft(planner, spec, saved)

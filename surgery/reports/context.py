@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.graft.state import surgery_of
 from surgery.planning.layers import read_layer
 from surgery.reports.formula import Standing
@@ -32,7 +32,7 @@ class ModelContext:
 def context_of(model: nn.Module) -> ModelContext:
     """Read ``model`` as its base is, without what was applied to it."""
     surgery = surgery_of(model)
-    with host_of(model).detached(model):
+    with detached(model):
         flags = {n: p.requires_grad for n, p in model.named_parameters()}
         return ModelContext(
             type(model).__name__,

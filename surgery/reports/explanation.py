@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import nn
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy
 from surgery.anatomy.site import Site, covers
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.graft.state import surgery_of
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error
@@ -25,12 +24,12 @@ from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
 from surgery.reports.reasons import Reasoner
-from surgery.reports.terminal import painted
+from surgery.reports.report import Report
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import build
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    pass
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class StatementVerdict:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Report):
     """All statements at one site, in the order written."""
 
     site: str
@@ -63,22 +62,15 @@ class Explanation:
         head = f"{self.site or '(the model)'}   {self.kind}{roles}"
         return "\n\n".join([head, *map(str, self.verdicts)])
 
-    def __rich__(self) -> Text:
-        return painted(str(self))
-
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         return asdict(self)
-
-    def as_json(self) -> str:
-        """:meth:`as_dict` as text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
 
 
 def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
     """Explain every statement of ``spec`` at ``path``."""
     surgery = surgery_of(model)
-    with host_of(model).detached(model):
+    with detached(model):
         planner = Planner(model, inputs, surgery.standing() if surgery else {})
         site = _site(planner, path)
         explainer = _Explainer(planner, spec, site)

@@ -10,7 +10,7 @@ from torch import nn
 
 from surgery.anatomy.read import Anatomy, read
 from surgery.anatomy.site import Site
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.reports.drawing import Drawing, drawing_of
 from surgery.reports.marks import Marks
@@ -48,7 +48,7 @@ class Subject:
 
         """
         name = type(self.model).__name__
-        with host_of(self.model).detached(self.model):
+        with detached(self.model):
             now = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
             if shapes is not None and now != shapes:
                 raise error(

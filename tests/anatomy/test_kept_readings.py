@@ -28,7 +28,7 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Forward, forward
 from surgery.anatomy.run import record
 from surgery.anatomy.uses import ParameterUse
-from surgery.graft.hosts import host_of
+from surgery.graft.hosts import detached
 
 SETTINGS = SimpleNamespace(deep=False)
 SCALED = False
@@ -258,7 +258,7 @@ def told(found: Forward) -> object:
 
 def hold_against_fresh(model: nn.Module, inputs: object = None) -> None:
     for training in (False, True):
-        with host_of(model).detached(model):
+        with detached(model):
             found = forward(model, inputs, training=training)
             paths = Paths(model)
             fresh = Forward(record(model, inputs, Paths(model), training), paths)
