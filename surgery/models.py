@@ -50,7 +50,7 @@ def load_model(text: str | os.PathLike[str]) -> nn.Module | ExportedProgram:
 
     A `.pt2` file gives the exported program that it holds.
     """
-    text = os.fspath(text)
+    text = checked_path(text, "S501")
     if _FACTORY.fullmatch(text):
         made = _from_factory(text)
         if not (isinstance(made, nn.Module) or is_program(made)):
@@ -70,7 +70,7 @@ def load_model(text: str | os.PathLike[str]) -> nn.Module | ExportedProgram:
 
 def load_tokenizer(text: str | os.PathLike[str]) -> Any:
     """The tokenizer beside the model that ``text`` names; a factory must give one itself."""
-    text = os.fspath(text)
+    text = checked_path(text, "S501")
     if _FACTORY.fullmatch(text):
         return _from_factory(text)
     return read_tokenizer(_locate(text))
@@ -83,7 +83,7 @@ def load_inputs(text: str | os.PathLike[str]) -> Any:
         SurgeryError: S501 if ``text`` does not read so, S503 to S505 if that gives nothing.
 
     """
-    text = os.fspath(text)
+    text = checked_path(text, "S501")
     if not _FACTORY.fullmatch(text):
         raise error(
             "S501",

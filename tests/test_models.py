@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,3 +271,10 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path):
     with pytest.raises(SurgeryError, match="S509"):
         save_model(nn.Linear(2, 2), tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("given", [5, None, b"model", "a\0b"])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_what_is_no_path_is_refused(load: Any, given: Any) -> None:
+    with pytest.raises(SurgeryError, match="S501"):
+        load(given)

@@ -82,7 +82,7 @@ def checked_path(path: str | os.PathLike[str], code: str = "S509") -> str:
             raise TypeError
         os.fsencode(text)
     except (TypeError, ValueError):
-        raise error(code, f"{path!r} is no path") from None
+        raise error(code, f"{path!r} is not a path") from None
     if "\0" in text:
         raise error(code, f"{text!r} is not a path: it contains a NUL character")
     return text
