@@ -38,7 +38,12 @@ class Body:
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
             return read_operand(self.state, self.targets[name], span)
-        return self.values.get(name)
+        value = self.values.get(name)
+        leading = self.state.named_dims
+        # A method that ran since may have named the dims that `*` stands for.
+        if isinstance(value, Expression) and value.varies and leading is not None:
+            return _retyped(value, leading)
+        return value
 
     def known(self) -> list[str]:
         return [*self.targets, *self.values]
@@ -218,7 +223,7 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        _spread(body.state, leading)
+        spread_leading(body.state, leading)
         value = _retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
@@ -257,7 +262,7 @@ def _retyped(value: Expression, leading: int) -> Expression:
     return Expression(value.op, value.arguments, value.attributes, shape, value.span)
 
 
-def _spread(state: State, leading: int) -> None:
+def spread_leading(state: State, leading: int) -> None:
     """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
     state.result = _retyped(state.result, leading)
     state.origin = _retyped(state.origin, leading)

@@ -13,7 +13,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
-from surgery.rules.body import Body
+from surgery.rules.body import Body, spread_leading
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
@@ -35,6 +35,8 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
     """
     if isinstance(closure, Opaque):
         state.notes.changed = True
+        name = (("name", closure.name),)
+        state.result = Expression("block", (state.result,), name, state.result.shape)
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
         raise error(
@@ -106,9 +108,11 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if not state.result.varies:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
+    _keep_named(part)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
     state.named_dims = part.named_dims
+    _keep_named(state)
     return declared
 
 
@@ -122,10 +126,17 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+        _keep_named(inner)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
+
+
+def _keep_named(state: State) -> None:
+    """Later methods find the leading dims that a method named."""
+    if state.named_dims is not None and state.kind in ("linear", "module"):
+        spread_leading(state, state.named_dims)
 
 
 def _prefixed(closure: Closure, path: str) -> Closure:
