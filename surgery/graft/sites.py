@@ -58,8 +58,8 @@ class SiteMethods:
         return next((s for e in self.edits if (s := e.site.states.sequences)), None)
 
     @property
-    def turned(self) -> bool:
-        return any(e.site.states.turned for e in self.edits)
+    def length_first(self) -> bool:
+        return any(e.site.states.length_first for e in self.edits)
 
 
 def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:

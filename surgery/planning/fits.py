@@ -119,8 +119,10 @@ def _check_states(place: Place, program: Program) -> None:
     if residual and len(usage.anatomy.port_shape(residual)) != rank:
         flat = True
     if dims == 2 and rank == 3:
-        inside = layer is not None and layer.turned
-        place.states = replace(place.states, turned=inside or usage.anatomy.turned(site.entry))
+        inside = layer is not None and layer.length_first
+        place.states = replace(
+            place.states, length_first=inside or usage.anatomy.length_first(site.entry)
+        )
     read = layer is not None and layer.read
     sequences = usage.anatomy.sequences(site.entry) if flat and not read else None
     if sequences:

@@ -109,7 +109,7 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
     made = Layer(LINEAR, out, into, bias, read=True, weight=weight, offset=offset)
-    return replace(made, states=3, turned=True)
+    return replace(made, states=3, length_first=True)
 
 
 def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
