@@ -76,10 +76,13 @@ def _chunks(source: SourceText, tokens: Iterable[Token]) -> Iterator[tuple[list[
             continue
         if token.type in ("LBRACE", "RBRACE"):
             depth += 1 if token.type == "LBRACE" else -1
-        elif chunk and _opens_item(chunk[-1].type, token.type, following.type, depth):
-            if not _is_behind(source, chunk, token, following):
-                yield chunk, token
-                chunk, depth = [], 0
+        elif (
+            chunk
+            and _opens_item(chunk[-1].type, token.type, following.type, depth)
+            and not _is_behind(source, chunk, token, following)
+        ):
+            yield chunk, token
+            chunk, depth = [], 0
         chunk.append(token)
 
 
