@@ -90,7 +90,7 @@ class GraphWriter:
     def emit_tokens(self, site: SiteMethods, edit: Edit, tokens: Tokens) -> None:
         before = set(self.graph.nodes)
         inner = self.output(Port(tokens.embedding, "output"))
-        host = NodeHost(self, site, edit, inner)
+        host = NodeHost(self, site, edit, inner, edit.owner)
 
         def emitting(behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -104,7 +104,7 @@ class GraphWriter:
     def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(node.users)
-        host = NodeHost(self, site, edit, node)
+        host = NodeHost(self, site, edit, node, site.core_owner)
         host.last = node.prev
         host.start()
 
@@ -123,7 +123,7 @@ class GraphWriter:
         self, site: SiteMethods, edit: Edit, core: AttentionCore, found: WrittenOut
     ) -> None:
         before = set(self.graph.nodes)
-        host = NodeHost(self, site, edit, found.product)
+        host = NodeHost(self, site, edit, found.product, site.core_owner)
 
         def emitting(known: dict[Expression, Any], behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -199,7 +199,7 @@ class GraphWriter:
     def emit(self, site: SiteMethods, edit: Edit, base: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(base.users)
-        host = NodeHost(self, site, edit, base)
+        host = NodeHost(self, site, edit, base, edit.site.owner)
         states = edit.site.states
         emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
         with self.graph.inserting_after(base):

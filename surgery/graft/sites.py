@@ -42,6 +42,11 @@ class SiteMethods:
         return next((e.core for e in self.edits if e.core), None)
 
     @property
+    def core_owner(self) -> str:
+        """The module that has the parameters of what is done to the core."""
+        return next(e.owner for e in self.edits if e.core)
+
+    @property
     def residual(self) -> Port | None:
         return next((e.residual for e in self.edits if e.residual), None)
 
