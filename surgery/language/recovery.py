@@ -82,7 +82,7 @@ def _chunks(tokens: Iterable[Token]) -> Iterator[tuple[list[Token], Token]]:
 
 
 def _opens_item(before: str, kind: str, after: str, depth: int) -> bool:
-    if kind not in ITEMS or (kind == "LET" and depth > 0):
+    if kind not in ITEMS or (kind in STEPS and depth > 0):
         return False
     # `f: block` is a kind of parameter, and `use = 3` or `let train` a reserved word misused.
     named = before in {"LET", "METHOD", "AS", "PARAM"} or (before == "BLOCK" and after == "LPAR")
