@@ -35,8 +35,10 @@ def check_reader(place: Place, program: Program) -> None:
     )
 
 
-def check_fit(place: Place, program: Program) -> None:
+def check_fit(place: Place, program: Program, before: Program) -> None:
     """Hold what a program does against what can be done at ``place``, whose states are known.
+
+    ``before`` is the program without its last method.
 
     Raises:
         SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
@@ -61,7 +63,7 @@ def check_fit(place: Place, program: Program) -> None:
         _check_experts(program)
     _check_states(place, program)
     if program.changes_core:
-        _check_core(place, program)
+        _check_core(place, program, before)
 
 
 def _check_complex(program: Program) -> None:
@@ -119,8 +121,10 @@ def _check_states(place: Place, program: Program) -> None:
     if residual and len(usage.anatomy.port_shape(residual)) != rank:
         flat = True
     if dims == 2 and rank == 3:
-        inside = layer is not None and layer.turned
-        place.states = replace(place.states, turned=inside or usage.anatomy.turned(site.entry))
+        inside = layer is not None and layer.length_first
+        place.states = replace(
+            place.states, length_first=inside or usage.anatomy.length_first(site.entry)
+        )
     read = layer is not None and layer.read
     sequences = usage.anatomy.sequences(site.entry) if flat and not read else None
     if sequences:
@@ -132,7 +136,7 @@ def _check_states(place: Place, program: Program) -> None:
         )
 
 
-def _check_core(place: Place, program: Program) -> None:
+def _check_core(place: Place, program: Program, before: Program) -> None:
     core = place.site.core
     if core is None:
         return
@@ -144,8 +148,8 @@ def _check_core(place: Place, program: Program) -> None:
             f"of this attention nothing can be changed that it has: {core.fixed}",
             help="new keys and values can join it",
         )
-    # The parameters of a region's attention live where its core runs.
-    if place.site.kind == "region" and program.changes_result:
+    # BERT: parameters of what changes the core live where it runs, and others where the region ends.
+    if place.core_apart(program, before) and program.result != before.result:
         raise error(
             "S415",
             "this attention is not a single module, so one method cannot change both its core "

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Memory, Port, Site, States, covers
 from surgery.language.diagnostics import error
@@ -169,10 +170,18 @@ class Place:
             for d in declared
         )
 
-    def owner(self, program: Program) -> str:
-        """The module that gets the parameters: of a region's attention, that which runs its core."""
-        core = self.site.core if program.changes_core and self.site.kind == "region" else None
+    def owner(self, program: Program, before: Program) -> str:
+        """The module that gets the parameters of the last method of ``program``.
+
+        Of what changes a region's attention, that is the one which runs its core.
+        """
+        core = self.core_apart(program, before)
         return self.site.owner if core is None else core.path
+
+    def core_apart(self, program: Program, before: Program) -> AttentionCore | None:
+        """The core of a region, if the last method of ``program`` changes it."""
+        changed = self.site.kind == "region" and program.core != before.core
+        return self.site.core if changed else None
 
     @property
     def is_complex(self) -> bool:

@@ -71,7 +71,8 @@ def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Expl
     """Explain every statement of ``spec`` at ``path``."""
     surgery = surgery_of(model)
     with detached(model):
-        planner = Planner(model, inputs, surgery.standing() if surgery else {})
+        standing, edits = (surgery.standing(), surgery.current()) if surgery else ({}, [])
+        planner = Planner(model, inputs, standing, edits)
         site = _site(planner, path)
         explainer = _Explainer(planner, spec, site)
         verdicts = tuple(explainer.verdicts())

@@ -13,7 +13,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
-from surgery.rules.body import Body, spread_leading
+from surgery.rules.body import Body, spread
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
@@ -108,11 +108,13 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if not state.result.varies:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
-    _keep_named(part)
+    if part.named_dims is not None:
+        spread(part, part.named_dims)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
-    state.named_dims = part.named_dims
-    _keep_named(state)
+    if part.named_dims is not None:
+        state.named_dims = part.named_dims
+        spread(state, part.named_dims)
     return declared
 
 
@@ -126,17 +128,12 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
-        _keep_named(inner)
+        if inner.named_dims is not None:
+            spread(inner, inner.named_dims)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
-
-
-def _keep_named(state: State) -> None:
-    """Later methods find the leading dims that a method named."""
-    if state.named_dims is not None and state.kind in ("linear", "module"):
-        spread_leading(state, state.named_dims)
 
 
 def _prefixed(closure: Closure, path: str) -> Closure:
