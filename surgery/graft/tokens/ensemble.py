@@ -80,7 +80,7 @@ def prompt_of(model: nn.Module) -> tuple[TokenSlots, str]:
 
     """
     surgery = surgery_of(model)
-    edits = [e for _, e in surgery.edits() if e.site.tokens] if surgery else []
+    edits = [e for e in surgery.edits() if e.site.tokens] if surgery else []
     named = [t.name for e in edits for t in e.tensors]
     if len(edits) != 1 or len(named) != 1:
         raise error(
