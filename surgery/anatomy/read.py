@@ -212,7 +212,7 @@ class Anatomy:
                 found = tokens if self.reading.flow.depends(value, embedded) else found
         return found
 
-    def turned(self, port: Port) -> bool:
+    def length_first(self, port: Port) -> bool:
         """Whether the states at ``port`` are [length, batch, features], as the record can tell.
 
         They are made of ids [batch, length] or of embedded ones, and have their dims the other way

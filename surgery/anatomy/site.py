@@ -87,13 +87,13 @@ class Tokens:
     and only these come out. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
     ``cache`` name the arguments of the reader's ``forward``, those it has.
 
-    Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
-    sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
-    that number. ``turned`` embeddings are [length, batch, features]. ``causal`` names
-    the argument that tells of each token which others it sees, [length, length]. What the reader
-    returns at a key in ``streams`` are as many sequences of states, [batch, many · length,
-    features]. ``memory`` tells who attends
-    to the states that the reader returns, where nothing else is made of them.
+    ``mask`` is [batch, length], with zeros for padding. Positions that are not given the reader
+    counts by ``counts``: by the places in the sequence from 0, by running sums of the mask from 0,
+    or by running sums over the ids that are not ``padding``, from behind that number. Embeddings
+    that are ``length_first`` are [length, batch, features]. ``causal`` names the argument that
+    tells of each token which others it sees, [length, length]. What the reader returns at a key in
+    ``streams`` are as many sequences of states, [batch, many · length, features]. ``memory`` tells
+    who attends to the states that the reader returns, where nothing else is made of them.
     """
 
     reader: str
@@ -107,7 +107,7 @@ class Tokens:
     cache: str | None = None
     counts: Literal["places", "mask", "ids"] = "places"
     padding: int | None = None
-    turned: bool = False
+    length_first: bool = False
     causal: str | None = None
     streams: tuple[tuple[int | str | None, int], ...] = ()
     memory: Memory | None = None
@@ -164,14 +164,14 @@ class States:
     """How the hidden states of a site lie, as far as the methods there ask for it.
 
     They have ``rank`` dims (None where nobody asked), of which the ``features`` stand last, or
-    first behind the batch. ``turned`` ones come as [length, batch, features]. Where the site has
-    them as rows, ``sequences`` is where they can be seen as [batch, length, features]; ``mask`` is
-    where the mask can be seen that tells tokens from padding.
+    first behind the batch; those that are ``length_first`` come as [length, batch, features]. Where
+    the site has them as rows, ``sequences`` is where they can be seen as [batch, length, features];
+    ``mask`` is where the mask can be seen that tells tokens from padding.
     """
 
     features: Literal["first", "last"] = "last"
     rank: int | None = None
-    turned: bool = False
+    length_first: bool = False
     sequences: Port | None = None
     mask: Port | None = None
 

@@ -22,7 +22,7 @@ class Part:
     ``own`` programs read the module's input; the others are of regions that end here, or whose
     core runs here. ``slots`` name the module attributes from which `x` (of a region), `residual`
     and the mask of `real` tokens are read, and ``held`` the one that holds the norm module. Where
-    states are ``turned``, they come with the length first.
+    states are ``length_first``, they come as [length, batch, features].
     """
 
     program: Program
@@ -37,7 +37,7 @@ class Part:
     held: str | None = None
     core: AttentionCore | None = None
     gives_result: bool = True
-    turned: bool = False
+    length_first: bool = False
 
 
 StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]

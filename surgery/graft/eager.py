@@ -142,7 +142,7 @@ class _Wiring:
             replace(site.exit, path=""),
             tuple(slots),
             self.hold(methods.norm, path) if methods.norm else None,
-            turned=methods.turned,
+            length_first=methods.length_first,
         )
 
     def design(self, path: str) -> Design:

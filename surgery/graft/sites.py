@@ -42,6 +42,11 @@ class SiteMethods:
         return next((e.core for e in self.edits if e.core), None)
 
     @property
+    def core_owner(self) -> str:
+        """The module that has the parameters of what is done to the core."""
+        return next(e.owner for e in self.edits if e.core)
+
+    @property
     def residual(self) -> Port | None:
         return next((e.residual for e in self.edits if e.residual), None)
 
@@ -58,8 +63,8 @@ class SiteMethods:
         return next((s for e in self.edits if (s := e.site.states.sequences)), None)
 
     @property
-    def turned(self) -> bool:
-        return any(e.site.states.turned for e in self.edits)
+    def length_first(self) -> bool:
+        return any(e.site.states.length_first for e in self.edits)
 
 
 def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:

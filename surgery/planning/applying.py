@@ -8,7 +8,6 @@ from dataclasses import replace
 from torch import nn
 
 from surgery.anatomy.modules import module_at
-from surgery.anatomy.site import Region
 from surgery.language.diagnostics import error
 from surgery.planning.derived import derive
 from surgery.planning.edit import Edit, PlannedMethod, graft_name
@@ -30,13 +29,13 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     layer = place.layer
     if program.named_dims is not None or layer is None or layer.among is not None:
         place.locate()
-    check_fit(place, program)
+    before = build(place.signature, tuple(standing))
+    check_fit(place, program, before)
     if program.reads_padding:
         place.note(mask=place.mask())
-    before = build(place.signature, tuple(standing))
     one_hot = layer is not None and layer.kind.one_hot
     declared = dict(program.declarations)[wrapped.child]
-    owner = place.owner(program)
+    owner = place.owner(program, before)
     _check_names(declared, wrapped.child, module_at(place.usage.model, owner))
     derived = derive(program, before, wrapped.child, tuple(place.sizes.items()), one_hot)
     if layer and layer.experts and derived.reason:
@@ -61,8 +60,9 @@ def _wrapped(
     _check_free(wrapped.child, standing)
     program = place.program = build(place.signature, (*standing, wrapped))
     check_reader(place, program)
-    if program.changes_core and isinstance(site.operator, Region):
-        child = graft_name(given.child, site, site.core)
+    core = place.core_apart(program, build(place.signature, tuple(standing)))
+    if core is not None:
+        child = graft_name(given.child, site, core)
         _check_free(child, standing)
         wrapped = replace(wrapped, child=child)
         program = build(place.signature, (*standing, wrapped))

@@ -25,11 +25,11 @@ from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec
 from surgery.planning.training import decide
 from surgery.planning.usage import Usage
-from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
 from surgery.rules.limits import followed
 from surgery.rules.program import build
 from surgery.rules.prompts import token_change
+from surgery.rules.standalone import fitting
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""

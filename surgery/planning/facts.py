@@ -80,7 +80,7 @@ def _running(edit: Edit) -> dict[str, Any]:
         "reader": tokens and tokens.reader,
         "features": states.features,
         "rank": states.rank,
-        "turned": states.turned,
+        "length_first": states.length_first,
     }
 
 

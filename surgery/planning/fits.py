@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.anatomy.site import Region, Tokens
+from surgery.anatomy.site import Tokens
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -34,8 +34,10 @@ def check_reader(place: Place, program: Program) -> None:
     )
 
 
-def check_fit(place: Place, program: Program) -> None:
+def check_fit(place: Place, program: Program, before: Program) -> None:
     """Hold what a program does against what can be done at ``place``, whose states are known.
+
+    ``before`` is the program without its last method.
 
     Raises:
         SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
@@ -60,7 +62,7 @@ def check_fit(place: Place, program: Program) -> None:
         _check_experts(program)
     _check_states(place, program)
     if program.changes_core:
-        _check_core(place, program)
+        _check_core(place, program, before)
 
 
 def _check_complex(program: Program) -> None:
@@ -118,8 +120,8 @@ def _check_states(place: Place, program: Program) -> None:
     if residual and len(usage.anatomy.port_shape(residual)) != rank:
         flat = True
     if dims == 2 and rank == 3:
-        inside = layer is not None and layer.turned
-        place.note(turned=inside or usage.anatomy.turned(site.entry))
+        inside = layer is not None and layer.length_first
+        place.note(length_first=inside or usage.anatomy.length_first(site.entry))
     read = layer is not None and layer.read
     sequences = usage.anatomy.sequences(site.entry) if flat and not read else None
     if sequences:
@@ -131,7 +133,7 @@ def _check_states(place: Place, program: Program) -> None:
         )
 
 
-def _check_core(place: Place, program: Program) -> None:
+def _check_core(place: Place, program: Program, before: Program) -> None:
     core = place.site.core
     if core is None:
         return
@@ -143,8 +145,8 @@ def _check_core(place: Place, program: Program) -> None:
             f"of this attention nothing can be changed that it has: {core.fixed}",
             help="new keys and values can join it",
         )
-    # The parameters of a region's attention live where its core runs.
-    if isinstance(place.site.operator, Region) and program.changes_result:
+    # BERT: parameters of what changes the core live where it runs, and others where the region ends.
+    if place.core_apart(program, before) and program.result != before.result:
         raise error(
             "S415",
             "this attention is not a single module, so one method cannot change both its core "

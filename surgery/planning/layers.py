@@ -93,7 +93,7 @@ def _holds(module: nn.Module) -> bool:
     A property, a parametrization or a hook may make them of others.
     """
     weight = module._parameters.get("weight")
-    if weight is None or not weight.is_floating_point():
+    if weight is None or not (weight.is_floating_point() or weight.is_complex()):
         return False
     held = ((name, module._parameters.get(name)) for name in ("weight", "bias"))
     return all(getattr(module, name, None) is parameter for name, parameter in held)
@@ -108,7 +108,7 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
     made = Layer(LINEAR, out, into, bias, read=True, weight=weight, offset=offset)
-    return replace(made, states=3, turned=True)
+    return replace(made, states=3, length_first=True)
 
 
 def _alike(module: nn.Module) -> Layer | None:

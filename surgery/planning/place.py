@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import (
     LinearMap,
@@ -202,11 +203,18 @@ class Place:
             for d in declared
         )
 
-    def owner(self, program: Program) -> str:
-        """The module that gets the parameters: of a region's attention, that which runs its core."""
-        apart = program.changes_core and isinstance(self.site.operator, Region)
-        core = self.site.core if apart else None
+    def owner(self, program: Program, before: Program) -> str:
+        """The module that gets the parameters of the last method of ``program``.
+
+        Of what changes a region's attention, that is the one which runs its core.
+        """
+        core = self.core_apart(program, before)
         return self.site.owner if core is None else core.path
+
+    def core_apart(self, program: Program, before: Program) -> AttentionCore | None:
+        """The core of a region, if the last method of ``program`` changes it."""
+        apart = isinstance(self.site.operator, Region) and program.core != before.core
+        return self.site.core if apart else None
 
     @property
     def is_complex(self) -> bool:

@@ -22,7 +22,6 @@ from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
 from surgery.language.source import SourceText, Span
 from surgery.planning.schema import Each
-from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.constants import Constants
 from surgery.rules.evaluate import evaluate
@@ -41,6 +40,7 @@ from surgery.rules.limits import followed
 from surgery.rules.naming import check_name
 from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
+from surgery.rules.standalone import check_block, check_method, fitting
 
 Statement = syntax.On | syntax.Freeze | syntax.Train
 

@@ -97,8 +97,8 @@ class Usage:
         if (called and layer.kind.one_hot) or not (layer.plain or layer.native):
             return layer
         straight = all(_is_straight(use, layer) for use in (*outside, *inside))
-        states = {(use.states, use.turned) for use in outside}
-        same, turned = states.pop() if straight and len(states) == 1 else (None, False)
+        states = {(use.states, use.length_first) for use in outside}
+        same, length_first = states.pop() if straight and len(states) == 1 else (None, False)
         adds = called or bias
         return replace(
             layer,
@@ -107,7 +107,7 @@ class Usage:
             bias=layer.bias and adds,
             adds=adds,
             states=same,
-            turned=turned,
+            length_first=length_first,
         )
 
     def _reads(

@@ -15,7 +15,6 @@ from surgery.language.diagnostics import SurgeryError
 from surgery.planning.spec import Spec
 from surgery.reports.change import change_of
 from surgery.rules.affine import Merge
-from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, is_number, number, operand, rebuild, walk
@@ -23,6 +22,7 @@ from surgery.rules.library import Definition
 from surgery.rules.program import Program, at_start, build
 from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make, same_value, substitute, value_of
+from surgery.rules.standalone import check_block, check_method, fitting
 from surgery.rules.values import Declaration
 
 

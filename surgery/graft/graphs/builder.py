@@ -241,7 +241,7 @@ class ModuleHost(GraphHost):
         return self.call(kept.fold, self.builder.self_node, key, values)
 
 
-class TurnedHost(ModuleHost):
+class LengthFirstHost(ModuleHost):
     """For states with the length first: the program sees [batch, length, features]."""
 
     def turn(self, value: fx.Node) -> fx.Node:
@@ -289,6 +289,6 @@ class RowsHost(ModuleHost):
 
 
 def emitter_for(builder: ForwardBuilder, part: Part, current: fx.Node | None) -> Emitter:
-    kind = TurnedHost if part.turned else ModuleHost
+    kind = LengthFirstHost if part.length_first else ModuleHost
     host = (RowsHost if "sequences" in dict(part.slots) else kind)(builder, part, current)
     return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
