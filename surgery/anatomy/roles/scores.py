@@ -38,7 +38,8 @@ class Scores(Follower[Noted]):
         values = {value: Noted(value) for value in flow.recording.values}
         self.last = {value: max(map(index_of, readers(value)), default=-1) for value in values}
         for op in flow.ops:
-            given = [values[value] for value in inputs_of(op)]
+            out = op.kwargs.get("out")
+            given = [values[value] for value in inputs_of(op) if value is not out or out in op.args]
             self.outputs = [values[value] for value in outputs_of(op)]
             self.follow(FunctionCall(kind_of(op), op, op.args, op.kwargs, given))
             # What nobody reads any more leads nowhere.
@@ -63,7 +64,7 @@ class Scores(Follower[Noted]):
         self.totals[trail] = call.function
         return self.outputs[0]
 
-    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> None:
+    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted]) -> None:
         self.ends[call.function] = self.totals[trail]
 
     def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:
