@@ -16,6 +16,7 @@ from surgery.anatomy.site import Tokens
 from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
+from surgery.graft.structure import set_flag
 from surgery.graft.tokens.words import embedded_words
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -75,6 +76,7 @@ def create(
                 else:
                     with _room_for(tensor):
                         first = _first(declaration, stream, edit, like, value)
+                set_flag(first, tensor.trained)
                 if key:
                     shared[key] = first
             else:

@@ -18,6 +18,7 @@ from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
 from surgery.planning.edit import Edit
 from surgery.planning.plan import Plan
+from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"
@@ -69,6 +70,14 @@ class Surgery:
         found: dict[str, list[Wrapped]] = {}
         for edit in self.edits():
             found.setdefault(edit.site.whole, []).append(edit.wrapped)
+        return found
+
+    def current(self) -> list[Edit]:
+        """Every edit in force, with the flags that statements of later specs gave its params."""
+        found: list[Edit] = []
+        for applied in self.applied:
+            found = [with_flags(edit, applied.plan.flags) for edit in found]
+            found += applied.edits
         return found
 
     def claimed(self) -> set[str]:

@@ -23,6 +23,7 @@ from surgery.planning.layers import check_sizes, is_known, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec
+from surgery.planning.targets import MethodParams, with_flags
 from surgery.planning.training import decide
 from surgery.planning.usage import Usage
 from surgery.rules.expand import Wrapped
@@ -42,6 +43,8 @@ class Planner:
     model: nn.Module
     example_inputs: Any = None
     standing: Standing = field(default_factory=dict[str, Sequence[Wrapped]])
+    edits: Sequence[Edit] = ()
+    """The same methods as plans have them, with the flags that their params have now."""
     settled: bool = False
     """Whether the spec was applied before: perhaps with inputs that reached what these do not."""
 
@@ -73,19 +76,20 @@ class Planner:
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
         draft.finish()
-        adds = any(t.trained for e in draft.edits for t in e.tensors)
+        params = MethodParams(self.usage, draft.edits, self.edits)
         training = decide(
-            self.usage, spec, draft.found, draft.warnings, adds=adds, settled=self.settled
+            self.usage, spec, draft.found, draft.warnings, params, settled=self.settled
         )
         if draft.found:
             raise SurgeryError(first_of(draft.found))
-        acts = any(not isinstance(s, syntax.Freeze) for s in spec.statements)
+        acts = any(isinstance(s, syntax.On | syntax.Train) for s in spec.statements)
+        own = {t.name for e in draft.edits for t in e.tensors}
         known = base or self.own_digests
         return Plan(
             spec,
             fingerprint(known),
             known,
-            tuple(draft.edits),
+            tuple(with_flags(e, training.flags) for e in draft.edits),
             training.trained,
             training.frozen,
             training.elements,
@@ -93,6 +97,9 @@ class Planner:
             tuple(draft.warnings),
             (*draft.idle, *training.idle),
             self.usage.unchecked if acts else None,
+            {name: flag for name, flag in training.flags.items() if name not in own},
+            training.options,
+            training.penalties,
         )
 
 

@@ -19,7 +19,8 @@ from surgery.rules.signature import Signature
 class Tensor:
     """A parameter to add. ``name`` is its full name in the adapted model.
 
-    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
+    Those of one method with equal ``shared`` are one: it names the sites that share, or is None. A
+    ``state`` is a buffer.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Tensor:
     trained: bool
     shared: str | None
     dtype: str
+    state: bool = False
 
     @property
     def size(self) -> int:
@@ -36,7 +38,8 @@ class Tensor:
     @property
     def marks(self) -> list[str]:
         """What is uncommon about it, for reports."""
-        return ["frozen"] * (not self.trained) + ["shared"] * (self.shared is not None)
+        kind = ["state"] if self.state else ["frozen"] * (not self.trained)
+        return kind + ["shared"] * (self.shared is not None)
 
 
 @dataclass(frozen=True)

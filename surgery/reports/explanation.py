@@ -20,6 +20,7 @@ from surgery.planning.edit import Edit
 from surgery.planning.spec import Spec
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
+from surgery.reports.data import VERSION
 from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
@@ -64,14 +65,15 @@ class Explanation(Report):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
-        return asdict(self)
+        return {"version": VERSION, **asdict(self)}
 
 
 def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
     """Explain every statement of ``spec`` at ``path``."""
     surgery = surgery_of(model)
     with detached(model):
-        planner = Planner(model, inputs, surgery.standing() if surgery else {})
+        standing, edits = (surgery.standing(), surgery.current()) if surgery else ({}, [])
+        planner = Planner(model, inputs, standing, edits)
         site = _site(planner, path)
         explainer = _Explainer(planner, spec, site)
         verdicts = tuple(explainer.verdicts())
