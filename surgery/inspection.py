@@ -133,4 +133,4 @@ def explain(
 def _apart(anatomy: Anatomy | None) -> list[Site]:
     """The regions and slices that have a role."""
     sites = [s for group in anatomy.places.values() for s in group] if anatomy else []
-    return [site for site in sites if site.kind in ("region", "slice")]
+    return [site for site in sites if site.is_part]

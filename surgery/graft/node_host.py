@@ -35,17 +35,16 @@ class Flattened(Protocol):
 
 
 class NodeHost(Host):
-    """Emits behind one node of the graph."""
+    """Emits behind one node of the graph; parameters are those of the module at ``owner``."""
 
-    def __init__(self, writer: Flattened, site: SiteMethods, edit: Edit, base: fx.Node):
+    def __init__(self, writer: Flattened, site: SiteMethods, edit: Edit, base: fx.Node, owner: str):
         self.writer = writer
         self.graph = writer.graph
         self.site = site
         self.edit = edit
         self.node = base
         self.last = base
-        path = edit.owner
-        self.prefix = f"{path}." if path else ""
+        self.prefix = f"{owner}." if owner else ""
         self._attributes: dict[str, fx.Node] = {}
         self.x: fx.Node | None = None
         self.entered: fx.Node | None = None

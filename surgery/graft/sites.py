@@ -42,6 +42,11 @@ class SiteMethods:
         return next((e.core for e in self.edits if e.core), None)
 
     @property
+    def core_owner(self) -> str:
+        """The module that has the parameters of what is done to the core."""
+        return next(e.owner for e in self.edits if e.core)
+
+    @property
     def residual(self) -> Port | None:
         return next((e.residual for e in self.edits if e.residual), None)
 
@@ -70,7 +75,7 @@ def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
 def sites_of(surgery: Surgery) -> dict[str, SiteMethods]:
     """The methods of all edits in force, by site."""
     sites: dict[str, SiteMethods] = {}
-    for _, edit in surgery.edits():
+    for edit in surgery.edits():
         methods = sites.setdefault(edit.site.whole, SiteMethods())
         methods.edits.append(edit)
         methods.wraps.append(edit.wrapped)

@@ -95,7 +95,7 @@ def _is_behind(source: SourceText, chunk: list[Token], word: Token, following: T
 
 
 def _opens_item(before: str, kind: str, after: str, depth: int) -> bool:
-    if kind not in ITEMS or (kind == "LET" and depth > 0):
+    if kind not in ITEMS or (kind in STEPS and depth > 0):
         return False
     # `f: block` is a kind of parameter, and `use = 3` or `let train` a reserved word misused.
     named = before in {"LET", "METHOD", "AS", "PARAM"} or (before == "BLOCK" and after == "LPAR")

@@ -218,7 +218,7 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        _spread(body.state, leading)
+        spread(body.state, leading)
         value = _retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
@@ -252,16 +252,23 @@ def _leading(count: int) -> tuple[Dim, ...]:
     return tuple(Dim.named(f"*{i}") for i in range(count))
 
 
-def _retyped(value: Expression, leading: int) -> Expression:
-    shape = (*_leading(leading), *value.shape[1:]) if value.shape[:1] == (STAR,) else value.shape
-    return Expression(value.op, value.arguments, value.attributes, shape, value.span)
+def _retyped(
+    value: Expression, leading: int, known: dict[Expression, Expression] | None = None
+) -> Expression:
+    """``value`` with names for the leading dims of all its parts; parts that recur are ``known``."""
+    known = {} if known is None else known
+    if not value.varies:
+        return value
+    if value not in known:
+        arguments = tuple(_retyped(part, leading, known) for part in value.arguments)
+        named = (*_leading(leading), *value.shape[1:])
+        shape = named if value.shape[:1] == (STAR,) else value.shape
+        known[value] = Expression(value.op, arguments, value.attributes, shape, value.span)
+    return known[value]
 
 
-def _spread(state: State, leading: int) -> None:
+def spread(state: State, leading: int) -> None:
     """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
     state.result = _retyped(state.result, leading)
     state.origin = _retyped(state.origin, leading)
-    state.operands = {
-        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
-        for k, v in state.operands.items()
-    }
+    state.operands = {k: v and _retyped(v, leading) for k, v in state.operands.items()}

@@ -11,6 +11,7 @@ from surgery.rules.binding import bind
 from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
+    COMPARISONS,
     OPERATORS,
     STAR,
     Attribute,
@@ -129,7 +130,8 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
         first = truth(left, e.left.span)
         parts = first.parts if first.operator == e.operator else (first,)
         return Condition(e.operator, (*parts, truth(right, e.right.span)))
-    if e.operator in ("<", "<=", ">", ">=", "==", "!="):
+    tensors = any(isinstance(side, Expression) and side.number is None for side in (left, right))
+    if e.operator in COMPARISONS and not tensors:
         sides = scalar(left, e.left.span), scalar(right, e.right.span)
         return Condition(e.operator, sides)
     if isinstance(left, Dim) and isinstance(right, Dim) and e.operator != "@":

@@ -13,7 +13,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
-from surgery.rules.body import Body
+from surgery.rules.body import Body, spread
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
@@ -108,7 +108,9 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     part = state.rows(wrapped.rows)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
-    state.named_dims = part.named_dims
+    if part.named_dims is not None:
+        state.named_dims = part.named_dims
+        spread(state, part.named_dims)
     return declared
 
 
@@ -122,6 +124,8 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+        if inner.named_dims is not None:
+            spread(inner, inner.named_dims)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)

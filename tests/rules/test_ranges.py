@@ -40,7 +40,7 @@ def values_of(definition: Definition) -> list[str]:
 
 
 KNOWN = [d for d in map(prelude().find, sorted(prelude().names())) if d is not None]
-FREE = {"alpha", "gate", "act", "average", "d", "text"}
+FREE = {"alpha", "strength", "gate", "act", "average", "d", "text"}
 """What may be any number, or is none."""
 SITE = {"rows", "columns", "reduction", "width"}
 """What sizes of the site decide about."""
