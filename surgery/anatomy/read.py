@@ -173,8 +173,11 @@ class Anatomy:
         """The linear map whose weight is the parameter at ``site``, or the only one of a module."""
         place = self.paths.canonical(site.path)
         for name, (matrix, linear) in self.reading.sites.matrices.items():
-            calls = self._calls(name.rpartition(".")[0])
-            if calls and place == (name if site.kind == "parameter" else linear.path):
+            owner = name.rpartition(".")[0]
+            calls = self._calls(owner)
+            # In a graph it is not known what a module returns beside what is used of it.
+            path = owner if calls and calls[0].virtual else linear.path
+            if calls and place == (name if site.kind == "parameter" else path):
                 entry = self.reading.ports.input(calls[0], linear.source)
                 weight = self.paths.parameter(name)
                 layer = self.layer_of(weight.exit.path)
