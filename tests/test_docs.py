@@ -80,3 +80,42 @@ SHOWN = [
 def test_code_that_is_shown_is_in_the_file_it_names(where: str, code: str) -> None:
     """A `py` block begins with `# path`, and the rest of it stands there word for word."""
     assert code in (ROOT / where.removeprefix("# ")).read_text(encoding="utf-8")
+
+
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+TERMS = re.findall(r"^\*\*([\w ]+)\.\*\*", GLOSSARY, re.MULTILINE)
+TEACHING = [
+    ROOT / "grammar" / "README.md",
+    *(p for p in PAGES if p.name in {"design.md", "json.md"}),
+    *(p for p in PAGES if p.parent.name in {"explanation", "extending", "tutorial"}),
+]
+
+
+@pytest.mark.parametrize("page", TEACHING, ids=named)
+def test_terms_are_in_the_glossary(page: Path) -> None:
+    """A term is set in italics where a page introduces it; capitals begin what is merely stressed."""
+    prose = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    introduced = re.findall(r"(?<![*\w])\*([a-z]+(?: [a-z]+)?)\*(?![*\w])", prose)
+    known = {word for term in TERMS for word in (term, f"{term}s", f"{term}ed", *term.split()[-1:])}
+    assert [word for word in introduced if word not in known] == []
+
+
+def test_the_glossary_is_in_order_and_of_use() -> None:
+    assert sorted(TERMS) == TERMS
+    others = "\n".join(
+        p.read_text("utf-8") for p in [*PAGES, TEACHING[0]] if p.name != "glossary.md"
+    )
+    assert [term for term in TERMS if not re.search(rf"\b{term}", others, re.IGNORECASE)] == []
+
+
+def test_names_in_the_glossary_are_where_it_says() -> None:
+    names = re.findall(r"`(\w+)` \(`([\w/]+\.py)`\)", GLOSSARY)
+    assert names
+    for name, file in names:
+        assert f"class {name}" in (ROOT / "surgery" / file).read_text("utf-8"), name
+    source = "".join(p.read_text("utf-8") for p in (ROOT / "surgery").rglob("*.py"))
+    code = GLOSSARY.partition("## Names in the code")[2]
+    mentioned = set(re.findall(r"`([A-Z]\w+)`", code))
+    assert [
+        name for name in mentioned if not re.search(rf"^class {name}\b", source, re.MULTILINE)
+    ] == []
