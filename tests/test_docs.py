@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import NAMES
 from surgery.planning.spec import read_spec
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -65,7 +71,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = ROOT / "docs" / "README.md"
     linked = {(index.parent / link).resolve() for link in LINK.findall(index.read_text("utf-8"))}
-    assert {p for p in PAGES if p.parent != ROOT} - linked - {index} == set()
+    docs = {p for p in PAGES if p.is_relative_to(index.parent)}
+    assert docs - linked - {index} == set()
 
 
 SHOWN = [
@@ -119,3 +126,11 @@ def test_names_in_the_glossary_are_where_it_says() -> None:
     assert [
         name for name in mentioned if not re.search(rf"^class {name}\b", source, re.MULTILINE)
     ] == []
+
+
+def test_every_benchmark_is_described() -> None:
+    """The table has the benchmarks that the menu has, and programs of their own are modules."""
+    text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(NAMES)
+    for module in re.findall(r"^\| `python -m ([\w.]+)", text, re.MULTILINE):
+        assert find_spec(module), module
