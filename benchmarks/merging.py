@@ -63,6 +63,7 @@ def run(settings: Settings) -> list[Table]:
     peer_merging, peer_leaving = list[float](), list[float]()
     mine: list[Tensor] = []
     other: list[Tensor] = []
+    after = peer_after = 0.0
     for _ in range(rounds):
         gc.collect()
         context = surgery.merged(model)
