@@ -59,6 +59,8 @@ class GraphWriter:
         paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
         found: dict[tuple[ModuleRef, ...], None] = {}
         for node in self.graph.nodes:
+            if node in self.added:
+                continue
             around = self.stack_of.get(node, ())
             if any(covers(paths[-1], frame.path) for frame in around) or (
                 node.op == "call_module" and covers(paths[-1], str(node.target))
@@ -69,8 +71,8 @@ class GraphWriter:
 
     def write_run(self, site: SiteMethods) -> None:
         edit = site.first
-        if edit.site.tokens is not None:
-            self.emit_tokens(site, edit, edit.site.tokens)
+        if isinstance(edit.site.operator, Tokens):
+            self.emit_tokens(site, edit, edit.site.operator)
             return
         calls = self.calls(edit) if edit.layer else []
         if edit.layer and not calls:
@@ -90,7 +92,7 @@ class GraphWriter:
     def emit_tokens(self, site: SiteMethods, edit: Edit, tokens: Tokens) -> None:
         before = set(self.graph.nodes)
         inner = self.output(Port(tokens.embedding, "output"))
-        host = NodeHost(self, site, edit, inner)
+        host = NodeHost(self, site, edit, inner, edit.owner)
 
         def emitting(behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -104,7 +106,7 @@ class GraphWriter:
     def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(node.users)
-        host = NodeHost(self, site, edit, node)
+        host = NodeHost(self, site, edit, node, site.core_owner)
         host.last = node.prev
         host.start()
 
@@ -123,7 +125,7 @@ class GraphWriter:
         self, site: SiteMethods, edit: Edit, core: AttentionCore, found: WrittenOut
     ) -> None:
         before = set(self.graph.nodes)
-        host = NodeHost(self, site, edit, found.product)
+        host = NodeHost(self, site, edit, found.product, site.core_owner)
 
         def emitting(known: dict[Expression, Any], behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -199,7 +201,7 @@ class GraphWriter:
     def emit(self, site: SiteMethods, edit: Edit, base: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(base.users)
-        host = NodeHost(self, site, edit, base)
+        host = NodeHost(self, site, edit, base, edit.site.owner)
         states = edit.site.states
         emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
         with self.graph.inserting_after(base):
@@ -215,11 +217,14 @@ class GraphWriter:
             user.replace_input_with(base, result)
 
     def note(self, before: set[fx.Node], beside: fx.Node) -> None:
-        """New nodes came from the module that ``beside`` came from."""
+        """New nodes came from the module that ``beside`` came from, or runs."""
         fresh = set(self.graph.nodes) - before
         self.added |= fresh
+        around = self.stack_of.get(beside, ())
+        if beside.op == "call_module":
+            around = (*around, ModuleRef(str(beside.target), str(beside.target)))
         for node in fresh:
-            self.stack_of[node] = self.stack_of.get(beside, ())
+            self.stack_of[node] = around
             node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]

@@ -29,13 +29,13 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     layer = place.layer
     if program.named_dims is not None or layer is None or layer.among is not None:
         place.locate()
-    check_fit(place, program)
-    if program.reads_padding:
-        place.states = replace(place.states, mask=place.mask())
     before = build(place.signature, tuple(standing))
+    check_fit(place, program, before)
+    if program.reads_padding:
+        place.note(mask=place.mask())
     one_hot = layer is not None and layer.kind.one_hot
     declared = dict(program.declarations)[wrapped.child]
-    owner = place.owner(program)
+    owner = place.owner(program, before)
     _check_names(declared, wrapped.child, module_at(place.usage.model, owner))
     derived = derive(program, before, wrapped.child, tuple(place.sizes.items()), one_hot)
     if layer and layer.experts and derived.reason:
@@ -46,8 +46,7 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
         )
     derived = replace(derived, obstacle=obstacle(place, program))
     standing.append(wrapped)
-    site = replace(place.site, states=place.states)
-    return Edit(site, layer, place.sizes, method, place.tensors(declared, owner), derived)
+    return Edit(place.site, place.sizes, method, place.tensors(declared, owner), derived)
 
 
 def _wrapped(
@@ -55,21 +54,15 @@ def _wrapped(
 ) -> tuple[Wrapped, Program]:
     """The method under the name that it has at ``place``, and the program that it is then part of."""
     site = place.site
-    if site.rows is not None and place.layer is None:
-        raise error(
-            "S444",
-            f"in the graph `{place.site.owner}` is no layer: its weight is taken apart before it is "
-            "multiplied with",
-            help="apply the spec to the model itself, and export that",
-        )
     given = method.spec.wrapped(method.statement)
-    child = graft_name(given.child, site, place.layer)
+    child = graft_name(given.child, site)
     wrapped = replace(given, child=child, rows=site.rows)
     _check_free(wrapped.child, standing)
     program = place.program = build(place.signature, (*standing, wrapped))
     check_reader(place, program)
-    if program.changes_core and site.kind == "region":
-        child = graft_name(given.child, site, place.layer, site.core)
+    core = place.core_apart(program, build(place.signature, tuple(standing)))
+    if core is not None:
+        child = graft_name(given.child, site, core)
         _check_free(child, standing)
         wrapped = replace(wrapped, child=child)
         program = build(place.signature, (*standing, wrapped))

@@ -28,7 +28,7 @@ from surgery.rules.naming import check_name, clash
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
-from surgery.rules.state import State, read_operand
+from surgery.rules.state import State, read_operand, retyped, spread_leading
 from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
 
 
@@ -48,12 +48,16 @@ class Body:
         self.origins: dict[str, tuple[Span, ...]] = {}
 
     def lookup(self, name: str, span: Span) -> Value | None:
-        if name not in self.targets:
-            return self.values.get(name)
-        value = read_operand(self.state, self.targets[name], span)
-        return (
-            labelled(value, self.labels.get(name, ())) if isinstance(value, Expression) else value
-        )
+        if name in self.targets:
+            value = read_operand(self.state, self.targets[name], span)
+            labels = self.labels.get(name, ())
+            return labelled(value, labels) if isinstance(value, Expression) else value
+        value = self.values.get(name)
+        leading = self.state.named_dims
+        # A method that ran since may have named the dims that `*` stands for.
+        if isinstance(value, Expression) and value.varies and leading is not None:
+            return retyped(value, leading)
+        return value
 
     def like(self) -> Expression | None:
         """What has the dtype of the rule's tensors: the weight, or a param."""
@@ -250,8 +254,8 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        _spread(body.state, leading)
-        value = _retyped(value, leading)
+        spread_leading(body.state, leading)
+        value = retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
     if len(fixed) != len(names) or not complete or (starred and STAR in fixed):
@@ -275,22 +279,3 @@ def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tu
     """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
     found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
     return tuple(found)[:3]
-
-
-def _leading(count: int) -> tuple[Dim, ...]:
-    return tuple(Dim.named(f"*{i}") for i in range(count))
-
-
-def _retyped(value: Expression, leading: int) -> Expression:
-    shape = (*_leading(leading), *value.shape[1:]) if value.shape[:1] == (STAR,) else value.shape
-    return Expression(value.op, value.arguments, value.attributes, shape, value.span)
-
-
-def _spread(state: State, leading: int) -> None:
-    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
-    state.result = _retyped(state.result, leading)
-    state.origin = _retyped(state.origin, leading)
-    state.operands = {
-        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
-        for k, v in state.operands.items()
-    }

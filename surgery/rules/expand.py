@@ -22,7 +22,7 @@ from surgery.rules.matching import match_operator
 from surgery.rules.rows import Rows
 from surgery.rules.simplify import make
 from surgery.rules.slices import put
-from surgery.rules.state import State
+from surgery.rules.state import State, spread_leading
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 
@@ -35,6 +35,8 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
     """
     if isinstance(closure, Opaque):
         state.notes.changed = True
+        name = (("name", closure.name),)
+        state.result = Expression("block", (state.result,), name, state.result.shape)
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
         raise error(
@@ -106,9 +108,13 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if not state.result.varies:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
+    if part.named_dims is not None:
+        spread_leading(part, part.named_dims)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
-    state.named_dims = part.named_dims
+    if part.named_dims is not None:
+        state.named_dims = part.named_dims
+        spread_leading(state, part.named_dims)
     return declared
 
 
@@ -122,6 +128,8 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+        if inner.named_dims is not None:
+            spread_leading(inner, inner.named_dims)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)

@@ -5,8 +5,8 @@ from syrupy.assertion import SnapshotAssertion
 
 from surgery.language import syntax
 from surgery.rules.affine import Merge
-from surgery.rules.alone import check_block, check_method
 from surgery.rules.library import prelude
+from surgery.rules.standalone import check_block, check_method
 
 RULES = prelude()
 
