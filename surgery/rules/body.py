@@ -9,6 +9,7 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
 from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
@@ -129,6 +130,9 @@ class Body:
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Unpack():
+                for name, part in zip(step.names, unpack(step, self), strict=True):
+                    self.define(name.name, part, name.span)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 

@@ -10,6 +10,7 @@ from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
+from surgery.rules.decomposing import in_parts
 from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
@@ -247,6 +248,8 @@ def _tensors(
 
 
 def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    if primitive.parts:
+        raise in_parts(primitive, e)
     if primitive.name in READERS:
         return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)
