@@ -9,8 +9,8 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import (
     IN,
@@ -18,7 +18,6 @@ from surgery.rules.expression import (
     STAR,
     Expression,
     is_leading,
-    number,
     operand,
     param,
 )
@@ -28,10 +27,11 @@ from surgery.rules.named_dims import labelled
 from surgery.rules.naming import check_name
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.placing import is_again, placed
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
+from surgery.rules.ranges import SIZE, unmet
 from surgery.rules.shapes import show_shape
+from surgery.rules.starting import start
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 
 class Body:
@@ -140,6 +140,9 @@ class Body:
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Unpack():
+                for name, part in zip(step.names, unpack(step, self), strict=True):
+                    self.define(name.name, part, name.span)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
@@ -155,7 +158,7 @@ class Body:
             if size.number is not None:
                 self.demand(SIZE.of(size, dim.span, self.origin(dim)))
         origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = self._init(step, shape)
+        init = start(step, shape, self)
         name = self.path + step.name
         for part in name.split("."):
             check_name(part, step.name_span)
@@ -173,51 +176,6 @@ class Body:
             self.origins[e.name] = self.origin(e.size)
             return size
         return size.called(e.name) if isinstance(e, syntax.Name) else size
-
-    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-        if not step.random:
-            value = tensor(evaluate(step.init, self), step.init.span)
-            if value.varies:
-                raise error(
-                    "S217", "a param cannot start from what flows through the model", step.init.span
-                )
-            if not self.shapes.fits(value.shape, shape, "param", step.span):
-                raise error(
-                    "S211",
-                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                    step.init.span,
-                    Label(step.name_span, "declared here"),
-                )
-            return Init(None, value=value)
-        known = ", ".join(DISTRIBUTIONS)
-        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
-            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
-        names = DISTRIBUTIONS[step.init.function]
-        given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(step.init.arguments):
-            name = argument.name or (names[position] if position < len(names) else "")
-            if name not in names or name in given:
-                raise error(
-                    "S218",
-                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
-                    argument.span,
-                )
-            value = evaluate(argument.value, self)
-            if name == "text" and isinstance(value, str):
-                given[name] = value
-            else:
-                number_ = given[name] = scalar(value, argument.span)
-                if name in SPREADS:
-                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
-        missing = [n for n in names if n not in given]
-        if missing:
-            raise error(
-                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
-            )
-        std = given.get("std", given.get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(step.init.function, tuple(given.items()))
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
