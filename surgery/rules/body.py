@@ -26,6 +26,7 @@ from surgery.rules.library import Scope
 from surgery.rules.named_dims import labelled
 from surgery.rules.naming import check_name, clash
 from surgery.rules.operands import scalar, tensor
+from surgery.rules.placing import placed
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
@@ -46,6 +47,13 @@ class Body:
         self.labels: dict[str, tuple[str, ...]] = {}
         """What the match calls the dims of an operand, from the last on."""
         self.origins: dict[str, tuple[Span, ...]] = {}
+        self.applied: list[str] = []
+
+    def below(self, name: str) -> str:
+        """Where the params of a method stand that the body applies; of a second one, `name_2`."""
+        self.applied.append(name)
+        count = self.applied.count(name)
+        return f"{self.path}{name if count == 1 else f'{name}_{count}'}."
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
@@ -75,6 +83,8 @@ class Body:
             raise error(
                 "S215", f"`{name}` is already defined here", span, first and Label(first, "this")
             )
+        if isinstance(value, Closure):
+            value = placed(value, f"{self.path}{name}.")
         self.values[name] = value
         self.spans[name] = span
 
@@ -148,21 +158,39 @@ class Body:
         name = self.path + step.name
         for part in name.split("."):
             check_name(part, step.name_span)
-        earlier = next((d for d in self.state.notes.declarations if clash(d.name, name)), None)
-        if earlier:
-            twice = earlier.name == name
-            raise error(
-                "S215",
-                f"the param `{name}` is declared twice"
-                if twice
-                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                step.name_span,
-                Label(earlier.span, "first"),
-            )
-        self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        )
+        made = Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
+        if not self._is_again(made):
+            self.state.notes.declarations.append(made)
         self.define(step.name, param(name, shape, step.name_span), step.name_span)
+
+    def _is_again(self, made: Declaration) -> bool:
+        """Whether a method or block that is used twice has declared this param before.
+
+        Raises:
+            SurgeryError: S215 if another stands in its place, S271 if it had another size then.
+
+        """
+        name = made.name
+        earlier = next((d for d in self.state.notes.declarations if clash(d.name, name)), None)
+        if earlier is None:
+            return False
+        first = Label(earlier.span, "first")
+        if earlier.name != name:
+            one, other = sorted((name, earlier.name))
+            problem = f"`{one}` names a param and what holds `{other}`"
+            raise error("S215", problem, made.span, first)
+        if earlier.span != made.span:
+            raise error("S215", f"the param `{name}` is declared twice", made.span, first)
+        pairs = zip(earlier.shape, made.shape, strict=True)
+        if all(self.shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
+            return True
+        raise error(
+            "S271",
+            f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
+            f"{show_shape(made.shape)}",
+            made.span,
+            help="what is used twice has the same params twice: give each use a block of its own",
+        )
 
     def _dim(self, e: syntax.Expression) -> Dim:
         """A dim of a param, called as it is written."""
@@ -227,7 +255,7 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     """Call a block on a tensor; its params join the state's."""
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     with state.notes.depth.one_more(span):
         argument = bind_dims(block.input, argument, body)
         body.define(block.input.name, argument, block.input.span)

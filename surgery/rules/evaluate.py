@@ -43,7 +43,6 @@ class Names(Protocol):
 
     scope: Scope
     shapes: Shapes
-    path: str
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
