@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from surgery.cli.arguments import Json
+from surgery.cli.commands import READING, add
 from surgery.cli.screen import show, show_json
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def register(application: typer.Typer) -> None:
-    """Add the command."""
-    application.command("methods")(methods)
+    """Add the command with its examples."""
+    add(application, READING, methods, "methods", "methods lora", "methods unipelt")
 
 
 def methods(

@@ -45,7 +45,7 @@ def make_plan(
         return Planner(model, example_inputs).plan(spec)
     check_standing(model, surgery)
     with detached(model, structure):
-        planner = Planner(model, example_inputs, surgery.standing())
+        planner = Planner(model, example_inputs, surgery.standing(), surgery.current())
         return planner.plan(spec, surgery.digests)
 
 
@@ -121,6 +121,9 @@ def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
         for name in names:
             flags.setdefault(name, parameters[name].requires_grad)
             set_flag(parameters[name], flag)
+    for name, flag in plan.flags.items():
+        if name in parameters:
+            set_flag(parameters[name], flag)
     return flags
 
 
@@ -168,7 +171,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
                 f"nothing here is named `{name}`",
                 help=did_you_mean(name, names) or _named(names),
             )
-        edits = [e for _, e in surgery.edits() if name in (None, e.method.child)]
+        edits = [e for e in surgery.edits() if name in (None, e.method.child)]
         kept = keep(surgery, edits, [] if name is None else _training(surgery, name))
         if kept.applied:
             check_standing(model, kept)
@@ -239,6 +242,10 @@ def enforce(
     for name in before.flags:
         if name in parameters and (name not in decided or new[name] != old[name]):
             set_flag(parameters[name], new[name])
+    were = {t.name: t.trained for e in before.current() for t in e.tensors}
+    for tensor in (t for e in now.current() for t in e.tensors):
+        if tensor.name in parameters and tensor.trained != were.get(tensor.name, tensor.trained):
+            set_flag(parameters[tensor.name], tensor.trained)
     flags = {n: f for n, f in before.flags.items() if n in decided}
     record = put(model, replace(now, flags=flags))
     if record.applied:

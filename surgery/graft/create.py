@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.modules import module_at
+from surgery.anatomy.site import Tokens
 from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
+from surgery.graft.structure import set_flag
 from surgery.graft.tokens.words import embedded_words
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -74,6 +76,7 @@ def create(
                 else:
                     with _room_for(tensor):
                         first = _first(declaration, stream, edit, like, value)
+                set_flag(first, tensor.trained)
                 if key:
                     shared[key] = first
             else:
@@ -118,8 +121,8 @@ def _words(
     stream: str,
     start: Start,
 ) -> nn.Parameter:
-    assert edit.site.tokens is not None
-    table: Any = model.get_submodule(edit.site.tokens.embedding).weight
+    assert isinstance(edit.site.operator, Tokens)
+    table: Any = model.get_submodule(edit.site.operator.embedding).weight
     text = str(dict(declaration.init.arguments)["text"])
     rows = embedded_words(table, count, text, start.tokenizer, generator(stream))
     return nn.Parameter(rows.to(like), requires_grad=not declaration.frozen)

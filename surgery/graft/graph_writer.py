@@ -59,6 +59,8 @@ class GraphWriter:
         paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
         found: dict[tuple[ModuleRef, ...], None] = {}
         for node in self.graph.nodes:
+            if node in self.added:
+                continue
             around = self.stack_of.get(node, ())
             if any(covers(paths[-1], frame.path) for frame in around) or (
                 node.op == "call_module" and covers(paths[-1], str(node.target))
@@ -69,8 +71,8 @@ class GraphWriter:
 
     def write_run(self, site: SiteMethods) -> None:
         edit = site.first
-        if edit.site.tokens is not None:
-            self.emit_tokens(site, edit, edit.site.tokens)
+        if isinstance(edit.site.operator, Tokens):
+            self.emit_tokens(site, edit, edit.site.operator)
             return
         calls = self.calls(edit) if edit.layer else []
         if edit.layer and not calls:
@@ -215,11 +217,14 @@ class GraphWriter:
             user.replace_input_with(base, result)
 
     def note(self, before: set[fx.Node], beside: fx.Node) -> None:
-        """New nodes came from the module that ``beside`` came from."""
+        """New nodes came from the module that ``beside`` came from, or runs."""
         fresh = set(self.graph.nodes) - before
         self.added |= fresh
+        around = self.stack_of.get(beside, ())
+        if beside.op == "call_module":
+            around = (*around, ModuleRef(str(beside.target), str(beside.target)))
         for node in fresh:
-            self.stack_of[node] = self.stack_of.get(beside, ())
+            self.stack_of[node] = around
             node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]

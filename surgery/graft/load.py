@@ -28,6 +28,7 @@ from surgery.planning.facts import first_difference
 from surgery.planning.fingerprint import dtype_name
 from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec, spec_from_texts
+from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
 
 MOST_SHOWN = 20_000
@@ -133,13 +134,15 @@ def _drafts(
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
     with detached(model, structure), _same_flags(model):
-        planner = Planner(model, example_inputs, standing, settled=True)
+        edits = surgery.current() if surgery else []
+        planner = Planner(model, example_inputs, standing, edits, settled=True)
         for spec, saved in zip(specs, file.content["applied"], strict=True):
             draft = _draft(planner, spec, saved)
             drafts.append(draft)
             for edit in draft.edits:
                 standing.setdefault(edit.site.whole, []).append(edit.wrapped)
             _set_flags(model, draft.plan)
+            edits[:] = [with_flags(e, draft.plan.flags) for e in edits] + [*draft.edits]
     return drafts
 
 

@@ -61,14 +61,14 @@ class NodeHost(Host):
         if states.sequences is not None:
             like = self.writer.input(states.sequences)
             return self.call(in_sequence, value, like)
-        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+        return self.call(torch.transpose, value, 0, 1) if states.length_first else value
 
     def leave(self, value: fx.Node, like: fx.Node | None = None) -> fx.Node:
         """States as the graph has them, and has ``like``."""
         states = self.edit.site.states
         if states.sequences is not None:
             return self.call(as_given, value, like or self.node)
-        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+        return self.call(torch.transpose, value, 0, 1) if states.length_first else value
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self.graph.inserting_after(self.last):

@@ -18,6 +18,7 @@ from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
 from surgery.planning.edit import Edit
 from surgery.planning.plan import Plan
+from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"
@@ -59,17 +60,24 @@ class Surgery:
     owner: Owner = field(default_factory=lambda: Owner(None), compare=False)
     BESIDE_FORWARDS: ClassVar[bool] = True
 
-    def edits(self) -> Iterator[tuple[Applied, Edit]]:
+    def edits(self) -> Iterator[Edit]:
         """Every edit in force, in order of application."""
         for applied in self.applied:
-            for edit in applied.edits:
-                yield applied, edit
+            yield from applied.edits
 
     def standing(self) -> dict[str, list[Wrapped]]:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
-        for _, edit in self.edits():
+        for edit in self.edits():
             found.setdefault(edit.site.whole, []).append(edit.wrapped)
+        return found
+
+    def current(self) -> list[Edit]:
+        """Every edit in force, with the flags that statements of later specs gave its params."""
+        found: list[Edit] = []
+        for applied in self.applied:
+            found = [with_flags(edit, applied.plan.flags) for edit in found]
+            found += applied.edits
         return found
 
     def claimed(self) -> set[str]:
@@ -192,7 +200,7 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
 
     """
-    for _, edit in surgery.edits():
+    for edit in surgery.edits():
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
         graft = graft_at(model, edit.owner, edit.graft)
         for tensor in edit.tensors:

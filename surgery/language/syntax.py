@@ -161,13 +161,17 @@ class Union(Node):
 
 @dataclass(frozen=True, slots=True)
 class Selector(Node):
-    """`UNION [in UNION] [where TEST] [except UNION] [expect N]`."""
+    """`UNION [of UNION] [in UNION] [where TEST] [except UNION] [expect N]`.
+
+    With ``of``, or where the union names them, what is selected are params that methods add.
+    """
 
     union: Union
     within: Union | None = None
     where: Expression | None = None
     exceptions: Union | None = None
     expect: int | None = None
+    of: Union | None = None
 
 
 # Statements of a spec
@@ -202,6 +206,32 @@ class Freeze(Node):
 
 @dataclass(frozen=True, slots=True)
 class Train(Node):
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Node):
+    """`lr * 16` or `weight_decay = 0`: an option of the optimizer, changed or given."""
+
+    option: str
+    operator: Literal["*", "="]
+    value: Expression
+    option_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimize(Node):
+    """`optimize B of lora with lr * 16, weight_decay = 0`."""
+
+    selector: Selector
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty(Node):
+    """`penalty EXPRESSION of lora`: one number a site, added to the loss."""
+
+    value: Expression
     selector: Selector
 
 
@@ -266,7 +296,8 @@ class Param(Node):
     """`param [frozen] [shared] A[r, m] ~ distribution(...)`, or `= value` for a computed start.
 
     ``random`` tells `~` from `=`; ``shared`` is the word that says who shares it: all sites
-    (`shared`), those in one stack of layers (`stack`), or those in one layer (`layer`).
+    (`shared`), those in one stack of layers (`stack`), or those in one layer (`layer`). A ``state``
+    is no parameter but a buffer: what happens after a step of the optimizer changes it.
     """
 
     name: str
@@ -274,6 +305,19 @@ class Param(Node):
     init: Expression
     random: bool
     frozen: bool = False
+    shared: Sharing | None = None
+    state: bool = False
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw(Node):
+    """`draw [shared] b[k] ~ integers(1, r) else r`: drawn once a step in training, else fixed."""
+
+    name: str
+    dims: tuple[Expression, ...] | None
+    distribution: Expression
+    otherwise: Expression | None = None
     shared: Sharing | None = None
     name_span: Span = field(compare=False, repr=False, kw_only=True)
 
@@ -296,11 +340,36 @@ class Apply(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Tune(Node):
+    """`optimize A | B with lr * 16`, of params of the rule itself."""
+
+    params: tuple[Name, ...]
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge(Node):
+    """`penalty EXPRESSION` of a rule: one number a site, added to the loss."""
+
+    value: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class After(Node):
+    """`after step where TEST { s = …  let … }`: what follows each step of the optimizer."""
+
+    event: str
+    where: Expression | None
+    body: tuple[Let | Assign, ...]
+    event_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Return(Node):
     value: Expression
 
 
-Step = Match | Require | Param | Let | Assign | Apply | Return
+Step = Match | Require | Param | Draw | Let | Assign | Apply | Tune | Charge | After | Return
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +395,7 @@ class Block(Node):
     name_span: Span = field(compare=False, repr=False, kw_only=True)
 
 
-Item = On | Freeze | Train | Let | Use | Method | Block
+Item = On | Freeze | Train | Optimize | Penalty | Let | Use | Method | Block
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from surgery.language.syntax import (
     Path,
     Role,
     Selector,
+    Setting,
     Slice,
     Sliced,
     Star,
@@ -98,9 +99,17 @@ def dims(given: tuple[Expression, ...]) -> Doc:
     return ("[", joined([expression(dim) for dim in given], ", "), "]")
 
 
+def settings(given: tuple[Setting, ...]) -> Doc:
+    """What `with` says to an optimizer."""
+    docs = [(f"{s.option} {s.operator} ", expression(s.value)) for s in given]
+    return joined(docs, ", ")
+
+
 def selector(node: Selector) -> Doc:
     """The union on the first line and, if need be, each clause on one of its own."""
     clauses: list[Doc] = []
+    if node.of is not None:
+        clauses += [Line(), "of ", union(node.of)]
     if node.within is not None:
         clauses += [Line(), "in ", union(node.within)]
     if node.where is not None:

@@ -14,6 +14,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.writing import checked_path, replacing
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.facts import canonical, plan_facts
+from surgery.planning.options import Option, SitePenalty
 from surgery.planning.schema import ANY, Each, MalformedError, check, read_json
 from surgery.planning.spec import TEXTS, Spec, spec_from_texts
 
@@ -47,6 +48,10 @@ class Plan:
     """The sites, and the parameters to train, of which a warning says that they change nothing."""
     unchecked: str | None = None
     """Why it is not known whether all that changes has a part in what the model returns."""
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Which params of methods that were there before it has train, and which not, by name."""
+    options: tuple[Option, ...] = ()
+    penalties: tuple[SitePenalty, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -97,7 +102,13 @@ class Plan:
 
     @property
     def _facts(self) -> dict[str, Any]:
-        return plan_facts(self.base, self.edits, self.trained, self.frozen)
+        facts = plan_facts(self.base, self.edits, self.trained, self.frozen)
+        steered = {
+            "flags": dict(self.flags),
+            "options": [[str(o), *o.names] for o in self.options],
+            "penalties": [[p.statement, *p.key] for p in self.penalties],
+        }
+        return {**facts, **{key: value for key, value in steered.items() if value}}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.

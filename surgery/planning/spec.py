@@ -22,7 +22,6 @@ from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
 from surgery.language.source import SourceText, Span
 from surgery.planning.schema import Each
-from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.constants import Constants
 from surgery.rules.evaluate import evaluate
@@ -41,8 +40,9 @@ from surgery.rules.limits import followed
 from surgery.rules.naming import check_name
 from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
+from surgery.rules.standalone import check_block, check_method, fitting
 
-Statement = syntax.On | syntax.Freeze | syntax.Train
+Statement = syntax.On | syntax.Freeze | syntax.Train | syntax.Optimize | syntax.Penalty
 
 TEXTS = {"name": str, "text": str, "files": Each(str), "rules": Each(str)}
 """The form of what :meth:`Spec.texts` gives, as files keep it."""
@@ -69,9 +69,7 @@ class Spec:
 
     @property
     def statements(self) -> tuple[Statement, ...]:
-        return tuple(
-            i for i in self.file.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)
-        )
+        return tuple(i for i in self.file.items if isinstance(i, Statement))
 
     def wrapped(self, number: int) -> Wrapped:
         """The method of statement ``number``, an `on`; the same object every time."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import LinearMap, Site, covers
 from surgery.graft.hosts import detached
 from surgery.graft.state import surgery_of
 from surgery.language import syntax
@@ -20,6 +20,7 @@ from surgery.planning.edit import Edit
 from surgery.planning.spec import Spec
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
+from surgery.reports.data import VERSION
 from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
@@ -64,14 +65,15 @@ class Explanation(Report):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
-        return asdict(self)
+        return {"version": VERSION, **asdict(self)}
 
 
 def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
     """Explain every statement of ``spec`` at ``path``."""
     surgery = surgery_of(model)
     with detached(model):
-        planner = Planner(model, inputs, surgery.standing() if surgery else {})
+        standing, edits = (surgery.standing(), surgery.current()) if surgery else ({}, [])
+        planner = Planner(model, inputs, standing, edits)
         site = _site(planner, path)
         explainer = _Explainer(planner, spec, site)
         verdicts = tuple(explainer.verdicts())
@@ -91,7 +93,7 @@ class _Explainer:
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
 
     def is_site(self, found: Site) -> bool:
-        around = (self.site.exit.path,) if self.site.experts else ()
+        around = (self.site.exit.path,) if isinstance(self.site.operator, LinearMap) else ()
         return any(path in (found.path, *found.paths) for path in (self.site.path, *around))
 
     def is_within(self, found: Site) -> bool:
@@ -115,7 +117,7 @@ class _Explainer:
         effects: list[str] = []
         try:
             for site in self.draft.sites(reason.sites[0], wrapped):
-                if site.experts is None or self.site.path in (site.path, site.exit.path):
+                if not _of_experts(site) or self.site.path in (site.path, site.exit.path):
                     place = self.draft.place(site)
                     edit = self.draft.edit(number, statement, place)
                     *before, own = self.draft.applied[edit.site.whole]
@@ -186,8 +188,12 @@ def _site(planner: Planner, path: Any) -> Site:
     )
 
 
+def _of_experts(site: Site) -> bool:
+    return site.layer is not None and site.layer.experts > 0
+
+
 def _regions(anatomy: Anatomy) -> list[Site]:
-    return [s for group in anatomy.places.values() for s in group if s.kind in ("region", "slice")]
+    return [s for group in anatomy.places.values() for s in group if s.is_part]
 
 
 def _roles(planner: Planner, path: str) -> tuple[str, ...]:

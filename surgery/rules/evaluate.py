@@ -8,9 +8,11 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
+from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
+    COMPARISONS,
     OPERATORS,
     STAR,
     Attribute,
@@ -129,7 +131,8 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
         first = truth(left, e.left.span)
         parts = first.parts if first.operator == e.operator else (first,)
         return Condition(e.operator, (*parts, truth(right, e.right.span)))
-    if e.operator in ("<", "<=", ">", ">=", "==", "!="):
+    tensors = any(isinstance(side, Expression) and side.number is None for side in (left, right))
+    if e.operator in COMPARISONS and not tensors:
         sides = scalar(left, e.left.span), scalar(right, e.right.span)
         return Condition(e.operator, sides)
     if isinstance(left, Dim) and isinstance(right, Dim) and e.operator != "@":
@@ -137,8 +140,22 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
     if e.operator == "%":
         raise error("S208", "`%` is for numbers and dims", e.span)
     a, b = tensor(left, e.left.span), tensor(right, e.right.span)
-    op = OPERATORS[e.operator]
-    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span, -1), span=e.span)
+    return combine(e.operator, a, b, names.shapes, e.span)
+
+
+def combine(
+    sign: str, left: Expression, right: Expression, shapes: Shapes, span: Span
+) -> Expression:
+    """``left sign right``, of two tensors."""
+    op = OPERATORS[sign]
+    shape = PRIMITIVES[op].shape(shapes, (left, right), span, -1)
+    match sign:
+        case "+":
+            return together(left, right, shape, span)
+        case "-":
+            return difference(left, right, shape, span)
+        case _:
+            return make(op, (left, right), shape, span=span)
 
 
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:

@@ -193,7 +193,22 @@ def walk(expression: Expression) -> Iterator[Expression]:
     yield from visit(expression)
 
 
-OPERATORS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "@": "matmul"}
+COMPARISONS = {
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+    "==": "equal",
+    "!=": "not_equal",
+}
+OPERATORS = {
+    "+": "add",
+    "-": "subtract",
+    "*": "multiply",
+    "/": "divide",
+    "@": "matmul",
+    **COMPARISONS,
+}
 """What the signs of the grammar stand for between tensors."""
 SIGNS = {op: sign for sign, op in OPERATORS.items()}
 

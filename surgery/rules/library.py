@@ -180,9 +180,8 @@ def _scope_of(
             continue
         used = parse(read(item.path, item.span))
         files[item.path] = used.source.text
-        statement = next(
-            (i for i in used.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)), None
-        )
+        defining = syntax.Let | syntax.Use | syntax.Method | syntax.Block
+        statement = next((i for i in used.items if not isinstance(i, defining)), None)
         if statement is not None:
             raise error(
                 "S205",

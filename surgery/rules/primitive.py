@@ -68,7 +68,8 @@ class Primitive:
         ``linear`` has the sets of arguments in which it is linear together if the others are known.
         A zero at any of ``zeros`` makes the result zero (that of `linear` without its bias). ``neutral`` are a position and a number
         with which the result is the first of the other arguments; ``of_equals`` is the result of
-        two equal arguments. ``of_numbers`` gives the result of numbers alone; ``of_constant`` that
+        two equal arguments. ``of_numbers`` gives the result of numbers alone, None where it has no
+        short form; ``of_constant`` that
         of a tensor which is one number everywhere, along an axis of some size. ``sums_to`` is the
         sum of the result over the axis; ``shorter`` an equal expression of some arguments, or None. ``elementwise``: each feature of the result is made of the
         same feature of the arguments. ``rows`` are the arguments of which row i is all that row i
@@ -77,7 +78,8 @@ class Primitive:
 
     What else it does
         ``inference`` tells that its value is the first argument in evaluation, ``random`` that it
-        is drawn in training, ``detaches`` that no gradient passes, ``idempotent`` that twice is as
+        is drawn in training, ``detaches`` that no gradient passes, ``mask`` that it is of ones and zeros,
+        ``idempotent`` that twice is as
         good as once, and ``real`` that it is of real numbers: of complex ones torch computes it not
         at all, or makes real ones of them.
     """
@@ -94,7 +96,7 @@ class Primitive:
     neutral: tuple[tuple[int, int], ...] = ()
     nonzero: tuple[int, ...] = ()
     of_equals: int | None = None
-    of_numbers: Callable[..., Dim] | None = None
+    of_numbers: Callable[..., Dim | None] | None = None
     of_constant: Callable[[Dim, Dim], Dim] | None = None
     sums_to: int | None = None
     shorter: Callable[..., Expression | None] | None = None
@@ -106,6 +108,7 @@ class Primitive:
     inference: bool = False
     random: bool = False
     detaches: bool = False
+    mask: bool = False
     idempotent: bool = False
     real: bool = False
 

@@ -6,11 +6,14 @@ shows these rows, and tests hold them against the functions that they name.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
+from surgery.rules.expression import COMPARISONS
 from surgery.rules.primitive import Form, Primitive, Ways, elements, free
 from surgery.rules.ranges import COUNT, NUMBER, RATE, SIZE
 
@@ -26,9 +29,23 @@ def rms_norm(x: Any, dim: int) -> Any:
     return (wide * scale).to(x.dtype)
 
 
+def layer_norm(x: Any, dim: int) -> Any:
+    """``x`` with a mean of 0 and a variance of 1 over ``dim``, as :func:`rms_norm`."""
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    centred = wide - wide.mean(dim, keepdim=True)
+    scale = (centred.square().mean(dim, keepdim=True) + 1e-5).rsqrt()
+    return (centred * scale).to(x.dtype)
+
+
+def _of_known(function: Callable[[float], float]) -> Callable[[Dim], Dim | None]:
+    """``function`` of a number that is known without a model."""
+    return lambda value: None if value.number is None else Dim.of(function(value.number))
+
+
 _FIRST: Ways = ((0,),)
 _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
+_MASKS = "surgery.graft.graphs.masks."
 _FUNCTIONAL = "torch.nn.functional."
 
 
@@ -51,6 +68,22 @@ def _reduction(
 
 
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
+
+
+def _comparison(name: str, sign: str, of_equals: int) -> Primitive:
+    """1 where a comparison holds, else 0."""
+    return _operator(
+        name,
+        "a, b",
+        "1 where it holds, else 0",
+        signatures.broadcast(sign),
+        _MASKS + name,
+        of_equals=of_equals,
+        detaches=True,
+        mask=True,
+        real=True,
+    )
+
 
 # What a row's fields mean is said in `rules/primitive.py`. Rows stand as the reference shows them.
 _TABLE = (
@@ -122,6 +155,10 @@ _TABLE = (
         rows=(0,),
         of_numbers=Dim.__neg__,
     ),
+    *(
+        _comparison(name, sign, int("=" in sign and sign != "!="))
+        for sign, name in COMPARISONS.items()
+    ),
     Primitive(
         "linear",
         "x[*, m], W[n, m], b?[n]",
@@ -142,6 +179,8 @@ _TABLE = (
     _function("softplus", torch=_FUNCTIONAL + "softplus", real=True),
     _function("exp", torch="torch.exp"),
     _function("log", torch="torch.log"),
+    _function("sin", torch="torch.sin", zeros=(0,), of_numbers=_of_known(math.sin)),
+    _function("cos", torch="torch.cos", of_numbers=_of_known(math.cos)),
     _function("sqrt", torch="torch.sqrt", zeros=(0,)),
     _function("abs", torch="torch.abs", zeros=(0,), idempotent=True, real=True),
     _function(
@@ -154,6 +193,14 @@ _TABLE = (
         torch=_FUNCTIONAL + "leaky_relu",
         zeros=(0,),
         numbers=((1, NUMBER),),
+        real=True,
+    ),
+    _function(
+        "clamp",
+        "x, low, high?",
+        "of each element; what is below `low` is `low`, and what is above `high` is `high`",
+        torch="torch.clamp",
+        numbers=((1, NUMBER), (2, NUMBER)),
         real=True,
     ),
     Primitive(
@@ -259,6 +306,41 @@ _TABLE = (
         "over",
         cost=lambda e: elements(e) * 4,
         zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "layer_norm",
+        "x, over = d",
+        "x with a mean of 0 and a variance of 1",
+        signatures.same,
+        "surgery.rules.primitives.layer_norm",
+        "over",
+        cost=lambda e: elements(e) * 6,
+        zeros=(0,),
+        real=True,
+    ),
+    # Routed adapters: the parts that a router chooses.
+    Primitive(
+        "topk",
+        "x, k, over = d",
+        "1 at the k largest, or at all if there are fewer, else 0",
+        signatures.same,
+        _MASKS + "topk",
+        "over",
+        numbers=((1, SIZE),),
+        detaches=True,
+        mask=True,
+        real=True,
+    ),
+    Primitive(
+        "one_hot",
+        "x, over = d",
+        "1 at the largest, else 0",
+        signatures.same,
+        _MASKS + "one_hot",
+        "over",
+        detaches=True,
+        mask=True,
         real=True,
     ),
     Primitive(

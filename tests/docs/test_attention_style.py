@@ -9,7 +9,7 @@ from surgery.anatomy.roles import softmaxes
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/extending/attention-style.md").read_text(encoding="utf-8")
-SHOWN = re.findall(r'^```python title="(.*?)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
+SHOWN = re.findall(r'^```(?:python|text) title="(.*?)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_what_the_page_shows_is_there() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch.fx import Node
 
 from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
+from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trails import SCORED
 
 
 class Noted:
@@ -25,8 +27,8 @@ class Noted:
         self.last = last
 
 
-Calls = Iterable[tuple[FunctionCall[Noted], list[Noted]]]
-"""Nodes that call functions, in order, each with the values that it gives."""
+NotedCall = tuple[FunctionCall[Noted], list[Noted]]
+"""A node that calls a function, and the values that it gives."""
 
 
 class Scores(Follower[Noted]):
@@ -37,14 +39,23 @@ class Scores(Follower[Noted]):
     product by known steps. ``weights`` are the steps from a softmax to each product with values.
     """
 
-    def __init__(self, calls: Calls):
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        kind: Callable[[Node], str],
+        noted: Callable[[Node], NotedCall],
+    ):
         super().__init__()
         self.softmaxes: dict[Node, Trail[Noted]] = {}
         self.totals: dict[Trail[Noted], Node] = {}
         self.ends: dict[Node, Node] = {}
         self.strays: set[Node] = set()
         self.weights: dict[Node, list[Node]] = {}
-        for number, (call, self.outputs) in enumerate(calls):
+        for number, node in enumerate(nodes):
+            # Where nothing is followed, only these begin anything.
+            if not self.trails and kind(node) not in SCORED and kind(node) not in FORMS:
+                continue
+            call, self.outputs = noted(node)
             self.follow(call)
             # What nobody reads any more leads nowhere.
             self.trails = [t for t in self.trails if any(p.last > number for p, *_ in t.places)]
@@ -84,14 +95,20 @@ class Scores(Follower[Noted]):
         return call.function
 
 
-def recorded(flow: Flow) -> Iterator[tuple[FunctionCall[Noted], list[Noted]]]:
-    """The operators of a recording."""
-    values = {
-        value: Noted(value, shape_of(value), max(map(index_of, readers(value)), default=-1))
-        for value in flow.recording.values
-    }
-    for op in flow.ops:
+def recorded_scores(flow: Flow) -> Scores:
+    """The trails of a recording."""
+    values: dict[Node, Noted] = {}
+
+    def value(node: Node) -> Noted:
+        if node not in values:
+            last = max(map(index_of, readers(node)), default=-1)
+            values[node] = Noted(node, shape_of(node), last)
+        return values[node]
+
+    def noted(op: Node) -> NotedCall:
         out = op.kwargs.get("out")
-        given = [values[v] for v in inputs_of(op) if v is not out or out in op.args]
+        given = [value(v) for v in inputs_of(op) if v is not out or out in op.args]
         call = FunctionCall(kind_of(op), op, op.args, op.kwargs, given)
-        yield call, [values[value] for value in outputs_of(op)]
+        return call, [value(v) for v in outputs_of(op)]
+
+    return Scores(flow.ops, kind_of, noted)

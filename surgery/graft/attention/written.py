@@ -7,8 +7,9 @@ module runs, on nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import fx, nn
 from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import BLANKS, kind
-from surgery.anatomy.roles.scores import Noted, Scores
+from surgery.anatomy.roles.scores import Noted, NotedCall, Scores
 from surgery.anatomy.roles.softmaxes import FORMS
 from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, VIEWS
 from surgery.graft.attention.cores import ProgramCore
@@ -65,7 +66,7 @@ class WrittenOut:
 
 def written_cores(model: nn.Module, nodes: Sequence[fx.Node]) -> dict[fx.Node, WrittenOut | None]:
     """The cores among ``nodes`` by their softmaxes, in order; None where one cannot be followed."""
-    scores = Scores(_calls(model, nodes))
+    scores = _scores(model, nodes)
     found: dict[fx.Node, WrittenOut | None] = {}
     for softmax, trail in scores.softmaxes.items():
         found[softmax] = None
@@ -81,28 +82,32 @@ def written_cores(model: nn.Module, nodes: Sequence[fx.Node]) -> dict[fx.Node, W
     return found
 
 
-def _calls(
-    model: nn.Module, nodes: Sequence[fx.Node]
-) -> Iterator[tuple[FunctionCall[Noted], list[Noted]]]:
-    """The nodes of a graph as a follower sees them. Nobody has run it: shapes are not known."""
+def _scores(model: nn.Module, nodes: Sequence[fx.Node]) -> Scores:
+    """The trails of a graph. Nobody has run it: shapes are not known."""
     numbers = {node: number for number, node in enumerate(nodes)}
-    values = {
-        node: Noted(node, None, max((numbers.get(user, -1) for user in node.users), default=-1))
-        for own in nodes
-        for node in (own, *own.all_input_nodes)
-    }
-    for node in nodes:
+    values: dict[fx.Node, Noted] = {}
+
+    def value(node: fx.Node) -> Noted:
+        if node not in values:
+            last = max((numbers.get(user, -1) for user in node.users), default=-1)
+            values[node] = Noted(node, None, last)
+        return values[node]
+
+    def noted(node: fx.Node) -> NotedCall:
         kind = kind_of(model, node)
         # A constant is no product of states, nor what one is followed to.
-        given = [values[n] for n in node.all_input_nodes if n.op != "get_attr"]
+        given = [value(n) for n in node.all_input_nodes if n.op != "get_attr"]
         kwargs = dict(node.kwargs)
         if node.op == "call_module":
             kwargs["dim"] = getattr(model.get_submodule(str(node.target)), "dim", None)
-        # What is written to is, to those who read it, the same.
-        outputs = given[:1] if kind == "setitem" else [values[node]]
-        if kind in _SIZES or (kind == "getattr" and node.args[1] in _ATTRIBUTES):
+        outputs = [value(node)]
+        if kind == "setitem":
+            outputs = given[:1]  # what is written to is, to those who read it, the same
+        elif kind in _SIZES or (kind == "getattr" and node.args[1] in _ATTRIBUTES):
             outputs = []
-        yield FunctionCall(kind, node, node.args, kwargs, given), outputs
+        return FunctionCall(kind, node, node.args, kwargs, given), outputs
+
+    return Scores(nodes, partial(kind_of, model), noted)
 
 
 _SIZES = BLANKS | frozenset(("size", "sym_size", "dim", "numel"))

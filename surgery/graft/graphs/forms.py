@@ -103,7 +103,7 @@ def over(emitter: Emitting, e: Expression) -> Any:
     extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
     return emitter.host.call(
         function(PRIMITIVES[e.op].torch),
-        emitter.emit(e.arguments[0]),
+        *map(emitter.emit, e.arguments),
         dim=_axis(emitter, e),
         **extra,
     )

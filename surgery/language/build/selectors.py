@@ -21,8 +21,8 @@ from surgery.language.syntax import (
     Union,
 )
 
-_FIELDS = {"in": "within", "where": "where", "except": "exceptions", "expect": "expect"}
-_ORDER = "the clauses come in this order: `in`, `where`, `except`, `expect`"
+_FIELDS = {"of": "of", "in": "within", "where": "where", "except": "exceptions", "expect": "expect"}
+_ORDER = "the clauses come in this order: `of`, `in`, `where`, `except`, `expect`"
 
 
 class Bound(NamedTuple):
@@ -57,11 +57,23 @@ class SelectorBuilder(ExpressionBuilder):
                 )
             fields.setdefault(field, value)
             words.setdefault(field, self.at(word))
+        self._named(fields.get("of"))
         end = clauses[-1][2] if clauses else union.span.end
         inner = (union, *(f for f in fields.values() if isinstance(f, Node)))
         depth = max(node.depth for node in inner)
         span = Span(self.source, union.span.start, end)
         return Selector(union, **fields, span=span, depth=depth)
+
+    def _named(self, of: Union | None) -> None:
+        """Methods, whose params `of` speaks of, go by their bare names."""
+        for part in of.parts if of else ():
+            if not isinstance(part, Role | Class):
+                self.reject(
+                    "S281",
+                    "`of` takes the names of methods",
+                    part.span,
+                    help="a method goes by its own name, or by that which `as` gives: `A of lora`",
+                )
 
     def clause(self, parts: Parts) -> tuple[Any, Any, int]:
         """Its word, what it says, and where it ends."""
