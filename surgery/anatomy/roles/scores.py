@@ -8,8 +8,9 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
+from surgery.anatomy.roles.follower import Follower
 from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import FunctionCall, Trail
 from surgery.anatomy.roles.trails import SCORED
 
 

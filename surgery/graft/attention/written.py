@@ -16,10 +16,10 @@ import torch
 from torch import fx, nn
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import BLANKS, kind
 from surgery.anatomy.roles.scores import Noted, NotedCall, Scores
 from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import FunctionCall, among
 from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, VIEWS
 from surgery.graft.attention.cores import ProgramCore
 from surgery.graft.attention.headed import (
