@@ -118,7 +118,9 @@ def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
 
 
 def _declared(node: Param) -> str:
-    flags = ("frozen " if node.frozen and not node.state else "") + (f"{node.shared} " if node.shared else "")
+    flags = ("frozen " if node.frozen and not node.state else "") + (
+        f"{node.shared} " if node.shared else ""
+    )
     return flags + node.name + flat(dims(node.dims))
 
 

@@ -61,7 +61,9 @@ class MethodParams:
         for part in parts:
             near = did_you_mean(_name(part) or "", self.methods)
             if isinstance(part, syntax.Role) and part.name not in ROLES and not named and near:
-                raise error("S283", f"no role and no method is named `{part.name}`", part.span, help=near)
+                raise error(
+                    "S283", f"no role and no method is named `{part.name}`", part.span, help=near
+                )
         return bool(named)
 
     def find(self, selector: syntax.Selector) -> list[Found]:
@@ -86,7 +88,9 @@ class MethodParams:
         once = {_key(*f): f for f in reversed(found)}
         found = [f for f in found if once[_key(*f)] is f]
         if selector.expect is not None and len(found) != selector.expect:
-            raise error("S303", f"expected {selector.expect}, but {len(found)} match", selector.span)
+            raise error(
+                "S303", f"expected {selector.expect}, but {len(found)} match", selector.span
+            )
         return found
 
     def names(self, edit: Edit, tensor: Tensor) -> tuple[str, ...]:

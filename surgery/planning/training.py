@@ -125,7 +125,6 @@ class _Decisions:
         idle.tell(statement.selector, self.found, self.warnings, "parameters", self.settled)
         self.idle += idle.paths
 
-
     def options(self, number: int, statement: syntax.Optimize, spec: Spec) -> list[Option]:
         """What an `optimize` says of parameters of the base."""
         usage, selector = self.usage, statement.selector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
@@ -10,20 +11,25 @@ from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS
+from surgery.rules.distributions import DISTRIBUTIONS, DRAWS
 from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import STAR, Expression, is_leading, number, param
 from surgery.rules.library import Scope
 from surgery.rules.naming import check_name
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
-from surgery.rules.shapes import show_shape
+from surgery.rules.shapes import ONE, show_shape
+from surgery.rules.simplify import make
 from surgery.rules.state import State, read_operand
+from surgery.rules.trained import CLOCK
+from surgery.rules.training import after_step, penalty_term, tuning
 from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
 
 
 class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
+
+    moment = "forward"
 
     def __init__(self, scope: Scope, state: State, path: str):
         self.scope = scope
@@ -103,6 +109,15 @@ class Body:
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Draw():
+                self._draw(step)
+            case syntax.Tune():
+                self.state.notes.training += tuning(step, self)
+            case syntax.Charge():
+                self.state.notes.training.append(penalty_term(step.value, step.span, self))
+            case syntax.After():
+                self.state.notes.training.append(after_step(step, self))
+                self._clock(step.event_span)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
@@ -119,9 +134,46 @@ class Body:
                 self.demand(SIZE.of(size, dim.span, self.origin(dim)))
         origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
         init = self._init(step, shape)
-        name = self.path + step.name
+        made = self._added(step.name, shape, init, step.name_span)
+        made = replace(
+            made, frozen=step.frozen, shared=step.shared, origins=origins, state=step.state
+        )
+        self.state.notes.declarations.append(made)
+        self.define(step.name, param(made.name, shape, step.name_span), step.name_span)
+
+    def _draw(self, step: syntax.Draw) -> None:
+        """A state that is drawn anew for each step of training; in evaluation it is fixed."""
+        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims or ()) or (ONE,)
+        init = Init(*self._distribution(step.distribution, DRAWS, "draw"))
+        made = self._added(step.name, shape, init, step.name_span)
+        made = replace(made, frozen=True, shared=step.shared, state=True, drawn=True)
+        self.state.notes.declarations.append(made)
+        fixed = _fixed(init)
+        if step.otherwise is not None:
+            fixed = scalar(evaluate(step.otherwise, self), step.otherwise.span)
+        drawn = param(made.name, shape, step.name_span)
+        value = make("drawn", (number(fixed, step.span), drawn), shape, span=step.span)
+        self.define(step.name, value, step.name_span)
+        self._clock(step.name_span)
+
+    def _clock(self, span: Span) -> None:
+        """What counts the steps; once for all of a method."""
+        name = f"{self.child}{CLOCK}"
+        if not any(d.name == name for d in self.state.notes.declarations):
+            init = Init(None, value=number(0, span))
+            made = Declaration(name, (Dim.of(2),), init, True, "shared", span, state=True)
+            self.state.notes.declarations.append(made)
+
+    @property
+    def child(self) -> str:
+        """What the names of all params of the statement begin with."""
+        return self.state.notes.child
+
+    def _added(self, own: str, shape: tuple[Dim, ...], init: Init, span: Span) -> Declaration:
+        """A new tensor, whose name no other has."""
+        name = self.path + own
         for part in name.split("."):
-            check_name(part, step.name_span)
+            check_name(part, span)
         earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
         if earlier:
             twice = earlier.name == name
@@ -130,13 +182,10 @@ class Body:
                 f"the param `{name}` is declared twice"
                 if twice
                 else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                step.name_span,
+                span,
                 Label(earlier.span, "first"),
             )
-        self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        )
-        self.define(step.name, param(name, shape, step.name_span), step.name_span)
+        return Declaration(name, shape, init, False, None, span)
 
     def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
         if not step.random:
@@ -153,19 +202,26 @@ class Body:
                     Label(step.name_span, "declared here"),
                 )
             return Init(None, value=value)
-        known = ", ".join(DISTRIBUTIONS)
-        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
-            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
-        names = DISTRIBUTIONS[step.init.function]
+        distribution, given = self._distribution(step.init, DISTRIBUTIONS, "param")
+        std = dict(given).get("std", dict(given).get("bound"))
+        if isinstance(std, Dim) and std.number == 0:
+            return Init(None, value=number(0, step.init.span))
+        return Init(distribution, given)
+
+    def _distribution(
+        self, e: syntax.Expression, known: Mapping[str, tuple[str, ...]], what: str
+    ) -> tuple[str, tuple[tuple[str, Dim | str], ...]]:
+        """A distribution of those ``known``, with its arguments."""
+        if not isinstance(e, syntax.Call) or e.function not in known:
+            of = "a distribution" if what == "param" else "what it is drawn from"
+            raise error("S218", f"`~` takes {of}", e.span, help=f"one of {', '.join(known)}")
+        names = known[e.function]
         given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(step.init.arguments):
+        for position, argument in enumerate(e.arguments):
             name = argument.name or (names[position] if position < len(names) else "")
             if name not in names or name in given:
-                raise error(
-                    "S218",
-                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
-                    argument.span,
-                )
+                takes = f"`{e.function}` takes {', '.join(names) or 'nothing'}"
+                raise error("S218", takes, argument.span)
             value = evaluate(argument.value, self)
             if name == "text" and isinstance(value, str):
                 given[name] = value
@@ -175,16 +231,20 @@ class Body:
                     self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
         missing = [n for n in names if n not in given]
         if missing:
-            raise error(
-                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
-            )
-        std = given.get("std", given.get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(step.init.function, tuple(given.items()))
+            raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
+        return e.function, tuple(given.items())
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
+
+
+def _fixed(init: Init) -> Dim:
+    """What a draw is in evaluation, unless its rule says so: the most that it can be, or its mean."""
+    given = dict(init.arguments)
+    high = given.get("high")
+    if isinstance(high, Dim):
+        return high
+    return Dim.of(1 if init.distribution == "bernoulli" else 0)
 
 
 def run_block(closure: Closure, argument: Expression, state: State, span: Span) -> Expression:

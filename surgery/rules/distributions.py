@@ -8,3 +8,11 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "orthogonal": (),
     "vocabulary": ("text",),
 }
+
+DRAWS: dict[str, tuple[str, ...]] = {
+    "integers": ("low", "high"),
+    "bernoulli": ("rate",),
+    "normal": ("std",),
+    "uniform": ("bound",),
+}
+"""What a `draw` of each step may be from; `integers` are from low up to high, both included."""

@@ -9,10 +9,11 @@ from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.conditions import Condition, Requirement
-from surgery.rules.dims import ARITY, FUNCTIONS, Dim
+from surgery.rules.dims import ARITY, FUNCTIONS, SCHEDULES, STEP, Dim
 from surgery.rules.expression import (
     COMPARISONS,
     OPERATORS,
+    SITES,
     STAR,
     Attribute,
     Expression,
@@ -41,6 +42,8 @@ class Names(Protocol):
     scope: Scope
     shapes: Shapes
     path: str
+    moment: str
+    """What is evaluated: the `forward`, a `penalty`, or what follows a `step` of the optimizer."""
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
@@ -206,6 +209,8 @@ def _dim_function(e: syntax.Call, numbers: list[Dim]) -> Dim:
     if len(numbers) < 2 if arity is None else len(numbers) != arity:
         wanted = "two or more numbers" if arity is None else f"{arity} number{'s' * (arity > 1)}"
         raise error("S208", f"`{e.function}` takes {wanted}, not {len(numbers)}", e.span)
+    if e.function in SCHEDULES:
+        numbers = [*numbers, Dim.named(STEP)]
     try:
         return Dim.named(e.function, *numbers)
     except (ArithmeticError, ValueError) as problem:
@@ -237,6 +242,8 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
                 help=did_you_mean(argument.name, [primitive.axis]) if primitive.axis else None,
             )
     arguments = _tensors(e, positional, names, primitive.arity)
+    if primitive.stepping:
+        _check_stepping(primitive, arguments, e, names)
     for position, range_ in primitive.numbers:
         if position >= len(arguments):
             continue
@@ -247,7 +254,10 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
         written = positional[position].value
         names.demand(range_.of(known, e.span, names.origin(written)))
     axis = _axis(primitive, arguments, e, names) if primitive.axis else None
-    shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else axis)
+    if axis == SITES:
+        shape = arguments[0].shape
+        return make(primitive.name, arguments, shape, (("axis", SITES),), e.span)
+    shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else int(axis))
     if primitive.name == "linear" and len(arguments) == 3:
         x, weight, bias = arguments
         if len(bias.shape) != 1 or names.shapes.resolve(bias.shape[0]) != shape[-1]:
@@ -258,12 +268,43 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
     return make(primitive.name, arguments, shape, attributes, e.span)
 
 
-def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int:
-    """The axis, counted from the end, that a dim is of the last argument that has it."""
+def _check_stepping(
+    primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names
+) -> None:
+    """`grad(A)` is there after a step alone, and of params alone."""
+    if names.moment != "step":
+        raise error(
+            "S287",
+            f"`{primitive.name}` is known only after a step of the optimizer",
+            e.span,
+            help="`after step { … }` is where it can be read",
+        )
+    if arguments[0].op != "param" or " " in arguments[0].name:
+        raise error("S287", f"`{primitive.name}` is of a param", e.arguments[0].span)
+
+
+_OVER_SITES = ("sum", "mean", "max", "topk")
+
+
+def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int | str:
+    """The axis, counted from the end, that a dim is of the last argument that has it.
+
+    After a step it may be that of the sites.
+    """
     given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
     if given is None:
         raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
     dim = scalar(evaluate(given, names), given.span)
+    if dim == Dim.named(SITES):
+        if names.moment == "step" and primitive.name in _OVER_SITES:
+            return SITES
+        raise error(
+            "S287",
+            f"`{primitive.name}` is not taken over sites"
+            + ("" if names.moment == "step" else ": that is for what follows a step"),
+            given.span,
+            help=f"{', '.join(f'`{name}`' for name in _OVER_SITES)} are, in `after step {{ … }}`",
+        )
     wanted = names.shapes.resolve(dim)
     places: list[int] = []
     for value in reversed(arguments):

@@ -17,6 +17,8 @@ from surgery.rules.rows import Rows
 STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
+SITES = "sites()"
+"""The name of how many sites a method is at, and the axis of what is taken over all of them."""
 Shape = tuple[Dim, ...]
 
 

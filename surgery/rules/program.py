@@ -12,7 +12,7 @@ from surgery.rules.affine import Merge, NotAffine, merge
 from surgery.rules.checks import check_shape, idle
 from surgery.rules.conditions import Requirement
 from surgery.rules.cost import flops
-from surgery.rules.dims import Dim, Scalar
+from surgery.rules.dims import STEP, Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
@@ -24,6 +24,7 @@ from surgery.rules.shapes import Equation
 from surgery.rules.signature import Signature
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import State
+from surgery.rules.trained import Trained, Tuning
 from surgery.rules.values import Declaration
 
 
@@ -44,6 +45,8 @@ class Program:
     equations: tuple[Equation, ...]
     named_dims: int | None
     applied: tuple[Wrapped, ...] = ()
+    training: tuple[tuple[str, tuple[Trained, ...]], ...] = ()
+    """What each method says of training."""
 
     @cached_property
     def params(self) -> tuple[Declaration, ...]:
@@ -163,6 +166,7 @@ class Program:
                 param that would have no whole, positive size.
 
         """
+        self.check_schedules()
         for requirement in self.requirements:
             self._require(requirement, sizes)
         for equation in self.equations:
@@ -184,6 +188,33 @@ class Program:
                 if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
                     raise error("S243", "this divides by zero at this site", e.span)
 
+    def check_schedules(self) -> None:
+        """Refuse schedules where there is no step: in a forward, a size, or an optimizer's option.
+
+        Raises:
+            SurgeryError: S289.
+
+        """
+        places = [(r.condition.names(), r.span) for r in self.requirements]
+        places += [(d.names(), p.span) for p in self.params for d in p.shape]
+        places += [
+            (t.value.names(), t.span)
+            for _, said in self.training
+            for t in said
+            if isinstance(t, Tuning)
+        ]
+        for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
+            if e.number is not None and e.span is not None:
+                places.append((e.number.names(), e.span))
+        for names, span in places:
+            if STEP in names:
+                raise error(
+                    "S289",
+                    "this is a function of the step, and that is known only after a step",
+                    span,
+                    help="a `state` can be given its value in `after step { … }`, and be read here",
+                )
+
     def check_acting(
         self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()
     ) -> None:
@@ -198,6 +229,8 @@ class Program:
         results = [self.result, *([self.core] if self.core is not None else []), *given]
         found = acting(results, sizes)
         for declaration in self.params:
+            if declaration.state:
+                continue
             if declaration.name in (found.read if declaration.frozen else found.trained):
                 continue
             raise idle(declaration, (*self.lost, *found.lost))
@@ -241,11 +274,20 @@ def fold_methods(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
     """As :func:`build`, always anew."""
     state = signature.operator()
     base, core = state.result, state.core and state.core.result
-    groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)
+    groups: list[tuple[str, tuple[Declaration, ...]]] = []
+    training: list[tuple[str, tuple[Trained, ...]]] = []
+    for wrapped in applied:
+        said = len(state.notes.training)
+        groups.append((wrapped.child, tuple(wrap(state, wrapped))))
+        # What a folded network was trained by went with it.
+        training.append(
+            (wrapped.child, tuple(() if wrapped.folded else state.notes.training[said:]))
+        )
     if state.kind in ("linear", "module") and not state.result.varies:
         # The same for every input, and as often as there are inputs.
         state.result = make("spread", (state.result, base), base.shape)
-    return replace(assemble(signature, base, core, state, groups), applied=applied)
+    program = assemble(signature, base, core, state, tuple(groups))
+    return replace(program, applied=applied, training=tuple(training))
 
 
 def assemble(

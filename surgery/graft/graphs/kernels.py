@@ -54,6 +54,13 @@ def _squared_rows(matrix: Tensor) -> Tensor:
     return squared
 
 
+def drawn(value: Tensor | float, draw: Tensor, training: bool) -> Tensor:
+    """What was drawn for this step of training; in evaluation ``value``, as a tensor like it."""
+    if training:
+        return draw
+    return draw.new_full(draw.shape, value) if not isinstance(value, Tensor) else value
+
+
 def eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 

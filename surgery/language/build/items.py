@@ -27,6 +27,7 @@ from surgery.language.syntax import (
     Use,
 )
 
+
 class Builder(TrainingBuilder):
     def file(self, parts: Parts) -> tuple[Item, ...]:
         return self.nodes(parts)

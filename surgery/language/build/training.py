@@ -166,6 +166,4 @@ class TrainingBuilder(SelectorBuilder):
         guarded = getattr(rest[0], "type", "") == "WHERE"
         where: Expression | None = rest[1] if guarded else None
         body = tuple(part for part in rest[2 * guarded :] if isinstance(part, Let | Assign))
-        return After(
-            event.value, where, body, span=self.over(parts), event_span=self.at(event)
-        )
+        return After(event.value, where, body, span=self.over(parts), event_span=self.at(event))
