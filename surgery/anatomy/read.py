@@ -20,6 +20,7 @@ from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
 from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
+from surgery.anatomy.state import uncollected
 from surgery.anatomy.uses import ParameterUses
 from surgery.anatomy.varied import LentSizes, Varied
 from surgery.language.diagnostics import SurgeryError
@@ -112,7 +113,7 @@ class Anatomy:
     def reading(self) -> Reading:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), uncollected():
             return Reading(self.recording, self.paths, self.sizes)
 
     @property

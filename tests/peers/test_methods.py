@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import surgery
-from surgery.rules.alone import check_method
 from surgery.rules.library import prelude
+from surgery.rules.standalone import check_method
 from surgery.rules.values import Declaration
 from tests.models import randomise
 from tests.peers.methods import PEERS, PLAIN, WITHOUT, Peer, Plain, Source

@@ -150,17 +150,17 @@ class Exits:
 
     def _layers(self, reader: ModuleCall, lookup: Node) -> list[ModuleCall]:
         """The outermost layers in ``reader`` that are given what ``lookup`` has found."""
-        found: list[ModuleCall] = []
+        found: dict[int, ModuleCall] = {}
         for call in self.recording.calls[reader.number + 1 :]:
+            if call.path not in self.layers:
+                continue
             around = [outer.number for outer in self.recording.stack(call.parent)]
-            if call.path not in self.layers or reader.number not in around:
-                continue
             value = self.flow.main_output(call)
-            if value is None or not self.flow.depends(value, outputs_of(lookup)[0]):
+            if value is None or reader.number not in around or not found.keys().isdisjoint(around):
                 continue
-            if not any(outer.number in around for outer in found):
-                found.append(call)
-        return found
+            if self.flow.depends(value, outputs_of(lookup)[0]):
+                found[call.number] = call
+        return list(found.values())
 
     def _attending(self, reader: ModuleCall, lookup: Node) -> list[RecordedCore]:
         """The attentions in ``reader`` over what ``lookup`` has found."""

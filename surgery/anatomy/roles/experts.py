@@ -21,7 +21,7 @@ from surgery.anatomy.graph import (
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import RecordedLinear
+from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
@@ -58,7 +58,7 @@ def mixtures(flow: Flow, linears: Mapping[Node, RecordedLinear], ports: Ports) -
 
 def expert_feed_forwards(
     flow: Flow,
-    linears: Mapping[Node, RecordedLinear],
+    linears: RecordedLinears,
     found: Sequence[Mixture],
     known: Container[Node],
 ) -> Iterator[FeedForward]:
@@ -66,9 +66,12 @@ def expert_feed_forwards(
 
     Those whose down is in ``known`` are left out.
     """
+    mixed: dict[str, list[Mixture]] = {}
+    for mixture in found:
+        mixed.setdefault(mixture.call.path, []).append(mixture)
     for linear in linears.values():
         path = linear.path or flow.recording.calls[call_of(linear.op)].path
-        around = [m for m in found if covers(m.call.path, path)]
+        around = [mixture for above in _around_path(path) for mixture in mixed.get(above, ())]
         if linear.op in known or not around:
             continue
         # What makes a router's scores is no expert.
@@ -178,12 +181,10 @@ def _experts(
     flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear
 ) -> tuple[str | None, tuple[str, ...]]:
     """The module with all experts, and each of them where they are modules."""
-    modules = flow.paths.modules
-    for name, module in modules.items():
-        if name == call.path or not covers(call.path, name):
-            continue
+    for name in flow.paths.inside(call.path):
         if covers(router, name) or covers(name, router):
             continue
+        module = flow.paths.modules[name]
         children = _numbered(module)
         if children:
             return name, tuple(f"{name}.{child}" for child in children)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import RecordedLinear
+from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import (
     ACTIVATIONS,
     BENDS,
@@ -35,7 +35,7 @@ class FeedForward:
 
 
 def feed_forwards(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], sums: list[Sum], taken: Collection[Node]
+    flow: Flow, linears: RecordedLinears, sums: list[Sum], taken: Collection[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
@@ -74,9 +74,7 @@ def _base(flow: Flow, skip: Node) -> Node:
     return next(iter(branch_ends(flow, skip)))
 
 
-def feed_forward(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear
-) -> FeedForward | None:
+def feed_forward(flow: Flow, linears: RecordedLinears, down: RecordedLinear) -> FeedForward | None:
     """What lies behind ``down``, if that is linears, something pointwise with a bend, no more."""
     if not down.pointwise:
         return None
@@ -97,12 +95,11 @@ def feed_forward(
 
 
 def _entries(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], found: list[RecordedLinear]
+    flow: Flow, linears: RecordedLinears, found: list[RecordedLinear]
 ) -> list[RecordedLinear]:
     """Each weight once (experts run in turns), and without low-rank paths beside another."""
     firsts = list({linear.weight: linear for linear in reversed(found)}.values())[::-1]
-    by_result = {linear.result: linear for linear in linears.values()}
-    inner = {f.weight: by_result.get(flow.same(f.source)) for f in firsts}
+    inner = {f.weight: linears.by_result.get(flow.same(f.source)) for f in firsts}
     direct = {flow.same(f.source) for f in firsts if inner[f.weight] is None}
     return [
         first
@@ -119,7 +116,7 @@ class _Reached:
 
 
 def _behind(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear, *, through: bool
+    flow: Flow, linears: RecordedLinears, down: RecordedLinear, *, through: bool
 ) -> _Reached | None:
     """The nearest linears before ``down``; with ``through`` False only those no activation bends.
 

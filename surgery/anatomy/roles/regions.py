@@ -89,12 +89,12 @@ class Regions:
         starts = 0
         for op in border.ops:
             starts |= 1 << index_of(op)
-        ends = flow.ancestors[index_of(border.last)] | 1 << index_of(border.last)
+        ends = flow.histories[index_of(border.last)]
         last = border.last_call.last if border.last_call else index_of(border.last)
         inside = {
             index
             for index in range(index_of(border.ops[0]), last + 1)
-            if (ends >> index & 1 and (starts >> index & 1 or flow.ancestors[index] & starts))
+            if (ends >> index & 1 and flow.histories[index] & starts)
             or (border.last_call and border.last_call.first <= index)
             or (border.first_call and border.first_call.first <= index <= border.first_call.last)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx import Node
@@ -9,6 +10,8 @@ from torch.fx import Node
 from surgery.anatomy.graph import index_of, inputs_of, kind_of, outputs_of, readers, shape_of
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
+from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trails import SCORED
 
 
 class Noted:
@@ -35,18 +38,28 @@ class Scores(Follower[Noted]):
         self.totals: dict[Trail[Noted], Node] = {}
         self.ends: dict[Node, Node] = {}
         self.strays: set[Node] = set()
-        values = {value: Noted(value) for value in flow.recording.values}
-        self.last = {value: max(map(index_of, readers(value)), default=-1) for value in values}
+        self.noted: dict[Node, Noted] = {}
         for op in flow.ops:
-            given = [values[value] for value in inputs_of(op)]
-            self.outputs = [values[value] for value in outputs_of(op)]
-            self.follow(FunctionCall(kind_of(op), op, op.args, op.kwargs, given))
-            # What nobody reads any more leads nowhere.
-            self.trails = [trail for trail in self.trails if self.is_read(trail, index_of(op))]
+            # Where nothing is followed, only these begin anything.
+            if self.trails or kind_of(op) in SCORED or kind_of(op) in FORMS:
+                self.read(op)
+
+    def read(self, op: Node) -> None:
+        """Follow what comes next."""
+        given = self.all_noted(inputs_of(op))
+        self.outputs = self.all_noted(outputs_of(op))
+        self.follow(FunctionCall(kind_of(op), op, op.args, op.kwargs, given))
+        # What nobody reads any more leads nowhere.
+        self.trails = [trail for trail in self.trails if self.is_read(trail, index_of(op))]
+
+    def all_noted(self, values: Iterable[Node]) -> list[Noted]:
+        """What stands for ``values``, the same each time."""
+        return [self.noted.setdefault(value, Noted(value)) for value in values]
 
     def is_read(self, trail: Trail[Noted], index: int) -> bool:
         """Whether an operator behind the one at ``index`` reads a place of ``trail``."""
-        return any(self.last[place.node] > index for place, *_ in trail.places)
+        read = (reader for place, *_ in trail.places for reader in readers(place.node))
+        return any(index_of(reader) > index for reader in read)
 
     def run(self, call: FunctionCall[Noted]) -> list[Noted]:
         return self.outputs
