@@ -256,7 +256,7 @@ class ParameterUses:
                 ranks = (len(shapes[0]), len(shapes[1]))
                 matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
                 if matrix is not None:
-                    return [ParameterUse(op, reader, matrix.states, matrix.transposed)]
+                    return [ParameterUse(op, reader, matrix.states, matrix.kind.transposed)]
             elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
                 return [ParameterUse(op, reader, len(shapes[0]), kind != "linear")]
         return [ParameterUse(op, reader)]

@@ -171,7 +171,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
                 f"nothing here is named `{name}`",
                 help=did_you_mean(name, names) or _named(names),
             )
-        edits = [e for _, e in surgery.edits() if name in (None, e.method.child)]
+        edits = [e for e in surgery.edits() if name in (None, e.method.child)]
         kept = keep(surgery, edits, [] if name is None else _training(surgery, name))
         if kept.applied:
             check_standing(model, kept)

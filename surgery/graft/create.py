@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.modules import module_at
+from surgery.anatomy.site import Tokens
 from surgery.graft.initialise import generator, initial, initial_of_each
 from surgery.graft.seeds import draw_key, seed_of
 from surgery.graft.sites import program_of
@@ -138,8 +139,8 @@ def _words(
     stream: str,
     start: Start,
 ) -> nn.Parameter:
-    assert edit.site.tokens is not None
-    table: Any = model.get_submodule(edit.site.tokens.embedding).weight
+    assert isinstance(edit.site.operator, Tokens)
+    table: Any = model.get_submodule(edit.site.operator.embedding).weight
     text = str(dict(declaration.init.arguments)["text"])
     rows = embedded_words(table, count, text, start.tokenizer, generator(stream))
     return nn.Parameter(rows.to(like), requires_grad=not declaration.frozen)

@@ -47,8 +47,8 @@ class _Wiring:
 
     def add(self, methods: SiteMethods) -> None:
         edit, program, core = methods.first, methods.program, methods.core
-        if edit.site.tokens is not None:
-            self.stack(methods, edit.site.tokens)
+        if isinstance(edit.site.operator, Tokens):
+            self.stack(methods, edit.site.operator)
             return
         if edit.layer and edit.layer.read:
             part = self.part(methods, edit.owner, inside=True)

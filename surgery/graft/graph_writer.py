@@ -71,8 +71,8 @@ class GraphWriter:
 
     def write_run(self, site: SiteMethods) -> None:
         edit = site.first
-        if edit.site.tokens is not None:
-            self.emit_tokens(site, edit, edit.site.tokens)
+        if isinstance(edit.site.operator, Tokens):
+            self.emit_tokens(site, edit, edit.site.operator)
             return
         calls = self.calls(edit) if edit.layer else []
         if edit.layer and not calls:

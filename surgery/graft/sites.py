@@ -75,7 +75,7 @@ def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
 def sites_of(surgery: Surgery) -> dict[str, SiteMethods]:
     """The methods of all edits in force, by site."""
     sites: dict[str, SiteMethods] = {}
-    for _, edit in surgery.edits():
+    for edit in surgery.edits():
         methods = sites.setdefault(edit.site.whole, SiteMethods())
         methods.edits.append(edit)
         methods.wraps.append(edit.wrapped)

@@ -61,16 +61,15 @@ class Surgery:
     owner: Owner = field(default_factory=lambda: Owner(None), compare=False)
     BESIDE_FORWARDS: ClassVar[bool] = True
 
-    def edits(self) -> Iterator[tuple[Applied, Edit]]:
+    def edits(self) -> Iterator[Edit]:
         """Every edit in force, in order of application."""
         for applied in self.applied:
-            for edit in applied.edits:
-                yield applied, edit
+            yield from applied.edits
 
     def standing(self) -> dict[str, list[Wrapped]]:
         """The methods in force by site."""
         found: dict[str, list[Wrapped]] = {}
-        for _, edit in self.edits():
+        for edit in self.edits():
             found.setdefault(edit.site.whole, []).append(edit.wrapped)
         return found
 
@@ -209,7 +208,7 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
 
     """
-    for _, edit in surgery.edits():
+    for edit in surgery.edits():
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
         graft = graft_at(model, edit.owner, edit.graft)
         for tensor in edit.tensors:

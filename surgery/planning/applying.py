@@ -32,7 +32,7 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     before = build(place.signature, tuple(standing))
     check_fit(place, program, before)
     if program.reads_padding:
-        place.states = replace(place.states, mask=place.mask())
+        place.note(mask=place.mask())
     one_hot = layer is not None and layer.kind.one_hot
     declared = dict(program.declarations)[wrapped.child]
     owner = place.owner(program, before)
@@ -54,8 +54,7 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
         )
     derived = replace(derived, obstacle=obstacle(place, program))
     standing.append(wrapped)
-    site = replace(place.site, states=place.states)
-    return Edit(site, layer, place.sizes, method, place.tensors(declared, owner), derived)
+    return Edit(place.site, place.sizes, method, place.tensors(declared, owner), derived)
 
 
 def _wrapped(
@@ -63,22 +62,15 @@ def _wrapped(
 ) -> tuple[Wrapped, Program]:
     """The method under the name that it has at ``place``, and the program that it is then part of."""
     site = place.site
-    if site.rows is not None and place.layer is None:
-        raise error(
-            "S444",
-            f"in the graph `{place.site.owner}` is no layer: its weight is taken apart before it is "
-            "multiplied with",
-            help="apply the spec to the model itself, and export that",
-        )
     given = method.spec.wrapped(method.statement)
-    child = graft_name(given.child, site, place.layer)
+    child = graft_name(given.child, site)
     wrapped = replace(given, child=child, rows=site.rows)
     _check_free(wrapped.child, standing)
     program = place.program = build(place.signature, (*standing, wrapped))
     check_reader(place, program)
     core = place.core_apart(program, build(place.signature, tuple(standing)))
     if core is not None:
-        child = graft_name(given.child, site, place.layer, core)
+        child = graft_name(given.child, site, core)
         _check_free(child, standing)
         wrapped = replace(wrapped, child=child)
         program = build(place.signature, (*standing, wrapped))

@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
 from surgery.anatomy.select import select
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import BareParameter, Site, Tokens, WholeModule
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.applying import plan_edit
@@ -170,7 +170,7 @@ class Draft:
         """Hold what all statements make of tokens against what can be done."""
         for edit in reversed(self.edits):
             whole = edit.site.whole
-            if edit.site.tokens is None or whole not in self.applied:
+            if not isinstance(edit.site.operator, Tokens) or whole not in self.applied:
                 continue
             program = build(edit.signature, tuple(self.applied.pop(whole)))
             change = token_change(program.result, edit.sizes)
@@ -189,10 +189,11 @@ class Draft:
         """``site``; or the weights in it that a method of linear layers is for: those of all experts,
         or one that it multiplies with itself.
         """
-        whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
-        if not whole and site.kind != "parameter":
+        linear = fitting(wrapped.closure).kind == "linear"
+        whole = linear and isinstance(site.operator, WholeModule)
+        if not whole and not isinstance(site.operator, BareParameter):
             return (site,)
-        module = self.planner.usage.paths.modules[site.path if whole else site.exit.path]
+        module = self.planner.usage.paths.modules[site.owner]
         if is_known(module) or read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
@@ -203,7 +204,7 @@ class Draft:
 
     def place(self, site: Site) -> Place:
         """``site`` with what must be known of it, if it is one that a method may be applied to."""
-        if site.kind == "parameter":
+        if isinstance(site.operator, BareParameter):
             raise error(
                 "S401",
                 "methods apply to modules, but this selects parameters",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from surgery.anatomy.site import Tokens
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -57,7 +56,7 @@ def check_fit(place: Place, program: Program, before: Program) -> None:
         if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)
-    if place.site.tokens is not None:
+    if isinstance(place.site.operator, Tokens):
         return
     if layer and layer.experts:
         _check_experts(program)
@@ -122,13 +121,11 @@ def _check_states(place: Place, program: Program) -> None:
         flat = True
     if dims == 2 and rank == 3:
         inside = layer is not None and layer.length_first
-        place.states = replace(
-            place.states, length_first=inside or usage.anatomy.length_first(site.entry)
-        )
+        place.note(length_first=inside or usage.anatomy.length_first(site.entry))
     read = layer is not None and layer.read
     sequences = usage.anatomy.sequences(site.entry) if flat and not read else None
     if sequences:
-        place.states = replace(place.states, sequences=sequences)
+        place.note(sequences=sequences)
     elif dims is not None and rank != dims + 1:
         raise error(
             "S411",
@@ -160,7 +157,7 @@ def _check_core(place: Place, program: Program, before: Program) -> None:
 
 def obstacle(place: Place, program: Program) -> str | None:
     """Why the tensors that ``program`` would merge into cannot be changed at ``place``, if so."""
-    layer, site = place.layer, place.site
+    layer, paths = place.layer, place.usage.paths
     if layer is None:
         return None
     if not layer.plain:
@@ -175,11 +172,11 @@ def obstacle(place: Place, program: Program) -> str | None:
             )
     for name in changed(program, layer):
         name = layer.names[name]
-        known = [f"{path}.{name}" if path else name for path in site.owners]
+        known = [f"{path}.{name}" if path else name for path in paths.of(place.module)]
         tensor = place.module._parameters.get(name)
         if tensor is None:
             continue
-        others = [n for n in place.usage.paths.of(tensor) if n not in known]
+        others = [n for n in paths.of(tensor) if n not in known]
         if others:
             other = others[0].removesuffix(f".{name}")
             return f"the {name} is tied with `{other}`, which would change too"

@@ -10,7 +10,7 @@ from torch import nn
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import LinearMap, Site, covers
 from surgery.graft.hosts import detached
 from surgery.graft.state import surgery_of
 from surgery.language import syntax
@@ -22,6 +22,7 @@ from surgery.planning.steering import Steering
 from surgery.planning.targets import MethodParams
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
+from surgery.reports.data import VERSION
 from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
@@ -66,7 +67,7 @@ class Explanation(Report):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
-        return asdict(self)
+        return {"version": VERSION, **asdict(self)}
 
 
 def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
@@ -95,7 +96,7 @@ class _Explainer:
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
 
     def is_site(self, found: Site) -> bool:
-        around = (self.site.exit.path,) if self.site.experts else ()
+        around = (self.site.exit.path,) if isinstance(self.site.operator, LinearMap) else ()
         return any(path in (found.path, *found.paths) for path in (self.site.path, *around))
 
     def is_within(self, found: Site) -> bool:
@@ -119,7 +120,7 @@ class _Explainer:
         effects: list[str] = []
         try:
             for site in self.draft.sites(reason.sites[0], wrapped):
-                if site.experts is None or self.site.path in (site.path, site.exit.path):
+                if not _of_experts(site) or self.site.path in (site.path, site.exit.path):
                     place = self.draft.place(site)
                     edit = self.draft.edit(number, statement, place)
                     self.edits.append(edit)
@@ -219,8 +220,12 @@ def _site(planner: Planner, path: Any) -> Site:
     )
 
 
+def _of_experts(site: Site) -> bool:
+    return site.layer is not None and site.layer.experts > 0
+
+
 def _regions(anatomy: Anatomy) -> list[Site]:
-    return [s for group in anatomy.places.values() for s in group if s.kind in ("region", "slice")]
+    return [s for group in anatomy.places.values() for s in group if s.is_part]
 
 
 def _roles(planner: Planner, path: str) -> tuple[str, ...]:

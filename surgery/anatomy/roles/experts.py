@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import Node
@@ -25,7 +25,7 @@ from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
-from surgery.anatomy.site import Site, covers, site_elsewhere
+from surgery.anatomy.site import Port, Region, Site, covers
 
 INNER = ("q", "k", "v", "o", "qkv", "qk", "kv", "up", "gate", "gate_up", "down", "linear")
 """Roles of layers inside an expert."""
@@ -102,9 +102,36 @@ def alike(
                 continue
             seen.add((role, mixture.expert[0], rest))
             for other in mixture.expert:
-                moved = site_elsewhere(site, one, other)
+                moved = _elsewhere(site, one, other)
                 if all(span in modules for span in moved.spans):
                     yield role, moved
+
+
+def _elsewhere(site: Site, one: str, other: str) -> Site:
+    """``site``, which lies in the module ``one``, as it stands in ``other``, a module just like it."""
+
+    def within(path: str) -> bool:
+        return path == one or path.startswith((f"{one}.", f"{one}["))
+
+    def moved(path: str) -> str:
+        return other + path[len(one) :] if within(path) else path
+
+    def moved_port(port: Port) -> Port:
+        return replace(port, path=moved(port.path))
+
+    operator = site.operator
+    if isinstance(operator, Region):
+        operator = replace(operator, members=tuple(map(moved, operator.members)))
+    return replace(
+        site,
+        path=moved(site.path),
+        paths=tuple(moved(path) for path in site.paths if within(path)),
+        operator=operator,
+        entry=moved_port(site.entry),
+        exit=moved_port(site.exit),
+        residual=moved_port(site.residual) if site.residual else None,
+        norm=moved(site.norm) if site.norm else None,
+    )
 
 
 def _around_path(path: str) -> Iterator[str]:

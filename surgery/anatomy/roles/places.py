@@ -36,7 +36,7 @@ from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.sites import SitesByRole
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import Site, WholeModule, covers
 from surgery.rules.rows import rows_of
 
 _WHOLE = {
@@ -114,7 +114,8 @@ class Reading:
             if alone and linear.pointwise and not routes and linear.op in self.flow.felt:
                 self.sites.add_linear(linear, "linear")
         for role, site in alike(self.mixtures, self.sites.found, self.paths.modules):
-            own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
+            whole = isinstance(site.operator, WholeModule)
+            own = self.paths.module(site.path).paths if whole else site.paths
             self.sites.add(replace(site, paths=own), role)
         for expert in (path for mixture in self.mixtures for path in mixture.expert):
             self.sites.add_called(expert, "expert")
@@ -230,8 +231,8 @@ class Reading:
             other = known.core if known else None
             if known and other and (other.path, other.order) != (one.path, one.order):
                 core = _together(other, one)
-                self.sites.found[role][site.path] = replace(known, core=core)
-        site = replace(site, core=core)
+                self.sites.found[role][site.path] = known.attending(core)
+        site = site.attending(core)
         self.sites.add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
         self.sites.add(replace(site, role=kind), kind)
@@ -255,7 +256,7 @@ class Reading:
             site = self.sites.regions.site(border, "mlp")
         if site is None:
             return
-        holder = site.members[0] if site.members else site.path
+        holder = site.spans[0]
         inside = any(covers(path, holder) and path != holder for path in mixed)
         if inside or any(covers(path, holder) for path in expert_paths):
             self.sites.add(replace(site, role="expert"), "expert")

@@ -147,7 +147,7 @@ class Stacks:
         )
         paths = self.flow.paths.of(self.flow.paths.modules[stack.path])
         out = exit or self.ports.main_output(reader) or Port(stack.path, "output")
-        return Site(stack.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
+        return Site(stack.path, paths, tokens, "tokens", None, embedded, out)
 
     def _note(self, lookup: Node) -> None:
         """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""
