@@ -109,6 +109,9 @@ def draw(
         case "integers":
             low, high = int(arguments["low"]), int(arguments["high"])
             return torch.randint(low, high + 1, shape, generator=source).to(tensor.dtype)
+        case "nested":
+            count = torch.randint(int(arguments["low"]), shape[-1] + 1, (1,), generator=source)
+            return (torch.arange(shape[-1]) < count).to(tensor.dtype).expand(shape).contiguous()
         case "bernoulli":
             return tensor.bernoulli_(arguments["rate"], generator=source)
         case _:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.graphs.forms import function
 from surgery.graft.initialise import draw
 from surgery.graft.instances import Instance, by_statement, instances
 from surgery.graft.seeds import draw_key
 from surgery.graft.state import required
 from surgery.language.diagnostics import error
 from surgery.rules.expression import SITES, Expression, walk
+from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.trained import AfterStep, Update
 
 
@@ -52,7 +54,8 @@ def _gradients(group: Sequence[Instance]) -> list[dict[Expression, Tensor]]:
     for instance in group:
         known: dict[Expression, Tensor] = {}
         for e in _expressions(instance):
-            if e.op != "grad" or e in known:
+            primitive = PRIMITIVES.get(e.op)
+            if primitive is None or not primitive.stepping or e in known:
                 continue
             name = e.arguments[0].name
             gradient = instance.held(name).grad
@@ -107,7 +110,8 @@ def _over_sites(here: Sequence[Here]) -> list[Any]:
             for (instance, _, _), part, own in zip(here, parts, known, strict=True)
         ]
         rest = [here[0][0].value(a, known[0]) for a in parts[0].arguments[1:]]
-        for own, part, value in zip(known, parts, _joined(parts[0].op, values, rest), strict=True):
+        joined_here = function(PRIMITIVES[parts[0].op].over_sites)(values, *rest)
+        for own, part, value in zip(known, parts, joined_here, strict=True):
             own[part] = value
     return [
         instance.value(value, own) for (instance, _, value), own in zip(here, known, strict=True)
@@ -116,26 +120,6 @@ def _over_sites(here: Sequence[Here]) -> list[Any]:
 
 def _is_joined(e: Expression) -> bool:
     return dict(e.attributes).get("axis") == SITES
-
-
-def _joined(op: str, values: list[Tensor], rest: Sequence[Any]) -> list[Tensor]:
-    """A function of the values at all sites, for each of them."""
-    if op == "topk":
-        every = torch.cat([v.reshape(-1) for v in values])
-        mask = torch.zeros_like(every)
-        mask[every.topk(min(int(rest[0]), every.numel())).indices] = 1
-        parts = mask.split([v.numel() for v in values])
-        return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
-    if len({v.shape for v in values}) > 1:
-        shapes = ", ".join(sorted({str([*v.shape]) for v in values}))
-        raise error(
-            "S572",
-            f"`{op}` over sites is of values of one shape, and these are {shapes}",
-            help="take it of one number for each site",
-        )
-    whole = torch.stack(values)
-    reduced = {"sum": whole.sum, "mean": whole.mean, "max": whole.amax}[op](0)
-    return [reduced for _ in values]
 
 
 def _write(instance: Instance, target: str, value: Any) -> None:

@@ -10,8 +10,8 @@ from surgery.planning.plan import Plan
 from surgery.reports.context import ModelContext
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions, some
-from surgery.reports.summary import Summary
 from surgery.reports.steering import steered, trained
+from surgery.reports.summary import Summary
 from surgery.reports.training import Parameters, shaped, tied
 
 Row = tuple[str, str]

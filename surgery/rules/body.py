@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS, DRAWS
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import STAR, Expression, is_leading, number, param
+from surgery.rules.expression import STAR, Expression
 from surgery.rules.library import Scope
-from surgery.rules.naming import check_name
-from surgery.rules.operands import scalar, tensor
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
-from surgery.rules.shapes import ONE, show_shape
-from surgery.rules.simplify import make
+from surgery.rules.operands import tensor
+from surgery.rules.ranges import unmet
+from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
-from surgery.rules.trained import CLOCK
 from surgery.rules.training import after_step, penalty_term, tuning
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.values import Closure, Opaque, Value
 
 
 class Body:
@@ -105,146 +99,24 @@ class Body:
                 held = condition(step.condition, self)
                 self.demand(Requirement(held, step.span, self.origin(step.condition)))
             case syntax.Param():
-                self._declare(step)
+                declare(step, self)
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
             case syntax.Draw():
-                self._draw(step)
+                declare_draw(step, self)
             case syntax.Tune():
                 self.state.notes.training += tuning(step, self)
             case syntax.Charge():
                 self.state.notes.training.append(penalty_term(step.value, step.span, self))
             case syntax.After():
                 self.state.notes.training.append(after_step(step, self))
-                self._clock(step.event_span)
+                declare_clock(step.event_span, self)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
-    def _declare(self, step: syntax.Param) -> None:
-        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
-        if any(map(is_leading, shape)):
-            raise error(
-                "S212",
-                "a param has a fixed shape, without `*` or dims that each forward has its own of",
-                step.span,
-            )
-        for dim, size in zip(step.dims, shape, strict=True):
-            if size.number is not None:
-                self.demand(SIZE.of(size, dim.span, self.origin(dim)))
-        origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = self._init(step, shape)
-        made = self._added(step.name, shape, init, step.name_span)
-        made = replace(
-            made, frozen=step.frozen, shared=step.shared, origins=origins, state=step.state
-        )
-        self.state.notes.declarations.append(made)
-        self.define(step.name, param(made.name, shape, step.name_span), step.name_span)
-
-    def _draw(self, step: syntax.Draw) -> None:
-        """A state that is drawn anew for each step of training; in evaluation it is fixed."""
-        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims or ()) or (ONE,)
-        init = Init(*self._distribution(step.distribution, DRAWS, "draw"))
-        made = self._added(step.name, shape, init, step.name_span)
-        made = replace(made, frozen=True, shared=step.shared, state=True, drawn=True)
-        self.state.notes.declarations.append(made)
-        fixed = _fixed(init)
-        if step.otherwise is not None:
-            fixed = scalar(evaluate(step.otherwise, self), step.otherwise.span)
-        drawn = param(made.name, shape, step.name_span)
-        value = make("drawn", (number(fixed, step.span), drawn), shape, span=step.span)
-        self.define(step.name, value, step.name_span)
-        self._clock(step.name_span)
-
-    def _clock(self, span: Span) -> None:
-        """What counts the steps; once for all of a method."""
-        name = f"{self.child}{CLOCK}"
-        if not any(d.name == name for d in self.state.notes.declarations):
-            init = Init(None, value=number(0, span))
-            made = Declaration(name, (Dim.of(2),), init, True, "shared", span, state=True)
-            self.state.notes.declarations.append(made)
-
-    @property
-    def child(self) -> str:
-        """What the names of all params of the statement begin with."""
-        return self.state.notes.child
-
-    def _added(self, own: str, shape: tuple[Dim, ...], init: Init, span: Span) -> Declaration:
-        """A new tensor, whose name no other has."""
-        name = self.path + own
-        for part in name.split("."):
-            check_name(part, span)
-        earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
-        if earlier:
-            twice = earlier.name == name
-            raise error(
-                "S215",
-                f"the param `{name}` is declared twice"
-                if twice
-                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                span,
-                Label(earlier.span, "first"),
-            )
-        return Declaration(name, shape, init, False, None, span)
-
-    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-        if not step.random:
-            value = tensor(evaluate(step.init, self), step.init.span)
-            if value.varies:
-                raise error(
-                    "S217", "a param cannot start from what flows through the model", step.init.span
-                )
-            if not self.shapes.fits(value.shape, shape, "param", step.span):
-                raise error(
-                    "S211",
-                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                    step.init.span,
-                    Label(step.name_span, "declared here"),
-                )
-            return Init(None, value=value)
-        distribution, given = self._distribution(step.init, DISTRIBUTIONS, "param")
-        std = dict(given).get("std", dict(given).get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(distribution, given)
-
-    def _distribution(
-        self, e: syntax.Expression, known: Mapping[str, tuple[str, ...]], what: str
-    ) -> tuple[str, tuple[tuple[str, Dim | str], ...]]:
-        """A distribution of those ``known``, with its arguments."""
-        if not isinstance(e, syntax.Call) or e.function not in known:
-            of = "a distribution" if what == "param" else "what it is drawn from"
-            raise error("S218", f"`~` takes {of}", e.span, help=f"one of {', '.join(known)}")
-        names = known[e.function]
-        given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(e.arguments):
-            name = argument.name or (names[position] if position < len(names) else "")
-            if name not in names or name in given:
-                takes = f"`{e.function}` takes {', '.join(names) or 'nothing'}"
-                raise error("S218", takes, argument.span)
-            value = evaluate(argument.value, self)
-            if name == "text" and isinstance(value, str):
-                given[name] = value
-            else:
-                number_ = given[name] = scalar(value, argument.span)
-                if name in SPREADS:
-                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
-        missing = [n for n in names if n not in given]
-        if missing:
-            raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
-        return e.function, tuple(given.items())
-
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
-
-
-def _fixed(init: Init) -> Dim:
-    """What a draw is in evaluation, unless its rule says so: the most that it can be, or its mean."""
-    given = dict(init.arguments)
-    high = given.get("high")
-    if isinstance(high, Dim):
-        return high
-    return Dim.of(1 if init.distribution == "bernoulli" else 0)
 
 
 def run_block(closure: Closure, argument: Expression, state: State, span: Span) -> Expression:
@@ -295,17 +167,6 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)
     return value
-
-
-def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
-    """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
-    found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
-    return tuple(found)[:3]
-
-
-def _clash(one: str, other: str) -> bool:
-    """Whether no module can have both: they are one, or one stands within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _leading(count: int) -> tuple[Dim, ...]:

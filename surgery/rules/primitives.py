@@ -45,6 +45,7 @@ def _of_known(function: Callable[[float], float]) -> Callable[[Dim], Dim | None]
 _FIRST: Ways = ((0,),)
 _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
+_OVER_SITES = "surgery.graft.over_sites."
 _MASKS = "surgery.graft.graphs.masks."
 _FUNCTIONAL = "torch.nn.functional."
 
@@ -275,31 +276,6 @@ _TABLE = (
         zeros=(0,),
         real=True,
     ),
-    # DyLoRA: the ranks up to the one that was drawn.
-    Primitive(
-        "leading",
-        "b, r",
-        "1 at the first b of r places, else 0",
-        signatures.of_leading,
-        _MASKS + "leading",
-        "matrices",
-        numbers=((1, SIZE),),
-        detaches=True,
-        mask=True,
-        real=True,
-    ),
-    Primitive(
-        "drawn",
-        "value, draw",
-        "in training what was drawn for this step, else the value",
-        signatures.of_drawn,
-        _KERNELS + "drawn",
-        "training",
-        free,
-        inference=True,
-        detaches=True,
-        real=True,
-    ),
     Primitive(
         "grad",
         "A",
@@ -321,9 +297,15 @@ _TABLE = (
         neutral=((1, 1),),
         rows=(0, 1),
     ),
-    _reduction("mean", "torch.mean", linear=_FIRST, of_constant=_first),
-    _reduction("sum", "torch.sum", linear=_FIRST, of_constant=Dim.__mul__),
-    _reduction("max", "torch.amax", of_constant=_first, real=True),
+    _reduction(
+        "mean", "torch.mean", over_sites=_OVER_SITES + "mean", linear=_FIRST, of_constant=_first
+    ),
+    _reduction(
+        "sum", "torch.sum", over_sites=_OVER_SITES + "total", linear=_FIRST, of_constant=Dim.__mul__
+    ),
+    _reduction(
+        "max", "torch.amax", over_sites=_OVER_SITES + "largest", of_constant=_first, real=True
+    ),
     # UniPELT: gates see the mean of the real tokens of an example.
     _reduction(
         "pool",
@@ -373,6 +355,7 @@ _TABLE = (
         signatures.same,
         _MASKS + "topk",
         "over",
+        over_sites=_OVER_SITES + "topk",
         numbers=((1, SIZE),),
         detaches=True,
         mask=True,

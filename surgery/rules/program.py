@@ -6,20 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from surgery.language.diagnostics import error
 from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
-from surgery.rules.checks import check_shape, idle
+from surgery.rules.checks import (
+    check_divisors,
+    check_requirements,
+    check_shape,
+    idle,
+    refuse_schedules,
+)
 from surgery.rules.conditions import Requirement
 from surgery.rules.cost import flops
-from surgery.rules.dims import STEP, Dim, Scalar
+from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
-from surgery.rules.limits import at_site, having_value
 from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Equation
 from surgery.rules.signature import Signature
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
@@ -167,26 +170,10 @@ class Program:
 
         """
         self.check_schedules()
-        for requirement in self.requirements:
-            self._require(requirement, sizes)
-        for equation in self.equations:
-            left, right = (
-                at_site(d, sizes, equation.span) for d in (equation.left, equation.right)
-            )
-            if left != right:
-                raise error(
-                    "S405", f"{equation.reason}: {left} is not {right} at this site", equation.span
-                )
+        check_requirements(self.requirements, self.equations, sizes)
         for declaration in self.params:
             check_shape(declaration, sizes)
-        for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
-            if e.number is not None and e.number.names() <= sizes.keys():
-                at_site(e.number, sizes, e.span)
-            primitive = PRIMITIVES.get(e.op)
-            for position in primitive.nonzero if primitive else ():
-                by = e.arguments[position].number
-                if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
-                    raise error("S243", "this divides by zero at this site", e.span)
+        check_divisors(self.changed, sizes)
 
     def check_schedules(self) -> None:
         """Refuse schedules where there is no step: in a forward, a size, or an optimizer's option.
@@ -195,25 +182,12 @@ class Program:
             SurgeryError: S289.
 
         """
-        places = [(r.condition.names(), r.span) for r in self.requirements]
-        places += [(d.names(), p.span) for p in self.params for d in p.shape]
-        places += [
-            (t.value.names(), t.span)
-            for _, said in self.training
-            for t in said
-            if isinstance(t, Tuning)
-        ]
-        for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
-            if e.number is not None and e.span is not None:
-                places.append((e.number.names(), e.span))
-        for names, span in places:
-            if STEP in names:
-                raise error(
-                    "S289",
-                    "this is a function of the step, and that is known only after a step",
-                    span,
-                    help="a `state` can be given its value in `after step { … }`, and be read here",
-                )
+        numbers = [(d, p.span) for p in self.params for d in p.shape]
+        said = [t for _, said in self.training for t in said if isinstance(t, Tuning)]
+        values = dict.fromkeys(e for changed in self.changed for e in walk(changed))
+        numbers += [(e.number, e.span) for e in values if e.number is not None and e.span]
+        numbers += [(t.value, t.span) for t in said]
+        refuse_schedules([*numbers, *((r.condition, r.span) for r in self.requirements)])
 
     def check_acting(
         self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()
@@ -246,17 +220,6 @@ class Program:
             Lost(frozenset(e.name for e in d.lost if e.op == "param"), d.reason, d.span)
             for d in dropped
         )
-
-    @staticmethod
-    def _require(requirement: Requirement, sizes: Mapping[str, Scalar]) -> None:
-        names = requirement.condition.names()
-        if not names <= sizes.keys():
-            return
-        labels = (*requirement.origins, requirement.span)
-        values = ", ".join(f"{k} = {sizes[k]}" for k in sorted(names))
-        with having_value(values, *labels):
-            if not requirement.condition.holds(sizes):
-                raise unmet(requirement, sizes)
 
 
 @lru_cache(maxsize=4096)

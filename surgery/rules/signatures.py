@@ -61,18 +61,6 @@ def of_frobenius(shapes: Shapes, arguments: Arguments, span: Span | None, axis: 
     return ()
 
 
-def of_leading(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
-    """As many places as the second argument says, for one number."""
-    drawn, size = arguments
-    if any(shapes.resolve(d) != ONE for d in drawn.shape) or size.number is None:
-        raise error("S212", f"`leading` takes one number, not {show_shape(drawn.shape)}", span)
-    return (size.number,)
-
-
-def of_drawn(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
-    return arguments[1].shape
-
-
 def of_scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     matrix, factors = arguments
     _need_rank("scale_rows", matrix, 2, span)

@@ -10,10 +10,12 @@ from surgery.language.diagnostics import did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.conditions import Requirement
 from surgery.rules.dims import STEP, Dim
-from surgery.rules.evaluate import Names, condition, evaluate
+from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import OPERATORS, SITES, Expression, param
+from surgery.rules.names import Names
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.ranges import OPTION
 from surgery.rules.shapes import ONE, Shapes, show_shape
 from surgery.rules.simplify import make
 from surgery.rules.trained import AfterStep, PenaltyTerm, Tuning, Update
@@ -75,10 +77,13 @@ def tuning(step: syntax.Tune, names: Names) -> list[Tuning]:
 
     """
     params = tuple(_declared(p.name, p.span, names) for p in step.params)
-    return [
-        Tuning(params, s.option, s.operator, scalar(names.evaluate(s.value), s.value.span), s.span)
-        for s in step.settings
-    ]
+    found: list[Tuning] = []
+    for setting in step.settings:
+        value = scalar(names.evaluate(setting.value), setting.value.span)
+        if STEP not in value.names():
+            names.demand(OPTION.of(value, setting.value.span, names.origin(setting.value)))
+        found.append(Tuning(params, setting.option, setting.operator, value, setting.span))
+    return found
 
 
 def penalty_term(value: syntax.Expression, span: Span, names: Names) -> PenaltyTerm:

@@ -54,11 +54,16 @@ def _squared_rows(matrix: Tensor) -> Tensor:
     return squared
 
 
-def drawn(value: Tensor | float, draw: Tensor, training: bool) -> Tensor:
-    """What was drawn for this step of training; in evaluation ``value``, as a tensor like it."""
+def drawn(draw: Tensor, value: float, nested: bool, training: bool) -> Tensor:
+    """What was drawn for this step of training, and in evaluation ``value`` everywhere.
+
+    Of a ``nested`` draw, ``value`` is how many places have 1, from the first.
+    """
     if training:
         return draw
-    return draw.new_full(draw.shape, value) if not isinstance(value, Tensor) else value
+    if not nested:
+        return draw.new_full(draw.shape, value)
+    return (torch.arange(draw.shape[-1], device=draw.device) < value).to(draw.dtype).expand_as(draw)
 
 
 def eye(like: Tensor, size: int) -> Tensor:

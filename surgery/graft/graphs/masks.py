@@ -52,10 +52,3 @@ def topk(x: Tensor, k: int, dim: int) -> Tensor:
 def one_hot(x: Tensor, dim: int) -> Tensor:
     """1 at the largest along ``dim``; at the first of equal ones."""
     return torch.zeros_like(x).scatter(dim, x.detach().argmax(dim, keepdim=True), 1)
-
-
-def leading(count: Compared, size: int) -> Tensor:
-    """[size], 1 at the first ``count`` places."""
-    if isinstance(count, Tensor):
-        return (torch.arange(int(size), device=count.device) < count).to(count.dtype)
-    return (torch.arange(int(size)) < count).to(torch.get_default_dtype())
