@@ -52,7 +52,7 @@ def check_fit(place: Place, program: Program, before: Program) -> None:
         _check_complex(program)
     if layer is not None:
         if not layer.kind.features:
-            check_patches(program.result)
+            check_patches(program.result, layer.groups > 1)
         if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)

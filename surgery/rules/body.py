@@ -10,12 +10,13 @@ from surgery.rules.conditions import Requirement
 from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import STAR, Expression
+from surgery.rules.expression import IN, OUT, STAR, Expression, operand, param
 from surgery.rules.library import Scope
+from surgery.rules.named_dims import labelled
 from surgery.rules.operands import tensor
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
-from surgery.rules.state import State, read_operand
+from surgery.rules.state import State, read_operand, retyped, spread_leading
 from surgery.rules.training import after_step, penalty_term, tuning
 from surgery.rules.values import Closure, Opaque, Value
 
@@ -33,17 +34,28 @@ class Body:
         self.values: dict[str, Value] = {}
         self.spans: dict[str, Span] = {}
         self.targets: dict[str, str] = {}
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """What the match calls the dims of an operand, from the last on."""
         self.origins: dict[str, tuple[Span, ...]] = {}
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
-            return read_operand(self.state, self.targets[name], span)
+            value = read_operand(self.state, self.targets[name], span)
+            labels = self.labels.get(name, ())
+            return labelled(value, labels) if isinstance(value, Expression) else value
         value = self.values.get(name)
         leading = self.state.named_dims
         # A method that ran since may have named the dims that `*` stands for.
         if isinstance(value, Expression) and value.varies and leading is not None:
-            return _retyped(value, leading)
+            return retyped(value, leading)
         return value
+
+    def like(self) -> Expression | None:
+        """What has the dtype of the rule's tensors: the weight, or a param."""
+        if self.state.kind == "linear":
+            return operand("W", (OUT, IN))
+        declared = self.state.notes.declarations
+        return param(declared[-1].name, declared[-1].shape) if declared else None
 
     def known(self) -> list[str]:
         return [*self.targets, *self.values]
@@ -155,8 +167,8 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        spread(body.state, leading)
-        value = _retyped(value, leading)
+        spread_leading(body.state, leading)
+        value = retyped(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
     if len(fixed) != len(names) or not complete or (starred and STAR in fixed):
@@ -166,35 +178,11 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
             raise error("S212", "a pattern binds dims by plain names", dim.span)
         bound = body.values.get(dim.name)
         if bound is None:
-            body.define(dim.name, size, dim.span)
+            body.define(dim.name, size.called(dim.name), dim.span)
         elif not isinstance(bound, Dim) or not body.shapes.equal(
             bound, size, f"`{dim.name}`", dim.span
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)
-    return value
-
-
-def _leading(count: int) -> tuple[Dim, ...]:
-    return tuple(Dim.named(f"*{i}") for i in range(count))
-
-
-def _retyped(
-    value: Expression, leading: int, known: dict[Expression, Expression] | None = None
-) -> Expression:
-    """``value`` with names for the leading dims of all its parts; parts that recur are ``known``."""
-    known = {} if known is None else known
-    if not value.varies:
-        return value
-    if value not in known:
-        arguments = tuple(_retyped(part, leading, known) for part in value.arguments)
-        named = (*_leading(leading), *value.shape[1:])
-        shape = named if value.shape[:1] == (STAR,) else value.shape
-        known[value] = Expression(value.op, arguments, value.attributes, shape, value.span)
-    return known[value]
-
-
-def spread(state: State, leading: int) -> None:
-    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
-    state.result = _retyped(state.result, leading)
-    state.origin = _retyped(state.origin, leading)
-    state.operands = {k: v and _retyped(v, leading) for k, v in state.operands.items()}
+    labels = tuple(dim.name for dim in names if isinstance(dim, syntax.Name))
+    body.labels[given.name] = labels
+    return labelled(value, labels)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from surgery.language import syntax
 from surgery.language.diagnostics import did_you_mean, error
+from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import Dim
 from surgery.rules.expression import SITES, Attribute, Expression
+from surgery.rules.named_dims import axis_of
 from surgery.rules.names import Names
-from surgery.rules.operands import scalar, tensor
+from surgery.rules.operands import tensor
 from surgery.rules.primitive import Arguments, Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import show_shape
 from surgery.rules.simplify import make
 
 
@@ -29,6 +30,15 @@ def tensors(
 
 
 def call_primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    """What a call of ``primitive`` comes to.
+
+    Raises:
+        SurgeryError: S208 for wrong arguments, S21x for dims that do not fit, S287 for what is known
+            only after a step.
+
+    """
+    if primitive.name in READERS:
+        return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)
     for argument in e.arguments:
         if argument.name is not None and argument.name != primitive.axis:
@@ -86,33 +96,15 @@ def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Nam
     After a step it may be that of the sites.
     """
     given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
-    if given is None:
-        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
-    dim = scalar(names.evaluate(given), given.span)
-    if dim == Dim.named(SITES):
-        if names.moment == "step" and primitive.over_sites:
-            return SITES
-        raise error(
-            "S287",
-            f"`{primitive.name}` is not taken over sites"
-            + ("" if names.moment == "step" else ": that is for what follows a step"),
-            given.span,
-            help=f"{', '.join(f'`{p.name}`' for p in PRIMITIVES.values() if p.over_sites)} are, "
-            "in `after step { … }`",
-        )
-    wanted = names.shapes.resolve(dim)
-    places: list[int] = []
-    for value in reversed(arguments):
-        places = [
-            i - len(value.shape)
-            for i, d in enumerate(value.shape)
-            if names.shapes.resolve(d) == wanted
-        ]
-        if places:
-            break
-    if len(places) != 1:
-        problem = "none of" if not places else "more than one of"
-        raise error(
-            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
-        )
-    return places[0]
+    if given is None or names.evaluate(given) != Dim.named(SITES):
+        return axis_of(primitive, arguments, e, names)
+    if names.moment == "step" and primitive.over_sites:
+        return SITES
+    raise error(
+        "S287",
+        f"`{primitive.name}` is not taken over sites"
+        + ("" if names.moment == "step" else ": that is for what follows a step"),
+        given.span,
+        help=f"{', '.join(f'`{p.name}`' for p in PRIMITIVES.values() if p.over_sites)} are, "
+        "in `after step { … }`",
+    )

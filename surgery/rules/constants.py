@@ -48,6 +48,9 @@ class Constants:
         if requirement.condition.known is False:
             raise unmet(requirement)
 
+    def like(self) -> Expression | None:
+        return None
+
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         raise error("S208", "a block is called inside a method", span)
 

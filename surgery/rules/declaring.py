@@ -14,7 +14,7 @@ from surgery.rules.distributions import DISTRIBUTIONS, DRAWS
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression, Shape, is_leading, number, param
 from surgery.rules.names import Names
-from surgery.rules.naming import check_name
+from surgery.rules.naming import check_name, clash
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS
 from surgery.rules.shapes import ONE, show_shape
@@ -40,7 +40,7 @@ def declare(step: syntax.Param, body: Declaring) -> None:
             or S218 for what no param starts from.
 
     """
-    shape = tuple(scalar(evaluate(d, body), d.span) for d in step.dims)
+    shape = tuple(_dim(d, body) for d in step.dims)
     if any(map(is_leading, shape)):
         raise error(
             "S212",
@@ -58,9 +58,20 @@ def declare(step: syntax.Param, body: Declaring) -> None:
     body.define(step.name, param(made.name, shape, step.name_span), step.name_span)
 
 
+def _dim(e: syntax.Expression, body: Declaring) -> Dim:
+    """A dim of a param, called as it is written."""
+    size = scalar(evaluate(e, body), e.span)
+    if isinstance(e, syntax.NamedDim):
+        size = size.called(e.name)
+        body.define(e.name, size, e.name_span)
+        body.origins[e.name] = body.origin(e.size)
+        return size
+    return size.called(e.name) if isinstance(e, syntax.Name) else size
+
+
 def declare_draw(step: syntax.Draw, body: Declaring) -> None:
     """A state that is drawn anew for each step of training; in evaluation it is fixed."""
-    shape = tuple(scalar(evaluate(d, body), d.span) for d in step.dims or ()) or (ONE,)
+    shape = tuple(_dim(d, body) for d in step.dims or ()) or (ONE,)
     init = Init(*_distribution(body, step.distribution, DRAWS, "draw"))
     made = _added(body, step.name, shape, init, step.name_span)
     made = replace(made, frozen=True, shared=step.shared, state=True, drawn=True)
@@ -91,7 +102,7 @@ def _added(
     name = body.path + own
     for part in name.split("."):
         check_name(part, span)
-    earlier = next((d for d in body.state.notes.declarations if _clash(d.name, name)), None)
+    earlier = next((d for d in body.state.notes.declarations if clash(d.name, name)), None)
     if earlier:
         twice = earlier.name == name
         raise error(
@@ -169,8 +180,3 @@ def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tu
     """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
     found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
     return tuple(found)[:3]
-
-
-def _clash(one: str, other: str) -> bool:
-    """Whether no module can have both: they are one, or one stands within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

@@ -53,6 +53,8 @@ def _evaluate(e: syntax.Expression, names: Names) -> Value:
             return e.value
         case syntax.Star():
             return STAR
+        case syntax.NamedDim():
+            return evaluate(e.size, names)
         case syntax.Name():
             return _name(e, names)
         case syntax.Unary():

@@ -55,6 +55,9 @@ class TrainingNames:
     def known(self) -> list[str]:
         return [*self.own, *self.body.known(), "step", "sites"]
 
+    def like(self) -> Expression | None:
+        return self.body.like()
+
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
         return self.body.origin(e)
 
@@ -177,6 +180,9 @@ class ParamNames:
 
     def known(self) -> list[str]:
         return [*self.params, *self.numbers, *self.names.known()]
+
+    def like(self) -> Expression | None:
+        return next(iter(self.params.values()), None)
 
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
         return self.names.origin(e)
