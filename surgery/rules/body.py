@@ -14,9 +14,11 @@ from surgery.rules.expression import IN, OUT, STAR, Expression, operand, param
 from surgery.rules.library import Scope
 from surgery.rules.named_dims import labelled
 from surgery.rules.operands import tensor
+from surgery.rules.placing import placed
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand, retyped, spread_leading
+from surgery.rules.trained import Trained
 from surgery.rules.training import after_step, penalty_term, tuning
 from surgery.rules.values import Closure, Opaque, Value
 
@@ -37,6 +39,13 @@ class Body:
         self.labels: dict[str, tuple[str, ...]] = {}
         """What the match calls the dims of an operand, from the last on."""
         self.origins: dict[str, tuple[Span, ...]] = {}
+        self.applied: list[str] = []
+
+    def below(self, name: str) -> str:
+        """Where the params of a method stand that the body applies; of a second one, `name_2`."""
+        self.applied.append(name)
+        count = self.applied.count(name)
+        return f"{self.path}{name if count == 1 else f'{name}_{count}'}."
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
@@ -66,6 +75,8 @@ class Body:
             raise error(
                 "S215", f"`{name}` is already defined here", span, first and Label(first, "this")
             )
+        if isinstance(value, Closure):
+            value = placed(value, f"{self.path}{name}.")
         self.values[name] = value
         self.spans[name] = span
 
@@ -123,14 +134,19 @@ class Body:
             case syntax.Draw():
                 declare_draw(step, self)
             case syntax.Tune():
-                self.state.notes.training += tuning(step, self)
+                self._said(*tuning(step, self))
             case syntax.Charge():
-                self.state.notes.training.append(penalty_term(step.value, step.span, self))
+                self._said(penalty_term(step.value, step.span, self))
             case syntax.After():
-                self.state.notes.training.append(after_step(step, self))
+                self._said(after_step(step, self))
                 declare_clock(step.event_span, self)
             case _:
                 raise error("S216", "this step has no place here", step.span)
+
+    def _said(self, *training: Trained) -> None:
+        """Note what is said of training; a method that is used twice says it once."""
+        noted = self.state.notes.training
+        noted += [said for said in training if said not in noted]
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
@@ -140,7 +156,7 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     """Call a block on a tensor; its params join the state's."""
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     with state.notes.depth.one_more(span):
         argument = bind_dims(block.input, argument, body)
         body.define(block.input.name, argument, block.input.span)

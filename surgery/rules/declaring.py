@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from surgery.language import syntax
@@ -27,6 +26,7 @@ class Declaring(Names, Protocol):
     """A body to which names are added."""
 
     state: State
+    path: str
     origins: dict[str, tuple[Span, ...]]
 
     def define(self, name: str, value: Value, span: Span) -> None: ...
@@ -52,10 +52,10 @@ def declare(step: syntax.Param, body: Declaring) -> None:
             body.demand(SIZE.of(size, dim.span, body.origin(dim)))
     origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, body.origins)))
     init = _init(body, step, shape)
-    made = _added(body, step.name, shape, init, step.name_span)
-    made = replace(made, frozen=step.frozen, shared=step.shared, origins=origins, state=step.state)
-    body.state.notes.declarations.append(made)
-    body.define(step.name, param(made.name, shape, step.name_span), step.name_span)
+    name, span = body.path + step.name, step.name_span
+    made = Declaration(name, shape, init, step.frozen, step.shared, span, origins, step.state)
+    _added(body, made)
+    body.define(step.name, param(name, shape, span), span)
 
 
 def _dim(e: syntax.Expression, body: Declaring) -> Dim:
@@ -73,17 +73,21 @@ def declare_draw(step: syntax.Draw, body: Declaring) -> None:
     """A state that is drawn anew for each step of training; in evaluation it is fixed."""
     shape = tuple(_dim(d, body) for d in step.dims or ()) or (ONE,)
     init = Init(*_distribution(body, step.distribution, DRAWS, "draw"))
-    made = _added(body, step.name, shape, init, step.name_span)
-    made = replace(made, frozen=True, shared=step.shared, state=True, drawn=True)
-    body.state.notes.declarations.append(made)
+    name, span = body.path + step.name, step.name_span
+    made = Declaration(name, shape, init, True, step.shared, span, state=True, drawn=True)
+    _added(body, made)
+    if init.distribution == "nested":
+        body.demand(SIZE.of(scalar_of(init, "low"), span, body.origin(step.distribution)))
     fixed = _fixed(init, shape)
     if step.otherwise is not None:
         fixed = scalar(evaluate(step.otherwise, body), step.otherwise.span)
-    arguments = param(made.name, shape, step.name_span), number(fixed, step.span)
+        if init.distribution == "nested":
+            body.demand(SIZE.of(fixed, step.otherwise.span, body.origin(step.otherwise)))
+    arguments = param(name, shape, span), number(fixed, step.span)
     nested = ("nested", init.distribution == "nested")
     value = Expression("drawn", arguments, (nested,), shape, step.span)
-    body.define(step.name, value, step.name_span)
-    declare_clock(step.name_span, body)
+    body.define(step.name, value, span)
+    declare_clock(span, body)
 
 
 def declare_clock(span: Span, body: Declaring) -> None:
@@ -95,25 +99,42 @@ def declare_clock(span: Span, body: Declaring) -> None:
         body.state.notes.declarations.append(made)
 
 
-def _added(
-    body: Declaring, own: str, shape: tuple[Dim, ...], init: Init, span: Span
-) -> Declaration:
-    """A new tensor, whose name no other has."""
-    name = body.path + own
-    for part in name.split("."):
-        check_name(part, span)
+def _added(body: Declaring, made: Declaration) -> None:
+    """``made`` joins what a method adds, if it is no second use of what has declared it before."""
+    for part in made.name.split("."):
+        check_name(part, made.span)
+    if not _is_again(body, made):
+        body.state.notes.declarations.append(made)
+
+
+def _is_again(body: Declaring, made: Declaration) -> bool:
+    """Whether a method or block that is used twice has declared this param before.
+
+    Raises:
+        SurgeryError: S215 if another stands in its place, S271 if it had another size then.
+
+    """
+    name = made.name
     earlier = next((d for d in body.state.notes.declarations if clash(d.name, name)), None)
-    if earlier:
-        twice = earlier.name == name
-        raise error(
-            "S215",
-            f"the param `{name}` is declared twice"
-            if twice
-            else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-            span,
-            Label(earlier.span, "first"),
-        )
-    return Declaration(name, shape, init, False, None, span)
+    if earlier is None:
+        return False
+    first = Label(earlier.span, "first")
+    if earlier.name != name:
+        one, other = sorted((name, earlier.name))
+        problem = f"`{one}` names a param and what holds `{other}`"
+        raise error("S215", problem, made.span, first)
+    if earlier.span != made.span:
+        raise error("S215", f"the param `{name}` is declared twice", made.span, first)
+    pairs = zip(earlier.shape, made.shape, strict=True)
+    if all(body.shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
+        return True
+    raise error(
+        "S271",
+        f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
+        f"{show_shape(made.shape)}",
+        made.span,
+        help="what is used twice has the same params twice: give each use a block of its own",
+    )
 
 
 def _init(body: Declaring, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
@@ -163,6 +184,13 @@ def _distribution(
     if missing:
         raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
     return e.function, tuple(given.items())
+
+
+def scalar_of(init: Init, name: str) -> Dim:
+    """An argument of a distribution, as a number."""
+    value = dict(init.arguments)[name]
+    assert isinstance(value, Dim)
+    return value
 
 
 def _fixed(init: Init, shape: Shape) -> Dim:

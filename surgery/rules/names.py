@@ -18,7 +18,6 @@ class Names(Protocol):
 
     scope: Scope
     shapes: Shapes
-    path: str
     moment: str
     """What is evaluated: the `forward`, a `penalty`, or what follows a `step` of the optimizer."""
 

@@ -33,7 +33,7 @@ class TrainingNames:
     def __init__(self, body: Names, moment: Moment):
         self.body = body
         self.moment: Moment = moment
-        self.scope, self.shapes, self.path = body.scope, body.shapes, body.path
+        self.scope, self.shapes = body.scope, body.shapes
         self.own: dict[str, Value] = {}
 
     def lookup(self, name: str, span: Span) -> Value | None:
@@ -171,7 +171,7 @@ class ParamNames:
     numbers: dict[str, Value]
 
     def __post_init__(self) -> None:
-        self.scope, self.path = self.names.scope, self.names.path
+        self.scope = self.names.scope
         self.shapes = Shapes()
         self.moment = "forward"
 
