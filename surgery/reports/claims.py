@@ -5,9 +5,9 @@ No model is needed, and torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from surgery.language import syntax
@@ -17,7 +17,18 @@ from surgery.reports.change import change_of
 from surgery.rules.affine import Merge
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Expression, is_number, number, operand, rebuild, walk
+from surgery.rules.expression import (
+    IN,
+    OUT,
+    STAR,
+    Expression,
+    is_number,
+    number,
+    operand,
+    param,
+    rebuild,
+    walk,
+)
 from surgery.rules.library import Definition
 from surgery.rules.program import Program, at_start, build
 from surgery.rules.shapes import show_shape
@@ -85,11 +96,9 @@ def claims_of(definition: Definition) -> Claims:
     starts, is_identity = _starts(facts.program)
     merge, reason = merge_of(program)
     formula = change_of(program.before, program)
-    verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
-    if verbs and not any(e.op == "block" for e in walk(program.result)):
-        starts = f"identity at init if `{verbs[0]}` is"
-        reason = f"as `{verbs[0]}` does"
-        formula = f"{verbs[0]} at the same place"
+    methods = [p.name for p in definition.syntax.parameters if p.kind == "method"]
+    if methods:
+        starts, (merge, reason) = _starts_if(facts.program, methods), _merges_if(program, methods)
     return _claims(
         definition,
         "verb" if facts.is_verb else "method",
@@ -235,6 +244,39 @@ def _starts(program: Program) -> tuple[str, bool]:
     if blocks and same_value(_without_blocks(result), program.base):
         return f"identity at init if `{'` and `'.join(sorted(blocks))}` is zero at init", False
     return "changes the output at initialization", False
+
+
+def _starts_if(program: Program, methods: Collection[str]) -> str:
+    """How a site starts where ``methods`` leave it as it is."""
+
+    def change(e: Expression) -> Expression | None:
+        return e.arguments[0] if e.op == "block" and e.name in methods else None
+
+    base = replace(program, result=rebuild(program.result, change))
+    starts, is_identity = _starts(base)
+    held = " and ".join(f"`{m}`" for m in methods)
+    return (
+        f"identity at init if {held} {'is' if len(methods) == 1 else 'are'}"
+        if is_identity
+        else starts
+    )
+
+
+def _merges_if(program: Program, methods: Collection[str]) -> tuple[None, str | None]:
+    """How a rule merges where ``methods`` do, at a linear layer."""
+    x = operand("x", (STAR, IN))
+
+    def change(e: Expression) -> Expression | None:
+        if e.op == "base" or (e.op == "block" and e.name in methods):
+            weight = param(e.name if e.op == "block" else "W", (OUT, IN))
+            return Expression("linear", (x, weight), (), (STAR, OUT))
+        return None
+
+    if program.changes_core or program.signature.kind == "tokens":
+        return None, merge_of(program)[1]
+    _, reason = merge_of(replace(program, result=rebuild(program.result, change)))
+    held = " and ".join(f"`{m}`" for m in methods)
+    return None, reason or f"as {held} {'does' if len(methods) == 1 else 'do'}"
 
 
 def _without_blocks(result: Expression) -> Expression:

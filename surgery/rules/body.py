@@ -38,7 +38,12 @@ class Body:
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
             return read_operand(self.state, self.targets[name], span)
-        return self.values.get(name)
+        value = self.values.get(name)
+        leading = self.state.named_dims
+        # A method that ran since may have named the dims that `*` stands for.
+        if isinstance(value, Expression) and value.varies and leading is not None:
+            return _retyped(value, leading)
+        return value
 
     def known(self) -> list[str]:
         return [*self.targets, *self.values]

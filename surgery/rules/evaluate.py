@@ -8,6 +8,7 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
+from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
@@ -139,8 +140,22 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
     if e.operator == "%":
         raise error("S208", "`%` is for numbers and dims", e.span)
     a, b = tensor(left, e.left.span), tensor(right, e.right.span)
-    op = OPERATORS[e.operator]
-    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span, -1), span=e.span)
+    return combine(e.operator, a, b, names.shapes, e.span)
+
+
+def combine(
+    sign: str, left: Expression, right: Expression, shapes: Shapes, span: Span
+) -> Expression:
+    """``left sign right``, of two tensors."""
+    op = OPERATORS[sign]
+    shape = PRIMITIVES[op].shape(shapes, (left, right), span, -1)
+    match sign:
+        case "+":
+            return together(left, right, shape, span)
+        case "-":
+            return difference(left, right, shape, span)
+        case _:
+            return make(op, (left, right), shape, span=span)
 
 
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:

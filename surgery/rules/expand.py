@@ -35,6 +35,8 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
     """
     if isinstance(closure, Opaque):
         state.notes.changed = True
+        name = (("name", closure.name),)
+        state.result = Expression("block", (state.result,), name, state.result.shape)
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
         raise error(
@@ -106,6 +108,8 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if not state.result.varies:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
+    if part.named_dims is not None:
+        spread(part, part.named_dims)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
     if part.named_dims is not None:

@@ -164,12 +164,12 @@ def _scaled(e: Expression) -> tuple[Expression, Dim]:
 
 def _stands_for(short: Expression, shape: Shape) -> bool:
     """Whether ``short`` needs no broadcasting to be of ``shape``; leading dims may have no names."""
-    if not short.varies:
+    own = short.shape
+    if not short.varies or STAR in (*own[:1], *shape[:1]):
         shape = tuple(d for d in shape if not is_leading(d))
-    pairs = zip(short.shape, shape, strict=False)
-    return not shape or (
-        len(short.shape) == len(shape) and all(a != ONE or b == ONE for a, b in pairs)
-    )
+        own = tuple(d for d in own if not is_leading(d)) if short.varies else own
+    pairs = zip(own, shape, strict=False)
+    return not shape or (len(own) == len(shape) and all(a != ONE or b == ONE for a, b in pairs))
 
 
 def _shortcut(

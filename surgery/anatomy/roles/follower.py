@@ -54,17 +54,21 @@ class Trail(Generic[V]):
 
     ``places`` are where it has come to, each with the steps up to there and the kind of the last:
     the last place, and what views and slices were taken of, which may be read again. Once scores have
-    become weights, ``scored`` are the steps of scores, and steps are those of weights. While a softmax
-    is ``written`` out, its weights are still to come. ``aside`` are numbers for all keys made of the
-    scores: shifts of these, or the totals of a softmax. ``products`` are those of the weights.
+    been through a softmax, ``scored`` are the steps of scores, and steps are those of weights. Where it
+    is written out, ``shares`` are the functions that are to make shares of its total, and ``then``
+    those that are to make weights of their logarithms. ``aside`` are numbers for all keys made of the
+    scores: shifts of these, or the total; ``inverses`` are those that were divided by. ``products`` are
+    those of the weights.
     """
 
     def __init__(self, product: Any, result: V):
         self.product = product
         self.places: list[tuple[V, list[Any], str]] = [(result, [], "")]
         self.scored: list[Any] | None = None
-        self.written: SoftmaxForm | None = None
+        self.shares: frozenset[str] = frozenset()
+        self.then: frozenset[str] = frozenset()
         self.aside: list[V] = []
+        self.inverses: list[V] = []
         self.products: list[Any] = []
 
     def reached(self, given: Sequence[V]) -> V | None:
@@ -83,23 +87,32 @@ class Trail(Generic[V]):
         """The kind of the last step that led to ``place``."""
         return next(kind for value, _, kind in reversed(self.places) if value is place)
 
+    @property
+    def is_weights(self) -> bool:
+        """Whether it has come to weights."""
+        return self.scored is not None and not (self.shares or self.then)
+
     def go(self, step: Any, kind: str, before: V, result: V) -> None:
         """Go on by a step from ``before``."""
         there = (result, [*self.steps(before), step], kind)
         self.places = [*self.places, there] if kind in KEEPS else [there]
+        if self.scored is not None and kind in self.then and not self.shares:
+            self.then = frozenset()
 
     def soften(self, form: SoftmaxForm, before: V, made: V) -> None:
-        """Go on with what a softmax in this form has made of the scores ``before``."""
-        self.scored, self.aside = self.steps(before), []
-        self.places = [(made, [], "")]
-        if form.ends is not None:
-            self.written, self.aside = form, [made]
-            self.places = [(before, [], "")]
+        """Go on with what the function of a ``form`` has made of the scores ``before``."""
+        self.scored, self.aside = self.steps(before), [made] if form.shares else []
+        self.shares, self.then = form.shares, form.then
+        self.places = [(before if form.shares else made, [], "")]
 
-    def end(self, weights: V) -> None:
-        """Go on with the ``weights`` of a softmax that was written out."""
-        self.written, self.aside = None, []
-        self.places = [(weights, [], "")]
+    def takes_share(self, kind: str, given: Sequence[V], before: V) -> bool:
+        """Whether a function of this kind makes shares of the total and what was made of the scores."""
+        others = [value for value in given if value is not before]
+        if kind not in self.shares or len(others) != 1:
+            return False
+        if kind == "mul":
+            return among(others[0], self.inverses)
+        return given[0] is before and among(others[0], self.aside)
 
 
 class Follower(Generic[V]):
@@ -128,8 +141,8 @@ class Follower(Generic[V]):
         """A softmax of what has come from no product by known steps; None where it is let run."""
         raise NotImplementedError
 
-    def ended(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> None:
-        """Take note of the ``weights`` of a softmax that was written out."""
+    def ended(self, trail: Trail[V], call: FunctionCall[V]) -> None:
+        """Take note that the call has given the weights of a softmax that is written out."""
 
     def product(self, call: FunctionCall[V]) -> Any:
         """What a trail is to know of the product that it begins with; None if it is no product."""
@@ -151,11 +164,11 @@ class Follower(Generic[V]):
                 result = self.strayed(call)
                 if result is not None:
                     return result
-        elif trail.scored is not None:
-            result = self.weigh(trail, call, before)
+        elif trail.is_weights:
+            result = self.weighed(trail, call, before) if call.kind in SCORED else None
             if result is not None:
                 return result
-        else:
+        elif trail.scored is None:
             form = self.form(call, len(before.shape), trail.last(before))
             if form is not None:
                 return self.soften(form, trail, call, before)
@@ -197,20 +210,6 @@ class Follower(Generic[V]):
         trail.soften(form, before, made)
         return made
 
-    def weigh(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> Any:
-        """The product of a trail's weights with values, or the end of a softmax written out."""
-        form = trail.written
-        if form is None:
-            return self.weighed(trail, call, weights) if call.kind in SCORED else None
-        if call.kind != form.ends or not form.is_end(call.given, trail.aside):
-            return None
-        result = self.run(call)
-        value = self.value(result)
-        if value is not None:
-            self.ended(trail, call, value)
-            trail.end(value)
-        return result
-
     def note(
         self, trail: Trail[V] | None, before: V | None, call: FunctionCall[V], result: Any
     ) -> None:
@@ -228,14 +227,23 @@ class Follower(Generic[V]):
                 self.overwrite(trail, call, before, value)
                 return
             if is_step(call.kind, call.args, call.kwargs, before.shape, value.shape):
-                trail.go(self.step(call, before, value), call.kind, before, value)
+                self.go(trail, call, before, value)
                 return
         if call.kind not in SCORED:
             self.set_aside(trail, before, call, result)
 
+    def go(self, trail: Trail[V], call: FunctionCall[V], before: V, value: V) -> None:
+        """Go on by a step, and see whether it makes weights."""
+        wanted = trail.scored is not None and not trail.is_weights
+        if trail.takes_share(call.kind, call.given, before):
+            trail.shares = frozenset()
+        trail.go(self.step(call, before, value), call.kind, before, value)
+        if wanted and trail.is_weights:
+            self.ended(trail, call)
+
     def rescales(self, trail: Trail[V], before: V, call: FunctionCall[V]) -> bool:
         """Whether weights are scaled by what was made of all of them: new keys had no share in that."""
-        if trail.scored is None or trail.written:
+        if not trail.is_weights:
             return False
         return any(v is not before and among(v, trail.aside) for v in call.given)
 
@@ -245,7 +253,10 @@ class Follower(Generic[V]):
         """Take note of what is one number for all keys: a shift of scores, or a softmax's total."""
         known = [v.shape for v in call.given if among(v, trail.aside)]
         shapes = known if before is None else [before.shape[:-1]]
-        trail.aside += [v for v in self.values(result) if _is_for_all(v.shape, shapes)]
+        found = [v for v in self.values(result) if _is_for_all(v.shape, shapes)]
+        trail.aside += found
+        if before is None and (_inverts(call) or any(among(v, trail.inverses) for v in call.given)):
+            trail.inverses += found
 
     def values(self, result: Any) -> Sequence[V]:
         """All values that a call has given."""
@@ -278,6 +289,14 @@ def among(thing: Any, values: Sequence[Any]) -> bool:
         if value is thing:
             return True
     return False
+
+
+def _inverts(call: FunctionCall[Any]) -> bool:
+    """Whether a number is divided by what a call is given."""
+    if call.kind == "pow":
+        exponent = call.args[1] if len(call.args) > 1 else call.kwargs.get("exponent")
+        return exponent == -1
+    return call.kind in ("reciprocal", "rdiv") or (call.kind == "div" and call.args[0] == 1)
 
 
 def _is_for_all(shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> bool:

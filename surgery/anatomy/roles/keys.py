@@ -196,7 +196,7 @@ class Keys:
         if any(not self.flow.constant(v) for op in joined for v in inputs_of(op)[1:]):
             return "its scores are put together from several products"
         form = FORMS.get(kind_of(core.ops[1]))
-        if form is not None and form.ends is not None:
+        if form is not None and form.shares:
             return "its softmax is written out"
         return None
 

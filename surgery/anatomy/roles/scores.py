@@ -46,7 +46,8 @@ class Scores(Follower[Noted]):
 
     def read(self, op: Node) -> None:
         """Follow what comes next."""
-        given = self.all_noted(inputs_of(op))
+        out = op.kwargs.get("out")
+        given = self.all_noted(v for v in inputs_of(op) if v is not out or out in op.args)
         self.outputs = self.all_noted(outputs_of(op))
         self.follow(FunctionCall(kind_of(op), op, op.args, op.kwargs, given))
         # What nobody reads any more leads nowhere.
@@ -76,7 +77,7 @@ class Scores(Follower[Noted]):
         self.totals[trail] = call.function
         return self.outputs[0]
 
-    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> None:
+    def ended(self, trail: Trail[Noted], call: FunctionCall[Noted]) -> None:
         self.ends[call.function] = self.totals[trail]
 
     def weighed(self, trail: Trail[Noted], call: FunctionCall[Noted], weights: Noted) -> Noted:

@@ -23,7 +23,7 @@ SCORED = PRODUCTS - _names("addmm addbmm tensordot mv")
 
 ALIKE = _names("""
     to type type_as float half bfloat16 double contiguous clone tanh clamp clamp_min clamp_max
-    dropout identity neg relu sigmoid softplus nan_to_num exp detach
+    dropout identity neg relu sigmoid softplus nan_to_num exp exp2 pow rpow detach
     """)
 """Every score alike, whichever key it is of."""
 
@@ -62,6 +62,8 @@ def is_step(
         return False
     if name in ("max", "min") and isinstance(axis(args, kwargs, None), int):
         return False  # the largest score of each query
+    if name == "pow" and not isinstance(args[0] if args else None, int | float):
+        return False  # a power of scores, not of a number
     if name in VIEWS:
         return before[-1:] == after[-1:]
     if name in MOVES:
