@@ -1,44 +1,47 @@
-"""Modules that are changed alike have one class: a design says nothing of where its modules are."""
+"""Modules that are changed alike have one class, and its forward is written once.
+
+A design says nothing of where its modules are.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from torch import nn
 
 import surgery
+from surgery.graft import eager
 from tests.models import build
 
 SPECS = {
-    "a linear": "on q apply lora(r = 2)",
-    "a slice": "on q|v apply dora(r = 2)",
-    "a region, or a module": "on mlp parallel adapter(2)",
-    "its residual and its norm": "on mlp pfeiffer adapter(2)",
-    "an attention's result": "on attention sequential adapter(2)",
-    "tokens told from padding": "on mlp gated parallel adapter(2)",
-    "several methods": "on up apply lora(r = 2); on mlp sequential adapter(2); on o apply ia3",
+    "a linear": "on q{} apply lora(r = 2)",
+    "a slice": "on q|v{} apply dora(r = 2)",
+    "a region, or a module": "on mlp{} parallel adapter(2)",
+    "its residual and its norm": "on mlp{} pfeiffer adapter(2)",
+    "an attention's result": "on attention{} sequential adapter(2)",
+    "tokens told from padding": "on mlp{} gated parallel adapter(2)",
+    "several methods": "on up{} apply lora(r = 2); on mlp{} sequential adapter(2)",
 }
-
-
-def classes(model: nn.Module, spec: str) -> list[list[type]]:
-    """The classes that modules have got, of each layer of a stack of equal ones."""
-    before = {path: type(module) for path, module in model.named_modules()}
-    surgery.apply(model, spec, seed=0)
-    adapted = {
-        path: type(module)
-        for path, module in model.named_modules()
-        if path in before and type(module) is not before[path]
-    }
-    layers = [site.path for site in surgery.select(model, "layer")]
-    return [
-        [cls for path, cls in adapted.items() if f"{path}.".startswith(f"{layer}.")]
-        for layer in layers
-    ]
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_layers_that_are_changed_alike_share_their_classes(name: str, spec: str) -> None:
-    first, *others = classes(build(name), spec)
-    assert first
-    assert others
-    assert all(other == first for other in others)
+def test_as_many_forwards_are_written_for_all_layers_as_for_one(
+    name: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = eager.write_forward, list[type[nn.Module]]()
+
+    def writing(cls: type[nn.Module], *given: Any) -> Any:
+        written.append(cls)
+        return write(cls, *given)
+
+    monkeypatch.setattr(eager, "write_forward", writing)
+    model, counts = build(name), list[int]()
+    for where in (" in layer[0]", ""):
+        monkeypatch.setattr(eager, "_CLASSES", {})
+        written.clear()
+        surgery.apply(model, spec.replace("{}", where), seed=0)
+        counts.append(len(written))
+        surgery.remove(model)
+    assert 0 < counts[0] == counts[1]
