@@ -76,7 +76,7 @@ def initial(
             tensor.fill_(value)
     else:
         one_hot = bool(layer and layer.kind.one_hot and str(declaration.shape[-1]) == "m")
-        tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
+        tensor = draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
     return nn.Parameter(tensor, requires_grad=not declaration.frozen)
 
 
@@ -86,7 +86,7 @@ def generator(key: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _draw(
+def draw(
     init: Init, shape: tuple[int, ...], sizes: Mapping[str, Scalar], key: str, one_hot: bool
 ) -> Tensor:
     source = generator(key)
@@ -106,6 +106,14 @@ def _draw(
             return tensor.normal_(0, arguments["std"], generator=source)
         case "uniform":
             return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=source)
+        case "integers":
+            low, high = int(arguments["low"]), int(arguments["high"])
+            return torch.randint(low, high + 1, shape, generator=source).to(tensor.dtype)
+        case "nested":
+            count = torch.randint(int(arguments["low"]), shape[-1] + 1, (1,), generator=source)
+            return (torch.arange(shape[-1]) < count).to(tensor.dtype).expand(shape).contiguous()
+        case "bernoulli":
+            return tensor.bernoulli_(arguments["rate"], generator=source)
         case _:
             return nn.init.orthogonal_(tensor, generator=source)
 

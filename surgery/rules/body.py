@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import STAR, Expression, is_leading, number, param
+from surgery.rules.expression import STAR, Expression
 from surgery.rules.library import Scope
-from surgery.rules.naming import check_name
-from surgery.rules.operands import scalar, tensor
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
+from surgery.rules.operands import tensor
+from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.training import after_step, penalty_term, tuning
+from surgery.rules.values import Closure, Opaque, Value
 
 
 class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
+
+    moment = "forward"
 
     def __init__(self, scope: Scope, state: State, path: str):
         self.scope = scope
@@ -104,89 +104,21 @@ class Body:
                 held = condition(step.condition, self)
                 self.demand(Requirement(held, step.span, self.origin(step.condition)))
             case syntax.Param():
-                self._declare(step)
+                declare(step, self)
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Draw():
+                declare_draw(step, self)
+            case syntax.Tune():
+                self.state.notes.training += tuning(step, self)
+            case syntax.Charge():
+                self.state.notes.training.append(penalty_term(step.value, step.span, self))
+            case syntax.After():
+                self.state.notes.training.append(after_step(step, self))
+                declare_clock(step.event_span, self)
             case _:
                 raise error("S216", "this step has no place here", step.span)
-
-    def _declare(self, step: syntax.Param) -> None:
-        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
-        if any(map(is_leading, shape)):
-            raise error(
-                "S212",
-                "a param has a fixed shape, without `*` or dims that each forward has its own of",
-                step.span,
-            )
-        for dim, size in zip(step.dims, shape, strict=True):
-            if size.number is not None:
-                self.demand(SIZE.of(size, dim.span, self.origin(dim)))
-        origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = self._init(step, shape)
-        name = self.path + step.name
-        for part in name.split("."):
-            check_name(part, step.name_span)
-        earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
-        if earlier:
-            twice = earlier.name == name
-            raise error(
-                "S215",
-                f"the param `{name}` is declared twice"
-                if twice
-                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                step.name_span,
-                Label(earlier.span, "first"),
-            )
-        self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        )
-        self.define(step.name, param(name, shape, step.name_span), step.name_span)
-
-    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-        if not step.random:
-            value = tensor(evaluate(step.init, self), step.init.span)
-            if value.varies:
-                raise error(
-                    "S217", "a param cannot start from what flows through the model", step.init.span
-                )
-            if not self.shapes.fits(value.shape, shape, "param", step.span):
-                raise error(
-                    "S211",
-                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                    step.init.span,
-                    Label(step.name_span, "declared here"),
-                )
-            return Init(None, value=value)
-        known = ", ".join(DISTRIBUTIONS)
-        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
-            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
-        names = DISTRIBUTIONS[step.init.function]
-        given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(step.init.arguments):
-            name = argument.name or (names[position] if position < len(names) else "")
-            if name not in names or name in given:
-                raise error(
-                    "S218",
-                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
-                    argument.span,
-                )
-            value = evaluate(argument.value, self)
-            if name == "text" and isinstance(value, str):
-                given[name] = value
-            else:
-                number_ = given[name] = scalar(value, argument.span)
-                if name in SPREADS:
-                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
-        missing = [n for n in names if n not in given]
-        if missing:
-            raise error(
-                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
-            )
-        std = given.get("std", given.get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(step.init.function, tuple(given.items()))
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
@@ -240,17 +172,6 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)
     return value
-
-
-def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
-    """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
-    found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
-    return tuple(found)[:3]
-
-
-def _clash(one: str, other: str) -> bool:
-    """Whether no module can have both: they are one, or one stands within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _leading(count: int) -> tuple[Dim, ...]:

@@ -30,6 +30,7 @@ class Constants:
     values: dict[str, Value]
     shapes: Shapes
     path: str = ""
+    moment: str = "forward"
     written: dict[str, Span] = field(default_factory=dict[str, Span])
     """Where the values of `let`s stand."""
 

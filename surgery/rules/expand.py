@@ -124,7 +124,7 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     outer = [(s, s.operands) for s in states]
     for inner in states:
         inner.operands = dict(inner.operands)
-    path = f"{wrapped.child}."
+    path = state.notes.child = f"{wrapped.child}."
     apply_method(_prefixed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands

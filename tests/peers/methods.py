@@ -167,6 +167,10 @@ PLAIN = (
         lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
     ),
     Plain(
+        "lora_plus(3, alpha = 6)",
+        lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
+    ),
+    Plain(
         "lora_xs(3)",
         lambda x, W, b, A, B, R: functional.linear(x, W + B @ R @ A, b),
     ),

@@ -36,7 +36,7 @@ def is_worth_keeping(e: Expression, sizes: Mapping[str, Scalar]) -> bool:
 
 def _is_random(e: Expression) -> bool:
     primitive = PRIMITIVES.get(e.op)
-    return primitive is not None and primitive.random
+    return e.op == "drawn" or (primitive is not None and primitive.random)
 
 
 def _work(e: Expression, sizes: Mapping[str, Scalar]) -> float:
