@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from torch import fx, nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.modules import all_modules, module_at
 from surgery.anatomy.site import Memory, Port, Tokens, covers
 from surgery.graft import fastpath
 from surgery.graft.channel import Slot
-from surgery.graft.design import Design, Part, StackPart, StackRole
+from surgery.graft.design import Design, Part, StackPart, StackRole, path_free
 from surgery.graft.generate import adapted_class, base_class, is_adapted
 from surgery.graft.graphs.forward import write_forward
 from surgery.graft.graphs.held import Held
@@ -37,6 +38,7 @@ class _Wiring:
     def __init__(self, model: nn.Module):
         self.model = model
         self.parts: dict[str, list[Part]] = {}
+        self.cores: dict[str, list[Part]] = {}
         self.read: dict[str, list[Part]] = {}
         self.writes: dict[str, list[tuple[str, Port]]] = {}
         self.opens: dict[str, list[str]] = {}
@@ -54,13 +56,17 @@ class _Wiring:
             part = self.part(methods, edit.owner, inside=True)
             self.read.setdefault(edit.owner, []).append(part)
             return
-        apart = core is not None and not methods.is_own
+        path, apart = edit.site.exit.path, core is not None and not methods.is_own
         if not apart or program.changes_result:
-            path = edit.site.exit.path
-            self.put(path, replace(self.part(methods, path), core=None if apart else core))
+            part = self.part(methods, path, None if apart else core)
+            parts = self.parts.setdefault(path, [])
+            parts.insert(0, part) if part.own else parts.append(part)
+            if core is not None and not apart:
+                self.cores.setdefault(path, []).append(part)
+        # BERT: the core of a region runs in another module than that at which the region ends.
         if core is not None and apart:
-            part = self.part(methods, core.path)
-            self.put(core.path, replace(part, own=False, core=core, gives_result=False))
+            part = self.part(methods, core.path, core)
+            self.cores.setdefault(core.path, []).append(part)
 
     def stack(self, methods: SiteMethods, tokens: Tokens) -> None:
         """The modules that take part in what becomes of a stack's tokens."""
@@ -115,13 +121,19 @@ class _Wiring:
         given[name] = value
         return name
 
-    def part(self, methods: SiteMethods, path: str, inside: bool = False) -> Part:
+    def part(
+        self,
+        methods: SiteMethods,
+        path: str,
+        core: AttentionCore | None = None,
+        inside: bool = False,
+    ) -> Part:
         """The program of a site as it runs at ``path``, with what it needs from elsewhere.
 
-        ``inside`` the forward of the module at ``path`` its input is at hand.
+        It changes the ``core`` there, if one is given. ``inside`` the forward of the module at
+        ``path`` its input is at hand.
         """
-        edit, program = methods.first, methods.program
-        site, states = edit.site, edit.site.states
+        program, site = methods.program, methods.site
         slots: list[tuple[str, str]] = []
         if not (inside or methods.is_own) and any(e.reads("x") for e in program.changed):
             slots.append(("x", self.states(site.entry, path)))
@@ -129,36 +141,24 @@ class _Wiring:
             slots.append(("residual", self.states(methods.residual, path)))
         if methods.mask:
             slots.append(("real", self.mask(methods.mask, path)))
-        if methods.sequences:
-            slots.append(("sequences", self.states(methods.sequences, path)))
-        return Part(
-            program,
-            edit.layer,
-            tuple(edit.sizes.items()),
-            states.features,
-            states.rank,
-            methods.is_own,
-            replace(site.entry, path=""),
-            replace(site.exit, path=""),
-            tuple(slots),
-            self.hold(methods.norm, path) if methods.norm else None,
-            length_first=methods.length_first,
-        )
+        if site.states.sequences:
+            slots.append(("sequences", self.states(site.states.sequences, path)))
+        if methods.norm:
+            slots.append(("norm", self.hold(methods.norm, path)))
+        sizes = tuple(methods.first.sizes.items())
+        return Part(program, path_free(site, core), sizes, tuple(slots))
 
     def design(self, path: str) -> Design:
         """What becomes of the class of the module at ``path``."""
         return Design(
             tuple(self.parts.get(path, ())),
+            tuple(self.cores.get(path, ())),
             tuple(self.writes.get(path, ())),
             tuple(self.stacks.get(path, ())),
             tuple(self.read.get(path, ())),
             tuple(self.opens.get(path, ())),
             self.empties.get(path),
         )
-
-    def put(self, path: str, part: Part) -> None:
-        parts = self.parts.setdefault(path, [])
-        parts.insert(0, part) if part.own else parts.append(part)
 
     def states(self, source: Port, reader: str) -> str:
         """A slot for the states at ``source``, which the module at ``reader`` takes; its name there."""
@@ -208,10 +208,11 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         wiring.add(methods)
     for path, given in wiring.attributes.items():
         module_at(model, path).__dict__.update(given)
-    adapted = [*wiring.parts, *wiring.read, *wiring.stacks]
+    adapted = [*wiring.parts, *wiring.cores, *wiring.read, *wiring.stacks]
     wiring.empties = fastpath.emptying(model, adapted)
     changed = (
         wiring.parts,
+        wiring.cores,
         wiring.writes,
         wiring.read,
         wiring.stacks,
@@ -222,8 +223,9 @@ def install(model: nn.Module, surgery: Surgery) -> None:
         module = module_at(model, path)
         set_class(module, _class_for(module, wiring.design(path)))
     fastpath.close(model, adapted)
+    parts = (p for found in (wiring.parts, wiring.cores) for ps in found.values() for p in ps)
     # A gate that averages over tokens reads the plain mask as well.
-    if wiring.stacks or any(dict(p.slots).get("real") for ps in wiring.parts.values() for p in ps):
+    if wiring.stacks or any("real" in dict(p.slots) for p in parts):
         generation.keep_plain(model)
 
 

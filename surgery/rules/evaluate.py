@@ -8,7 +8,10 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
+from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
+from surgery.rules.decomposing import in_parts
+from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
     COMPARISONS,
@@ -19,10 +22,11 @@ from surgery.rules.expression import (
 )
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
+from surgery.rules.named_dims import axis_of
 from surgery.rules.operands import scalar, tensor, truth
-from surgery.rules.primitive import Arguments, Primitive
+from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import Shapes, show_shape
+from surgery.rules.shapes import Shapes
 from surgery.rules.simplify import make
 from surgery.rules.values import (
     Closure,
@@ -40,11 +44,11 @@ class Names(Protocol):
 
     scope: Scope
     shapes: Shapes
-    path: str
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
     def known(self) -> list[str]: ...
+    def like(self) -> Expression | None: ...
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
     def demand(self, requirement: Requirement) -> None: ...
     def call_block(
@@ -71,6 +75,8 @@ def _evaluate(e: syntax.Expression, names: Names) -> Value:
             return e.value
         case syntax.Star():
             return STAR
+        case syntax.NamedDim():
+            return evaluate(e.size, names)
         case syntax.Name():
             return _name(e, names)
         case syntax.Unary():
@@ -139,8 +145,22 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
     if e.operator == "%":
         raise error("S208", "`%` is for numbers and dims", e.span)
     a, b = tensor(left, e.left.span), tensor(right, e.right.span)
-    op = OPERATORS[e.operator]
-    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span, -1), span=e.span)
+    return combine(e.operator, a, b, names.shapes, e.span)
+
+
+def combine(
+    sign: str, left: Expression, right: Expression, shapes: Shapes, span: Span
+) -> Expression:
+    """``left sign right``, of two tensors."""
+    op = OPERATORS[sign]
+    shape = PRIMITIVES[op].shape(shapes, (left, right), span, -1)
+    match sign:
+        case "+":
+            return together(left, right, shape, span)
+        case "-":
+            return difference(left, right, shape, span)
+        case _:
+            return make(op, (left, right), shape, span=span)
 
 
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
@@ -227,6 +247,10 @@ def _tensors(
 
 
 def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    if primitive.parts:
+        raise in_parts(primitive, e)
+    if primitive.name in READERS:
+        return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)
     for argument in e.arguments:
         if argument.name is not None and argument.name != primitive.axis:
@@ -246,7 +270,7 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             raise error("S212", problem, e.span)
         written = positional[position].value
         names.demand(range_.of(known, e.span, names.origin(written)))
-    axis = _axis(primitive, arguments, e, names) if primitive.axis else None
+    axis = axis_of(primitive, arguments, e, names) if primitive.axis else None
     shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else axis)
     if primitive.name == "linear" and len(arguments) == 3:
         x, weight, bias = arguments
@@ -256,27 +280,3 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             return make("add", (product, bias), shape, span=e.span)
     attributes: tuple[tuple[str, Attribute], ...] = () if axis is None else (("axis", axis),)
     return make(primitive.name, arguments, shape, attributes, e.span)
-
-
-def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int:
-    """The axis, counted from the end, that a dim is of the last argument that has it."""
-    given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
-    if given is None:
-        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
-    dim = scalar(evaluate(given, names), given.span)
-    wanted = names.shapes.resolve(dim)
-    places: list[int] = []
-    for value in reversed(arguments):
-        places = [
-            i - len(value.shape)
-            for i, d in enumerate(value.shape)
-            if names.shapes.resolve(d) == wanted
-        ]
-        if places:
-            break
-    if len(places) != 1:
-        problem = "none of" if not places else "more than one of"
-        raise error(
-            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
-        )
-    return places[0]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from random import Random
 
 _METHODS = ["lora", "dora", "ia3", "loha", "lokr", "rslora", "shift", "vera", "ia3_input", "prompt"]
-_VERBS = ["gated", "layer_gated", "apply", "sequential", "parallel", "pfeiffer"]
+_VERBS = [
+    "gated",
+    "layer_gated",
+    "scaled(0.5)",
+    "dropped(0.1)",
+    "apply",
+    "sequential",
+    "parallel",
+    "pfeiffer",
+]
 _PARTS = [
     "Linear",
     "`0`",

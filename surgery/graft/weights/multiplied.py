@@ -34,11 +34,11 @@ def write_multiplied(
     rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
     if rank is not None:
         host.call(states.check_rank, x, rank, "what the weight is multiplied with")
-    if part.length_first:
+    if part.site.states.length_first:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
-    emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
+    emitter = Emitter(host, layer, dict(part.sizes), part.site.states.features, layer.states)
     value = emitter.emit(part.program.result)
-    function.output(host.call("transpose", value, 0, 1) if part.length_first else value)
+    function.output(host.call("transpose", value, 0, 1) if part.site.states.length_first else value)
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)
