@@ -46,6 +46,14 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
             "the experts' weights are in one parameter, and only they can be changed, so a method "
             f"must merge, and this does not: {derived.reason}",
         )
+    drawn = next((d for d in declared if d.drawn), None)
+    if layer and layer.experts and drawn:
+        raise error(
+            "S413",
+            "the experts' weights are in one parameter, which is the same for a whole step, and "
+            f"`{drawn.name.rpartition('.')[2]}` is drawn for each of them",
+            drawn.span,
+        )
     derived = replace(derived, obstacle=obstacle(place, program))
     standing.append(wrapped)
     return Edit(place.site, place.sizes, method, place.tensors(declared, owner), derived)

@@ -34,7 +34,7 @@ from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
 from surgery.rules.program import Program
 from surgery.rules.signature import Signature
-from surgery.rules.values import Declaration
+from surgery.rules.values import Declaration, is_clock
 
 
 class Place:
@@ -214,17 +214,18 @@ class Place:
 
     def tensors(self, declared: Iterable[Declaration], owner: str) -> tuple[Tensor, ...]:
         """The parameters that a method adds to the module at ``owner``."""
-        dtype = str(_dtype(module_at(self.usage.model, owner))).removeprefix("torch.")
+        dtype = _dtype(module_at(self.usage.model, owner))
         prefix = f"{owner}." if owner else ""
         many = (self.layer.experts,) if self.layer and self.layer.experts else ()
         return tuple(
             Tensor(
                 prefix + d.name,
-                (*many, *d.shape_at(self.sizes)),
+                (*(() if is_clock(d) else many), *d.shape_at(self.sizes)),
                 str(d.init),
                 not d.frozen,
                 self._group(d.shared),
-                dtype,
+                str(_dtype_of(d, dtype)).removeprefix("torch."),
+                d.state,
             )
             for d in declared
         )
@@ -246,6 +247,13 @@ class Place:
     def is_complex(self) -> bool:
         """Whether new parameters here are complex numbers, as those of the module are."""
         return _dtype(self.module).is_complex
+
+
+def _dtype_of(declaration: Declaration, dtype: torch.dtype) -> torch.dtype:
+    """That of a layer's new parameters, but for states: what is summed up over steps needs room."""
+    if is_clock(declaration):
+        return torch.int64
+    return torch.promote_types(dtype, torch.float32) if declaration.state else dtype
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -208,7 +208,9 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))
             try:
-                build(fitting(closure), (Wrapped(name, closure),)).check_acting()
+                program = build(fitting(closure), (Wrapped(name, closure),))
+                program.check_schedules()
+                program.check_acting()
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

@@ -30,6 +30,7 @@ class Constants:
     scope: Scope
     values: dict[str, Value]
     shapes: Shapes
+    moment: str = "forward"
     written: dict[str, Span] = field(default_factory=dict[str, Span])
     """Where the values of `let`s stand."""
     at_sites: bool = False

@@ -167,7 +167,7 @@ statements = (
     | st.builds(syntax.Freeze, targets, span=st.just(NOWHERE))
     | st.builds(syntax.Train, targets, span=st.just(NOWHERE))
     | st.builds(syntax.Optimize, targets, settings, span=st.just(NOWHERE))
-    | st.builds(syntax.Penalty, expressions, targets, span=st.just(NOWHERE))
+    | st.builds(syntax.Penalty, expressions, selectors, span=st.just(NOWHERE))
     | st.builds(
         syntax.Use,
         words,
