@@ -28,6 +28,7 @@ from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import save_adapter
 from surgery.graft.target import adapted_of, is_program, model_of, returned, unwrapped
 from surgery.graft.tokens.ensemble import vote
+from surgery.graft.watching import watch
 from surgery.language import syntax
 from surgery.language.diagnostics import render
 from surgery.planning.plan import Plan, SavedPlan
@@ -84,6 +85,7 @@ def apply(
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
+    watch()
     grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
     return model if model is target else returned(model, target)
 
@@ -207,7 +209,8 @@ def ensemble(
         Tensor: an answer for each sequence, [batch, ...]; the first where as many differ.
 
     Raises:
-        SurgeryError: S532 if the model has not just one prompt, or an adapter none like it.
+        SurgeryError: S532 if the model has not just one prompt, or an adapter none like it, or if
+            it is a graph, traced or exported, whose prompt is a part of it.
 
     """
     return vote(adapted_of(model), adapters, inputs, answer)
@@ -345,6 +348,7 @@ def load(
         target: nn.Module = to_load(model, path)
     else:
         target = unwrapped(model)
+    watch()
     load_adapter(target, path, example_inputs, base, tell=warn)
     given: Any = model
     return given if given is target else returned(given, target)

@@ -138,7 +138,7 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
 
 
 def _register(
-    model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter], holders: Holders
+    model: nn.Module, edit: Edit, tensors: Mapping[str, Tensor], holders: Holders
 ) -> None:
     module = module_at(model, edit.owner)
     for name, parameter in tensors.items():

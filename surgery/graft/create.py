@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgery.anatomy.modules import module_at
 from surgery.anatomy.site import Tokens
 from surgery.graft.initialise import generator, initial, initial_of_each
+from surgery.graft.seeds import draw_key, seed_of
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery
 from surgery.graft.structure import set_flag
@@ -41,20 +42,20 @@ class Start:
 
 def create(
     model: nn.Module, surgery: Surgery, plan: Plan, start: Start
-) -> list[tuple[Edit, dict[str, nn.Parameter]]]:
-    """All new parameters of ``plan`` by their names below the module that gets them."""
+) -> list[tuple[Edit, dict[str, Tensor]]]:
+    """All new parameters and states of ``plan`` by their names below the module that gets them."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     standing = surgery.standing()
-    shared: dict[tuple[Any, ...], nn.Parameter] = {}
-    fresh: dict[str, nn.Parameter] = {}
-    created: list[tuple[Edit, dict[str, nn.Parameter]]] = []
+    shared: dict[tuple[Any, ...], Tensor] = {}
+    fresh: dict[str, Tensor] = {}
+    created: list[tuple[Edit, dict[str, Tensor]]] = []
     for edit in plan.edits:
         wraps = standing.setdefault(edit.site.whole, [])
         wraps.append(edit.wrapped)
         declarations = dict(program_of(edit, wraps).declarations)[edit.graft]
         owner = edit.owner
         like = _like(module_at(model, owner), edit)
-        made: dict[str, nn.Parameter] = {}
+        made: dict[str, Tensor] = {}
 
         def value(e: Expression, owner: str = owner, layer: Layer | None = edit.layer) -> Tensor:
             name = layer.names[e.name] if layer and e.op == "operand" else e.name
@@ -69,14 +70,19 @@ def create(
             if key not in shared:
                 stream = f"{start.seed}:{key or tensor.name}"
                 saved = start.values.get(tensor.name)
-                if saved is not None and saved.shape == tensor.shape:
+                if declaration.drawn:
+                    stream = draw_key(seed_of(start.seed), edit, tensor, 0)
+                if saved is not None and saved.shape == tensor.shape and tensor.state:
+                    first = saved.to(like.device, copy=True)
+                elif saved is not None and saved.shape == tensor.shape:
                     first = nn.Parameter(saved.to(like.device, copy=True), tensor.trained)
                 elif declaration.init.distribution == "vocabulary":
                     first = _words(model, edit, declaration, tensor.shape[0], like, stream, start)
                 else:
                     with _room_for(tensor):
-                        first = _first(declaration, stream, edit, like, value)
-                set_flag(first, tensor.trained)
+                        form = like.to(getattr(torch, tensor.dtype)) if tensor.state else like
+                        first = _first(declaration, stream, edit, form, value)
+                first = _as_planned(first, tensor, start.seed)
                 if key:
                     shared[key] = first
             else:
@@ -84,6 +90,18 @@ def create(
             made[declaration.name] = fresh[tensor.name] = first
         created.append((edit, made))
     return created
+
+
+def _as_planned(first: Tensor, planned: Planned, seed: int) -> Tensor:
+    """A new tensor with the flag that it is to have; a state is no parameter."""
+    if not planned.state:
+        assert isinstance(first, nn.Parameter)
+        set_flag(first, planned.trained)
+        return first
+    state = first.detach()
+    if planned.dtype == "int64" and not state.is_meta and not state.any():
+        state.copy_(torch.tensor([0, seed_of(seed)]))
+    return state
 
 
 def _first(

@@ -68,7 +68,7 @@ def initial(
     if like.device.type == "meta":
         tensor = torch.empty(shape, dtype=like.dtype, device="meta")
     elif declaration.init.value is not None:
-        value = compute(declaration.init.value, layer, sizes, values)
+        value = compute(declaration.init.value, layer, sizes, _widely(values))
         tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
         if isinstance(value, Tensor):
             tensor.copy_(value.expand(shape))
@@ -76,8 +76,20 @@ def initial(
             tensor.fill_(value)
     else:
         one_hot = bool(layer and layer.kind.one_hot and str(declaration.shape[-1]) == "m")
-        tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
+        tensor = draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
     return nn.Parameter(tensor, requires_grad=not declaration.frozen)
+
+
+def _widely(values: Callable[[Expression], Tensor]) -> Callable[[Expression], Tensor]:
+    """``values`` in single precision or wider: what is computed of them is rounded once."""
+
+    def value(e: Expression) -> Tensor:
+        tensor = values(e)
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    return value
 
 
 def generator(key: str) -> torch.Generator:
@@ -86,7 +98,7 @@ def generator(key: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _draw(
+def draw(
     init: Init, shape: tuple[int, ...], sizes: Mapping[str, Scalar], key: str, one_hot: bool
 ) -> Tensor:
     source = generator(key)
@@ -106,6 +118,14 @@ def _draw(
             return tensor.normal_(0, arguments["std"], generator=source)
         case "uniform":
             return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=source)
+        case "integers":
+            low, high = int(arguments["low"]), int(arguments["high"])
+            return torch.randint(low, high + 1, shape, generator=source).to(tensor.dtype)
+        case "nested":
+            count = torch.randint(int(arguments["low"]), shape[-1] + 1, (1,), generator=source)
+            return (torch.arange(shape[-1]) < count).to(tensor.dtype).expand(shape).contiguous()
+        case "bernoulli":
+            return tensor.bernoulli_(arguments["rate"], generator=source)
         case _:
             return nn.init.orthogonal_(tensor, generator=source)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, ClassVar, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from surgery.anatomy.modules import all_modules
 from surgery.graft.container import Graft, graft_at
@@ -110,10 +111,17 @@ class Surgery:
         self.__dict__.update(state)
         if self.owner.module is not None:
             _ROOTS.add(self.owner.module)
+            # In a process that only unpickles, nothing else has asked for it.
+            import_module("surgery.graft.watching").watch()
 
 
 _ROOTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a record."""
+
+
+def roots() -> list[nn.Module]:
+    """The models that have a record."""
+    return list(_ROOTS)
 
 
 def surgery_of(model: nn.Module) -> Surgery | None:
@@ -207,7 +215,8 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
             held: Any = graft
             for name in tensor.name[len(path) + 1 :].split("."):
                 held = getattr(held, name, None)
-            if not isinstance(held, nn.Parameter) or held.shape != tensor.shape:
+            kind = Tensor if tensor.state else nn.Parameter
+            if not isinstance(held, kind) or held.shape != tensor.shape:
                 raise error(
                     "S523",
                     f"the model was changed since: `{tensor.name}` is gone or has another shape",

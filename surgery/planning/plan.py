@@ -68,8 +68,8 @@ class Plan:
 
     @property
     def added(self) -> int:
-        """Elements of all parameters added; a shared one counts once."""
-        return sum(t.size for t in self.distinct)
+        """Elements of all parameters added, states apart; a shared one counts once."""
+        return sum(t.size for t in self.distinct if not t.state)
 
     @property
     def trainable(self) -> int:

@@ -12,10 +12,11 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
-from surgery.rules.body import Body, spread
+from surgery.rules.body import Body
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
+from surgery.rules.leading import spread
 from surgery.rules.matching import match_operator
 from surgery.rules.placing import child_name, placed
 from surgery.rules.rows import Rows
@@ -124,7 +125,8 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     outer = [(s, s.operands) for s in states]
     for inner in states:
         inner.operands = dict(inner.operands)
-    apply_method(placed(wrapped.closure, f"{wrapped.child}."), state)
+    path = state.notes.child = f"{wrapped.child}."
+    apply_method(placed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
         if inner.named_dims is not None:

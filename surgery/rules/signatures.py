@@ -65,6 +65,10 @@ def of_kron(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) 
     return (a * c, b * d)
 
 
+def of_frobenius(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
+    return ()
+
+
 def of_scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     matrix, factors = arguments
     _need_rank("scale_rows", matrix, 2, span)
@@ -215,6 +219,11 @@ def of_eye(_: object, matrix: Expression) -> Expression | None:
 def beside_eye(_: object, left: Expression, right: Expression) -> Expression | None:
     """A product with the identity."""
     return left if right.op == "eye" else right if left.op == "eye" else None
+
+
+def decomposition_cost(e: Expression) -> Dim:
+    matrix, rank = e.arguments
+    return elements(matrix) * _number(rank) * 4
 
 
 def inverse_cost(e: Expression) -> Dim:

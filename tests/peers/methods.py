@@ -39,6 +39,8 @@ class Peer:
     dtype: torch.dtype = torch.float64
     ungraded: tuple[str, ...] = ()
     """Parameters of ours that PEFT does not train."""
+    kept: tuple[str, ...] = ()
+    """Parameters of ours that keep their start, which in PEFT is taken off the base's weight."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,24 @@ PEERS = (
     ),
     Peer("shift", "BeftConfig", {}, {"c": "beft_bias.default"}, ("linear",)),
     Peer(
+        "pissa(3, alpha = 6)",
+        "LoraConfig",
+        {"r": 3, "lora_alpha": 6, "init_lora_weights": "pissa"},
+        _LORA,
+        ALSO_CONV1D,
+        torch.float32,
+        kept=("A0", "B0"),
+    ),
+    Peer(
+        "olora(3, alpha = 6)",
+        "LoraConfig",
+        {"r": 3, "lora_alpha": 6, "init_lora_weights": "olora"},
+        _LORA,
+        LINEAR,
+        torch.float32,
+        kept=("A0", "B0"),
+    ),
+    Peer(
         "oft(4)",
         "OFTConfig",
         {"oft_block_size": 4, "use_cayley_neumann": False},
@@ -256,6 +276,18 @@ PLAIN = (
         lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
     ),
     Plain(
+        "lora_plus(3, alpha = 6)",
+        lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
+    ),
+    Plain(
+        "adalora(3, alpha = 6)",
+        lambda x, W, b, A, B, E: functional.linear(x, W, b) + 2 * (x @ A.T * E) @ B.T,
+    ),
+    Plain(
+        "dylora(3, alpha = 6)",
+        lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
+    ),
+    Plain(
         "lora_xs(3)",
         lambda x, W, b, A, B, R: functional.linear(x, W + B @ R @ A, b),
     ),
@@ -266,6 +298,10 @@ PLAIN = (
     Plain(
         "shift",
         lambda x, W, b, c: functional.linear(x, W, b) + c,
+    ),
+    Plain(
+        "milora(2, alpha = 4)",
+        lambda x, W, b, A, B, A0, B0: functional.linear(x, W + 2 * (B @ A - B0 @ A0), b),
     ),
     Plain("mora(4)", _mora),
     Plain("ether(2)", _ether),
@@ -282,7 +318,7 @@ WITHOUT = {
     "CPTConfig": "a loss of labelled prompts around `prompt`: no method of a layer",
     "CartridgeConfig": "a prefix filled with the cache of a text: `prefix` holds it",
     "TrainableTokensConfig": NOT_YET,
-    "AdaLoraConfig": NOT_YET,
+    "AdaLoraConfig": "beside PEFT, with its schedule, in test_adalora.py",
     "AdaptionPromptConfig": NOT_YET,
     "AdamssConfig": NOT_YET,
     "BOFTConfig": NOT_YET,

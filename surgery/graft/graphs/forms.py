@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -83,10 +84,26 @@ def divide(emitter: Emitting, e: Expression) -> Any:
     return emitter.host.call(kernels.over_norm, *(emitter.aligned(a, e) for a in (value, divisor)))
 
 
+def parts(emitter: Emitting, e: Expression) -> Any:
+    """One of several results, which are computed together once."""
+    if not e.attributes:
+        values = map(emitter.emit, e.arguments)
+        return emitter.host.call(function(PRIMITIVES[e.op].torch), *values)
+    together = Expression(e.op, e.arguments)
+    return emitter.host.call(operator.getitem, emitter.emit(together), e.attribute("_part"))
+
+
 def in_training(emitter: Emitting, e: Expression) -> Any:
     """A function that is told whether the module trains."""
     run = function(PRIMITIVES[e.op].torch)
     return emitter.host.call(run, *map(emitter.emit, e.arguments), emitter.host.training())
+
+
+def drawn(emitter: Emitting, e: Expression) -> Any:
+    """What is drawn for each step of training, and fixed in evaluation."""
+    draw, fixed = (emitter.emit(a) for a in e.arguments)
+    training = emitter.host.training()
+    return emitter.host.call(kernels.drawn, draw, fixed, bool(e.attribute("nested")), training)
 
 
 def _axis(emitter: Emitting, e: Expression) -> int:
@@ -179,6 +196,7 @@ _FORMS: dict[str, Form] = {
     "training": in_training,
     "tokens": pool,
     "dims": emit_dims,
+    "parts": parts,
 }
 """By the form that a primitive's row says."""
 _SPECIAL: dict[str, Form] = {
@@ -188,6 +206,7 @@ _SPECIAL: dict[str, Form] = {
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
+    "drawn": drawn,
     "rows": shaping.rows,
     "put": shaping.put,
     # what has a cheaper form in some places, whatever its row says
