@@ -5,13 +5,19 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graph import Key, ModuleCall, index_of, inputs_of, outputs_of
 
 if TYPE_CHECKING:
     from surgery.anatomy.trace import Recorder
+
+
+_ONCE = frozenset(("wrap_with_set_grad_enabled", "wrap_with_autocast", "hints_wrapper"))
+"""The functions of exported programs that run a graph once, as it stands."""
 
 
 def interpret(
@@ -60,9 +66,32 @@ class _StackInterpreter(fx.Interpreter):
                 self.seen.append(call)
         self.recorder.origin = n
         try:
+            if isinstance(n.target, HigherOrderOperator):
+                return self.run_graphs(n)
             return super().run_node(n)
         finally:
             self.recorder.origin = None
+
+    def run_graphs(self, n: fx.Node) -> Any:
+        """Run a node that runs graphs within the graph: `torch.no_grad`, a branch, a loop.
+
+        Paths in these are those of the whole. What runs once, and in any case, is seen node by node.
+        """
+        recorder, name = self.recorder, n.target.name()
+        outer, recorder.within = recorder.within, self.prefix
+        recorder.deaf = name not in _ONCE
+        try:
+            if not recorder.deaf:
+                return super().run_node(n)
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            if recorder.fake is not None:
+                args, kwargs = recorder.faked(args), recorder.faked(kwargs)
+            with torch._C.DisableTorchFunction():
+                result = n.target(*args, **kwargs)
+            recorder.record(name, n.target, args, kwargs, result, ())
+            return result
+        finally:
+            recorder.within, recorder.deaf = outer, False
 
     def unwind(self, wanted: tuple[ModuleRef, ...]) -> None:
         """Close the virtual calls that are not in ``wanted``."""

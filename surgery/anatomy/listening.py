@@ -41,7 +41,7 @@ def listening(recorder: Recorder) -> Generator[None]:
 def _called(recorder: Recorder, original: Any) -> Any:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         path = recorder.path_of.get(id(module))
-        if path is None:
+        if path is None or recorder.deaf:
             return original(module, *args, **kwargs)
         if not recorder.hears():
             recorder.followed = False
@@ -52,7 +52,8 @@ def _called(recorder: Recorder, original: Any) -> Any:
             frame = recorder.enter(path, given, kind, virtual=False)
         try:
             if isinstance(module, fx.GraphModule):
-                result = interpret(recorder, module, path, args, kwargs)
+                prefix = path if recorder.within is None else recorder.within
+                result = interpret(recorder, module, prefix, args, kwargs)
             else:
                 result = original(module, *args, **kwargs)
         except BaseException:

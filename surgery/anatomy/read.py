@@ -172,10 +172,11 @@ class Anatomy:
         """The linear map whose weight is the parameter at ``site``, or the only one of a module."""
         place = self.paths.canonical(site.path)
         for name, (matrix, linear) in self.reading.sites.matrices.items():
-            calls, weight = self._calls(name.rpartition(".")[0]), self.paths.parameter(name)
-            if calls and place == (
-                name if isinstance(site.operator, BareParameter) else linear.path
-            ):
+            owner = name.rpartition(".")[0]
+            calls, weight = self._calls(owner), self.paths.parameter(name)
+            # In a graph it is not known what a module returns beside what is used of it.
+            path = owner if calls and calls[0].virtual else linear.path
+            if calls and place == (name if isinstance(site.operator, BareParameter) else path):
                 entry = self.reading.ports.input(calls[0], linear.source) or weight.entry
                 index = self.layer_of(weight.exit.path)
                 found = replace(weight, role=site.role, index=index, entry=entry)

@@ -39,6 +39,10 @@ class Recorder(TensorNodes, TorchFunctionMode):
         self.direct: set[str] = set()
         self.thread = threading.get_ident()
         self.custom = False
+        # The path that paths in a graph within a traced graph begin with, while one runs.
+        self.within: str | None = None
+        # Whether a function runs that is seen as a whole, whatever modules it calls.
+        self.deaf = False
         self.followed = True
 
     def __torch_function__(

@@ -14,6 +14,7 @@ from surgery.graft.graph_writer import GraphWriter
 from surgery.graft.graphs.passes import optimise
 from surgery.graft.sites import sites_of
 from surgery.graft.state import Surgery
+from surgery.graft.weights.effective_nodes import FUNCTION
 
 
 def install(model: nn.Module, surgery: Surgery) -> None:
@@ -44,6 +45,8 @@ def uninstall(model: nn.Module) -> None:
     original = model.__dict__.pop(ORIGINAL, None)
     if original is None:
         return
+    for name in [n for n in model._modules if n.startswith(FUNCTION)]:
+        del model._modules[name]
     model.graph = original
     hooks = [h for h in model.__dict__.pop(HOOKS, []) if not isinstance(h, Completing)]
     if hooks:

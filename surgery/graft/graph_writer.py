@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-import torch.nn.functional as functional
 from torch import fx
 
 from surgery.anatomy.attention_core import AttentionCore
@@ -19,14 +17,17 @@ from surgery.graft.graphs.states import check_dims, check_rank
 from surgery.graft.node_host import NodeHost
 from surgery.graft.sites import SiteMethods
 from surgery.graft.tokens.nodes import write_tokens
+from surgery.graft.weight_readers import WeightReaders, multiplies, unreachable
+from surgery.graft.weights.effective_nodes import effective
 from surgery.language.diagnostics import error
+from surgery.layers import Layer
 from surgery.layers.kind import named_rank
 from surgery.planning.edit import Edit
+from surgery.planning.reading import changed, is_effective
 from surgery.rules.expression import Expression
 from surgery.rules.prompts import token_change
 
 _STACK = "nn_module_stack"
-_LINEAR = (functional.linear, torch.ops.aten.linear.default)
 ORIGIN = "surgery_origin"
 """Under which a node's meta has the name of the node that it is in an exported program."""
 
@@ -41,6 +42,7 @@ class GraphWriter:
         self.graph = graph
         self.stack_of = stack_of
         self.added: set[fx.Node] = set()
+        self.readers = WeightReaders(model, graph, stack_of, self.added)
         self.run: tuple[ModuleRef, ...] = ()
         """The call of flattened modules that is being rewritten: those around what is written."""
 
@@ -74,9 +76,13 @@ class GraphWriter:
         if isinstance(edit.site.operator, Tokens):
             self.emit_tokens(site, edit, edit.site.operator)
             return
-        calls = self.calls(edit) if edit.layer else []
-        if edit.layer and not calls:
-            raise _unreachable(edit)
+        calls: list[fx.Node] = []
+        if edit.layer:
+            calls, others = self.readers.of_layer(edit, edit.layer)
+            if others or not calls:
+                self.put_in_place(site, edit, edit.layer, others)
+            if not calls:
+                return
         core = site.core
         if core is not None:
             inside = self.inside(core.path)
@@ -138,24 +144,34 @@ class GraphWriter:
         change_written(self.model, core, found, site.program, emitting)
         self.note(before, found.softmax)
 
-    def calls(self, edit: Edit) -> list[fx.Node]:
-        """The nodes that run the layer of ``edit``: its calls, or functions of its weight."""
-        assert edit.layer is not None
-        path, weight = edit.site.exit.path, edit.layer.weight
-        name = f"{path}.{weight}" if path else weight
-        readers: list[fx.Node] = []
-        for node in self.graph.nodes:
-            if node in self.added:
-                continue
-            if node.op == "call_module" and node.target == path and weight == "weight":
-                readers.append(node)
-            elif node.op == "get_attr" and node.target == name:
-                readers += [user for user in node.users if user not in self.added]
-        return (
-            readers
-            if all(node.op == "call_module" or _multiplies(node) for node in readers)
-            else []
-        )
+    def put_in_place(
+        self, site: SiteMethods, edit: Edit, layer: Layer, others: list[fx.Node]
+    ) -> None:
+        """Have what reads the weight of ``layer`` otherwise than its calls read the changed one.
+
+        Raises:
+            SurgeryError: S417 if there is none, or nothing reads it.
+
+        """
+        path = edit.site.exit.path
+        names = (layer.weight, layer.offset)
+        reads = {name: self.readers.of(f"{path}.{name}".lstrip(".")) for name in names}
+        needed = changed(site.program, layer)
+        if (
+            not others
+            or not is_effective(site.program, layer)
+            or not all(reads[layer.names[name]] for name in needed)
+        ):
+            raise unreachable(edit, others)
+        before = set(self.graph.nodes)
+        first = reads[layer.weight][0][0]
+        host = NodeHost(self, site, edit, first)
+        made = effective(host, layer, site.program)
+        for name, value in made.items():
+            for attribute, user in reads[name]:
+                if not (user.op == "call_module" or multiplies(user)):
+                    user.replace_input_with(attribute, value)
+        self.note(before, first)
 
     def inside(self, path: str) -> list[fx.Node]:
         """The nodes that came from the flattened module at ``path``, in the call that is rewritten."""
@@ -228,23 +244,3 @@ class GraphWriter:
             node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]
-
-
-def _multiplies(node: fx.Node) -> bool:
-    """Whether ``node`` gives x Wᵀ + b, with W its second argument and nothing else done to it."""
-    return node.target in _LINEAR and isinstance(node.args[1], fx.Node)
-
-
-def _unreachable(edit: Edit) -> Exception:
-    if edit.layer and edit.layer.read:
-        return error(
-            "S417",
-            f"in the traced graph nothing multiplies with `{edit.site.whole}` alone: a module that it "
-            "runs whole reads it, or a function that does more",
-            help="apply the spec to the model itself, and torch.export that",
-        )
-    return error(
-        "S417",
-        f"the traced graph never runs `{edit.site.name}` as a layer",
-        help="apply the spec to the model itself, and torch.export that",
-    )

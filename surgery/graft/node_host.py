@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from surgery.anatomy.site import Port
 from surgery.graft.graphs.host import Host
@@ -19,6 +19,7 @@ from surgery.rules.expression import Expression
 class Flattened(Protocol):
     """A graph being rewritten that knows which modules its nodes came from."""
 
+    model: fx.GraphModule
     graph: fx.Graph
 
     def inside(self, path: str) -> list[fx.Node]:
@@ -85,6 +86,17 @@ class NodeHost(Host):
         if full not in self._attributes:
             self._attributes[full] = self._put("get_attr", full, (), {})
         return self._attributes[full]
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter of the module by the name that it has there."""
+        return self.writer.model.get_parameter(self.prefix + name)
+
+    def function(self, graph: fx.Graph, prefix: str) -> fx.Node:
+        """A graph of its own that functions may be given; its name begins with ``prefix``."""
+        model = self.writer.model
+        name = next(n for i in range(100_000) if (n := f"{prefix}{i}") not in model._modules)
+        model.add_module(name, fx.GraphModule({}, graph))
+        return self._put("get_attr", name, (), {})
 
     def leaf(self, expression: Expression) -> fx.Node:
         if expression.op == "param":

@@ -45,6 +45,15 @@ class Star(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class NamedDim(Node):
+    """The `d = c` of `param P[c, d = c]`: a dim with a name of its own, as long as ``size``."""
+
+    name: str
+    size: Expression
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Unary(Node):
     operator: Literal["-", "not"]
     operand: Expression
@@ -91,7 +100,7 @@ class Call(Node):
     function_span: Span = field(compare=False, repr=False, kw_only=True)
 
 
-Expression = Number | Text | Name | Star | Unary | Binary | Call
+Expression = Number | Text | Name | Star | NamedDim | Unary | Binary | Call
 
 
 # Selectors
@@ -429,6 +438,8 @@ def mentions(expression: Expression) -> Iterator[tuple[str, Span]]:
                 yield name, span
             case Unary(operand=operand):
                 waiting.append(operand)
+            case NamedDim(size=size):
+                waiting.append(size)
             case Binary(left=left, right=right):
                 waiting += (right, left)
             case Call(arguments=arguments):

@@ -17,6 +17,7 @@ from surgery.language.syntax import (
     Group,
     Index,
     Name,
+    NamedDim,
     Number,
     Path,
     Role,
@@ -54,6 +55,8 @@ def _expression(node: Expression) -> tuple[Doc, int]:
             return quote(node.value), tight
         case Name():
             return node.name, tight
+        case NamedDim():
+            return (f"{node.name} = ", expression(node.size)), 0
         case Star():
             return "*", tight
         case Call():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from surgery.anatomy.site import Tokens
+from torch import fx, nn
+
+from surgery.anatomy.site import Tokens, covers
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -52,7 +54,7 @@ def check_fit(place: Place, program: Program, before: Program) -> None:
         _check_complex(program)
     if layer is not None:
         if not layer.kind.features:
-            check_patches(program.result)
+            check_patches(program.result, layer.groups > 1)
         if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)
@@ -181,6 +183,14 @@ def obstacle(place: Place, program: Program) -> str | None:
             other = others[0].removesuffix(f".{name}")
             return f"the {name} is tied with `{other}`, which would change too"
         reader = None if layer.read else place.usage.reader(known[0])
-        if reader is not None:
+        if reader is not None and not _is_rewritten(place.usage.model, reader):
             return f"{named(reader)} reads the {name} too, and would change with it"
     return None
+
+
+def _is_rewritten(model: nn.Module, reader: str) -> bool:
+    """Whether what ``reader`` does is in nodes of a graph: there whatever reads a weight is changed."""
+    if not isinstance(model, fx.GraphModule):
+        return False
+    whole = (str(n.target) for n in model.graph.nodes if n.op == "call_module")
+    return not any(covers(path, reader) for path in whole)

@@ -25,7 +25,7 @@ from surgery.planning.schema import Each
 from surgery.rules.binding import chain
 from surgery.rules.constants import Constants
 from surgery.rules.evaluate import evaluate
-from surgery.rules.expand import Wrapped, child_name
+from surgery.rules.expand import Wrapped
 from surgery.rules.library import (
     Definition,
     Prelude,
@@ -38,6 +38,7 @@ from surgery.rules.library import (
 )
 from surgery.rules.limits import followed
 from surgery.rules.naming import check_name
+from surgery.rules.placing import child_name
 from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
 from surgery.rules.standalone import check_block, check_method, fitting
@@ -76,8 +77,8 @@ class Spec:
         if number not in self._wrapped:
             statement = self.statements[number]
             assert isinstance(statement, syntax.On)
-            child = statement.name or child_name(statement.application, self.scope)
-            self._wrapped[number] = Wrapped(child, chain(statement.application, self.constants))
+            closure = chain(statement.application, self.constants)
+            self._wrapped[number] = Wrapped(statement.name or child_name(closure), closure)
         return self._wrapped[number]
 
     def texts(self) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
             if closure.definition not in sound:
                 check_method(closure.definition)
                 sound.add(closure.definition)
-            name = item.name or child_name(item.application, constants.scope)
+            name = item.name or child_name(closure)
             if item.name:
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))

@@ -167,7 +167,7 @@ class Usage:
         uses, path, layer = self.uses, site.exit.path, site.layer
         if uses is None or isinstance(site.operator, Tokens):
             return None
-        if layer is not None and layer.read:
+        if layer is not None and (layer.read or self._taken_alone(path)):
             names = [f"{site.exit.path}.{layer.names[t]}".lstrip(".") for t in tensors or "W"]
             reasons = [self.unused(name, alone=True) for name in names]
             return reasons[0] if all(reasons) else None
@@ -181,6 +181,11 @@ class Usage:
                 who = f"`{reader}`" if reader else "the model"
                 return f"never run: {who} reads their weight where no method can change it"
         return found
+
+    def _taken_alone(self, path: str) -> bool:
+        """Whether a graph takes the parameters of the module at ``path``, and never runs it."""
+        uses = self.uses
+        return isinstance(self.model, fx.GraphModule) and uses is not None and not uses.runs(path)
 
     def unused(self, name: str, alone: bool = False) -> str | None:
         """Why the parameter ``name`` has no part in the result, or None if it might have one.

@@ -12,10 +12,21 @@ from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
 from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import STAR, Expression, is_leading, number, param
+from surgery.rules.expression import (
+    IN,
+    OUT,
+    STAR,
+    Expression,
+    is_leading,
+    number,
+    operand,
+    param,
+)
 from surgery.rules.library import Scope
-from surgery.rules.naming import check_name
+from surgery.rules.named_dims import labelled
+from surgery.rules.naming import check_name, clash
 from surgery.rules.operands import scalar, tensor
+from surgery.rules.placing import placed
 from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
@@ -33,17 +44,35 @@ class Body:
         self.values: dict[str, Value] = {}
         self.spans: dict[str, Span] = {}
         self.targets: dict[str, str] = {}
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """What the match calls the dims of an operand, from the last on."""
         self.origins: dict[str, tuple[Span, ...]] = {}
+        self.applied: list[str] = []
+
+    def below(self, name: str) -> str:
+        """Where the params of a method stand that the body applies; of a second one, `name_2`."""
+        self.applied.append(name)
+        count = self.applied.count(name)
+        return f"{self.path}{name if count == 1 else f'{name}_{count}'}."
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
-            return read_operand(self.state, self.targets[name], span)
+            value = read_operand(self.state, self.targets[name], span)
+            labels = self.labels.get(name, ())
+            return labelled(value, labels) if isinstance(value, Expression) else value
         value = self.values.get(name)
         leading = self.state.named_dims
         # A method that ran since may have named the dims that `*` stands for.
         if isinstance(value, Expression) and value.varies and leading is not None:
             return _retyped(value, leading)
         return value
+
+    def like(self) -> Expression | None:
+        """What has the dtype of the rule's tensors: the weight, or a param."""
+        if self.state.kind == "linear":
+            return operand("W", (OUT, IN))
+        declared = self.state.notes.declarations
+        return param(declared[-1].name, declared[-1].shape) if declared else None
 
     def known(self) -> list[str]:
         return [*self.targets, *self.values]
@@ -54,6 +83,8 @@ class Body:
             raise error(
                 "S215", f"`{name}` is already defined here", span, first and Label(first, "this")
             )
+        if isinstance(value, Closure):
+            value = placed(value, f"{self.path}{name}.")
         self.values[name] = value
         self.spans[name] = span
 
@@ -112,7 +143,7 @@ class Body:
                 raise error("S216", "this step has no place here", step.span)
 
     def _declare(self, step: syntax.Param) -> None:
-        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
+        shape = tuple(map(self._dim, step.dims))
         if any(map(is_leading, shape)):
             raise error(
                 "S212",
@@ -127,21 +158,49 @@ class Body:
         name = self.path + step.name
         for part in name.split("."):
             check_name(part, step.name_span)
-        earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
-        if earlier:
-            twice = earlier.name == name
-            raise error(
-                "S215",
-                f"the param `{name}` is declared twice"
-                if twice
-                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                step.name_span,
-                Label(earlier.span, "first"),
-            )
-        self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        )
+        made = Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
+        if not self._is_again(made):
+            self.state.notes.declarations.append(made)
         self.define(step.name, param(name, shape, step.name_span), step.name_span)
+
+    def _is_again(self, made: Declaration) -> bool:
+        """Whether a method or block that is used twice has declared this param before.
+
+        Raises:
+            SurgeryError: S215 if another stands in its place, S271 if it had another size then.
+
+        """
+        name = made.name
+        earlier = next((d for d in self.state.notes.declarations if clash(d.name, name)), None)
+        if earlier is None:
+            return False
+        first = Label(earlier.span, "first")
+        if earlier.name != name:
+            one, other = sorted((name, earlier.name))
+            problem = f"`{one}` names a param and what holds `{other}`"
+            raise error("S215", problem, made.span, first)
+        if earlier.span != made.span:
+            raise error("S215", f"the param `{name}` is declared twice", made.span, first)
+        pairs = zip(earlier.shape, made.shape, strict=True)
+        if all(self.shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
+            return True
+        raise error(
+            "S271",
+            f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
+            f"{show_shape(made.shape)}",
+            made.span,
+            help="what is used twice has the same params twice: give each use a block of its own",
+        )
+
+    def _dim(self, e: syntax.Expression) -> Dim:
+        """A dim of a param, called as it is written."""
+        size = scalar(evaluate(e, self), e.span)
+        if isinstance(e, syntax.NamedDim):
+            size = size.called(e.name)
+            self.define(e.name, size, e.name_span)
+            self.origins[e.name] = self.origin(e.size)
+            return size
+        return size.called(e.name) if isinstance(e, syntax.Name) else size
 
     def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
         if not step.random:
@@ -196,7 +255,7 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     """Call a block on a tensor; its params join the state's."""
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     with state.notes.depth.one_more(span):
         argument = bind_dims(block.input, argument, body)
         body.define(block.input.name, argument, block.input.span)
@@ -234,23 +293,20 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
             raise error("S212", "a pattern binds dims by plain names", dim.span)
         bound = body.values.get(dim.name)
         if bound is None:
-            body.define(dim.name, size, dim.span)
+            body.define(dim.name, size.called(dim.name), dim.span)
         elif not isinstance(bound, Dim) or not body.shapes.equal(
             bound, size, f"`{dim.name}`", dim.span
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)
-    return value
+    labels = tuple(dim.name for dim in names if isinstance(dim, syntax.Name))
+    body.labels[given.name] = labels
+    return labelled(value, labels)
 
 
 def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
     """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
     found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
     return tuple(found)[:3]
-
-
-def _clash(one: str, other: str) -> bool:
-    """Whether no module can have both: they are one, or one stands within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
 
 
 def _leading(count: int) -> tuple[Dim, ...]:

@@ -29,7 +29,6 @@ class Constants:
     scope: Scope
     values: dict[str, Value]
     shapes: Shapes
-    path: str = ""
     written: dict[str, Span] = field(default_factory=dict[str, Span])
     """Where the values of `let`s stand."""
 
@@ -46,6 +45,9 @@ class Constants:
     def demand(self, requirement: Requirement) -> None:
         if requirement.condition.known is False:
             raise unmet(requirement)
+
+    def like(self) -> Expression | None:
+        return None
 
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         raise error("S208", "a block is called inside a method", span)

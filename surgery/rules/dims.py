@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 Scalar = int | float
@@ -86,9 +86,14 @@ Monomial = tuple[tuple[Atom, int], ...]
 
 @dataclass(frozen=True)
 class Dim:
-    """A polynomial: ``(monomial, coefficient)`` terms in normal form; also every scalar of a rule."""
+    """A polynomial: ``(monomial, coefficient)`` terms in normal form; also every scalar of a rule.
+
+    As a dim of a tensor it has the ``label`` that a rule calls it by there. Two dims of one size may
+    have two: `P[c, d = c]`. What is computed of a dim has none.
+    """
 
     terms: tuple[tuple[Monomial, Scalar], ...]
+    label: str = field(default="", compare=False, repr=False)
 
     @staticmethod
     def of(value: Scalar | Dim) -> Dim:
@@ -105,6 +110,10 @@ class Dim:
         if all(k is not None for k in known):
             return Dim.of(FUNCTIONS[name](*known))
         return Dim(((((Atom(name, arguments), 1),), 1),))
+
+    def called(self, label: str) -> Dim:
+        """The same size with a ``label``; an empty one leaves what there is."""
+        return replace(self, label=label) if label and label != self.label else self
 
     @cached_property
     def extent(self) -> tuple[int, int]:

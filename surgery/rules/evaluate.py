@@ -10,6 +10,7 @@ from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
+from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
     COMPARISONS,
@@ -20,6 +21,7 @@ from surgery.rules.expression import (
 )
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
+from surgery.rules.named_dims import positions
 from surgery.rules.operands import scalar, tensor, truth
 from surgery.rules.primitive import Arguments, Primitive
 from surgery.rules.primitives import PRIMITIVES
@@ -41,11 +43,11 @@ class Names(Protocol):
 
     scope: Scope
     shapes: Shapes
-    path: str
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def evaluate(self, e: syntax.Expression) -> Value: ...
     def known(self) -> list[str]: ...
+    def like(self) -> Expression | None: ...
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
     def demand(self, requirement: Requirement) -> None: ...
     def call_block(
@@ -72,6 +74,8 @@ def _evaluate(e: syntax.Expression, names: Names) -> Value:
             return e.value
         case syntax.Star():
             return STAR
+        case syntax.NamedDim():
+            return evaluate(e.size, names)
         case syntax.Name():
             return _name(e, names)
         case syntax.Unary():
@@ -242,6 +246,8 @@ def _tensors(
 
 
 def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    if primitive.name in READERS:
+        return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)
     for argument in e.arguments:
         if argument.name is not None and argument.name != primitive.axis:
@@ -279,14 +285,11 @@ def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Nam
     if given is None:
         raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
     dim = scalar(evaluate(given, names), given.span)
-    wanted = names.shapes.resolve(dim)
+    label = given.name if isinstance(given, syntax.Name) else ""
     places: list[int] = []
     for value in reversed(arguments):
-        places = [
-            i - len(value.shape)
-            for i, d in enumerate(value.shape)
-            if names.shapes.resolve(d) == wanted
-        ]
+        found = positions(value.shape, dim, label, names.shapes)
+        places = [i - len(value.shape) for i in found]
         if places:
             break
     if len(places) != 1:

@@ -6,8 +6,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from surgery.language import syntax
 from surgery.language.diagnostics import error
@@ -17,13 +16,13 @@ from surgery.rules.body import Body, spread
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
-from surgery.rules.library import Scope
 from surgery.rules.matching import match_operator
+from surgery.rules.placing import child_name, placed
 from surgery.rules.rows import Rows
 from surgery.rules.simplify import make
 from surgery.rules.slices import put
 from surgery.rules.state import State
-from surgery.rules.values import Closure, Declaration, Opaque, Value
+from surgery.rules.values import Closure, Declaration, Opaque
 
 
 def apply_method(closure: Closure | Opaque, state: State) -> None:
@@ -50,7 +49,7 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
 
 
 def _run(method: syntax.Method, closure: Closure, state: State) -> None:
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     matched = False
     for step in method.body:
         match step:
@@ -77,7 +76,8 @@ def _apply(application: syntax.Application, body: Body) -> None:
         body.state.notes.given += [g for g in given if isinstance(g, Expression)]
         apply_method(named, body.state)
     else:
-        apply_method(chain(application, body, core=False), body.state)
+        closure = chain(application, body)
+        apply_method(placed(closure, body.below(child_name(closure))), body.state)
 
 
 def _verb_help(closure: Closure) -> str:
@@ -124,8 +124,7 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     outer = [(s, s.operands) for s in states]
     for inner in states:
         inner.operands = dict(inner.operands)
-    path = f"{wrapped.child}."
-    apply_method(_prefixed(wrapped.closure, path), state)
+    apply_method(placed(wrapped.closure, f"{wrapped.child}."), state)
     for inner, operands in outer:
         inner.operands = operands
         if inner.named_dims is not None:
@@ -134,22 +133,3 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
-
-
-def _prefixed(closure: Closure, path: str) -> Closure:
-    arguments: Mapping[str, Value] = {
-        k: _prefixed(v, path) if isinstance(v, Closure) else v for k, v in closure.arguments.items()
-    }
-    return replace(closure, arguments=arguments, path=path + closure.path)
-
-
-def child_name(application: syntax.Application, scope: Scope) -> str:
-    """The default name for a statement's params: its innermost method or block."""
-    while application.operand is not None:
-        application = application.operand
-    for argument in application.arguments:
-        inner = argument.value
-        # What is no definition computes a number.
-        if isinstance(inner, syntax.Call) and not argument.name and scope.find(inner.function):
-            return inner.function
-    return application.name

@@ -25,6 +25,12 @@ def is_leading(dim: Dim) -> bool:
     return any(name.startswith("*") for name in dim.names())
 
 
+def features_of(shape: Shape) -> Shape:
+    """The dims behind those that every forward has its own of."""
+    leading = max((i for i, dim in enumerate(shape, 1) if is_leading(dim)), default=0)
+    return shape[leading:]
+
+
 Attribute = Dim | Rows | str | bool | int
 
 
@@ -134,9 +140,13 @@ def _sizes(shape: Shape) -> tuple[tuple[str, Attribute], ...]:
     return tuple((f"size{i}", dim) for i, dim in enumerate(shape))
 
 
-def eye(size: Dim) -> Expression:
-    """The identity matrix of the features that flow in; in the weight's dtype."""
-    return Expression("eye", (operand("W", (OUT, IN)),), (("size", size),), (size, size))
+def eye(size: Dim, like: Expression | None = None, beside: Shape = ()) -> Expression:
+    """The identity matrix, for each place of the dims ``beside``, in the dtype of ``like``.
+
+    That is the weight if nothing else is given.
+    """
+    attributes = (("size", size), *_sizes(beside))
+    return Expression("eye", (like or operand("W", (OUT, IN)),), attributes, (*beside, size, size))
 
 
 def expanded(e: Expression, shape: Shape) -> Expression:
@@ -213,6 +223,12 @@ OPERATORS = {
 SIGNS = {op: sign for sign, op in OPERATORS.items()}
 
 
+_LEFT = ("subtract", "divide")
+"""Of these, a second argument of the same kind stands in parentheses."""
+_WRITTEN = {"exchange": "transpose"}
+"""What is written by another name."""
+
+
 def show(expression: Expression) -> str:
     """The expression as a rule would write it."""
     e = expression
@@ -223,8 +239,8 @@ def show(expression: Expression) -> str:
     parts = [show(a) for a in e.arguments]
     if e.op in SIGNS:
         shown = [
-            f"({p})" if a.op in SIGNS and a.op != e.op else p
-            for a, p in zip(e.arguments, parts, strict=True)
+            f"({p})" if a.op in SIGNS and (a.op != e.op or (i and e.op in _LEFT)) else p
+            for i, (a, p) in enumerate(zip(e.arguments, parts, strict=True))
         ]
         return f" {SIGNS[e.op]} ".join(shown)
     if e.op == "negate":
@@ -236,7 +252,12 @@ def show(expression: Expression) -> str:
         return f"{e.name}({', '.join(parts)})"
     if e.op in ("expand", "spread", "vector"):
         return parts[0]
-    if e.op == "eye":
-        return f"eye({e.attribute('size')})"
-    extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]
-    return f"{e.op}({', '.join(parts + extra)})"
+    size = dict(e.attributes).get("size")
+    if size is not None:
+        return f"{e.op}({size})"
+    extra = [
+        str(v) if k == "dims" else f"{k} = {v}"
+        for k, v in e.attributes
+        if k != "axis" and not k.startswith("_")
+    ]
+    return f"{_WRITTEN.get(e.op, e.op)}({', '.join(parts + extra)})"

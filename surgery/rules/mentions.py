@@ -50,6 +50,8 @@ def in_expressions(expressions: Iterable[syntax.Expression]) -> Iterator[Mention
                 waiting += (a.value for a in call.arguments)
             case syntax.Unary(operand=operand):
                 waiting.append(operand)
+            case syntax.NamedDim(size=size):
+                waiting.append(size)
             case syntax.Binary(left=left, right=right):
                 waiting += (left, right)
             case _:

@@ -29,6 +29,12 @@ def rms_norm(x: Any, dim: int) -> Any:
     return (wide * scale).to(x.dtype)
 
 
+def unit(x: Any, dim: int) -> Any:
+    """``x`` with a Euclidean norm of 1 over ``dim``, as :func:`rms_norm`."""
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    return (wide / wide.norm(dim=dim, keepdim=True).clamp_min(1e-12)).to(x.dtype)
+
+
 def layer_norm(x: Any, dim: int) -> Any:
     """``x`` with a mean of 0 and a variance of 1 over ``dim``, as :func:`rms_norm`."""
     wide = x.float() if x.dtype.itemsize < 4 else x
@@ -142,6 +148,7 @@ _TABLE = (
         signatures.matmul_cost,
         linear=_FIRST,
         zeros=(0, 1),
+        shorter=signatures.beside_eye,
         rows=(0,),
     ),
     _operator(
@@ -234,12 +241,91 @@ _TABLE = (
     Primitive(
         "transpose",
         "A[n, m]",
-        "Aᵀ",
+        "Aᵀ; `transpose(z, c, d)` exchanges two dims of any tensor",
         signatures.of_transpose,
         "torch.t",
         "matrices",
         free,
         zeros=(0,),
+    ),
+    Primitive(
+        "dot",
+        "a, b, over = c",
+        "the sum over c of the products; dims that both have are matched, the others stay",
+        signatures.same,
+        "torch.einsum",
+        "dims",
+        signatures.dot_cost,
+        linear=((0,), (1,)),
+        zeros=(0, 1),
+        shorter=signatures.of_ones_or_eye,
+    ),
+    Primitive(
+        "split",
+        "x, m = g * c",
+        "one dim as several, of which the last runs fastest",
+        signatures.same,
+        "torch.unflatten",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+        undoes="join",
+    ),
+    Primitive(
+        "join",
+        "z, m = g * c",
+        "several dims as one",
+        signatures.same,
+        "torch.flatten",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+        undoes="split",
+    ),
+    Primitive(
+        "exchange",
+        "z",
+        "two dims change places: what `transpose` of named dims is",
+        signatures.same,
+        "torch.transpose",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+    ),
+    Primitive(
+        "eye",
+        "c",
+        "the identity matrix, [c, c]",
+        signatures.same,
+        form="none",
+        cost=free,
+        only_shape=(0,),
+    ),
+    Primitive("ones", "c", "a vector of ones", signatures.same, form="none", cost=free),
+    Primitive(
+        "range",
+        "c",
+        "0, 1, … up to c - 1",
+        signatures.same,
+        form="none",
+        cost=free,
+        only_shape=(0,),
+    ),
+    # OFT: the Cayley transform of a skew matrix.
+    Primitive(
+        "inverse",
+        "A[*, c, c]",
+        "the inverse of each matrix",
+        signatures.of_inverse,
+        _KERNELS + "inverse",
+        "matrices",
+        signatures.inverse_cost,
+        shorter=signatures.of_eye,
+        nonzero=(0,),
+        real=True,
     ),
     # LoKr: the update is a product of a small matrix and one of low rank.
     Primitive(
@@ -307,6 +393,28 @@ _TABLE = (
         cost=lambda e: elements(e) * 4,
         zeros=(0,),
         real=True,
+    ),
+    Primitive(
+        "unit",
+        "x, over = d",
+        "x with a norm of 1; what is zero stays",
+        signatures.same,
+        "surgery.rules.primitives.unit",
+        "over",
+        cost=lambda e: elements(e) * 3,
+        zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "flip",
+        "x, over = d",
+        "the last first",
+        signatures.same,
+        _KERNELS + "flip",
+        "over",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
     ),
     Primitive(
         "layer_norm",

@@ -8,8 +8,9 @@ whatever else was changed in the attention, as a term.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from surgery.language.diagnostics import SurgeryError, error
 from surgery.language.source import Span
@@ -17,6 +18,7 @@ from surgery.rules.changes import difference, terms, together
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, number, rebuild, walk
 from surgery.rules.primitives import PRIMITIVES
+from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make, substitute
 from surgery.rules.state import State
 
@@ -38,22 +40,46 @@ def settle(value: Expression, state: State, span: Span) -> Expression:
     read = {e.arguments[1:] for e in walk(value) if e.op == "base"}
     now = state.told_core
     if read - {now}:
-        weights, rest = _weights(value, now, span)
-        (before,) = read - {now} if len(read - {now}) == 1 else ((),)
-        if weights.keys() - {before, now} or not _sum_to_one(weights.values()):
+        if len(read - {now}) > 1:
             raise _mixed(span)
-        gate = _product(weights.get(now, {}), span)
+        (before,) = read - {now}
+        sums, rest = _sums(value, span)
+        gate = next((_added([s.get(now, {})]) for e, s in sums.items() if e.op == "base"), {})
         old = before[0] if before else state.core.base
         assert old is not None
-        state.core.become(_between(old, state.core.result, gate, state, span))
-        value = _plain(next(e for e in walk(value) if e.op == "base"))
-        for term in rest:
-            value = make("add", (value, term), value.shape, span=span)
-    return rebuild(value, lambda e: _plain(e) if e.op == "base" else None)
+        state.core.become(_between(old, state.core.result, _product(gate, span), state, span))
+        whole = {e: _added(by_core.values()) for e, by_core in sums.items()}
+        if any(_added([sums[e].get(now, {})]) != _times_each(gate, w) for e, w in whole.items()):
+            raise _mixed(span)
+        value = _written(whole, rest, state.result, span)
+    return _plain(value)
 
 
-def _plain(e: Expression) -> Expression:
-    return Expression("base", e.arguments[:1], e.attributes, e.shape, e.span)
+def _written(
+    sums: dict[Expression, Weight], rest: list[Expression], result: Expression, span: Span
+) -> Expression:
+    """The sum of products with the terms that are beside them; ``result`` itself, if it is that."""
+    known, others = _sums(result, span)
+    same = sums == {e: _added(by_core.values()) for e, by_core in known.items()}
+    if same and Counter(rest) == Counter(others):
+        return result
+    products = [
+        make("multiply", (_product(weight, span), e), e.shape, span=span)
+        for e, weight in sums.items()
+    ]
+    value, *more = (*products, *rest)
+    for term in more:
+        value = make("add", (value, term), term.shape, span=span)
+    return value
+
+
+def _plain(value: Expression) -> Expression:
+    """``value`` of results that do not tell with which attention."""
+
+    def change(e: Expression) -> Expression | None:
+        return replace(e, arguments=e.arguments[:1]) if e.op == "base" else None
+
+    return rebuild(value, change)
 
 
 def _mixed(span: Span) -> SurgeryError:
@@ -65,23 +91,28 @@ def _mixed(span: Span) -> SurgeryError:
     )
 
 
-def _weights(
-    value: Expression, now: tuple[Expression, ...], span: Span
-) -> tuple[dict[tuple[Expression, ...], Weight], list[Expression]]:
-    """What the result with each attention is multiplied by in ``value``, and the other terms."""
-    weights: dict[tuple[Expression, ...], Weight] = defaultdict(
-        lambda: defaultdict(lambda: Dim.of(0))
-    )
+def _sums(
+    value: Expression, span: Span
+) -> tuple[dict[Expression, dict[tuple[Expression, ...], Weight]], list[Expression]]:
+    """The terms that read the result, each with what it is multiplied by for each attention.
+
+    The other terms come beside them.
+    """
+    sums: dict[Expression, dict[tuple[Expression, ...], Weight]] = {}
     rest: list[Expression] = []
     for factor, factors, e in _expanded(value, span):
-        if e.op == "base":
-            key = tuple(sorted(factors, key=str))
-            weights[e.arguments[1:]][key] = weights[e.arguments[1:]][key] + factor
+        cores = {part.arguments[1:] for part in walk(e) if part.op == "base"}
+        if not cores:
+            for f in (*factors, number(factor)):
+                e = make("multiply", (f, e), e.shape, span=span)
+            rest.append(e)
             continue
-        for f in (*factors, number(factor)):
-            e = make("multiply", (f, e), e.shape, span=span)
-        rest.append(e)
-    return weights, rest
+        if len(cores) > 1:
+            raise _mixed(span)
+        weight = sums.setdefault(_plain(e), {}).setdefault(cores.pop(), {})
+        key = tuple(sorted(factors, key=str))
+        weight[key] = weight.get(key, Dim.of(0)) + factor
+    return sums, rest
 
 
 def _expanded(e: Expression, span: Span) -> Iterator[tuple[Dim, Factors, Expression]]:
@@ -104,20 +135,34 @@ def _expanded(e: Expression, span: Span) -> Iterator[tuple[Dim, Factors, Express
                         yield n * sign, (*factors, f), t
                     else:
                         yield n * sign * f.number, factors, t
+        case "linear", (x, weight, *bias) if not _reads_result(weight):
+            # A difference of two products with one weight is a product of a difference.
+            for n, factors, t in _expanded(x, span):
+                if any(f.shape[-1:] not in ((), (ONE,)) for f in factors):
+                    raise _mixed(span)
+                yield n, factors, make("linear", (t, weight), e.shape, span=e.span)
+            yield from ((Dim.of(1), (), b) for b in bias)
         case _:
-            raise _mixed(span)
+            yield Dim.of(1), (), e
 
 
 def _reads_result(e: Expression) -> bool:
     return any(part.op == "base" for part in walk(e))
 
 
-def _sum_to_one(weights: Iterator[Weight]) -> bool:
-    total: Weight = defaultdict(lambda: Dim.of(0))
+def _added(weights: Iterable[Weight]) -> Weight:
+    total: Weight = {}
     for weight in weights:
         for factors, n in weight.items():
-            total[factors] = total[factors] + n
-    return {f: n for f, n in total.items() if n.terms} == {(): Dim.of(1)}
+            total[factors] = total.get(factors, Dim.of(0)) + n
+    return {factors: n for factors, n in total.items() if n.terms}
+
+
+def _times_each(one: Weight, other: Weight) -> Weight:
+    products = [
+        {tuple(sorted((*a, *b), key=str)): n * m} for a, n in one.items() for b, m in other.items()
+    ]
+    return _added(products)
 
 
 def _product(weight: Weight, span: Span) -> Expression:

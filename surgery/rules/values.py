@@ -17,12 +17,15 @@ from surgery.rules.primitive import Primitive
 
 @dataclass(frozen=True, eq=False)
 class Closure:
-    """A method or block with its arguments. ``path`` prefixes its params' names."""
+    """A method or block with its arguments.
+
+    ``path`` prefixes its params' names, once it has a place among those that take it.
+    """
 
     definition: Definition
     arguments: Mapping[str, Value]
     span: Span
-    path: str = ""
+    path: str | None = None
     origins: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
     """Where each argument was written: in a spec, through verbs and `let`s."""
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-Source = str | Callable[[Any], Tensor]
+Reading = Callable[[Any], Tensor]
+Source = str | Reading | tuple[Reading, Reading]
 LINEAR = ("linear", "no bias")
 ALSO_CONV1D = (*LINEAR, "conv1d")
 CONVOLUTIONS = ("conv2d", "conv3d", "1d convolution")
@@ -26,7 +27,8 @@ class Peer:
     """``spec`` on a layer is what ``tuner(**settings)`` is in PEFT.
 
     ``names`` tell for each of our parameters which tensor of PEFT's layer has its values, in any
-    shape of as many elements: a path below the layer, or a function of it, which is linear.
+    shape of as many elements: a path below the layer, or a function of it; a second function reads
+    its gradient where that is not the same.
     """
 
     spec: str
@@ -53,6 +55,19 @@ def _lora(part: str) -> Source:
     def read(layer: Any) -> Tensor:
         embedded = getattr(layer, f"lora_embedding_{part}")
         return embedded["default"] if embedded else getattr(layer, f"lora_{part}")["default"].weight
+
+    return read
+
+
+def _upper(factor: float) -> Reading:
+    """The skew matrices of an OFT layer, whose upper halves PEFT holds, times a factor."""
+
+    def read(layer: Any) -> Tensor:
+        blocks = layer.oft_R["default"]
+        values = blocks.weight
+        upper = values.new_zeros(len(values), blocks.block_size, blocks.block_size)
+        upper[:, blocks.rows, blocks.cols] = values
+        return factor * (upper - upper.mT)
 
     return read
 
@@ -159,7 +174,81 @@ PEERS = (
         ("linear",),
     ),
     Peer("shift", "BeftConfig", {}, {"c": "beft_bias.default"}, ("linear",)),
+    Peer(
+        "oft(4)",
+        "OFTConfig",
+        {"oft_block_size": 4, "use_cayley_neumann": False},
+        # K = S - Sᵀ: with skew values S is half of K, and its gradient twice that.
+        {"S": (_upper(0.5), _upper(1))},
+    ),
+    Peer(
+        "gralora(4, alpha = 8)",
+        "GraloraConfig",
+        {"r": 4, "alpha": 8, "gralora_k": 2},
+        {
+            "A": lambda layer: layer.gralora_A["default"].view(2, 6, 2, 2).permute(0, 2, 3, 1),
+            "B": lambda layer: layer.gralora_B["default"].view(2, 2, 2, 4).permute(0, 1, 3, 2),
+        },
+    ),
+    Peer("miss(4)", "MissConfig", {"r": 4}, {"D": "miss_block.default"}),
+    Peer(
+        "randlora(4, alpha = 8)",
+        "RandLoraConfig",
+        {"r": 4, "randlora_alpha": 8},
+        {
+            "A": "randlora_A.default",
+            # PEFT takes the columns of its B, base by base, in the order of A's rows, rank by rank.
+            "B": lambda layer: layer.randlora_B["default"].reshape(12, 4, 2).permute(2, 0, 1),
+            "L": lambda layer: layer.randlora_lambda["default"].T,
+            "G": "randlora_gamma.default",
+        },
+        ("tall",),
+    ),
+    Peer(
+        "road(4)",
+        "RoadConfig",
+        {"variant": "road_1", "group_size": 4},
+        {"T": "road_theta.default", "S": "road_alpha.default"},
+    ),
+    Peer(
+        "tinylora(2, u = 3)",
+        "TinyLoraConfig",
+        {"r": 2, "u": 3},
+        {
+            "A": "tinylora_A.default",
+            "B": "tinylora_B.default",
+            "P": "tinylora_P.default",
+            "v": lambda layer: layer.tinylora_v["default"]["0"],
+        },
+    ),
+    Peer(
+        "vblora(2, bank = 6, length = 4)",
+        "VBLoRAConfig",
+        {
+            "r": 2,
+            "num_vectors": 6,
+            "vector_length": 4,
+            "topk": 2,
+            "save_only_topk_weights": False,
+        },
+        {
+            "V": "vblora_vector_bank.default",
+            "L": "vblora_logits_A.default",
+            "M": "vblora_logits_B.default",
+        },
+    ),
 )
+
+
+def _mora(x: Tensor, W: Tensor, b: Tensor | None, M: Tensor) -> Tensor:
+    return functional.linear(x, W + M.repeat(W.shape[0] // 4, W.shape[1] // 4), b)
+
+
+def _ether(x: Tensor, W: Tensor, b: Tensor | None, u: Tensor) -> Tensor:
+    v = u / u.norm(dim=1, keepdim=True)
+    reflect = torch.block_diag(*(torch.eye(len(r), dtype=r.dtype) - 2 * r.outer(r) for r in v))
+    return functional.linear(x, reflect @ W, b)
+
 
 PLAIN = (
     Plain(
@@ -178,6 +267,8 @@ PLAIN = (
         "shift",
         lambda x, W, b, c: functional.linear(x, W, b) + c,
     ),
+    Plain("mora(4)", _mora),
+    Plain("ether(2)", _ether),
 )
 
 ATTENTION = "of attentions and tokens; beside PEFT in test_peft_prompts.py"
@@ -199,24 +290,17 @@ WITHOUT = {
     "DeftConfig": NOT_YET,
     "FourierFTConfig": NOT_YET,
     "FrodConfig": NOT_YET,
-    "GraloraConfig": NOT_YET,
     "HRAConfig": NOT_YET,
     "LilyConfig": NOT_YET,
-    "MissConfig": NOT_YET,
     "MultitaskPromptTuningConfig": NOT_YET,
-    "OFTConfig": NOT_YET,
     "PeanutConfig": NOT_YET,
     "PolyConfig": NOT_YET,
     "PsoftConfig": NOT_YET,
     "PveraConfig": NOT_YET,
-    "RandLoraConfig": NOT_YET,
-    "RoadConfig": NOT_YET,
     "ShadowConfig": NOT_YET,
     "ShiraConfig": NOT_YET,
     "SupertuningConfig": NOT_YET,
-    "TinyLoraConfig": NOT_YET,
     "UniLoraConfig": NOT_YET,
-    "VBLoRAConfig": NOT_YET,
     "WaveFTConfig": NOT_YET,
     "XLoraConfig": NOT_YET,
 }

@@ -84,7 +84,9 @@ def difference(left: Tensor, right: Tensor) -> float:
     return float((left.detach().double() - right.detach().double()).abs().max()) / scale
 
 
-def read(layer: Any, source: Source) -> Tensor:
+def read(layer: Any, source: Source, gradient: bool = False) -> Tensor:
+    if isinstance(source, tuple):
+        source = source[gradient]
     if not isinstance(source, str):
         return source(layer)
     for name in source.split("."):
@@ -129,7 +131,7 @@ def beside_peft(row: Peer, layer: str) -> Mapping[str, float]:
     for name, parameter in parameters.items():
         if parameter.requires_grad and name not in row.ungraded:
             assert parameter.grad is not None
-            theirs_ = read(moved, row.names[name]).reshape(parameter.shape)
+            theirs_ = read(moved, row.names[name], gradient=True).reshape(parameter.shape)
             found[f"gradient of {name}"] = difference(parameter.grad, theirs_)
     merged = theirs.merge_and_unload()
     surgery.merge(ours)

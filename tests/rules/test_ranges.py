@@ -42,7 +42,7 @@ def values_of(definition: Definition) -> list[str]:
 KNOWN = [d for d in map(prelude().find, sorted(prelude().names())) if d is not None]
 FREE = {"alpha", "strength", "scale", "act", "average", "d", "text"}
 """What may be any number, or is none."""
-SITE = {"rows", "columns", "reduction", "width"}
+SITE = {"rows", "columns", "reduction", "width", "size", "blocks"}
 """What sizes of the site decide about."""
 PAIRS = [(d, n) for d in KNOWN for n in values_of(d) if n not in FREE | SITE]
 

@@ -75,7 +75,10 @@ def _softened(
 
 
 def _bent(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> Iterator[RecordedCore]:
-    """Kernels in place of a softmax: products of activations, bent, and multiplied with others."""
+    """Kernels in place of a softmax: products of activations, bent, and multiplied with others.
+
+    YOSO: (1 - acos(q kᵀ) / π) to a power.
+    """
 
     def is_product(op: Node) -> bool:
         return kind_of(op) in PRODUCTS and op not in linears

@@ -79,6 +79,7 @@ class Exits:
                     if port is not None:
                         return port
         else:
+            # XLM, FlauBERT: a list of attentions and one of feed-forwards, and no module for a layer.
             attending = self._attending(stack.reader, stack.lookup)
             whole = self.flow.lowest(op for core in attending for op in core.ops)
             for call in self._out_of(whole, stack.reader):
@@ -110,7 +111,10 @@ class Exits:
         return None
 
     def streams(self, stack: Stack) -> tuple[tuple[Key, int], ...]:
-        """What the reader returns beside: states of as many sequences, one behind the other."""
+        """What the reader returns beside: states of as many sequences, one behind the other.
+
+        ProphetNet: the streams that predict tokens further on.
+        """
         value = self.last(stack)
         batch, length = shape_of(stack.ids)
         return tuple(
@@ -137,6 +141,7 @@ class Exits:
             if stack.reader.first <= index_of(core.ops[-1]) <= stack.reader.last
         ]
         own = [core for core in within if not self.flow.depends(core.q, found)]
+        # Perceiver: latents of the model's own attend to the tokens.
         if any(self._of_tokens(core.q, found, own) for core in within):
             return False
         keyed = [core for core in own if self._of_tokens(core.k, found, own)]

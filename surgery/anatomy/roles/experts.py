@@ -163,7 +163,7 @@ def _routing(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> set[Node]:
 def _chooses(flow: Flow, op: Node) -> bool:
     """Whether ``op`` is a choice by scores that may be of experts."""
     kind = kind_of(op)
-    # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+    # Phi-3.5-MoE: a maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
     chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
     return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
 
@@ -192,7 +192,7 @@ def _around(flow: Flow, linear: RecordedLinear, ports: Ports) -> Mixture | None:
     for call in flow.recording.stack(inside):
         if not call.path:
             return None
-        # The router may be a module around the linear, with the choice inside.
+        # Llama 4: the router is a module that multiplies and chooses.
         router = router or call.path
         experts, expert = _experts(flow, call, router, linear)
         if experts is None:
@@ -221,7 +221,7 @@ def _experts(
 
 
 def _numbered(module: nn.Module) -> list[str]:
-    """The children that are told apart by a number alone and have weights: `0`, `expert_0`."""
+    """The children that are told apart by a number alone and have weights: `0`, `expert_0` (Switch)."""
     children = [
         (name, child)
         for name, child in module._modules.items()
@@ -235,7 +235,10 @@ def _numbered(module: nn.Module) -> list[str]:
 
 
 def _chosen(flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear) -> str | None:
-    """The first module beside the router that is given its scores, and has weights."""
+    """The first module beside the router that is given its scores, and has weights.
+
+    DBRX: the weights of its experts are rows of three matrices, in a module within this one.
+    """
     for inner in flow.recording.calls[call.number + 1 :]:
         if inner.first > call.last:
             break

@@ -44,6 +44,7 @@ def feed_forwards(
     for item in sums:
         for branch in item.branches:
             for end in branch_ends(flow, branch, whole):
+                # RWKV: the receptance gates what its feed-forward gives.
                 product = _gated(flow, end)
                 down = by_result.get(flow.same(product[1]) if product else end)
                 if down is None or down.op in seen or down.op in taken:
@@ -51,7 +52,7 @@ def feed_forwards(
                 seen.add(down.op)
                 found = feed_forward(flow, linears, down)
                 if found is None and (inner := by_result.get(flow.same(down.source))) is not None:
-                    # Projected once more before it joins.
+                    # Zamba: projected once more before it joins.
                     found = feed_forward(flow, linears, inner)
                 if found is not None and flow.depends(found.source, _base(flow, item.skip)):
                     yield replace(found, product=product[0]) if product else found
@@ -171,7 +172,7 @@ def _roles(
         if len(ups) == 1:
             return {ups[0].op: "up", gates[0].op: "gate"}
         if len(ups) == 2:
-            # A gelu written out leads past its own bend, too; the gate is the one that has one.
+            # mT5: a gelu written out leads past its own bend, too; the gate is the one that has one.
             return _written_out(flow, firsts)
     return None
 

@@ -31,7 +31,7 @@ def find_layers(
     sums = list(sums)
     feeding = _inside(feed_forwards)
     paths = _shared(flow, _inside(attentions), feeding, sums)
-    # Blocks that have no attention stand beside those that do, or make up the model.
+    # Jamba, Qwen3-Next: blocks that have no attention stand beside those that do; Mamba has no others.
     others = {path for path in _numbered(flow, sums) if not paths or path in feeding}
     around = _inside(paths)
     paths |= {p for p in others if p not in around and paths.isdisjoint(_above(p))}
@@ -79,6 +79,7 @@ def _outer(path: str, lowest: Inside, sums: Inside) -> str:
     parent = path.rpartition(".")[0]
     if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
         return path
+    # Zamba: a layer adds to the stream what the block in it makes.
     alone = len(lowest[parent]) == 1
     return parent if alone and sums.get(parent, set()) - sums.get(path, set()) else path
 
@@ -98,6 +99,7 @@ def _parts(path: str, attentions: Inside, feed_forwards: Inside) -> set[str]:
         return attending | feeding
     if len(attending) < 2 or len(feeding) < 2:
         return {path}
+    # Nemotron-H: one list, of blocks that attend and blocks that feed forward.
     if len(lists) == 1:
         return attending | feeding
     return {path} if path.rpartition(".")[2].isdigit() else set()

@@ -1,8 +1,9 @@
 """In which order the operands of an attention's products have their axes.
 
 An order lists the axes of a tensor so that, permuted by it, they are batch, heads, length and
-features: of a product of three axes the first holds the batch, or batch and heads in one. With
-blocks of keys, or several streams of queries, there are more; these stand behind the heads.
+features: of a product of three axes the first holds the batch, or batch and heads in one (BLOOM). With
+blocks of keys (LongT5), or several streams of queries (ProphetNet), there are more; these stand behind the
+heads. XLNet's einsum has the length first: `ibnd,jbnd->bnij`.
 """
 
 from __future__ import annotations

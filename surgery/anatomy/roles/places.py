@@ -137,6 +137,7 @@ class Reading:
         if last is not None:
             self.sites.add_linear(last, "o")
         if core.ops[-1] not in self.flow.felt:
+            # CANINE, LiLT: what the last layer makes for others than the tokens.
             return  # what it attends to changes nothing that the model returns
         if last is not None and firsts:
             border = Border(
@@ -177,13 +178,16 @@ class Reading:
             return
         sizes = self._core(attention).features
         made = shape_of(linear.result)[-1]
-        # Of operands that are mixed after they were projected, a layer is the one it has the size of.
+        # ZAYA: of operands mixed after they were projected, a layer is the one it has the size of.
         own = [name for name in reach.alike if sizes[name] == made]
         for name in own or reach.alike:
             self.sites.add_call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
-        """The module that runs an attention with more around it (a sum, a norm), but no layer."""
+        """The module that runs an attention with more around it (a sum, a norm), but no layer.
+
+        XLNet: its output projection is an einsum, with the residual sum and the norm behind it.
+        """
         ends = [attention.o.op] if attention.o is not None else []
         firsts = [first.op for first in attention.firsts]
         call = self.flow.lowest([*firsts, *attention.core.ops, *ends])
@@ -249,6 +253,7 @@ class Reading:
         down = found.down
         if down.call is None:
             return
+        # RWKV: the module ends with a product with its gate, and not with a linear layer.
         if found.product is not None:
             site = self._multiplied(found.product, (*ops, down.op))
         else:

@@ -101,6 +101,7 @@ class Projections:
     def _entered(self, linear: RecordedLinear) -> RecordedLinear:
         """The linear that makes the latent that ``linear`` projects, or else ``linear`` itself."""
         while True:
+            # DeepSeek, MiniCPM3: keys and values are projected from one narrow latent.
             *_, value = self._back(linear.source)
             made = self.by_result.get(value)
             if made is None or value in self.streams:

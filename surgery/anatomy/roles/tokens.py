@@ -77,7 +77,11 @@ class Stacks:
         return unpadded(self.flow, value)
 
     def _unmasked(self, value: Node) -> Node:
-        """``value`` before some of its elements were replaced, or a slice took them all."""
+        """``value`` before some of its elements were replaced, or a slice took them all.
+
+        Gemma 4, Granite Speech: ids that stand for images or sounds; XLM: the last so many ids, which
+        are all where nothing is cached.
+        """
         flow = self.flow
         while True:
             value = flow.same(value)
@@ -241,9 +245,10 @@ class Stacks:
             sums = [total for value in inputs_of(op) for total in self._sums(value)]
             if not sums:
                 continue
+            # OPT counts by the mask, RoBERTa by the ids that are not padding.
             if not any(self.flow.depends(total, given) for total in sums):
                 return "mask", None
-            # Token types may be picked by positions: only the table of these has a padding row.
+            # RoBERTa: types are picked by positions, too, but only the table of these has a padding row.
             padding = cast("int | None", op.kwargs.get("padding_idx"))
             found = "ids", found[1] if found[1] is not None else padding
         return found

@@ -25,13 +25,16 @@ ALIKE = _names("""
     to type type_as float half bfloat16 double contiguous clone tanh clamp clamp_min clamp_max
     dropout identity neg relu sigmoid softplus nan_to_num exp exp2 pow rpow detach
     """)
-"""Every score alike, whichever key it is of."""
+"""Every score alike, whichever key it is of: a soft cap (Gemma 2), a cast, an exponential."""
 
 SCALED = _names("mul div")
 """Every score alike if the other operand has one number for all keys, else each key its own."""
 
 JOINED = _names("add sub where masked_fill maximum minimum max min baddbmm cat concatenate")
-"""Each key its own: masks, position biases, sinks. Alike if the other operand is a number."""
+"""Each key its own: masks, position biases, sinks. Alike if the other operand is a number.
+
+`baddbmm` adds position biases in one call with the product (BLOOM), `where` puts the mask in (GPT-Neo),
+`max` keeps scores from -inf (XGLM), `cat` puts a sink beside them (GPT-OSS)."""
 
 VIEWS = _names("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze")
 """The same scores; the keys stay on the last axis."""

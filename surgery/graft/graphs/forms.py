@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from surgery.graft.graphs import kernels, shaping
+from surgery.graft.graphs.dims import emit_dims, has_several
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Emitting
 from surgery.rules.expression import Expression, is_leading, operand
@@ -48,7 +49,7 @@ def _filled(emitter: Emitting, e: Expression, like: Expression, within: Expressi
     if not emitter.is_number(e) or not e.shape:
         return emitter.aligned(e, within)
     value = emitter.tensor(e, like)
-    return emitter.beside(value) if within.varies else value
+    return emitter.beside(value) if within.varies and not has_several(within) else value
 
 
 def add(emitter: Emitting, e: Expression) -> Any:
@@ -91,7 +92,7 @@ def in_training(emitter: Emitting, e: Expression) -> Any:
 def _axis(emitter: Emitting, e: Expression) -> int:
     """The axis that is meant, where features come before the places rules write before them."""
     axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-    if not e.varies or not emitter.first:
+    if not e.varies or not emitter.first or has_several(e.arguments[0]):
         return axis
     if axis >= -1 - emitter.spatial:
         return -1 - emitter.spatial if axis == -1 else axis + 1
@@ -131,7 +132,7 @@ def along(emitter: Emitting, e: Expression) -> Any:
     ]
     if e.varies:
         arguments = [
-            v if a.varies else emitter.beside(v)
+            v if a.varies or has_several(e) else emitter.beside(v)
             for v, a in zip(arguments, e.arguments, strict=True)
         ]
     return emitter.host.call(function(PRIMITIVES[e.op].torch), *arguments, _axis(emitter, e))
@@ -177,11 +178,13 @@ _FORMS: dict[str, Form] = {
     "along": along,
     "training": in_training,
     "tokens": pool,
+    "dims": emit_dims,
 }
 """By the form that a primitive's row says."""
 _SPECIAL: dict[str, Form] = {
     # what is no primitive
     "eye": shaping.eye,
+    "range": shaping.counted,
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,

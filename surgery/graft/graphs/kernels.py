@@ -58,6 +58,33 @@ def eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
+def inverse(matrices: Tensor) -> Tensor:
+    """The inverse of each matrix; half precision is inverted in single."""
+    wide = torch.promote_types(matrices.dtype, torch.float32)
+    return torch.linalg.inv(matrices.to(wide)).to(matrices.dtype)
+
+
+def flip(value: Tensor, dim: int) -> Tensor:
+    """The last along ``dim`` first."""
+    return value.flip(dim)
+
+
+def unflatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """One axis as several."""
+    return value.unflatten(axis, sizes)
+
+
+def flatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """Several axes as one, which is ``axis`` counted from the end of the result."""
+    last = value.dim() + axis
+    return value.flatten(last - len(sizes) + 1, last)
+
+
+def counted(like: Tensor, size: int) -> Tensor:
+    """0, 1, … in the dtype of ``like``."""
+    return torch.arange(size, dtype=like.dtype, device=like.device)
+
+
 def filled(like: Tensor, sizes: tuple[int, ...], value: float) -> Tensor:
     """A tensor of one value, in the dtype of ``like``, or the default one beside whole numbers."""
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()

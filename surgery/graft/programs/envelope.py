@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,20 @@ def tensors_of(model: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
             made[id(parameter)] = nn.Parameter(parameter.detach().clone()) if shared else parameter
         found[name] = made[id(parameter)]
     return found
+
+
+def unlisted(program: ExportedProgram, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the state dict of ``program`` has beside its inputs: further names of shared tensors.
+
+    They are those of the new ``state``.
+    """
+    listed = {s.target for s in program.graph_signature.input_specs}
+    first = {id(t): name for name, t in program.state_dict.items() if name in listed}
+    return {
+        name: state.get(first.get(id(tensor), ""), tensor)
+        for name, tensor in program.state_dict.items()
+        if name not in listed
+    }
 
 
 def _memory(tensor: Tensor) -> int:

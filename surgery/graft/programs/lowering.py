@@ -24,10 +24,11 @@ from torch.utils import _pytree as pytree
 
 from surgery.graft.graph_writer import ORIGIN
 from surgery.graft.programs.additions import additions
-from surgery.graft.programs.envelope import calls_in, renamed, tensors_of
+from surgery.graft.programs.envelope import calls_in, renamed, tensors_of, unlisted
+from surgery.graft.programs.inner import values_of
 from surgery.graft.programs.modules import reads_of
 from surgery.graft.programs.opening import opened
-from surgery.graft.programs.sameness import does_the_same, same_sizes, values_of
+from surgery.graft.programs.sameness import does_the_same, same_sizes
 from surgery.graft.programs.source import FIRST, Source
 from surgery.graft.programs.tracing import traced, value_of
 from surgery.graft.programs.undoing import CUSTOM, KEY, mark, reading, written
@@ -56,10 +57,12 @@ def lowered(
     graph = writer.written()
     tensors = tensors_of(model, source.program)
     constants = {n: t for n, t in source.tensors.items() if n in source.program.constants}
+    constants |= writer.constants
     state = {n: t for n, t in source.tensors.items() if n not in constants}
     order = [str(s.target) for s in writer.specs if s.target is not None]
     names = dict.fromkeys(n for n in (*order, *state) if n not in constants)
     state = {n: tensors[n] if n in tensors else state[n] for n in names}
+    state |= unlisted(source.program, state)
     meta: dict[str, Any] = dict(source.program.graph_module.meta)
     custom: dict[str, Any] = meta.get(CUSTOM) or {}
     meta[CUSTOM] = {k: v for k, v in custom.items() if k != KEY}
@@ -78,7 +81,7 @@ def lowered(
         range_constraints=dict(untyped.range_constraints),
         module_call_graph=calls_in(graph, source.program),
         example_inputs=program.example_inputs,
-        constants={**constants, **writer.constants},
+        constants=constants,
         verifiers=list(program.verifiers),
     )
     made.graph_module.meta.update(meta)
@@ -209,7 +212,7 @@ class _Lowering:
             }
             return {**found, origin.args[reads.input]: self.env[node.args[0]]}  # type: ignore[dict-item,index]
         pairs = zip(values_of(origin), values_of(node), strict=True)
-        return {a: self.env[b] for a, b in pairs if isinstance(a, fx.Node)}
+        return {a: self.env[b] for a, b in pairs}
 
     # What was added
 

@@ -6,12 +6,13 @@ node tells in its meta which one of the program it is (`ORIGIN`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from surgery.graft.graph_writer import ORIGIN
-from surgery.graft.programs.modules import build, parameters_of, reads_of, stack_of
+from surgery.graft.programs.modules import build, first_name, parameters_of, reads_of, stack_of
 
 
 def raised(
@@ -22,12 +23,12 @@ def raised(
     ``root`` has the graphs that it runs as one function (`wrap_with_set_grad_enabled`).
     """
     held = parameters_of(specs)
-    module, layers = build(graph, held, tensors)
+    module, layers, same = build(graph, held, tensors, root)
     made = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         known[node] = _copied(node, made, known, held, layers)
-        known[node].meta = _meta(node)
+        known[node].meta = _meta(node, same)
         if node.op == "get_attr":
             setattr(module, str(node.target), getattr(root, str(node.target)))
     made.lint()
@@ -59,7 +60,8 @@ def _copied(
     return made.node_copy(node, known.__getitem__)
 
 
-def _meta(node: fx.Node) -> dict[str, Any]:
-    stack = {key: (key.partition("@")[0], cls) for key, cls in stack_of(node).items()}
+def _meta(node: fx.Node, same: Mapping[str, str]) -> dict[str, Any]:
+    paths = {key: first_name(key.partition("@")[0], same) for key in stack_of(node)}
+    stack = {key: (paths[key], cls) for key, cls in stack_of(node).items()}
     meta: dict[str, Any] = {ORIGIN: node.name}
     return {**meta, "nn_module_stack": stack} if stack else meta

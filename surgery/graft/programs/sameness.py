@@ -28,12 +28,6 @@ def _has(node: fx.Node, index: int) -> bool:
     return index < len(node.args) and node.args[index] is not None
 
 
-def values_of(node: fx.Node) -> list[Any]:
-    found: list[Any] = []
-    fx.map_arg((node.args, node.kwargs), found.append)
-    return found
-
-
 def _form(node: fx.Node) -> Any:
     """What ``node`` does, whatever the values it reads."""
     args = fx.map_arg((node.args, node.kwargs), lambda _: "a value")

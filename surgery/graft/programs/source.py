@@ -110,14 +110,16 @@ def _tensors(
     Parameters share the memory of the program's, but for those that are ``owned``; one that was tied
     is one again.
     """
-    ties = tied(graph, held)
+    ties = tied(graph, held, program.state_dict)
     stored: dict[str, Any] = {**program.constants, **program.state_dict}
-    # Files keep the order of inputs, and not that of the state dict.
-    known: dict[str, Tensor] = {n: stored[n] for n in (*held.values(), *stored) if n in stored}
     flags: Mapping[str, bool] = {} if record is None else record["flags"]
     first: Mapping[str, str] = {} if record is None else record["first"]
     methods = () if record is None else [m for a in record["applied"] for m in a["methods"]]
     added = {t["stored"] for m in methods for t in m["tensors"]}
+    listed = {*held.values(), *ties, *added, *program.constants}
+    # Files keep the order of inputs, and not that of the state dict.
+    names = (n for n in (*held.values(), *stored) if n in stored and n in listed)
+    known: dict[str, Tensor] = {n: stored[n] for n in names}
     trained = {n for a in (record or {"applied": ()})["applied"] for n in a["trained"]}
     values = {n: known[n].detach().clone() for n in (*added, *trained)}
     apart = {id(known[ties.get(name, name)]) for name in owned}

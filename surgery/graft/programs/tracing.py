@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from surgery.graft.programs.sizes import any_size
 from surgery.graft.programs.undoing import run
+from surgery.graft.weights.effective_nodes import on_each, on_one_after_another
 from surgery.language.diagnostics import SurgeryError, error
 
 
@@ -58,7 +59,8 @@ def traced(
 def _run(node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    target: Any = on_one_after_another if node.target is on_each else node.target
+    return target(*args, **kwargs)
 
 
 def value_of(node: fx.Node, root: nn.Module, mode: Any) -> Any:

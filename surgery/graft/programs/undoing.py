@@ -35,15 +35,14 @@ def marked(node: fx.Node) -> Mapping[str, Any]:
 
 
 def reading(node: fx.Node) -> dict[str, Any]:
-    """What ``node`` reads, as data."""
-    return {"args": _plain(node.args), "kwargs": _plain(node.kwargs)}
+    """What ``node`` reads, as data, with its name."""
+    return {"name": node.name, "args": _plain(node.args), "kwargs": _plain(node.kwargs)}
 
 
 def written(node: fx.Node, after: str | None) -> dict[str, Any]:
     """All of ``node``, a function of the base, which stands ``after`` another, as data."""
     stack: dict[str, tuple[str, str]] = node.meta.get(_STACK) or {}
     return {
-        "name": node.name,
         "after": after,
         "target": _name_of(node.target),
         **reading(node),
@@ -62,12 +61,13 @@ def undo(graph: fx.Graph, record: Mapping[str, Any]) -> None:
 
     """
     try:
-        named = {node.name: node for node in graph.nodes}
+        named = {_name(node): node for node in graph.nodes}
         for facts in record["gone"]:
             named[facts["name"]] = _again(graph, facts, named)
         for node in list(graph.nodes):
             facts = marked(node)
-            if "args" in facts:
+            # A file gives the note of a node to the parts of its result, too, and to graphs it runs.
+            if facts.get("name") == node.name:
                 node.args = _made(facts["args"], named)
                 node.kwargs = _made(facts["kwargs"], named)
         graph.output_node().args = _made(record["output"]["args"], named)
@@ -136,10 +136,15 @@ def unmark(node: fx.Node) -> None:
         del node.meta[CUSTOM]
 
 
+def _name(node: fx.Node) -> str:
+    """What ``node`` is known by, also in a file, which keeps no names of graphs within the graph."""
+    return f"self.{node.target}" if node.op == "get_attr" else node.name
+
+
 def _plain(thing: Any) -> Any:
     """Arguments as JSON: what JSON lacks is a dict with one key that says what it is."""
     if isinstance(thing, fx.Node):
-        return {"node": thing.name}
+        return {"node": _name(thing)}
     if isinstance(thing, Mapping):
         mapping = cast("Mapping[str, Any]", thing)
         return {"dict": {key: _plain(value) for key, value in mapping.items()}}
