@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -155,6 +155,28 @@ class Place:
                 "values": core.values,
             }
         return found
+
+    def tell(self, facts: Set[str]) -> None:
+        """Note, beside the sizes, the ``facts`` of this site that arguments are made of.
+
+        Raises:
+            SurgeryError: S272 for one that the site lacks.
+
+        """
+        anatomy = self.usage.anatomy
+        for name in sorted(facts - self.sizes.keys()):
+            index = anatomy.layer_of(self.site.spans[0])
+            of_layers = name in ("index", "layers")
+            if index is None or not of_layers:
+                missing = "it is in no layer" if of_layers else "its sizes are others"
+                raise error(
+                    "S272",
+                    f"an argument is made of `{name}`, which this site lacks: {missing}",
+                    help="select what is in layers: `… in layer`" if of_layers else None,
+                )
+            stack = anatomy.stack_of(self.site)
+            layers = [s for s in anatomy.places.get("layer", ()) if anatomy.stack_of(s) == stack]
+            self.sizes[name] = index if name == "index" else len(layers)
 
     def mask(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
