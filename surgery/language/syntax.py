@@ -134,10 +134,10 @@ class All(Node):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Node):
-    """`[start:stop:step]` as in Python."""
+    """`[start:stop:step]` as in Python; a bound with a point is a share of all there are."""
 
-    start: int | None
-    stop: int | None
+    start: int | float | None
+    stop: int | float | None
     step: int | None
 
 
@@ -251,6 +251,14 @@ class Let(Node):
     name: str
     value: Expression
     name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpack(Node):
+    """`let U, s, V = svd(W, r)` in a rule's body: names for several values."""
+
+    names: tuple[Name, ...]
+    value: Expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +386,9 @@ class Return(Node):
     value: Expression
 
 
-Step = Match | Require | Param | Draw | Let | Assign | Apply | Tune | Charge | After | Return
+Step = (
+    Match | Require | Param | Draw | Let | Unpack | Assign | Apply | Tune | Charge | After | Return
+)
 
 
 @dataclass(frozen=True, slots=True)

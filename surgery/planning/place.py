@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from surgery.planning.edit import Tensor
 from surgery.planning.layers import packed_layer, read_layer
 from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
+from surgery.rules.dims import STEP
 from surgery.rules.program import Program
 from surgery.rules.signature import Signature
 from surgery.rules.values import Declaration, is_clock
@@ -155,6 +156,29 @@ class Place:
                 "values": core.values,
             }
         return found
+
+    def tell(self, facts: Set[str]) -> None:
+        """Note, beside the sizes, the ``facts`` of this site that arguments are made of.
+
+        Raises:
+            SurgeryError: S272 for one that the site lacks.
+
+        """
+        anatomy = self.usage.anatomy
+        # The step is known later, to what follows it.
+        for name in sorted(facts - self.sizes.keys() - {STEP}):
+            index = anatomy.layer_of(self.site.spans[0])
+            of_layers = name in ("index", "layers")
+            if index is None or not of_layers:
+                missing = "it is in no layer" if of_layers else "its sizes are others"
+                raise error(
+                    "S272",
+                    f"an argument is made of `{name}`, which this site lacks: {missing}",
+                    help="select what is in layers: `… in layer`" if of_layers else None,
+                )
+            stack = anatomy.stack_of(self.site)
+            layers = [s for s in anatomy.places.get("layer", ()) if anatomy.stack_of(s) == stack]
+            self.sizes[name] = index if name == "index" else len(layers)
 
     def mask(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""

@@ -8,16 +8,18 @@ from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
 from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
+from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import IN, OUT, STAR, Expression, operand, param
+from surgery.rules.leading import named_leading, spread
 from surgery.rules.library import Scope
 from surgery.rules.named_dims import labelled
 from surgery.rules.operands import tensor
 from surgery.rules.placing import placed
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
-from surgery.rules.state import State, read_operand, retyped, spread_leading
+from surgery.rules.state import State, read_operand
 from surgery.rules.trained import Trained
 from surgery.rules.training import after_step, penalty_term, tuning
 from surgery.rules.values import Closure, Opaque, Value
@@ -56,7 +58,7 @@ class Body:
         leading = self.state.named_dims
         # A method that ran since may have named the dims that `*` stands for.
         if isinstance(value, Expression) and value.varies and leading is not None:
-            return retyped(value, leading)
+            return named_leading(value, leading)
         return value
 
     def like(self) -> Expression | None:
@@ -131,6 +133,9 @@ class Body:
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Unpack():
+                for name, part in zip(step.names, unpack(step, self), strict=True):
+                    self.define(name.name, part, name.span)
             case syntax.Draw():
                 declare_draw(step, self)
             case syntax.Tune():
@@ -183,8 +188,8 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        spread_leading(body.state, leading)
-        value = retyped(value, leading)
+        spread(body.state, leading)
+        value = named_leading(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
     if len(fixed) != len(names) or not complete or (starred and STAR in fixed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from surgery.language import syntax
 from surgery.language.diagnostics import did_you_mean, error
+from surgery.rules.decomposing import in_parts
 from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import Dim
 from surgery.rules.expression import SITES, Attribute, Expression
@@ -37,6 +38,8 @@ def call_primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expres
             only after a step.
 
     """
+    if primitive.parts:
+        raise in_parts(primitive, e)
     if primitive.name in READERS:
         return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)

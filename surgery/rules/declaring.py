@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from surgery.language import syntax
-from surgery.language.diagnostics import Label, error
+from surgery.language.diagnostics import error
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS, DRAWS
+from surgery.rules.distributions import DRAWS
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression, Shape, is_leading, number, param
 from surgery.rules.names import Names
-from surgery.rules.naming import check_name, clash
-from surgery.rules.operands import scalar, tensor
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS
-from surgery.rules.shapes import ONE, show_shape
+from surgery.rules.naming import check_name
+from surgery.rules.operands import scalar
+from surgery.rules.placing import is_again
+from surgery.rules.ranges import SIZE
+from surgery.rules.shapes import ONE
+from surgery.rules.starting import distribution, start
 from surgery.rules.state import State
 from surgery.rules.trained import CLOCK
 from surgery.rules.values import Declaration, Init, Value
@@ -51,7 +53,7 @@ def declare(step: syntax.Param, body: Declaring) -> None:
         if size.number is not None:
             body.demand(SIZE.of(size, dim.span, body.origin(dim)))
     origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, body.origins)))
-    init = _init(body, step, shape)
+    init = start(step, shape, body)
     name, span = body.path + step.name, step.name_span
     made = Declaration(name, shape, init, step.frozen, step.shared, span, origins, step.state)
     _added(body, made)
@@ -72,7 +74,7 @@ def _dim(e: syntax.Expression, body: Declaring) -> Dim:
 def declare_draw(step: syntax.Draw, body: Declaring) -> None:
     """A state that is drawn anew for each step of training; in evaluation it is fixed."""
     shape = tuple(_dim(d, body) for d in step.dims or ()) or (ONE,)
-    init = Init(*_distribution(body, step.distribution, DRAWS, "draw"))
+    init = Init(*distribution(step.distribution, body, DRAWS, "what is drawn anew for each step"))
     name, span = body.path + step.name, step.name_span
     made = Declaration(name, shape, init, True, step.shared, span, state=True, drawn=True)
     _added(body, made)
@@ -103,87 +105,9 @@ def _added(body: Declaring, made: Declaration) -> None:
     """``made`` joins what a method adds, if it is no second use of what has declared it before."""
     for part in made.name.split("."):
         check_name(part, made.span)
-    if not _is_again(body, made):
-        body.state.notes.declarations.append(made)
-
-
-def _is_again(body: Declaring, made: Declaration) -> bool:
-    """Whether a method or block that is used twice has declared this param before.
-
-    Raises:
-        SurgeryError: S215 if another stands in its place, S271 if it had another size then.
-
-    """
-    name = made.name
-    earlier = next((d for d in body.state.notes.declarations if clash(d.name, name)), None)
-    if earlier is None:
-        return False
-    first = Label(earlier.span, "first")
-    if earlier.name != name:
-        one, other = sorted((name, earlier.name))
-        problem = f"`{one}` names a param and what holds `{other}`"
-        raise error("S215", problem, made.span, first)
-    if earlier.span != made.span:
-        raise error("S215", f"the param `{name}` is declared twice", made.span, first)
-    pairs = zip(earlier.shape, made.shape, strict=True)
-    if all(body.shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
-        return True
-    raise error(
-        "S271",
-        f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
-        f"{show_shape(made.shape)}",
-        made.span,
-        help="what is used twice has the same params twice: give each use a block of its own",
-    )
-
-
-def _init(body: Declaring, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-    if not step.random:
-        value = tensor(evaluate(step.init, body), step.init.span)
-        if value.varies:
-            raise error(
-                "S217", "a param cannot start from what flows through the model", step.init.span
-            )
-        if not body.shapes.fits(value.shape, shape, "param", step.span):
-            raise error(
-                "S211",
-                f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                step.init.span,
-                Label(step.name_span, "declared here"),
-            )
-        return Init(None, value=value)
-    distribution, given = _distribution(body, step.init, DISTRIBUTIONS, "param")
-    std = dict(given).get("std", dict(given).get("bound"))
-    if isinstance(std, Dim) and std.number == 0:
-        return Init(None, value=number(0, step.init.span))
-    return Init(distribution, given)
-
-
-def _distribution(
-    body: Declaring, e: syntax.Expression, known: Mapping[str, tuple[str, ...]], what: str
-) -> tuple[str, tuple[tuple[str, Dim | str], ...]]:
-    """A distribution of those ``known``, with its arguments."""
-    if not isinstance(e, syntax.Call) or e.function not in known:
-        of = "a distribution" if what == "param" else "what it is drawn from"
-        raise error("S218", f"`~` takes {of}", e.span, help=f"one of {', '.join(known)}")
-    names = known[e.function]
-    given: dict[str, Dim | str] = {}
-    for position, argument in enumerate(e.arguments):
-        name = argument.name or (names[position] if position < len(names) else "")
-        if name not in names or name in given:
-            takes = f"`{e.function}` takes {', '.join(names) or 'nothing'}"
-            raise error("S218", takes, argument.span)
-        value = evaluate(argument.value, body)
-        if name == "text" and isinstance(value, str):
-            given[name] = value
-        else:
-            number_ = given[name] = scalar(value, argument.span)
-            if name in SPREADS:
-                body.demand(SPREAD.of(number_, argument.span, body.origin(argument.value)))
-    missing = [n for n in names if n not in given]
-    if missing:
-        raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
-    return e.function, tuple(given.items())
+    declared = body.state.notes.declarations
+    if not is_again(made, declared, body.shapes):
+        declared.append(made)
 
 
 def scalar_of(init: Init, name: str) -> Dim:

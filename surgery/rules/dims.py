@@ -225,6 +225,8 @@ class Dim:
         if len(other.terms) != 1:
             if not other.terms:
                 raise ZeroDivisionError
+            if self == other:
+                return Dim.of(1)
             return Dim.named("quotient", self, other)
         ((divisor, y),) = other.terms
         return Dim._collect([(_times(a, divisor, -1), _ratio(x, y)) for a, x in self.terms])

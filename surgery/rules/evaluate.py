@@ -189,6 +189,13 @@ def _call(e: syntax.Call, names: Names) -> Value:
             e.function_span,
             *names.origin(syntax.Name(e.function, span=e.function_span)),
         )
+    if e.function in FUNCTIONS:
+        raise error(
+            "S208",
+            f"`{e.function}` takes numbers and dims, by position",
+            e.span,
+            help="of tensors there are `clamp`, and `max(x, over = d)`",
+        )
     raise error(
         "S207",
         f"no function or block is named `{e.function}`",

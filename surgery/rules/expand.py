@@ -16,12 +16,13 @@ from surgery.rules.body import Body
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
+from surgery.rules.leading import spread
 from surgery.rules.matching import match_operator
 from surgery.rules.placing import child_name, placed
 from surgery.rules.rows import Rows
 from surgery.rules.simplify import make
 from surgery.rules.slices import put
-from surgery.rules.state import State, spread_leading
+from surgery.rules.state import State
 from surgery.rules.values import Closure, Declaration, Opaque
 
 
@@ -109,12 +110,12 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
     if part.named_dims is not None:
-        spread_leading(part, part.named_dims)
+        spread(part, part.named_dims)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
     if part.named_dims is not None:
         state.named_dims = part.named_dims
-        spread_leading(state, part.named_dims)
+        spread(state, part.named_dims)
     return declared
 
 
@@ -129,7 +130,7 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     for inner, operands in outer:
         inner.operands = operands
         if inner.named_dims is not None:
-            spread_leading(inner, inner.named_dims)
+            spread(inner, inner.named_dims)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)

@@ -30,7 +30,9 @@ def in_body(node: syntax.Method | syntax.Block) -> Iterator[Mention]:
             case syntax.After():
                 waiting += [] if step.where is None else [step.where]
                 waiting += (inner.value for inner in step.body)
-            case syntax.Let() | syntax.Assign() | syntax.Return() | syntax.Charge():
+            case (
+                syntax.Let() | syntax.Unpack() | syntax.Assign() | syntax.Return() | syntax.Charge()
+            ):
                 waiting.append(step.value)
             case syntax.Param():
                 waiting += (*step.dims, step.init)

@@ -224,29 +224,3 @@ def effective(state: State, target: str, span: Span) -> Expression:
             help="put the method that reads the weight first",
         )
     return found.weight if target == "W" else found.bias
-
-
-def _leading(count: int) -> tuple[Dim, ...]:
-    return tuple(Dim.named(f"*{i}") for i in range(count))
-
-
-def retyped(
-    value: Expression, leading: int, known: dict[Expression, Expression] | None = None
-) -> Expression:
-    """``value`` with names for the leading dims of all its parts; parts that recur are ``known``."""
-    known = {} if known is None else known
-    if not value.varies:
-        return value
-    if value not in known:
-        arguments = tuple(retyped(part, leading, known) for part in value.arguments)
-        named = (*_leading(leading), *value.shape[1:])
-        shape = named if value.shape[:1] == (STAR,) else value.shape
-        known[value] = Expression(value.op, arguments, value.attributes, shape, value.span)
-    return known[value]
-
-
-def spread_leading(state: State, leading: int) -> None:
-    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
-    state.result = retyped(state.result, leading)
-    state.origin = retyped(state.origin, leading)
-    state.operands = {k: v and retyped(v, leading) for k, v in state.operands.items()}

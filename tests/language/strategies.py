@@ -82,12 +82,13 @@ _primaries = (
     | st.builds(syntax.Class, names.filter(lambda name: name[0].isupper()), span=st.just(NOWHERE))
     | st.builds(syntax.All, span=st.just(NOWHERE))
 )
-_bounds = st.none() | st.integers(-9, 9)
+_shares = st.sampled_from((0.5, -0.25, 0.125, -0.75))
+_bounds = st.none() | st.integers(-9, 9) | _shares
 _subscripts = st.builds(
     syntax.Slice,
     _bounds,
     _bounds,
-    _bounds.filter(lambda step: step != 0),
+    (st.none() | st.integers(-9, 9)).filter(lambda step: step != 0),
     span=st.just(NOWHERE),
 ) | st.builds(syntax.Index, st.integers(-9, 9), span=st.just(NOWHERE))
 
