@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.anatomy.modules import module_at
+from surgery.graft.computing import Tensors, by_expert
 from surgery.graft.graphs.emit import Emitter
-from surgery.graft.initialise import Tensors, by_expert
 from surgery.graft.sites import sites_of
 from surgery.graft.state import Applied, Surgery
 from surgery.planning.edit import Edit

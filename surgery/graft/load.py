@@ -195,9 +195,8 @@ def _same_flags(model: nn.Module) -> Generator[None]:
 
 def _set_flags(model: nn.Module, plan: Plan) -> None:
     parameters = all_parameters(model)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            set_flag(parameters[name], flag)
+    for name, flag in plan.decisions.items():
+        set_flag(parameters[name], flag)
 
 
 def _check_tensors(file: AdapterFile, drafts: list[_Draft]) -> None:

@@ -17,7 +17,7 @@ from surgery.anatomy.modules import all_modules
 from surgery.graft.container import Graft, graft_at
 from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
-from surgery.planning.edit import Edit
+from surgery.planning.edit import Edit, by_site
 from surgery.planning.plan import Plan
 from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
@@ -32,15 +32,6 @@ class Applied:
     plan: Plan
     edits: tuple[Edit, ...]
     seed: int
-
-    def decides(self, name: str) -> bool | None:
-        """Whether it has a base parameter train; None if it says nothing of it."""
-        return self.decisions.get(name)
-
-    @property
-    def decisions(self) -> dict[str, bool]:
-        """Which base parameters it has train, and which not."""
-        return {**dict.fromkeys(self.plan.trained, True), **dict.fromkeys(self.plan.frozen, False)}
 
     def without(self, gone: set[int]) -> Applied:
         """It without the edits of which the identities are given."""
@@ -68,10 +59,7 @@ class Surgery:
 
     def standing(self) -> dict[str, list[Wrapped]]:
         """The methods in force by site."""
-        found: dict[str, list[Wrapped]] = {}
-        for edit in self.edits():
-            found.setdefault(edit.site.whole, []).append(edit.wrapped)
-        return found
+        return {site: [e.wrapped for e in edits] for site, edits in by_site(self.edits()).items()}
 
     def current(self) -> list[Edit]:
         """Every edit in force, with the flags that statements of later specs gave its params."""
@@ -89,7 +77,7 @@ class Surgery:
         """Which base parameters train by what the specs say: the last one counts."""
         found = dict(self.flags)
         for applied in self.applied:
-            found |= applied.decisions
+            found |= applied.plan.decisions
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:

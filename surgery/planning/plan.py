@@ -54,6 +54,11 @@ class Plan:
     penalties: tuple[SitePenalty, ...] = ()
 
     @property
+    def decisions(self) -> dict[str, bool]:
+        """Whether each base parameter that the spec decides about trains."""
+        return {**dict.fromkeys(self.trained, True), **dict.fromkeys(self.frozen, False)}
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(t for e in self.edits for t in e.tensors)
 

@@ -47,7 +47,7 @@ def told(text: str) -> set[str]:
         (BODY.format(squares("n", "+").replace("+ a", "+ min(n, a").replace("\n", ")\n")), "S1"),
         ("let a = divisor(1e11, 7)", "S208"),
         ("let a = min(1)", "S208"),
-        ("let a = divisor(k = 2, n = 4)", "S207"),
+        ("let a = divisor(k = 2, n = 4)", "S208"),
         ("let a = remainder(1, 0)", "S208"),
         ("let a = sqrt(0 - 1)", "S208"),
         ("let a = 99999999999999999999", "S112"),
