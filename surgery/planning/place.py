@@ -32,6 +32,7 @@ from surgery.planning.edit import Tensor
 from surgery.planning.layers import packed_layer, read_layer
 from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
+from surgery.rules.dims import STEP
 from surgery.rules.program import Program
 from surgery.rules.signature import Signature
 from surgery.rules.values import Declaration, is_clock
@@ -163,7 +164,8 @@ class Place:
             SurgeryError: S272 for one that the site lacks.
 
         """
-        missing = facts - self.sizes.keys() if facts else facts
+        # The step is known later, to what follows it.
+        missing = facts - self.sizes.keys() - {STEP} if facts else facts
         if not missing:
             # Nothing asks for the model to be run.
             return

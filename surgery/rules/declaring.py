@@ -74,7 +74,7 @@ def _dim(e: syntax.Expression, body: Declaring) -> Dim:
 def declare_draw(step: syntax.Draw, body: Declaring) -> None:
     """A state that is drawn anew for each step of training; in evaluation it is fixed."""
     shape = tuple(_dim(d, body) for d in step.dims or ()) or (ONE,)
-    init = Init(*distribution(body, step.distribution, DRAWS, "draw"))
+    init = Init(*distribution(step.distribution, body, DRAWS, "what is drawn anew for each step"))
     name, span = body.path + step.name, step.name_span
     made = Declaration(name, shape, init, True, step.shared, span, state=True, drawn=True)
     _added(body, made)
@@ -105,8 +105,9 @@ def _added(body: Declaring, made: Declaration) -> None:
     """``made`` joins what a method adds, if it is no second use of what has declared it before."""
     for part in made.name.split("."):
         check_name(part, made.span)
-    if not is_again(made, body.state.notes.declarations, body.shapes):
-        body.state.notes.declarations.append(made)
+    declared = body.state.notes.declarations
+    if not is_again(made, declared, body.shapes):
+        declared.append(made)
 
 
 def scalar_of(init: Init, name: str) -> Dim:

@@ -38,27 +38,34 @@ def start(step: syntax.Param, shape: tuple[Dim, ...], names: Names) -> Init:
                 Label(step.name_span, "declared here"),
             )
         return Init(None, value=value)
-    kind, given = distribution(names, step.init, DISTRIBUTIONS, "param")
+    name, given = distribution(step.init, names, DISTRIBUTIONS, "a distribution")
     std = dict(given).get("std", dict(given).get("bound"))
     if isinstance(std, Dim) and std.number == 0:
         return Init(None, value=number(0, step.init.span))
-    return Init(kind, given)
+    return Init(name, given)
 
 
 def distribution(
-    names: Names, e: syntax.Expression, known: Mapping[str, tuple[str, ...]], what: str
+    init: syntax.Expression, names: Names, known: Mapping[str, tuple[str, ...]], what: str
 ) -> tuple[str, tuple[tuple[str, Dim | str], ...]]:
-    """A distribution of those ``known``, with its arguments."""
-    if not isinstance(e, syntax.Call) or e.function not in known:
-        of = "a distribution" if what == "param" else "what it is drawn from"
-        raise error("S218", f"`~` takes {of}", e.span, help=f"one of {', '.join(known)}")
-    formal = known[e.function]
+    """A distribution of those ``known``, with its arguments.
+
+    Raises:
+        SurgeryError: S218 if ``init`` is none, or its arguments are others.
+
+    """
+    if not isinstance(init, syntax.Call) or init.function not in known:
+        raise error("S218", f"`~` takes {what}", init.span, help=f"one of {', '.join(known)}")
+    formal = known[init.function]
     given: dict[str, Dim | str] = {}
-    for position, argument in enumerate(e.arguments):
+    for position, argument in enumerate(init.arguments):
         name = argument.name or (formal[position] if position < len(formal) else "")
         if name not in formal or name in given:
-            takes = f"`{e.function}` takes {', '.join(formal) or 'nothing'}"
-            raise error("S218", takes, argument.span)
+            raise error(
+                "S218",
+                f"`{init.function}` takes {', '.join(formal) or 'nothing'}",
+                argument.span,
+            )
         value = evaluate(argument.value, names)
         if name == "text" and isinstance(value, str):
             given[name] = value
@@ -68,5 +75,5 @@ def distribution(
                 names.demand(SPREAD.of(number_, argument.span, names.origin(argument.value)))
     missing = [n for n in formal if n not in given]
     if missing:
-        raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
-    return e.function, tuple(given.items())
+        raise error("S218", f"`{init.function}` needs {', '.join(missing)}", init.span)
+    return init.function, tuple(given.items())
