@@ -99,7 +99,8 @@ def _argument(node: Argument) -> Doc:
 
 
 def dims(given: tuple[Expression, ...]) -> Doc:
-    return ("[", joined([expression(dim) for dim in given], ", "), "]")
+    parts: list[Doc] = [expression(dim) for dim in given]
+    return ("[", joined(parts, ", "), "]")
 
 
 def settings(given: tuple[Setting, ...]) -> Doc:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Literal
 
 from surgery.rules.affine import NotAffine
+from surgery.rules.opening import start_is_open
 from surgery.rules.program import Program
 
 # Figures are for one position; what grows with a sequence cancels out.
@@ -32,6 +33,8 @@ class Derived:
     folds: bool
     reason: str | None
     obstacle: str | None = None
+    open: bool = False
+    """Whether algebra cannot tell if it starts as the identity, which ``identity`` does not say."""
 
     @property
     def merges(self) -> bool:
@@ -76,6 +79,7 @@ def derive(
         int(program.flops.value(one) - before.flops.value(one)),
         program.folds(child),
         reason,
+        open=start_is_open(program),
     )
 
 

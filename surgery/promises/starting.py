@@ -23,7 +23,9 @@ def starts_as_base(trial: Trial) -> Verdict:
     if away:
         sites = [str(family) for family in families(e.site.name for e in away)]
         return not_promised(
-            promise, f"the rules change the output at initialization at {', '.join(sites[:4])}"
+            promise,
+            f"the rules {'may ' * all(e.derived.open for e in away)}change the output at "
+            f"initialization at {', '.join(sites[:4])}",
         )
     finding = Finding(promise)
     error = relative_error(output, trial.base.output)

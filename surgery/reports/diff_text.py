@@ -10,6 +10,7 @@ from surgery.planning.plan import Plan
 from surgery.reports.context import ModelContext
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions, some
+from surgery.reports.starts import other_start
 from surgery.reports.steering import steered, trained
 from surgery.reports.summary import Summary
 from surgery.reports.training import Parameters, shaped, tied
@@ -46,7 +47,8 @@ def closing(summary: Summary) -> list[str]:
     lines: list[str] = []
     if summary.edits:
         cost = f"Cost: {summary.cost}. " if summary.cost else ""
-        start = "Identity" if summary.identity else "Changes the output"
+        other = "May change the output" if summary.open else "Changes the output"
+        start = "Identity" if summary.identity else other
         lines.append(f"{cost}{start} at initialization.")
     return [*lines, str(summary)]
 
@@ -80,7 +82,7 @@ def remarks(entry: Entry) -> list[str]:
     """What a reviewer should know of an entry; nothing for one that is harmless and merges."""
     found: list[str] = []
     if not entry.first.derived.identity:
-        found.append("! changes the output at initialization")
+        found.append(f"! {other_start(entry.first.derived.open)}")
     if entry.reason:
         found.append(f"! cannot be merged: {entry.reason}")
     if entry.first.derived.folds:

@@ -28,7 +28,9 @@ from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
 from surgery.reports.reasons import Reasoner
 from surgery.reports.report import Report
+from surgery.reports.starts import other_start
 from surgery.rules.expand import Wrapped
+from surgery.rules.opening import start_is_open
 from surgery.rules.program import build
 
 if TYPE_CHECKING:
@@ -182,7 +184,8 @@ def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Itera
     signature = edit.signature
     program = build(signature, (*before, wrapped))
     yield local(change(build(signature, before).result, program.result))
-    yield "identity at init" if program.is_identity else "! changes the output at initialization"
+    other = other_start(start_is_open(program))
+    yield "identity at init" if program.is_identity else f"! {other}"
     merge, reason = merge_of(program)
     if merge is None or edit.derived.obstacle:
         yield f"! cannot be merged: {edit.derived.obstacle or reason}"

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from surgery.rules.expression import Expression, number, rebuild, walk
+from surgery.rules.opening import start_is_open
 from surgery.rules.program import Program, at_start
 from surgery.rules.simplify import make, same_value, value_of
 
@@ -18,7 +19,13 @@ def starts_of(program: Program) -> tuple[str, bool]:
     result = at_start(program.result, program.params)
     if blocks and same_value(_without_blocks(result), program.base):
         return f"identity at init if `{'` and `'.join(sorted(blocks))}` is zero at init", False
-    return "changes the output at initialization", False
+    return other_start(start_is_open(program)), False
+
+
+def other_start(is_open: bool) -> str:
+    """What is said of a start that algebra does not show to be the identity."""
+    what = "the output at initialization"
+    return f"may change {what}: algebra cannot tell" if is_open else f"changes {what}"
 
 
 def starts_if(program: Program, methods: Collection[str]) -> str:

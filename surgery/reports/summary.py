@@ -27,6 +27,8 @@ class Summary:
     frozen: int
     merging: int
     identity: bool
+    open: bool
+    """Whether algebra cannot tell so, of all that it does not show to start as the identity."""
     flops: int
     base_flops: int | None
     steered: bool = False
@@ -98,6 +100,7 @@ def summary_of(plan: Plan, context: ModelContext) -> Summary:
         frozen=sum(context.flags[n] for n in plan.frozen),
         merging=sum(e.derived.merges for e in plan.edits),
         identity=all(e.derived.identity for e in last.values()),
+        open=all(e.derived.identity or e.derived.open for e in last.values()),
         flops=sum(e.derived.flops for e in plan.edits),
         base_flops=context.flops,
         steered=bool(plan.flags or plan.options or plan.penalties),

@@ -21,6 +21,7 @@ from surgery.rules.ranges import COUNT
 from surgery.rules.scaling import settle
 from surgery.rules.shapes import ONE, show_shape
 from surgery.rules.simplify import make, substitute
+from surgery.rules.spectra import check_real
 from surgery.rules.state import OPERANDS, State, effective, read_operand
 
 
@@ -34,6 +35,7 @@ def assign(step: syntax.Assign, body: Body) -> None:
             help="a `let` names a value that does not change",
         )
     value = tensor(evaluate(step.value, body), step.value.span)
+    check_real(value, step.value.span)
     state = body.state
     current = tensor(read_operand(state, target, step.target_span) or Dim.of(0), step.target_span)
     expected = _expected(state, target, current, value)

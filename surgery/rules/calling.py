@@ -14,6 +14,7 @@ from surgery.rules.operands import tensor
 from surgery.rules.primitive import Arguments, Primitive
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.simplify import make
+from surgery.rules.spectra import check_real
 
 
 def tensors(
@@ -69,6 +70,8 @@ def call_primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expres
             raise error("S212", problem, e.span)
         written = positional[position].value
         names.demand(range_.of(known, e.span, names.origin(written)))
+    for argument in arguments if primitive.real else ():
+        check_real(argument, e.span)
     axis = _axis(primitive, arguments, e, names) if primitive.axis else None
     if axis == SITES:
         shape = arguments[0].shape

@@ -83,9 +83,10 @@ class Primitive:
         ``inference`` tells that its value is the first argument in evaluation, ``random`` that it
         is drawn in training, ``detaches`` that no gradient passes, ``mask`` that it is of ones and zeros,
         ``idempotent`` that twice is as
-        good as once, and ``real`` that it is of real numbers: of complex ones torch computes it not
-        at all, or makes real ones of them. ``stepping``: it is there after a step of the optimizer,
-        where ``over_sites`` is the path of what takes it over all sites of a method.
+        good as once, ``spectrum`` that it makes complex numbers of real ones, or ends them, and
+        ``real`` that it is of real numbers: of complex ones torch computes it not at all, or makes
+        real ones of them. ``stepping``: it is there after a step of the optimizer, where
+        ``over_sites`` is the path of what takes it over all sites of a method.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Primitive:
     stepping: bool = False
     over_sites: str = ""
     idempotent: bool = False
+    spectrum: Literal["", "makes", "ends"] = ""
     real: bool = False
 
     def __repr__(self) -> str:

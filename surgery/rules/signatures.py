@@ -38,14 +38,15 @@ def of_matmul(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int
     left, right = arguments
     if len(right.shape) < 2 or STAR in right.shape:
         _need_rank("@", right, 2, span)
-    fits = len(left.shape) > 1 and shapes.equal(left.shape[-1], right.shape[-2], "@", span)
+    inner, columns = right.shape[-2:]
+    fits = len(left.shape) > 1 and shapes.equal(left.shape[-1], inner, "@", span)
     if not fits or (len(right.shape) > 2 and STAR in left.shape):
         raise mismatch("@", left, right, span)
     beside = left.shape[:-2]
     if len(right.shape) > 2:
         ends = [replace(a, shape=a.shape[:-2]) for a in arguments]
         beside = shapes.broadcast(ends[0], ends[1], "@", span)
-    return (*beside, left.shape[-2], right.shape[-1])
+    return (*beside, *left.shape[-2:-1], columns)
 
 
 def of_transpose(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
@@ -187,7 +188,7 @@ def matmul_cost(e: Expression) -> Dim:
     if len(e.arguments[1].shape) > 2:
         return elements(e) * inner * 2
     leading = rows if rows != STAR else Dim.of(1)
-    return leading * inner * e.arguments[1].shape[1] * 2
+    return leading * inner * e.arguments[1].shape[-1] * 2
 
 
 def row_norm_cost(e: Expression) -> Dim:
@@ -201,8 +202,8 @@ def bilstm_cost(e: Expression) -> Dim:
 
 def of_inverse(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     (matrix,) = arguments
-    square = len(matrix.shape) > 1 and shapes.equal(*matrix.shape[-2:], "inverse", span)
-    if not square or STAR in matrix.shape:
+    rows, columns = matrix.shape[-2:] if len(matrix.shape) > 1 else (STAR, STAR)
+    if STAR in matrix.shape or rows == STAR or not shapes.equal(rows, columns, "inverse", span):
         raise error(
             "S212",
             f"inverse takes square matrices, and `{matrix}` is {show_shape(matrix.shape)}",
@@ -219,6 +220,11 @@ def of_eye(_: object, matrix: Expression) -> Expression | None:
 def beside_eye(_: object, left: Expression, right: Expression) -> Expression | None:
     """A product with the identity."""
     return left if right.op == "eye" else right if left.op == "eye" else None
+
+
+def fft_cost(e: Expression) -> Dim:
+    """Ten operations an element, for the logarithm that there is no polynomial for."""
+    return elements(e) * 10
 
 
 def decomposition_cost(e: Expression) -> Dim:

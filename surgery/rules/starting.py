@@ -14,6 +14,7 @@ from surgery.rules.names import Names
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SPREAD, SPREADS
 from surgery.rules.shapes import show_shape
+from surgery.rules.spectra import check_real
 from surgery.rules.values import Init
 
 
@@ -26,6 +27,7 @@ def start(step: syntax.Param, shape: tuple[Dim, ...], names: Names) -> Init:
     """
     if not step.random:
         value = tensor(evaluate(step.init, names), step.init.span)
+        check_real(value, step.init.span)
         if value.varies:
             raise error(
                 "S217", "a param cannot start from what flows through the model", step.init.span

@@ -141,6 +141,19 @@ def expression(random: Random, depth: int, leaves: list[str]) -> str:
         return f"({left})"
     if kind < 0.9:
         return f"{random.choice(['min', 'max', 'divisor', 'linear', 'dropout', 'kron'])}({left}, {right})"
+    if kind < 0.93:
+        dim, other = random.sample(["m", "n", "r", "k", "2"], 2)
+        by_name = [
+            f"dot({left}, {right}, over = {dim})",
+            f"dot({left}, {right})",
+            f"split({left}, {dim} = {other} * r)",
+            f"join({left}, {dim} = {other} * r)",
+            f"transpose({left}, {dim}, {other})",
+            f"eye({dim})",
+            f"inverse({left})",
+            f"{left} < {right}",
+        ]
+        return random.choice(by_name)
     return f"{random.choice([*_FUNCTIONS, 'floor'])}({left})"
 
 
@@ -209,6 +222,9 @@ def _step(random: Random, known: list[str], block: bool) -> str:
         ]
         known.append(name)
         return f"param {flags}{name}[{sizes}] {random.choice(starts)}"
+    if kind < 0.65:
+        known.append(name)
+        return f"let {name}, s1 = {random.choice(['svd', 'qr', 'relu'])}(W, {random.choice('rn2')})"
     if kind < 0.75:
         value = expression(random, 2, known)
         known.append(name)

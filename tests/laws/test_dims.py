@@ -11,6 +11,8 @@ from tests.laws.strategies import Holder, assert_near, randomise_added, snapshot
 from tests.models import randomise
 
 METHODS = {
+    "c3a(2)": True,
+    "hra(2)": True,
     "oft(2)": True,
     "gralora(2)": True,
     "miss(2)": True,
@@ -55,9 +57,9 @@ def test_identity_merge_and_undo(method: str, kind: str) -> None:
     model, x = made(kind)
     before, expected = snapshot(model), model(x)
     spec = f"on `layer` apply {method}"
-    assert ("Identity at init" in str(surgery.diff(model, spec, example_inputs=x))) == METHODS[
-        method
-    ]
+    # Equal pairs of reflectors undo each other, which numbers show and algebra does not.
+    said = "may change" if method.startswith("hra") else "Identity" * METHODS[method] or "Changes"
+    assert said.lower() in str(surgery.diff(model, spec, example_inputs=x)).lower()
     surgery.apply(model, spec, example_inputs=x, seed=0)
     assert torch.allclose(model(x), expected, atol=1e-12) or not METHODS[method]
     randomise_added(model)

@@ -8,7 +8,7 @@ the same weights; :data:`PLAIN` has what PEFT has not, beside its equation writt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Peer:
     """Parameters of ours that PEFT does not train."""
     kept: tuple[str, ...] = ()
     """Parameters of ours that keep their start, which in PEFT is taken off the base's weight."""
+    wrong: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What PEFT computes wrongly, and how that is known."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,26 @@ PEERS = (
         {"S": (_upper(0.5), _upper(1))},
     ),
     Peer(
+        "c3a(4)",
+        "C3AConfig",
+        {"block_size": 4},
+        # PEFT correlates, which is to convolve with what runs backwards.
+        {"w": lambda layer: layer.c3a_kernel["default"].flip(-1).roll(1, -1)},
+        LINEAR,
+        torch.float32,
+        wrong={"gradient of x": "its backward correlates where it should convolve: no gradcheck"},
+    ),
+    Peer(
+        "hra(4)",
+        "HRAConfig",
+        {"r": 4},
+        {
+            "U": lambda layer: layer.hra_u["default"][:, 0::2].T,
+            "V": lambda layer: layer.hra_u["default"][:, 1::2].T,
+        },
+        (*LINEAR,),
+    ),
+    Peer(
         "gralora(4, alpha = 8)",
         "GraloraConfig",
         {"r": 4, "alpha": 8, "gralora_k": 2},
@@ -264,6 +286,18 @@ def _mora(x: Tensor, W: Tensor, b: Tensor | None, M: Tensor) -> Tensor:
     return functional.linear(x, W + M.repeat(W.shape[0] // 4, W.shape[1] // 4), b)
 
 
+def _compacter(
+    x: Tensor, W: Tensor, b: Tensor | None, C: Tensor, d0: Tensor, u0: Tensor, **of: Tensor
+) -> Tensor:
+    def matrix(s: Tensor, t: Tensor) -> Tensor:
+        parts = zip(C, s, t, strict=True)
+        return torch.stack([torch.kron(c, u.outer(v)) for c, u, v in parts]).sum(0)
+
+    y = functional.linear(x, W, b)
+    hidden = functional.gelu(functional.linear(y, matrix(of["s1"], of["t1"]), d0))
+    return y + functional.linear(hidden, matrix(of["s2"], of["t2"]), u0)
+
+
 def _ether(x: Tensor, W: Tensor, b: Tensor | None, u: Tensor) -> Tensor:
     v = u / u.norm(dim=1, keepdim=True)
     reflect = torch.block_diag(*(torch.eye(len(r), dtype=r.dtype) - 2 * r.outer(r) for r in v))
@@ -304,6 +338,7 @@ PLAIN = (
         lambda x, W, b, A, B, A0, B0: functional.linear(x, W + 2 * (B @ A - B0 @ A0), b),
     ),
     Plain("mora(4)", _mora),
+    Plain("sequential compacter(4, k = 2)", _compacter, ("square",), merges=False),
     Plain("ether(2)", _ether),
 )
 
@@ -322,11 +357,9 @@ WITHOUT = {
     "AdaptionPromptConfig": NOT_YET,
     "AdamssConfig": NOT_YET,
     "BOFTConfig": NOT_YET,
-    "C3AConfig": NOT_YET,
     "DeftConfig": NOT_YET,
     "FourierFTConfig": NOT_YET,
     "FrodConfig": NOT_YET,
-    "HRAConfig": NOT_YET,
     "LilyConfig": NOT_YET,
     "MultitaskPromptTuningConfig": NOT_YET,
     "PeanutConfig": NOT_YET,

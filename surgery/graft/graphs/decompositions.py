@@ -6,8 +6,12 @@ gives: of each singular vector on the left the largest element is positive, of R
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+linalg: Any = torch.linalg  # its functions have no types
 
 
 def _wide(matrix: Tensor) -> Tensor:
@@ -19,7 +23,8 @@ def svd(matrix: Tensor, r: int, smallest: bool = False) -> tuple[Tensor, Tensor,
 
     The largest of them comes first either way; U diag(s) V is the part of the matrix.
     """
-    left, values, right = torch.linalg.svd(_wide(matrix), full_matrices=False)
+    found: tuple[Tensor, Tensor, Tensor] = linalg.svd(_wide(matrix), full_matrices=False)
+    left, values, right = found
     chosen = slice(values.shape[0] - int(r), None) if smallest else slice(int(r))
     left, values, right = left[:, chosen], values[chosen], right[chosen]
     highest = left.gather(0, left.abs().argmax(0, keepdim=True)).squeeze(0)
@@ -34,7 +39,8 @@ def minor_svd(matrix: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def qr(matrix: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """The first ``r`` columns of Q [n, r] and rows of R [r, m]."""
-    left, right = torch.linalg.qr(_wide(matrix))
+    found: tuple[Tensor, Tensor] = linalg.qr(_wide(matrix))
+    left, right = found
     left, right = left[:, : int(r)], right[: int(r)]
     signs = torch.where(right.diagonal().real < 0, -1.0, 1.0).to(right.dtype)
     return left * signs, right * signs.unsqueeze(1)

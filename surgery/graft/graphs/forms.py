@@ -13,7 +13,7 @@ from surgery.graft.graphs import kernels, shaping
 from surgery.graft.graphs.dims import emit_dims, has_several
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Emitting
-from surgery.rules.expression import Expression, is_leading, operand
+from surgery.rules.expression import Expression, is_leading, operand, walk
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 
@@ -118,13 +118,22 @@ def _axis(emitter: Emitting, e: Expression) -> int:
 
 def over(emitter: Emitting, e: Expression) -> Any:
     """A function of all elements along an axis."""
-    extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
-    return emitter.host.call(
-        function(PRIMITIVES[e.op].torch),
-        *map(emitter.emit, e.arguments),
-        dim=_axis(emitter, e),
-        **extra,
-    )
+    row = PRIMITIVES[e.op]
+    extra = {"keepdim": True} if row.reduces else {}
+    values = map(emitter.emit, e.arguments)
+    result = emitter.host.call(function(row.torch), *values, dim=_axis(emitter, e), **extra)
+    made = _spectrum_in(e) if row.spectrum == "ends" else None
+    # A spectrum is of single precision or wider; what it is of may be of half.
+    return result if made is None else emitter.host.call("type_as", result, emitter.emit(made))
+
+
+def _spectrum_in(e: Expression) -> Expression | None:
+    """What the first spectrum within ``e`` is of."""
+    for part in walk(e):
+        row = PRIMITIVES.get(part.op)
+        if row is not None and row.spectrum == "makes" and part.arguments[0].number is None:
+            return part.arguments[0]
+    return None
 
 
 def pool(emitter: Emitting, e: Expression) -> Any:

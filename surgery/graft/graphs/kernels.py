@@ -73,7 +73,25 @@ def eye(like: Tensor, size: int) -> Tensor:
 def inverse(matrices: Tensor) -> Tensor:
     """The inverse of each matrix; half precision is inverted in single."""
     wide = torch.promote_types(matrices.dtype, torch.float32)
-    return torch.linalg.inv(matrices.to(wide)).to(matrices.dtype)
+    linalg: Any = torch.linalg  # its functions have no types
+    inverted: Tensor = linalg.inv(matrices.to(wide))
+    return inverted.to(matrices.dtype)
+
+
+def fft(value: Tensor, dim: int) -> Tensor:
+    """The spectrum along ``dim``; that of half precision is computed in single."""
+    functions: Any = torch.fft  # its functions have no types
+    found: Tensor = functions.fft(
+        value.to(torch.promote_types(value.dtype, torch.float32)), dim=dim
+    )
+    return found
+
+
+def ifft(spectrum: Tensor, dim: int) -> Tensor:
+    """The real part of what has this spectrum along ``dim``."""
+    functions: Any = torch.fft  # its functions have no types
+    found: Tensor = functions.ifft(spectrum, dim=dim)
+    return found.real
 
 
 def flip(value: Tensor, dim: int) -> Tensor:
@@ -83,7 +101,8 @@ def flip(value: Tensor, dim: int) -> Tensor:
 
 def unflatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
     """One axis as several."""
-    return value.unflatten(axis, sizes)
+    found: Tensor = torch.unflatten(value, axis, sizes)
+    return found
 
 
 def flatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
