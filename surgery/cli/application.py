@@ -92,5 +92,7 @@ def run(arguments: Sequence[str] | None) -> int:
         if context is not None:
             say(context.get_usage())
         say(f"error: {explain()}")
+        if context is not None:
+            say(f"  = help: `{context.command_path} --help` shows how it is called")
         return MISUSED
     return code if isinstance(code, int) else FINE

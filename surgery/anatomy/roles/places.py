@@ -32,7 +32,7 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.scores import recorded_scores
 from surgery.anatomy.roles.sites import SitesByRole
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
@@ -58,7 +58,7 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        scores = Scores(flow)
+        scores = recorded_scores(flow)
         found = list(cores(flow, self.linears, scores))
         self.keys = Keys(flow, scores)
         projections = Projections(flow, self.linears, found, self.sums)
@@ -137,8 +137,7 @@ class Reading:
         if last is not None:
             self.sites.add_linear(last, "o")
         if core.ops[-1] not in self.flow.felt:
-            # CANINE, LiLT: what the last layer makes for others than the tokens.
-            return  # what it attends to changes nothing that the model returns
+            return  # CANINE, LiLT: it changes nothing that the model returns
         if last is not None and firsts:
             border = Border(
                 firsts[0].source,
@@ -184,10 +183,7 @@ class Reading:
             self.sites.add_call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
-        """The module that runs an attention with more around it (a sum, a norm), but no layer.
-
-        XLNet: its output projection is an einsum, with the residual sum and the norm behind it.
-        """
+        """The module that runs an attention, a sum and a norm around it (XLNet), but no layer."""
         ends = [attention.o.op] if attention.o is not None else []
         firsts = [first.op for first in attention.firsts]
         call = self.flow.lowest([*firsts, *attention.core.ops, *ends])
@@ -253,7 +249,6 @@ class Reading:
         down = found.down
         if down.call is None:
             return
-        # RWKV: the module ends with a product with its gate, and not with a linear layer.
         if found.product is not None:
             site = self._multiplied(found.product, (*ops, down.op))
         else:
@@ -269,7 +264,7 @@ class Reading:
             self.sites.add(site, "mlp")
 
     def _multiplied(self, product: Node, ops: tuple[Node, ...]) -> Site | None:
-        """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
+        """The module that runs a feed-forward and ends with ``product``, of it and a gate (RWKV)."""
         call = self.flow.lowest((*ops, product))
         entry, exit = self.ports.main_input(call), self.ports.output(call, outputs_of(product)[0])
         if not call.path or entry is None or exit is None:
