@@ -207,7 +207,8 @@ def ensemble(
         Tensor: an answer for each sequence, [batch, ...]; the first where as many differ.
 
     Raises:
-        SurgeryError: S532 if the model has not just one prompt, or an adapter none like it.
+        SurgeryError: S532 if the model has not just one prompt, or an adapter none like it, or if
+            it is a graph, traced or exported, whose prompt is a part of it.
 
     """
     return vote(adapted_of(model), adapters, inputs, answer)

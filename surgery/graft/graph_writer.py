@@ -165,7 +165,7 @@ class GraphWriter:
             raise unreachable(edit, others)
         before = set(self.graph.nodes)
         first = reads[layer.weight][0][0]
-        host = NodeHost(self, site, edit, first)
+        host = NodeHost(self, site, edit, first, edit.owner)
         made = effective(host, layer, site.program)
         for name, value in made.items():
             for attribute, user in reads[name]:

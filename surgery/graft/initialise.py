@@ -68,7 +68,7 @@ def initial(
     if like.device.type == "meta":
         tensor = torch.empty(shape, dtype=like.dtype, device="meta")
     elif declaration.init.value is not None:
-        value = compute(declaration.init.value, layer, sizes, values)
+        value = compute(declaration.init.value, layer, sizes, _widely(values))
         tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
         if isinstance(value, Tensor):
             tensor.copy_(value.expand(shape))
@@ -78,6 +78,18 @@ def initial(
         one_hot = bool(layer and layer.kind.one_hot and str(declaration.shape[-1]) == "m")
         tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
     return nn.Parameter(tensor, requires_grad=not declaration.frozen)
+
+
+def _widely(values: Callable[[Expression], Tensor]) -> Callable[[Expression], Tensor]:
+    """``values`` in single precision or wider: what is computed of them is rounded once."""
+
+    def value(e: Expression) -> Tensor:
+        tensor = values(e)
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    return value
 
 
 def generator(key: str) -> torch.Generator:

@@ -18,6 +18,7 @@ from surgery.language.syntax import (
     Param,
     Return,
     Step,
+    Unpack,
 )
 
 Named = tuple[str, Span]
@@ -64,6 +65,8 @@ def _names(definition: Method | Block) -> Iterator[Named]:
                     yield operand.name, operand.span
             case Param() | Draw() | Let():
                 yield step.name, step.name_span
+            case Unpack():
+                yield from ((name.name, name.span) for name in step.names)
             case After():
                 for inner in step.body:
                     if isinstance(inner, Let):

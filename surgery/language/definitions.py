@@ -26,11 +26,12 @@ from surgery.language.syntax import (
     Return,
     Step,
     Tune,
+    Unpack,
 )
 from surgery.language.unparse import arguments, dims, expression, quote, settings
 
 _WIDEST = 32
-_COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3}
+_COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3, Unpack: 3}
 """How wide the words are with which steps begin that stand in columns."""
 
 
@@ -143,6 +144,9 @@ def _step(node: Step, column: int, width: int) -> Doc:
             of = "" if node.dims is None else dims(node.dims)
             fixed = "" if node.otherwise is None else (" else ", expression(node.otherwise))
             return opened("draw", (drawn, of, " ~ ", expression(node.distribution), fixed))
+        case Unpack():
+            names = ", ".join(name.name for name in node.names)
+            return opened("let", (f"{names} = ", expression(node.value)))
         case Let():
             return opened("let", (f"{node.name} = ", expression(node.value)))
         case Apply():

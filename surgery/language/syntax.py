@@ -254,6 +254,14 @@ class Let(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Unpack(Node):
+    """`let U, s, V = svd(W, r)` in a rule's body: names for several values."""
+
+    names: tuple[Name, ...]
+    value: Expression
+
+
+@dataclass(frozen=True, slots=True)
 class Use(Node):
     """`use "file.peft"` or `use "file.peft" (name, name)`."""
 
@@ -378,7 +386,9 @@ class Return(Node):
     value: Expression
 
 
-Step = Match | Require | Param | Draw | Let | Assign | Apply | Tune | Charge | After | Return
+Step = (
+    Match | Require | Param | Draw | Let | Unpack | Assign | Apply | Tune | Charge | After | Return
+)
 
 
 @dataclass(frozen=True, slots=True)

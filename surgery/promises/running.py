@@ -117,8 +117,9 @@ def floating(output: Any) -> tuple[Tensor, ...]:
 def modes(model: nn.Module, train: bool) -> Generator[None]:
     """All modules in training or evaluation inside; modes and buffers are as before after it."""
     before = [(m, m.training) for m in model.modules()]
-    # Always put back: batch norms write theirs without counting a version.
-    buffers = [(b, b.detach().clone()) for b in model.buffers()] if train else []
+    # Always put back: batch norms write theirs without counting a version, and what was exported in
+    # training, or has a cache, writes them in evaluation, too.
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
     try:
         for module, _ in before:
             module.__dict__["training"] = train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Protocol
 
@@ -174,19 +174,15 @@ def _fit(parameter: syntax.Parameter, value: Value, span: Span, definition: Defi
         f"`{definition.name}` takes a {parameter.kind}, and this is {describe(value)}",
         span,
         Label(parameter.span, "declared here"),
-        help=_suggest(parameter.kind, definition),
+        help=_suggest(parameter.kind, value),
     )
 
 
-def _suggest(kind: str, definition: Definition) -> str | None:
-    fitting: dict[str, Callable[[Definition], bool]] = {
-        "block": lambda d: isinstance(d.syntax, syntax.Block),
-        "method": lambda d: isinstance(d.syntax, syntax.Method),
-    }
-    names = [
-        n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)
-    ]
-    return f"a {kind} is one of {', '.join(sorted(names))}" if names else None
+def _suggest(kind: str, value: Value) -> str:
+    if isinstance(value, Closure) and value.is_block:
+        name = value.definition.name
+        return f"a verb makes a method of a block: `sequential {name}(…)` or `parallel {name}(…)`"
+    return "a block, such as `adapter(…)`" if kind == "block" else "a method, such as `lora(…)`"
 
 
 def chain(application: syntax.Application, names: Binder) -> Closure:

@@ -9,8 +9,8 @@ from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
 from surgery.rules.expression import (
     IN,
@@ -18,19 +18,20 @@ from surgery.rules.expression import (
     STAR,
     Expression,
     is_leading,
-    number,
     operand,
     param,
 )
+from surgery.rules.leading import named_leading, spread
 from surgery.rules.library import Scope
 from surgery.rules.named_dims import labelled
-from surgery.rules.naming import check_name, clash
+from surgery.rules.naming import check_name
 from surgery.rules.operands import scalar, tensor
-from surgery.rules.placing import placed
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
+from surgery.rules.placing import is_again, placed
+from surgery.rules.ranges import SIZE, unmet
 from surgery.rules.shapes import show_shape
+from surgery.rules.starting import start
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 
 class Body:
@@ -64,7 +65,7 @@ class Body:
         leading = self.state.named_dims
         # A method that ran since may have named the dims that `*` stands for.
         if isinstance(value, Expression) and value.varies and leading is not None:
-            return _retyped(value, leading)
+            return named_leading(value, leading)
         return value
 
     def like(self) -> Expression | None:
@@ -139,6 +140,9 @@ class Body:
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Unpack():
+                for name, part in zip(step.names, unpack(step, self), strict=True):
+                    self.define(name.name, part, name.span)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
@@ -154,43 +158,14 @@ class Body:
             if size.number is not None:
                 self.demand(SIZE.of(size, dim.span, self.origin(dim)))
         origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = self._init(step, shape)
+        init = start(step, shape, self)
         name = self.path + step.name
         for part in name.split("."):
             check_name(part, step.name_span)
         made = Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        if not self._is_again(made):
+        if not is_again(made, self.state.notes.declarations, self.shapes):
             self.state.notes.declarations.append(made)
         self.define(step.name, param(name, shape, step.name_span), step.name_span)
-
-    def _is_again(self, made: Declaration) -> bool:
-        """Whether a method or block that is used twice has declared this param before.
-
-        Raises:
-            SurgeryError: S215 if another stands in its place, S271 if it had another size then.
-
-        """
-        name = made.name
-        earlier = next((d for d in self.state.notes.declarations if clash(d.name, name)), None)
-        if earlier is None:
-            return False
-        first = Label(earlier.span, "first")
-        if earlier.name != name:
-            one, other = sorted((name, earlier.name))
-            problem = f"`{one}` names a param and what holds `{other}`"
-            raise error("S215", problem, made.span, first)
-        if earlier.span != made.span:
-            raise error("S215", f"the param `{name}` is declared twice", made.span, first)
-        pairs = zip(earlier.shape, made.shape, strict=True)
-        if all(self.shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
-            return True
-        raise error(
-            "S271",
-            f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
-            f"{show_shape(made.shape)}",
-            made.span,
-            help="what is used twice has the same params twice: give each use a block of its own",
-        )
 
     def _dim(self, e: syntax.Expression) -> Dim:
         """A dim of a param, called as it is written."""
@@ -201,51 +176,6 @@ class Body:
             self.origins[e.name] = self.origin(e.size)
             return size
         return size.called(e.name) if isinstance(e, syntax.Name) else size
-
-    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-        if not step.random:
-            value = tensor(evaluate(step.init, self), step.init.span)
-            if value.varies:
-                raise error(
-                    "S217", "a param cannot start from what flows through the model", step.init.span
-                )
-            if not self.shapes.fits(value.shape, shape, "param", step.span):
-                raise error(
-                    "S211",
-                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                    step.init.span,
-                    Label(step.name_span, "declared here"),
-                )
-            return Init(None, value=value)
-        known = ", ".join(DISTRIBUTIONS)
-        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
-            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
-        names = DISTRIBUTIONS[step.init.function]
-        given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(step.init.arguments):
-            name = argument.name or (names[position] if position < len(names) else "")
-            if name not in names or name in given:
-                raise error(
-                    "S218",
-                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
-                    argument.span,
-                )
-            value = evaluate(argument.value, self)
-            if name == "text" and isinstance(value, str):
-                given[name] = value
-            else:
-                number_ = given[name] = scalar(value, argument.span)
-                if name in SPREADS:
-                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
-        missing = [n for n in names if n not in given]
-        if missing:
-            raise error(
-                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
-            )
-        std = given.get("std", given.get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(step.init.function, tuple(given.items()))
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
@@ -283,7 +213,7 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
             )
         body.state.named_dims = leading
         spread(body.state, leading)
-        value = _retyped(value, leading)
+        value = named_leading(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
     if len(fixed) != len(names) or not complete or (starred and STAR in fixed):
@@ -307,29 +237,3 @@ def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tu
     """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
     found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
     return tuple(found)[:3]
-
-
-def _leading(count: int) -> tuple[Dim, ...]:
-    return tuple(Dim.named(f"*{i}") for i in range(count))
-
-
-def _retyped(
-    value: Expression, leading: int, known: dict[Expression, Expression] | None = None
-) -> Expression:
-    """``value`` with names for the leading dims of all its parts; parts that recur are ``known``."""
-    known = {} if known is None else known
-    if not value.varies:
-        return value
-    if value not in known:
-        arguments = tuple(_retyped(part, leading, known) for part in value.arguments)
-        named = (*_leading(leading), *value.shape[1:])
-        shape = named if value.shape[:1] == (STAR,) else value.shape
-        known[value] = Expression(value.op, arguments, value.attributes, shape, value.span)
-    return known[value]
-
-
-def spread(state: State, leading: int) -> None:
-    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
-    state.result = _retyped(state.result, leading)
-    state.origin = _retyped(state.origin, leading)
-    state.operands = {k: v and _retyped(v, leading) for k, v in state.operands.items()}

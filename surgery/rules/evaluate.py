@@ -10,6 +10,7 @@ from surgery.language.source import Span
 from surgery.rules.binding import bind
 from surgery.rules.changes import difference, together
 from surgery.rules.conditions import Condition, Requirement
+from surgery.rules.decomposing import in_parts
 from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import ARITY, FUNCTIONS, Dim
 from surgery.rules.expression import (
@@ -21,11 +22,11 @@ from surgery.rules.expression import (
 )
 from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
-from surgery.rules.named_dims import positions
+from surgery.rules.named_dims import axis_of
 from surgery.rules.operands import scalar, tensor, truth
-from surgery.rules.primitive import Arguments, Primitive
+from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import Shapes, show_shape
+from surgery.rules.shapes import Shapes
 from surgery.rules.simplify import make
 from surgery.rules.values import (
     Closure,
@@ -246,6 +247,8 @@ def _tensors(
 
 
 def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
+    if primitive.parts:
+        raise in_parts(primitive, e)
     if primitive.name in READERS:
         return READERS[primitive.name](e, names)
     positional = tuple(a for a in e.arguments if a.name is None)
@@ -267,7 +270,7 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             raise error("S212", problem, e.span)
         written = positional[position].value
         names.demand(range_.of(known, e.span, names.origin(written)))
-    axis = _axis(primitive, arguments, e, names) if primitive.axis else None
+    axis = axis_of(primitive, arguments, e, names) if primitive.axis else None
     shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else axis)
     if primitive.name == "linear" and len(arguments) == 3:
         x, weight, bias = arguments
@@ -277,24 +280,3 @@ def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression
             return make("add", (product, bias), shape, span=e.span)
     attributes: tuple[tuple[str, Attribute], ...] = () if axis is None else (("axis", axis),)
     return make(primitive.name, arguments, shape, attributes, e.span)
-
-
-def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int:
-    """The axis, counted from the end, that a dim is of the last argument that has it."""
-    given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
-    if given is None:
-        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
-    dim = scalar(evaluate(given, names), given.span)
-    label = given.name if isinstance(given, syntax.Name) else ""
-    places: list[int] = []
-    for value in reversed(arguments):
-        found = positions(value.shape, dim, label, names.shapes)
-        places = [i - len(value.shape) for i in found]
-        if places:
-            break
-    if len(places) != 1:
-        problem = "none of" if not places else "more than one of"
-        raise error(
-            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
-        )
-    return places[0]

@@ -12,10 +12,11 @@ from surgery.language import syntax
 from surgery.language.diagnostics import error
 from surgery.rules.assigning import assign, check_lengths
 from surgery.rules.binding import chain
-from surgery.rules.body import Body, spread
+from surgery.rules.body import Body
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
+from surgery.rules.leading import spread
 from surgery.rules.matching import match_operator
 from surgery.rules.placing import child_name, placed
 from surgery.rules.rows import Rows

@@ -260,4 +260,6 @@ def show(expression: Expression) -> str:
         for k, v in e.attributes
         if k != "axis" and not k.startswith("_")
     ]
-    return f"{_WRITTEN.get(e.op, e.op)}({', '.join(parts + extra)})"
+    part = dict(e.attributes).get("_part")
+    which = "" if part is None else f"[{part}]"
+    return f"{_WRITTEN.get(e.op, e.op)}({', '.join(parts + extra)}){which}"

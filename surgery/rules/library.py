@@ -53,7 +53,7 @@ class Scope:
                 f"no method or block is named `{name}`",
                 span,
                 help=did_you_mean(name, [*known, *ITEMS.values()])
-                or f"known are {', '.join(sorted(known))}",
+                or "`surgery methods` lists those that are known without a `use`",
             )
         return found
 

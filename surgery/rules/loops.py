@@ -83,6 +83,8 @@ def _own_names(node: syntax.Method | syntax.Block) -> Iterator[str]:
             case syntax.Param():
                 yield step.name
                 yield from (d.name for d in step.dims if isinstance(d, syntax.NamedDim))
+            case syntax.Unpack():
+                yield from (name.name for name in step.names)
             case syntax.Let():
                 yield step.name
             case _:

@@ -22,7 +22,7 @@ def in_body(node: syntax.Method | syntax.Block) -> Iterator[Mention]:
                     yield applied.name, applied.name_span, True
                     waiting += (a.value for a in applied.arguments)
                     applied = applied.operand
-            case syntax.Let() | syntax.Assign() | syntax.Return():
+            case syntax.Let() | syntax.Unpack() | syntax.Assign() | syntax.Return():
                 waiting.append(step.value)
             case syntax.Param():
                 waiting += (*step.dims, step.init)

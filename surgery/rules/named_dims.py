@@ -16,6 +16,7 @@ from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, Shape
 from surgery.rules.operands import scalar, tensor
+from surgery.rules.primitive import Arguments, Primitive
 from surgery.rules.shapes import Shapes, show_shape
 
 
@@ -96,3 +97,24 @@ def labelled(value: Expression, labels: tuple[str, ...]) -> Expression:
     kept = value.shape[: -len(labels)]
     named = (d.called(n) for d, n in zip(value.shape[-len(labels) :], labels, strict=True))
     return replace(value, shape=(*kept, *named))
+
+
+def axis_of(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Caller) -> int:
+    """The axis, counted from the end, that a dim is of the last argument that has it."""
+    given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
+    if given is None:
+        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
+    dim = scalar(names.evaluate(given), given.span)
+    label = given.name if isinstance(given, syntax.Name) else ""
+    places: list[int] = []
+    for value in reversed(arguments):
+        found = positions(value.shape, dim, label, names.shapes)
+        places = [i - len(value.shape) for i in found]
+        if places:
+            break
+    if len(places) != 1:
+        problem = "none of" if not places else "more than one of"
+        raise error(
+            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
+        )
+    return places[0]

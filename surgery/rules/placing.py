@@ -8,9 +8,13 @@ How it is written, with parentheses or one behind the other, makes no difference
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from surgery.rules.values import Closure
+from surgery.language.diagnostics import Label, error
+from surgery.rules.naming import clash
+from surgery.rules.shapes import Shapes, show_shape
+from surgery.rules.values import Closure, Declaration
 
 
 def taken(closure: Closure) -> dict[str, Closure]:
@@ -49,3 +53,32 @@ def _verb(closure: Closure) -> str:
         verb = len(taken(closure)) == 1
         count += verb and closure.definition.name == name
     return name if count == 1 else f"{name}_{count}"
+
+
+def is_again(made: Declaration, declared: Iterable[Declaration], shapes: Shapes) -> bool:
+    """Whether a method or block that is used twice has declared this param before.
+
+    Raises:
+        SurgeryError: S215 if another stands in its place, S271 if it had another size then.
+
+    """
+    name = made.name
+    earlier = next((d for d in declared if clash(d.name, name)), None)
+    if earlier is None:
+        return False
+    first = Label(earlier.span, "first")
+    if earlier.name != name:
+        one, other = sorted((name, earlier.name))
+        raise error("S215", f"`{one}` names a param and what holds `{other}`", made.span, first)
+    if earlier.span != made.span:
+        raise error("S215", f"the param `{name}` is declared twice", made.span, first)
+    pairs = zip(earlier.shape, made.shape, strict=True)
+    if all(shapes.equal(a, b, f"`{name}`, used twice", made.span) for a, b in pairs):
+        return True
+    raise error(
+        "S271",
+        f"this is used twice, and its `{name}` would be {show_shape(earlier.shape)} and "
+        f"{show_shape(made.shape)}",
+        made.span,
+        help="what is used twice has the same params twice: give each use a block of its own",
+    )

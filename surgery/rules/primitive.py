@@ -23,7 +23,7 @@ ShapeRule = Callable[[Shapes, Arguments, Span | None, int], Shape]
 Attributes = tuple[tuple[str, Attribute], ...]
 CostRule = Callable[[Expression], Dim]
 Ways = tuple[tuple[int, ...], ...]
-Form = Literal["values", "matrices", "over", "along", "training", "tokens", "dims", "none"]
+Form = Literal["values", "parts", "matrices", "over", "along", "training", "tokens", "dims", "none"]
 
 
 def per_element(e: Expression) -> Dim:
@@ -74,7 +74,7 @@ class Primitive:
         short form; ``of_constant`` that
         of a tensor which is one number everywhere, along an axis of some size. ``sums_to`` is the
         sum of the result over the axis; ``shorter`` an equal expression of some arguments, or None;
-        ``undoes`` what has its own argument as its result, with the same sizes. ``elementwise``: each feature of the result is made of the
+        ``parts`` the dims of each of several results; ``undoes`` what has its own argument as its result, with the same sizes. ``elementwise``: each feature of the result is made of the
         same feature of the arguments. ``rows`` are the arguments of which row i is all that row i
         of the result needs, beside the other arguments; none means that rows depend on one another.
         ``only_shape`` are arguments of which the shape alone counts. ``nonzero`` must not be zero.
@@ -104,6 +104,7 @@ class Primitive:
     sums_to: int | None = None
     shorter: Callable[..., Expression | None] | None = None
     undoes: str = ""
+    parts: tuple[str, ...] = ()
     numbers: tuple[tuple[int, Range], ...] = ()
     reduces: bool = False
     elementwise: bool = False

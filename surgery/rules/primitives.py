@@ -73,6 +73,24 @@ def _reduction(
     )
 
 
+_DECOMPOSITIONS = "surgery.graft.graphs.decompositions."
+
+
+def _decomposition(name: str, says: str, *parts: str) -> Primitive:
+    """A matrix as several factors, in single precision or wider."""
+    return Primitive(
+        name,
+        "A[n, m], r",
+        says,
+        signatures.same,
+        _DECOMPOSITIONS + name,
+        "parts",
+        signatures.decomposition_cost,
+        numbers=((1, SIZE),),
+        parts=parts,
+    )
+
+
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
 
 
@@ -314,6 +332,12 @@ _TABLE = (
         cost=free,
         only_shape=(0,),
     ),
+    # PiSSA, MiLoRA, OLoRA: adapters that start from parts of the weight.
+    _decomposition(
+        "svd", "U [n, r], s [r], V [r, m]: the r largest singular values", "nr", "r", "rm"
+    ),
+    _decomposition("minor_svd", "as `svd`, of the r smallest", "nr", "r", "rm"),
+    _decomposition("qr", "Q [n, r], R [r, m]: the first r columns and rows", "nr", "rm"),
     # OFT: the Cayley transform of a skew matrix.
     Primitive(
         "inverse",

@@ -217,6 +217,11 @@ def beside_eye(_: object, left: Expression, right: Expression) -> Expression | N
     return left if right.op == "eye" else right if left.op == "eye" else None
 
 
+def decomposition_cost(e: Expression) -> Dim:
+    matrix, rank = e.arguments
+    return elements(matrix) * _number(rank) * 4
+
+
 def inverse_cost(e: Expression) -> Dim:
     return elements(e) * e.shape[-1] * 2
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +60,47 @@ def test_what_commands_say_of_a_program_is_what_they_say_of_its_model(
     assert run("verify", program, "on Linear except head apply lora").code == 0
 
 
-def test_a_file_that_holds_no_program_is_an_error(run: Any, tmp_path: Path) -> None:
+def described(
+    program: str, path: Path, change: Callable[[bytes], bytes], name: str = "model"
+) -> None:
+    """A copy of ``program`` at ``path`` whose graph is described otherwise, or called by another name."""
+    with zipfile.ZipFile(program) as given, zipfile.ZipFile(path, "w") as made:
+        for entry in given.namelist():
+            content = given.read(entry)
+            if entry.endswith("models/model.json"):
+                entry = entry.replace("model.json", f"{name}.json")
+                content = change(content)
+            made.writestr(entry, content)
+
+
+def newer(content: bytes) -> bytes:
+    known = json.loads(content)
+    known["schema_version"]["major"], known["torch_version"] = 99, "9.9.0"
+    return json.dumps(known).encode()
+
+
+DAMAGES: dict[str, tuple[Callable[[str, Path], object], str]] = {
+    "no archive": (lambda _, path: path.write_bytes(b"not an archive"), "not a zip file"),
+    "cut": (lambda p, path: path.write_bytes(Path(p).read_bytes()[:3000]), "damaged"),
+    "tensors": (lambda _, path: torch.save({"a": torch.ones(2)}, path), "there is none in it"),
+    "other name": (lambda p, path: described(p, path, bytes, "other"), "it holds other"),
+    "newer": (lambda p, path: described(p, path, newer), "written by torch 9.9.0"),
+    "operator": (
+        lambda p, path: described(p, path, lambda c: c.replace(b"aten.linear", b"aten.latest")),
+        "torch.ops.aten.latest",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_that_torch_cannot_read_is_an_error_that_says_why(
+    run: Any, program: str, tmp_path: Path, name: str
+) -> None:
+    write, reason = DAMAGES[name]
     path = tmp_path / "broken.pt2"
-    path.write_bytes(b"not an archive")
+    write(program, path)
     ran = run("inspect", str(path))
     assert ran.code == 1
     assert "S501" in ran.err
-    assert "holds no exported program" in ran.err
+    assert "holds no exported program" in " ".join(ran.err.split())
+    assert reason in " ".join(ran.err.split())

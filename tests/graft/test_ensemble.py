@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import pytest
 import torch
 
+import surgery
 from surgery.graft.tokens.ensemble import ensemble, together
 from tests.graft.prompted import SLOTS, random_prompt, tokens_of, with_prompt
 from tests.graft.test_tokens import N, a_batch, padded
@@ -61,3 +63,11 @@ def test_of_equally_many_the_first_is_heard() -> None:
     inputs = {"input_ids": a_batch()}
     got = ensemble(slots, prompts, inputs, lambda x: said.flatten()[: len(x["input_ids"])])
     assert got.tolist() == [7, 1]
+
+
+def test_a_graph_has_one_prompt_for_all() -> None:
+    model = torch.fx.symbolic_trace(build("nanogpt").eval())
+    ids = torch.randint(0, 32, (2, 5))
+    surgery.apply(model, "on tokens apply prompt(2)", seed=0, example_inputs={"ids": ids})
+    with pytest.raises(surgery.SurgeryError, match=r"S532.*graph"):
+        surgery.ensemble(model, [], {"ids": ids}, lambda x: model(**x).argmax(-1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from surgery.anatomy.read import read
@@ -332,3 +332,58 @@ def test_scores_of_new_keys_are_shifted_as_the_others(shift: str) -> None:
     parts = dict(module.named_parameters())
     expected = by_hand(module, x, parts["prefix.K"], parts["prefix.V"])
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+IN_GRAPHS = {
+    **FORMS,
+    **AT_ONCE,
+    **{f"shift: {n}": (lambda x, s=s: (x - s(x)).softmax(-1)) for n, s in SHIFTS.items()},
+}
+del IN_GRAPHS["by module"]  # a module made while it runs cannot be traced
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([*IN_GRAPHS]), st.booleans(), st.integers(1, 3), st.integers(1, 6))
+def test_nodes_of_a_graph_give_what_the_module_gives(
+    name: str, causal: bool, batch: int, length: int
+) -> None:
+    """Nobody has run a graph when it is rewritten: its shapes are not known."""
+    form, example = IN_GRAPHS[name], torch.randn(2, 5, WIDTH)
+    spec = f"on attention apply prefix({NEW})"
+    module, base = randomise(Attention(form, causal)), randomise(Attention(form, causal))
+    traced = fx.GraphModule(base, fx.symbolic_trace(base).graph)
+    for model in (module, traced):
+        surgery.apply(model, spec, example_inputs=example, seed=0)
+    randomise_added(module)
+    traced.load_state_dict(module.state_dict())
+    x = torch.randn(batch, length, WIDTH)
+    torch.testing.assert_close(traced(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shifted", "of_twos", "by_inverse", "by_logarithm"])
+def test_programs_give_what_the_module_gives(name: str) -> None:
+    x, spec = torch.randn(2, 5, WIDTH), f"on attention apply prefix({NEW})"
+    module = randomise(Attention(FORMS[name], causal=True))
+    program = torch.export.export(randomise(Attention(FORMS[name], causal=True)), (x,))
+    program = surgery.apply(program, spec, seed=0)
+    surgery.apply(module, spec, example_inputs=x, seed=0)
+    torch.testing.assert_close(program.module()(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+UNSURE: dict[str, Form] = {
+    "a quantile": lambda x: x.quantile(0.5, -1, keepdim=True),
+    "the largest but one": lambda x: x.topk(2, -1).values[..., 1:],
+    "a sum up to the last": lambda x: torch.logcumsumexp(x, -1)[..., -1:],
+    "the mean over queries": lambda x: x.mean(2, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("shift", UNSURE)
+def test_what_may_be_another_number_for_each_key_is_an_error_in_graphs(shift: str) -> None:
+    """Their shapes would tell, and are not known."""
+    base = randomise(Attention(lambda x: (x - UNSURE[shift](x)).softmax(-1)))
+    traced = fx.GraphModule(base, fx.symbolic_trace(base).graph)
+    with pytest.raises(SurgeryError, match=r"S417|S415"):
+        surgery.apply(
+            traced, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH)
+        )

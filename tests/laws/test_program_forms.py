@@ -144,3 +144,56 @@ def test_a_program_of_any_form_is_adapted_as_its_model(name: str) -> None:
 
 def leaves(program: ExportedProgram, inputs: dict[str, Tensor]) -> list[Tensor]:
     return torch.utils._pytree.tree_leaves(program.module()(**inputs))
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr")  # unflatten's own
+def test_an_adapted_program_is_unflattened_with_the_signatures_that_hold() -> None:
+    model, x = randomise(Stack()).eval(), torch.randn(3, SIZE)
+    program = torch.export.export(model, (x,), preserve_module_call_signature=("a", "b"))
+    adapted = surgery.apply(program, "on `a` apply lora(2) train `c`", seed=0)
+    with torch.no_grad():
+        for value in surgery.trainable(adapted).values():
+            value.add_(0.1)
+    flat = adapted.module()
+    for one in (adapted, saved(adapted), surgery.merge(adapted)):
+        torch.testing.assert_close(torch.export.unflatten(one)(x), flat(x))
+    signatures = {entry.fqn: entry.signature for entry in adapted.module_call_graph}
+    assert signatures["a"] is None
+    assert signatures["b"] is not None
+
+
+class Counting(nn.Module):
+    """Writes to a buffer, and names its input as a function of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SIZE, SIZE)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.get_buffer("count").add_(1)
+        return self.layer(input) * self.get_buffer("count")
+
+
+@pytest.mark.parametrize("then", [lambda program: program, decomposed], ids=["whole", "decomposed"])
+def test_a_program_that_writes_to_buffers_is_a_value_all_the_same(then: Any) -> None:
+    x = torch.randn(3, SIZE)
+    program = then(torch.export.export(randomise(Counting()), (x,)))
+    adapted = surgery.apply(program, "on Linear apply lora(2)", seed=0)
+    assert surgery.verify(program, "on Linear apply lora(2)")
+    module = adapted.module()
+    first, second = module(x), module(x)
+    torch.testing.assert_close(second, 2 * first)
+    assert adapted.state_dict["count"] == 2
+    assert program.state_dict["count"] == 0
+    assert surgery.remove(adapted).state_dict["count"] == 2
+
+
+def test_a_copy_of_a_program_is_adapted_whatever_its_inputs_are_called() -> None:
+    """PyTorch's copies give `input` another name in the graph, and not in the signature."""
+    x = torch.randn(3, SIZE)
+    program = torch.export.export(randomise(Counting()), (x,))
+    again = surgery.apply(copy.deepcopy(program), "on Linear apply lora(2)", seed=0)
+    removed = surgery.remove(copy.deepcopy(again))
+    assert nodes_of(saved(removed)) == nodes_of(program)
+    assert torch.equal(removed.module()(x), program.module()(x))

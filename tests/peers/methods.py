@@ -39,6 +39,8 @@ class Peer:
     dtype: torch.dtype = torch.float64
     ungraded: tuple[str, ...] = ()
     """Parameters of ours that PEFT does not train."""
+    kept: tuple[str, ...] = ()
+    """Parameters of ours that keep their start, which in PEFT is taken off the base's weight."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,24 @@ PEERS = (
     ),
     Peer("shift", "BeftConfig", {}, {"c": "beft_bias.default"}, ("linear",)),
     Peer(
+        "pissa(3, alpha = 6)",
+        "LoraConfig",
+        {"r": 3, "lora_alpha": 6, "init_lora_weights": "pissa"},
+        _LORA,
+        ALSO_CONV1D,
+        torch.float32,
+        kept=("A0", "B0"),
+    ),
+    Peer(
+        "olora(3, alpha = 6)",
+        "LoraConfig",
+        {"r": 3, "lora_alpha": 6, "init_lora_weights": "olora"},
+        _LORA,
+        LINEAR,
+        torch.float32,
+        kept=("A0", "B0"),
+    ),
+    Peer(
         "oft(4)",
         "OFTConfig",
         {"oft_block_size": 4, "use_cayley_neumann": False},
@@ -266,6 +286,10 @@ PLAIN = (
     Plain(
         "shift",
         lambda x, W, b, c: functional.linear(x, W, b) + c,
+    ),
+    Plain(
+        "milora(2, alpha = 4)",
+        lambda x, W, b, A, B, A0, B0: functional.linear(x, W + 2 * (B @ A - B0 @ A0), b),
     ),
     Plain("mora(4)", _mora),
     Plain("ether(2)", _ether),

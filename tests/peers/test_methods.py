@@ -115,7 +115,7 @@ def beside_peft(row: Peer, layer: str) -> Mapping[str, float]:
             if "base_layer" not in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.5)
     ours, parameters = adapted(base, row.spec)
-    assert set(parameters) == set(row.names)
+    assert set(parameters) == {*row.names, *row.kept}
     with torch.no_grad():
         for name, source in row.names.items():
             parameters[name].copy_(read(peer, source).reshape(parameters[name].shape))

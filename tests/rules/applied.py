@@ -94,6 +94,8 @@ def tensor(sizes: tuple[int, ...], seed: int) -> Tensor:
 def applied(draw: Callable[..., object], row: Primitive, least: int = 1) -> Applied:
     """``row`` with arguments of the dims that it shows; no dim is smaller than ``least``."""
     size = st.integers(least, 4)
+    if row.parts:
+        return draw(decomposed(row, size))
     if row.form == "dims":
         return draw(by_name(row, size))
     whole = draw(st.lists(size, min_size=1 if row.axis or row.only_shape else 0, max_size=3))
@@ -113,6 +115,17 @@ def applied(draw: Callable[..., object], row: Primitive, least: int = 1) -> Appl
         else:
             values.append(tensor(tuple(_broadcast(row, position, whole, axis, draw)), seed))
     return Applied(row, tuple(values), axis)
+
+
+@st.composite
+def decomposed(draw: Callable[..., Any], row: Primitive, size: object) -> Applied:
+    """One of the factors of a matrix."""
+    of = {"n": draw(size), "m": draw(size)}
+    of["r"] = draw(st.integers(1, min(of.values())))
+    part = draw(st.integers(0, len(row.parts) - 1))
+    matrix = tensor((of["n"], of["m"]), draw(st.integers(0, 2**16)))
+    sizes = tuple(of[d] for d in row.parts[part])
+    return Applied(row, (matrix, of["r"]), None, ((("_part", part),), sizes))
 
 
 @st.composite

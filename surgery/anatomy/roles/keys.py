@@ -25,12 +25,12 @@ from surgery.anatomy.rerun import between, parted
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.follower import among
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import among
 from surgery.anatomy.roles.trails import MOVES
 from surgery.anatomy.roles.windows import windows
 

@@ -32,7 +32,7 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.scores import recorded_scores
 from surgery.anatomy.roles.sites import SitesByRole
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
@@ -58,7 +58,7 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        scores = Scores(flow)
+        scores = recorded_scores(flow)
         found = list(cores(flow, self.linears, scores))
         self.keys = Keys(flow, scores)
         projections = Projections(flow, self.linears, found, self.sums)

@@ -34,12 +34,12 @@ class SoftmaxForm:
         """Whether the function gives weights, and nothing is left to be done."""
         return not (self.shares or self.then)
 
-    def applies(self, args: Sequence[Any], kwargs: Any, rank: int, last: str) -> bool:
-        """Whether a call of the function is over the keys of scores with ``rank`` axes.
+    def applies(self, args: Sequence[Any], kwargs: Any, rank: int | None, last: str) -> bool:
+        """Whether a call of the function is over the keys of scores with ``rank`` axes, if known.
 
         ``last`` is the kind of the step that scores have come by, if any.
         """
-        over_keys = axis(args, kwargs, None) in (-1, rank - 1)
+        over_keys = is_last(axis(args, kwargs, None), rank)
         return over_keys and (not self.behind or last in self.behind)
 
 
@@ -66,3 +66,8 @@ def axis(args: Sequence[Any], kwargs: Any, default: int | None) -> Any:
         several = cast("Sequence[Any]", found)
         return several[0] if len(several) == 1 else several
     return found
+
+
+def is_last(axis: Any, rank: int | None) -> bool:
+    """Whether this is the last of ``rank`` axes; where that is not known, it may be."""
+    return axis == -1 or (type(axis) is int and axis >= 0 and rank in (None, axis + 1))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
 from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import FunctionCall, Trail
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import CoreFunctions, Function
 from surgery.graft.attention.steps import Step

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
+from surgery.anatomy.roles.follower import Follower
+from surgery.anatomy.roles.trail import FunctionCall, Trail
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.products import ChangedCore, MatrixProduct, product

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
+from surgery.anatomy.roles.trail import FunctionCall, among
 from surgery.anatomy.roles.trails import (
     ALIKE,
     MOVES,

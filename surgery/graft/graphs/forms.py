@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -81,6 +82,15 @@ def divide(emitter: Emitting, e: Expression) -> Any:
     if norm.op != "row_norm":
         return values(emitter, e)
     return emitter.host.call(kernels.over_norm, *(emitter.aligned(a, e) for a in (value, divisor)))
+
+
+def parts(emitter: Emitting, e: Expression) -> Any:
+    """One of several results, which are computed together once."""
+    if not e.attributes:
+        values = map(emitter.emit, e.arguments)
+        return emitter.host.call(function(PRIMITIVES[e.op].torch), *values)
+    together = Expression(e.op, e.arguments)
+    return emitter.host.call(operator.getitem, emitter.emit(together), e.attribute("_part"))
 
 
 def in_training(emitter: Emitting, e: Expression) -> Any:
@@ -179,6 +189,7 @@ _FORMS: dict[str, Form] = {
     "training": in_training,
     "tokens": pool,
     "dims": emit_dims,
+    "parts": parts,
 }
 """By the form that a primitive's row says."""
 _SPECIAL: dict[str, Form] = {

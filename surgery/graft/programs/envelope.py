@@ -10,19 +10,37 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import OutputSpec
 
+FIRST = "_surgery_first_"
+"""How names of tensors begin that are first values of parameters which specs train."""
 
-def calls_in(graph: fx.Graph, program: ExportedProgram) -> list[ModuleCallEntry]:
-    """What the program says of the calls of modules; where a value has become another, no more."""
-    names = {n.name for n in graph.nodes}
+
+def calls_in(graph: fx.Graph, source: fx.Graph, program: ExportedProgram) -> list[ModuleCallEntry]:
+    """What ``program`` says of the calls of modules: of those whose values are still the same.
+
+    ``source`` is the graph that ``graph`` was rewritten from.
+    """
+    made = {node.name: node for node in graph.nodes}
+    same = {"", None} | {n.name for n in source.nodes if _is_read_alike(n, made)}
     entries: list[ModuleCallEntry] = []
     for entry in program.module_call_graph:
         signature = entry.signature
         if signature is not None:
-            given, made = [*signature.inputs], [*signature.outputs]
-            known = all(getattr(a, "name", None) in {None, "", *names} for a in (*given, *made))
-            signature = replace(signature, inputs=given, outputs=made) if known else None
+            inputs, outputs = [*signature.inputs], [*signature.outputs]
+            known = all(getattr(value, "name", None) in same for value in (*inputs, *outputs))
+            # The outermost one holds: its values are those of the whole graph.
+            known = known or not entry.fqn
+            signature = replace(signature, inputs=inputs, outputs=outputs) if known else None
         entries.append(replace(entry, signature=signature))
     return entries
+
+
+def _is_read_alike(node: fx.Node, made: Mapping[str, fx.Node]) -> bool:
+    """Whether all that read ``node`` have copies among those ``made`` that read it, too."""
+    copies = (made.get(user.name) for user in node.users)
+    return node.name in made and all(
+        copy is not None and any(value.name == node.name for value in copy.all_input_nodes)
+        for copy in copies
+    )
 
 
 def tensors_of(model: nn.Module, program: ExportedProgram) -> dict[str, Tensor]:
@@ -51,7 +69,7 @@ def unlisted(program: ExportedProgram, state: Mapping[str, Tensor]) -> dict[str,
     return {
         name: state.get(first.get(id(tensor), ""), tensor)
         for name, tensor in program.state_dict.items()
-        if name not in listed
+        if name not in listed and not name.startswith(FIRST)
     }
 
 

@@ -24,12 +24,12 @@ from torch.utils import _pytree as pytree
 
 from surgery.graft.graph_writer import ORIGIN
 from surgery.graft.programs.additions import additions
-from surgery.graft.programs.envelope import calls_in, renamed, tensors_of, unlisted
+from surgery.graft.programs.envelope import FIRST, calls_in, renamed, tensors_of, unlisted
 from surgery.graft.programs.inner import values_of
 from surgery.graft.programs.modules import reads_of
 from surgery.graft.programs.opening import opened
 from surgery.graft.programs.sameness import does_the_same, same_sizes
-from surgery.graft.programs.source import FIRST, Source
+from surgery.graft.programs.source import Source
 from surgery.graft.programs.tracing import traced, value_of
 from surgery.graft.programs.undoing import CUSTOM, KEY, mark, reading, written
 
@@ -68,7 +68,7 @@ def lowered(
     meta[CUSTOM] = {k: v for k, v in custom.items() if k != KEY}
     if record is not None:
         places = {name: f"{FIRST}{i}" for i, name in enumerate(first)}
-        constants |= {places[name]: value.detach().clone() for name, value in first.items()}
+        state |= {places[name]: value.detach().clone() for name, value in first.items()}
         note = {**record, **writer.note(), "first": places}
         meta[CUSTOM] |= {KEY: json.dumps(note)}
     program = source.program
@@ -79,7 +79,7 @@ def lowered(
         graph_signature=writer.signature(),
         state_dict=state,
         range_constraints=dict(untyped.range_constraints),
-        module_call_graph=calls_in(graph, source.program),
+        module_call_graph=calls_in(graph, source.graph, source.program),
         example_inputs=program.example_inputs,
         constants=constants,
         verifiers=list(program.verifiers),

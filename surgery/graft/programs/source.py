@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec
 
+from surgery.graft.programs.envelope import FIRST
 from surgery.graft.programs.modules import tied
 from surgery.graft.programs.undoing import CUSTOM, KEY, changed_since, marked, undo, unmark
 
-FIRST = "_surgery_first_"
-"""How names of constants begin that are first values of parameters which specs train."""
 HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -58,24 +57,31 @@ def source_of(program: ExportedProgram, owned: Collection[str] = ()) -> Source:
         SurgeryError: S443 if it was adapted, and then changed by others.
 
     """
-    return _parts(program, _copied(program.graph), record_of(program), owned)
+    return _parts(program, _copied(program), record_of(program), owned)
 
 
 def whole(program: ExportedProgram) -> Source:
     """The parts of ``program`` where all of it is a base, whatever was applied to one before."""
-    graph = _copied(program.graph)
+    graph = _copied(program)
     for node in graph.nodes:
         if marked(node):
             unmark(node)
     return _parts(program, graph, None, ())
 
 
-def _copied(given: fx.Graph) -> fx.Graph:
-    graph = fx.Graph()
+def _copied(program: ExportedProgram) -> fx.Graph:
+    """The graph of ``program``, with the names that its signature has for inputs.
+
+    `copy.deepcopy` of a program gives others to inputs that are called as functions of Python are:
+    `input_1` for `input`.
+    """
+    given, graph = program.graph, fx.Graph()
     graph.output(graph.graph_copy(given, {}))
+    names = iter([spec.arg.name for spec in program.graph_signature.input_specs])
     for old, new in zip(given.nodes, graph.nodes, strict=True):
-        if old.name != new.name:
-            new.name = old.name
+        name = next(names) if old.op == "placeholder" else old.name
+        if name != new.name:
+            new.name = name
         if old.op == "output":
             new.meta = dict(old.meta)
     return graph
@@ -116,7 +122,7 @@ def _tensors(
     first: Mapping[str, str] = {} if record is None else record["first"]
     methods = () if record is None else [m for a in record["applied"] for m in a["methods"]]
     added = {t["stored"] for m in methods for t in m["tensors"]}
-    listed = {*held.values(), *ties, *added, *program.constants}
+    listed = {*held.values(), *ties, *added, *first.values(), *program.constants}
     # Files keep the order of inputs, and not that of the state dict.
     names = (n for n in (*held.values(), *stored) if n in stored and n in listed)
     known: dict[str, Tensor] = {n: stored[n] for n in names}
@@ -132,7 +138,7 @@ def _tensors(
         if other is not None and torch.equal(tensor, other):
             tensor = other
         if not isinstance(tensor, nn.Parameter):
-            made[name] = tensor.clone() if name in program.state_dict else tensor
+            made[name] = tensor.detach().clone() if name in program.state_dict else tensor
             continue
         if id(tensor) not in copies:
             start = first.get(name)

@@ -77,7 +77,8 @@ def prompt_of(model: nn.Module) -> tuple[TokenSlots, str]:
     """The slots of the one stack of ``model`` that has a prompt, and the name of its vectors.
 
     Raises:
-        SurgeryError: S532 if there is not just one prompt, of vectors that no network makes.
+        SurgeryError: S532 if there is not just one prompt, of vectors that no network makes, or if
+            the model is a graph.
 
     """
     surgery = surgery_of(model)
@@ -94,7 +95,14 @@ def prompt_of(model: nn.Module) -> tuple[TokenSlots, str]:
             else "fold it: surgery.fold(model)",
         )
     reader = model.get_submodule(edits[0].owner)
-    slots = next(v for v in vars(reader).values() if isinstance(v, TokenSlots))
+    slots = next((v for v in vars(reader).values() if isinstance(v, TokenSlots)), None)
+    if slots is None:
+        raise error(
+            "S532",
+            "this is a graph, in which one prompt is joined to all sequences, so no others can run beside it",
+            help="ensemble the model that it was made of; or load one prompt after the other with "
+            "`surgery.load`, and take the answer that most of them give",
+        )
     return slots, named[0]
 
 

@@ -16,6 +16,7 @@ from surgery.language.syntax import (
     Let,
     Match,
     Method,
+    Name,
     Node,
     On,
     Operand,
@@ -24,6 +25,7 @@ from surgery.language.syntax import (
     Return,
     Step,
     Train,
+    Unpack,
     Use,
 )
 
@@ -66,6 +68,11 @@ class Builder(TrainingBuilder):
     def let(self, parts: Parts) -> Let:
         name, value = parts[1], parts[3]
         return Let(name.value, value, span=self.over(parts), name_span=self.at(name))
+
+    def unpack(self, parts: Parts) -> Unpack:
+        tokens = [p for p in parts[1:-1] if p.type == "NAME"]
+        names = tuple(Name(t.value, span=self.at(t)) for t in tokens)
+        return Unpack(names, parts[-1], span=self.over(parts))
 
     def use(self, parts: Parts) -> Use:
         names = parts[2] if len(parts) == 3 else None
