@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from surgery.anatomy.site import OutputSlice, Region, Site
@@ -45,8 +46,16 @@ def slice_sites(
 
 def _sliced(sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index) -> tuple[Site, ...]:
     if isinstance(subscript, syntax.Slice):
-        return sites[subscript.start : subscript.stop : subscript.step]
+        start, stop = (_bound(b, len(sites)) for b in (subscript.start, subscript.stop))
+        return sites[start : stop : subscript.step]
     return sites[subscript.index :][:1] if -len(sites) <= subscript.index < len(sites) else ()
+
+
+def _bound(bound: float | None, count: int) -> int | None:
+    """A bound as a number of sites; a share of them is rounded down, from the end that it counts from."""
+    if not isinstance(bound, float):
+        return bound
+    return math.floor(bound * count) if bound >= 0 else count - math.floor(-bound * count)
 
 
 def _places(site: Site) -> tuple[str, ...]:

@@ -117,10 +117,9 @@ def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
     parameters = all_parameters(model)
     remember(model, plan.trained)
     flags = dict(surgery.flags)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            flags.setdefault(name, parameters[name].requires_grad)
-            set_flag(parameters[name], flag)
+    for name, flag in plan.decisions.items():
+        flags.setdefault(name, parameters[name].requires_grad)
+        set_flag(parameters[name], flag)
     for name, flag in plan.flags.items():
         if name in parameters:
             set_flag(parameters[name], flag)
@@ -138,7 +137,7 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
 
 
 def _register(
-    model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter], holders: Holders
+    model: nn.Module, edit: Edit, tensors: Mapping[str, Tensor], holders: Holders
 ) -> None:
     module = module_at(model, edit.owner)
     for name, parameter in tensors.items():
@@ -238,7 +237,7 @@ def enforce(
     forget(model, now.claimed(), structure)
     parameters = all_parameters(model)
     old, new = before.decisions(), now.decisions()
-    decided = {n for a in now.applied for n in (*a.plan.trained, *a.plan.frozen)}
+    decided = {n for a in now.applied for n in a.plan.decisions}
     for name in before.flags:
         if name in parameters and (name not in decided or new[name] != old[name]):
             set_flag(parameters[name], new[name])

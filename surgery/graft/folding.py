@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.computing import compute
 from surgery.graft.container import Graft, rehome
 from surgery.graft.contexts import changing
 from surgery.graft.hosts import host_of
-from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery, check_standing, put, required
 from surgery.language.diagnostics import error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
@@ -41,6 +42,7 @@ class GraphWriter:
         self.model = model
         self.graph = graph
         self.stack_of = stack_of
+        self.nodes_of = _nodes_of(graph, stack_of)
         self.added: set[fx.Node] = set()
         self.readers = WeightReaders(model, graph, stack_of, self.added)
         self.run: tuple[ModuleRef, ...] = ()
@@ -60,15 +62,10 @@ class GraphWriter:
         where = site.first.site
         paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
         found: dict[tuple[ModuleRef, ...], None] = {}
-        for node in self.graph.nodes:
-            if node in self.added:
-                continue
+        for node in self.nodes_of.get(paths[-1], ()):
             around = self.stack_of.get(node, ())
-            if any(covers(paths[-1], frame.path) for frame in around) or (
-                node.op == "call_module" and covers(paths[-1], str(node.target))
-            ):
-                holding = [f for f in around if all(covers(f.path, path) for path in paths)]
-                found[tuple(holding)] = None
+            holding = [f for f in around if all(covers(f.path, path) for path in paths)]
+            found[tuple(holding)] = None
         return list(found) or [()]
 
     def write_run(self, site: SiteMethods) -> None:
@@ -244,3 +241,25 @@ class GraphWriter:
             node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]
+
+
+def _nodes_of(
+    graph: fx.Graph, stack_of: dict[fx.Node, tuple[ModuleRef, ...]]
+) -> dict[str, list[fx.Node]]:
+    """The nodes that run each module, or what is in it: flattened ones, and those that are called."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        paths = [frame.path for frame in stack_of.get(node, ())]
+        if node.op == "call_module":
+            paths.append(str(node.target))
+        for around in dict.fromkeys(above for path in paths for above in _above(path)):
+            found.setdefault(around, []).append(node)
+    return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """``path`` and those of the modules around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""

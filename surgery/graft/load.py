@@ -195,28 +195,29 @@ def _same_flags(model: nn.Module) -> Generator[None]:
 
 def _set_flags(model: nn.Module, plan: Plan) -> None:
     parameters = all_parameters(model)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            set_flag(parameters[name], flag)
+    for name, flag in plan.decisions.items():
+        set_flag(parameters[name], flag)
 
 
 def _check_tensors(file: AdapterFile, drafts: list[_Draft]) -> None:
     """The file holds the parameters of its methods and those of the base that it trains, no others."""
     wanted: dict[str, tuple[list[int], str]] = {}
+    whole = set[str]()
     for draft in drafts:
         stored = stored_names(draft.edits)
         own = {t.name: ([*t.shape], t.dtype) for e in draft.edits for t in e.tensors}
+        whole |= {t.name for e in draft.edits for t in e.tensors if t.dtype == "int64"}
         wanted |= {name: form for name, form in own.items() if stored[name] == name}
         for name in draft.plan.trained:
             facts = file.content["base"]["parameters"][name]
             wanted[name] = (facts["shape"], facts["dtype"])
     for name in sorted(wanted.keys() ^ file.tensors.keys()):
         raise _unfit(f"it lacks `{name}`" if name in wanted else f"its `{name}` has no place in it")
-    trained = {n for d in drafts for n in d.plan.trained}
+    fixed = whole | {n for d in drafts for n in d.plan.trained}
     for name, (shape, dtype) in wanted.items():
         tensor = file.tensors[name]
         # New parameters may have been cast before they were saved.
-        same = dtype_name(tensor) == dtype if name in trained else tensor.is_floating_point()
+        same = dtype_name(tensor) == dtype if name in fixed else tensor.is_floating_point()
         if [*tensor.shape] != shape or not same:
             form = f"{dtype_name(tensor)} {[*tensor.shape]}"
             raise _unfit(f"its `{name}` is {form}, and should be {dtype} {shape}")

@@ -8,7 +8,7 @@ from functools import cached_property
 from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.site import Port, Site
 from surgery.graft.state import Surgery
-from surgery.planning.edit import Edit
+from surgery.planning.edit import Edit, by_site
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Program, build
 
@@ -84,7 +84,4 @@ def program_of(edit: Edit, wraps: list[Wrapped]) -> Program:
 
 def sites_of(surgery: Surgery) -> dict[str, SiteMethods]:
     """The methods of all edits in force, by site."""
-    sites: dict[str, SiteMethods] = {}
-    for edit in surgery.edits():
-        sites.setdefault(edit.site.whole, SiteMethods([])).edits.append(edit)
-    return sites
+    return {site: SiteMethods(edits) for site, edits in by_site(surgery.edits()).items()}

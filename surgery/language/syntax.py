@@ -134,10 +134,10 @@ class All(Node):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Node):
-    """`[start:stop:step]` as in Python."""
+    """`[start:stop:step]` as in Python; a bound with a point is a share of all there are."""
 
-    start: int | None
-    stop: int | None
+    start: int | float | None
+    stop: int | float | None
     step: int | None
 
 

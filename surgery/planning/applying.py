@@ -15,6 +15,7 @@ from surgery.planning.fits import check_fit, check_reader, obstacle
 from surgery.planning.place import Place
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Program, build
+from surgery.rules.site_facts import facts_in
 from surgery.rules.values import Declaration
 
 
@@ -29,6 +30,7 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     layer = place.layer
     if program.named_dims is not None or layer is None or layer.among is not None:
         place.locate()
+    place.tell(facts_in(wrapped.closure))
     before = build(place.signature, tuple(standing))
     check_fit(place, program, before)
     if program.reads_padding:
@@ -43,6 +45,14 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
             "S413",
             "the experts' weights are in one parameter, and only they can be changed, so a method "
             f"must merge, and this does not: {derived.reason}",
+        )
+    drawn = next((d for d in declared if d.drawn), None)
+    if layer and layer.experts and drawn:
+        raise error(
+            "S413",
+            "the experts' weights are in one parameter, which is the same for a whole step, and "
+            f"`{drawn.name.rpartition('.')[2]}` is drawn for each of them",
+            drawn.span,
         )
     derived = replace(derived, obstacle=obstacle(place, program))
     standing.append(wrapped)

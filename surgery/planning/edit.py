@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -148,6 +149,14 @@ class Edit:
             return None
         name = tensor.name[len(self.owner) :]
         return (self.method.text, name, tensor.shape, tensor.shared)
+
+
+def by_site(edits: Iterable[Edit]) -> dict[str, list[Edit]]:
+    """``edits`` by the site whose program they are part of, in order."""
+    found: dict[str, list[Edit]] = {}
+    for edit in edits:
+        found.setdefault(edit.site.whole, []).append(edit)
+    return found
 
 
 def graft_name(child: str, site: Site, core: AttentionCore | None = None) -> str:

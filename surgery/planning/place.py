@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -34,7 +34,7 @@ from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
 from surgery.rules.program import Program
 from surgery.rules.signature import Signature
-from surgery.rules.values import Declaration
+from surgery.rules.values import Declaration, is_clock
 
 
 class Place:
@@ -156,6 +156,28 @@ class Place:
             }
         return found
 
+    def tell(self, facts: Set[str]) -> None:
+        """Note, beside the sizes, the ``facts`` of this site that arguments are made of.
+
+        Raises:
+            SurgeryError: S272 for one that the site lacks.
+
+        """
+        anatomy = self.usage.anatomy
+        for name in sorted(facts - self.sizes.keys()):
+            index = anatomy.layer_of(self.site.spans[0])
+            of_layers = name in ("index", "layers")
+            if index is None or not of_layers:
+                missing = "it is in no layer" if of_layers else "its sizes are others"
+                raise error(
+                    "S272",
+                    f"an argument is made of `{name}`, which this site lacks: {missing}",
+                    help="select what is in layers: `… in layer`" if of_layers else None,
+                )
+            stack = anatomy.stack_of(self.site)
+            layers = [s for s in anatomy.places.get("layer", ()) if anatomy.stack_of(s) == stack]
+            self.sizes[name] = index if name == "index" else len(layers)
+
     def mask(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
         site = self.usage.anatomy.place_of(self.site)
@@ -188,17 +210,18 @@ class Place:
 
     def tensors(self, declared: Iterable[Declaration], owner: str) -> tuple[Tensor, ...]:
         """The parameters that a method adds to the module at ``owner``."""
-        dtype = str(_dtype(module_at(self.usage.model, owner))).removeprefix("torch.")
+        dtype = _dtype(module_at(self.usage.model, owner))
         prefix = f"{owner}." if owner else ""
         many = (self.layer.experts,) if self.layer and self.layer.experts else ()
         return tuple(
             Tensor(
                 prefix + d.name,
-                (*many, *d.shape_at(self.sizes)),
+                (*(() if is_clock(d) else many), *d.shape_at(self.sizes)),
                 str(d.init),
                 not d.frozen,
                 self._group(d.shared),
-                dtype,
+                str(_dtype_of(d, dtype)).removeprefix("torch."),
+                d.state,
             )
             for d in declared
         )
@@ -220,6 +243,13 @@ class Place:
     def is_complex(self) -> bool:
         """Whether new parameters here are complex numbers, as those of the module are."""
         return _dtype(self.module).is_complex
+
+
+def _dtype_of(declaration: Declaration, dtype: torch.dtype) -> torch.dtype:
+    """That of a layer's new parameters, but for states: what is summed up over steps needs room."""
+    if is_clock(declaration):
+        return torch.int64
+    return torch.promote_types(dtype, torch.float32) if declaration.state else dtype
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -54,6 +54,11 @@ class Plan:
     penalties: tuple[SitePenalty, ...] = ()
 
     @property
+    def decisions(self) -> dict[str, bool]:
+        """Whether each base parameter that the spec decides about trains."""
+        return {**dict.fromkeys(self.trained, True), **dict.fromkeys(self.frozen, False)}
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(t for e in self.edits for t in e.tensors)
 
@@ -68,8 +73,8 @@ class Plan:
 
     @property
     def added(self) -> int:
-        """Elements of all parameters added; a shared one counts once."""
-        return sum(t.size for t in self.distinct)
+        """Elements of all parameters added, states apart; a shared one counts once."""
+        return sum(t.size for t in self.distinct if not t.state)
 
     @property
     def trainable(self) -> int:

@@ -77,7 +77,7 @@ class Spec:
         if number not in self._wrapped:
             statement = self.statements[number]
             assert isinstance(statement, syntax.On)
-            closure = chain(statement.application, self.constants)
+            closure = chain(statement.application, replace(self.constants, at_sites=True))
             self._wrapped[number] = Wrapped(statement.name or child_name(closure), closure)
         return self._wrapped[number]
 
@@ -220,7 +220,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
             constants.values[item.name] = evaluate(item.value, constants)
             constants.written[item.name] = item.value.span
         case syntax.On():
-            closure = chain(item.application, constants)
+            closure = chain(item.application, replace(constants, at_sites=True))
             if closure.is_block:
                 name = closure.definition.name
                 raise error(
@@ -237,7 +237,9 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))
             try:
-                build(fitting(closure), (Wrapped(name, closure),)).check_acting()
+                program = build(fitting(closure), (Wrapped(name, closure),))
+                program.check_schedules()
+                program.check_acting()
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

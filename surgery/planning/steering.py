@@ -9,6 +9,7 @@ from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.options import Option, SitePenalty, setting_value
 from surgery.planning.spec import Spec, Statement
+from surgery.planning.stated import stated_penalty
 from surgery.planning.targets import MethodParams, local_name, refused
 from surgery.rules.acting import acting
 from surgery.rules.program import build
@@ -51,7 +52,10 @@ class Steering:
                     names = tuple(n for f in held for n in self.params.names(*f))
                     self.options += options_of(number, statement, self.spec, names)
                 case syntax.Penalty():
-                    self.penalties += _penalties(number, held)
+                    edits = list({id(edit): edit for edit, _ in held}.values())
+                    for edit in edits:
+                        stated_penalty(self.spec, number, edit)
+                    self.penalties += [SitePenalty(number, e.key, len(edits)) for e in edits]
         except SurgeryError as problem:
             # What an `on` with a mistake did not apply is not there, and that has been said.
             if not self.found and refused(problem, self.settled):
@@ -117,10 +121,3 @@ def _check_acting(edit: Edit, tensor: Tensor, statement: syntax.Train) -> None:
             f"`{own}` of `{edit.method.child}` could never train: its derivative is always zero",
             Label(statement.selector.span, f"at `{where}`"),
         )
-
-
-def _penalties(number: int, held: list[tuple[Edit, Tensor]]) -> list[SitePenalty]:
-    keys = list(dict.fromkeys(edit.key for edit, _ in held))
-    if not keys:
-        raise error("S284", "these methods have no params")
-    return [SitePenalty(number, key, len(keys)) for key in keys]

@@ -107,7 +107,7 @@ def training_changes(before: Plan, after: Plan, flags: Mapping[str, bool]) -> di
 
 
 def _trains(plan: Plan, flags: Mapping[str, bool]) -> dict[str, bool]:
-    return {**flags, **dict.fromkeys(plan.trained, True), **dict.fromkeys(plan.frozen, False)}
+    return {**flags, **plan.decisions}
 
 
 def _arrow(was: str, now: str) -> str:

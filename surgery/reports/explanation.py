@@ -17,7 +17,9 @@ from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error
 from surgery.planning.build import Draft, Planner
 from surgery.planning.edit import Edit
-from surgery.planning.spec import Spec
+from surgery.planning.spec import Spec, Statement
+from surgery.planning.steering import Steering
+from surgery.planning.targets import MethodParams
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
 from surgery.reports.data import VERSION
@@ -87,6 +89,7 @@ class _Explainer:
         self.spec = spec
         self.site = site
         self.draft = Draft(planner, spec)
+        self.edits: list[Edit] = []
         self.paths = Paths(planner.model)
         model = planner.model
         self.itself = Reasoner(model, lambda: planner.anatomy, self.is_site)
@@ -106,7 +109,7 @@ class _Explainer:
             if isinstance(statement, syntax.On):
                 applies, reason, effects = self.graft(number, statement)
             else:
-                applies, reason, effects = self.training(statement)
+                applies, reason, effects = self.training(number, statement)
             yield StatementVerdict(place, text, applies, reason, tuple(effects))
 
     def graft(self, number: int, statement: syntax.On) -> tuple[bool, str, Sequence[str]]:
@@ -120,6 +123,7 @@ class _Explainer:
                 if not _of_experts(site) or self.site.path in (site.path, site.exit.path):
                     place = self.draft.place(site)
                     edit = self.draft.edit(number, statement, place)
+                    self.edits.append(edit)
                     *before, own = self.draft.applied[edit.site.whole]
                     effects += _effects(edit, tuple(before), own)
                     effects += [f"! no part in the result: such sites {place.idle}"] * bool(
@@ -129,15 +133,43 @@ class _Explainer:
             return False, f"{reason.text}, but the method does not fit", _faults(problem)
         return True, reason.text, effects
 
-    def training(self, statement: syntax.Freeze | syntax.Train) -> tuple[bool, str, Sequence[str]]:
+    def training(self, number: int, statement: Statement) -> tuple[bool, str, Sequence[str]]:
+        assert not isinstance(statement, syntax.On)
+        params = MethodParams(self.draft.planner.usage, self.edits, self.draft.planner.edits)
+        if Steering(params, self.spec, []).concerns(statement):
+            return self.of_methods(params, statement)
         reason = self.inside.why(statement.selector, of="parameters")
         if not reason.holds:
             return False, reason.text.replace("it", "any of its parameters", 1), ()
-        verb = "freezes" if isinstance(statement, syntax.Freeze) else "trains"
+        verb = _VERBS[type(statement)]
         names = [site.path for site in reason.sites]
         shown = names[:6] + ([f"… {len(names) - 6} more"] * (len(names) > 6))
         text = reason.text.replace(" it", " parameters of it")
         return True, text, [f"{verb} {name}" for name in shown]
+
+    def of_methods(
+        self,
+        params: MethodParams,
+        statement: syntax.Freeze | syntax.Train | syntax.Optimize | syntax.Penalty,
+    ) -> tuple[bool, str, Sequence[str]]:
+        """What a statement says of the params that methods have here."""
+        try:
+            found = params.find(statement.selector)
+        except SurgeryError as problem:
+            return False, "it names no params of a method here", _faults(problem)
+        names = [t.name for e, t in found if e.site.path == self.site.path]
+        if not names:
+            return False, "none of the params that it names is at this site", ()
+        verb = _VERBS[type(statement)]
+        return True, "it names params of a method here", [f"{verb} {name}" for name in names]
+
+
+_VERBS: dict[type[syntax.Node], str] = {
+    syntax.Freeze: "freezes",
+    syntax.Train: "trains",
+    syntax.Optimize: "sets the optimizer for",
+    syntax.Penalty: "penalises",
+}
 
 
 def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Iterator[str]:

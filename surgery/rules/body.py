@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
 from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import (
-    IN,
-    OUT,
-    STAR,
-    Expression,
-    is_leading,
-    operand,
-    param,
-)
+from surgery.rules.expression import IN, OUT, STAR, Expression, operand, param
 from surgery.rules.leading import named_leading, spread
 from surgery.rules.library import Scope
 from surgery.rules.named_dims import labelled
-from surgery.rules.naming import check_name
-from surgery.rules.operands import scalar, tensor
-from surgery.rules.placing import is_again, placed
-from surgery.rules.ranges import SIZE, unmet
+from surgery.rules.operands import tensor
+from surgery.rules.placing import placed
+from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
-from surgery.rules.starting import start
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Opaque, Value
+from surgery.rules.trained import Trained
+from surgery.rules.training import after_step, penalty_term, tuning
+from surgery.rules.values import Closure, Opaque, Value
 
 
 class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
+
+    moment = "forward"
 
     def __init__(self, scope: Scope, state: State, path: str):
         self.scope = scope
@@ -136,46 +129,29 @@ class Body:
                 held = condition(step.condition, self)
                 self.demand(Requirement(held, step.span, self.origin(step.condition)))
             case syntax.Param():
-                self._declare(step)
+                declare(step, self)
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
             case syntax.Unpack():
                 for name, part in zip(step.names, unpack(step, self), strict=True):
                     self.define(name.name, part, name.span)
+            case syntax.Draw():
+                declare_draw(step, self)
+            case syntax.Tune():
+                self._said(*tuning(step, self))
+            case syntax.Charge():
+                self._said(penalty_term(step.value, step.span, self))
+            case syntax.After():
+                self._said(after_step(step, self))
+                declare_clock(step.event_span, self)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
-    def _declare(self, step: syntax.Param) -> None:
-        shape = tuple(map(self._dim, step.dims))
-        if any(map(is_leading, shape)):
-            raise error(
-                "S212",
-                "a param has a fixed shape, without `*` or dims that each forward has its own of",
-                step.span,
-            )
-        for dim, size in zip(step.dims, shape, strict=True):
-            if size.number is not None:
-                self.demand(SIZE.of(size, dim.span, self.origin(dim)))
-        origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = start(step, shape, self)
-        name = self.path + step.name
-        for part in name.split("."):
-            check_name(part, step.name_span)
-        made = Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        if not is_again(made, self.state.notes.declarations, self.shapes):
-            self.state.notes.declarations.append(made)
-        self.define(step.name, param(name, shape, step.name_span), step.name_span)
-
-    def _dim(self, e: syntax.Expression) -> Dim:
-        """A dim of a param, called as it is written."""
-        size = scalar(evaluate(e, self), e.span)
-        if isinstance(e, syntax.NamedDim):
-            size = size.called(e.name)
-            self.define(e.name, size, e.name_span)
-            self.origins[e.name] = self.origin(e.size)
-            return size
-        return size.called(e.name) if isinstance(e, syntax.Name) else size
+    def _said(self, *training: Trained) -> None:
+        """Note what is said of training; a method that is used twice says it once."""
+        noted = self.state.notes.training
+        noted += [said for said in training if said not in noted]
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
@@ -231,9 +207,3 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
     labels = tuple(dim.name for dim in names if isinstance(dim, syntax.Name))
     body.labels[given.name] = labels
     return labelled(value, labels)
-
-
-def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
-    """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
-    found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
-    return tuple(found)[:3]

@@ -125,7 +125,8 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     outer = [(s, s.operands) for s in states]
     for inner in states:
         inner.operands = dict(inner.operands)
-    apply_method(placed(wrapped.closure, f"{wrapped.child}."), state)
+    path = state.notes.child = f"{wrapped.child}."
+    apply_method(placed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
         if inner.named_dims is not None:

@@ -17,6 +17,8 @@ from surgery.rules.rows import Rows
 STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
+SITES = "sites()"
+"""The name of how many sites a method is at, and the axis of what is taken over all of them."""
 Shape = tuple[Dim, ...]
 
 
@@ -40,7 +42,8 @@ class Expression:
 
     ``base``, ``attend`` and ``tokens`` are a module, an attention and an embedded sequence as the
     model has them; ``spread`` is a value repeated to the shape of another, ``expand`` to sizes,
-    ``vector`` one without leading dims of 1, ``eye`` the identity matrix. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    ``vector`` one without leading dims of 1, ``eye`` the identity matrix, ``drawn`` a state that is
+    drawn for each step of training, with what it is in evaluation. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
     ``number``. Equality ignores spans: equal expressions compute equal values.
     """
 
@@ -251,6 +254,8 @@ def show(expression: Expression) -> str:
     if e.op in ("block", "host"):
         return f"{e.name}({', '.join(parts)})"
     if e.op in ("expand", "spread", "vector"):
+        return parts[0]
+    if e.op == "drawn":
         return parts[0]
     size = dict(e.attributes).get("size")
     if size is not None:

@@ -84,7 +84,8 @@ class Primitive:
         is drawn in training, ``detaches`` that no gradient passes, ``mask`` that it is of ones and zeros,
         ``idempotent`` that twice is as
         good as once, and ``real`` that it is of real numbers: of complex ones torch computes it not
-        at all, or makes real ones of them.
+        at all, or makes real ones of them. ``stepping``: it is there after a step of the optimizer,
+        where ``over_sites`` is the path of what takes it over all sites of a method.
     """
 
     name: str
@@ -114,6 +115,8 @@ class Primitive:
     random: bool = False
     detaches: bool = False
     mask: bool = False
+    stepping: bool = False
+    over_sites: str = ""
     idempotent: bool = False
     real: bool = False
 

@@ -51,6 +51,7 @@ def _of_known(function: Callable[[float], float]) -> Callable[[Dim], Dim | None]
 _FIRST: Ways = ((0,),)
 _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
+_OVER_SITES = "surgery.graft.over_sites."
 _MASKS = "surgery.graft.graphs.masks."
 _FUNCTIONAL = "torch.nn.functional."
 
@@ -373,6 +374,27 @@ _TABLE = (
         zeros=(0,),
         rows=(0,),
     ),
+    # AdaLoRA: how far a factor is from having orthonormal rows.
+    Primitive(
+        "frobenius",
+        "A",
+        "the root of the sum of the squares of all elements, one number",
+        signatures.of_frobenius,
+        "torch.linalg.vector_norm",
+        "matrices",
+        lambda e: elements(e.arguments[0]) * 2,
+        zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "grad",
+        "A",
+        "the gradient of a param, after a step of the optimizer",
+        signatures.same,
+        form="none",
+        cost=free,
+        stepping=True,
+    ),
     # IA³ and VeRA scale outputs, so rows of the weight; it is what their merges are made of.
     Primitive(
         "scale_rows",
@@ -385,9 +407,15 @@ _TABLE = (
         neutral=((1, 1),),
         rows=(0, 1),
     ),
-    _reduction("mean", "torch.mean", linear=_FIRST, of_constant=_first),
-    _reduction("sum", "torch.sum", linear=_FIRST, of_constant=Dim.__mul__),
-    _reduction("max", "torch.amax", of_constant=_first, real=True),
+    _reduction(
+        "mean", "torch.mean", over_sites=_OVER_SITES + "mean", linear=_FIRST, of_constant=_first
+    ),
+    _reduction(
+        "sum", "torch.sum", over_sites=_OVER_SITES + "total", linear=_FIRST, of_constant=Dim.__mul__
+    ),
+    _reduction(
+        "max", "torch.amax", over_sites=_OVER_SITES + "largest", of_constant=_first, real=True
+    ),
     # UniPELT: gates see the mean of the real tokens of an example.
     _reduction(
         "pool",
@@ -459,6 +487,7 @@ _TABLE = (
         signatures.same,
         _MASKS + "topk",
         "over",
+        over_sites=_OVER_SITES + "topk",
         numbers=((1, SIZE),),
         detaches=True,
         mask=True,

@@ -65,6 +65,10 @@ def of_kron(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) 
     return (a * c, b * d)
 
 
+def of_frobenius(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
+    return ()
+
+
 def of_scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     matrix, factors = arguments
     _need_rank("scale_rows", matrix, 2, span)

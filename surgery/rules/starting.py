@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.dims import Dim
 from surgery.rules.distributions import DISTRIBUTIONS
-from surgery.rules.evaluate import Names, evaluate
+from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import number
+from surgery.rules.names import Names
 from surgery.rules.operands import scalar, tensor
 from surgery.rules.ranges import SPREAD, SPREADS
 from surgery.rules.shapes import show_shape
@@ -35,23 +38,27 @@ def start(step: syntax.Param, shape: tuple[Dim, ...], names: Names) -> Init:
                 Label(step.name_span, "declared here"),
             )
         return Init(None, value=value)
-    return _distribution(step.init, names)
+    kind, given = distribution(names, step.init, DISTRIBUTIONS, "param")
+    std = dict(given).get("std", dict(given).get("bound"))
+    if isinstance(std, Dim) and std.number == 0:
+        return Init(None, value=number(0, step.init.span))
+    return Init(kind, given)
 
 
-def _distribution(init: syntax.Expression, names: Names) -> Init:
-    known = ", ".join(DISTRIBUTIONS)
-    if not isinstance(init, syntax.Call) or init.function not in DISTRIBUTIONS:
-        raise error("S218", "`~` takes a distribution", init.span, help=f"one of {known}")
-    formal = DISTRIBUTIONS[init.function]
+def distribution(
+    names: Names, e: syntax.Expression, known: Mapping[str, tuple[str, ...]], what: str
+) -> tuple[str, tuple[tuple[str, Dim | str], ...]]:
+    """A distribution of those ``known``, with its arguments."""
+    if not isinstance(e, syntax.Call) or e.function not in known:
+        of = "a distribution" if what == "param" else "what it is drawn from"
+        raise error("S218", f"`~` takes {of}", e.span, help=f"one of {', '.join(known)}")
+    formal = known[e.function]
     given: dict[str, Dim | str] = {}
-    for position, argument in enumerate(init.arguments):
+    for position, argument in enumerate(e.arguments):
         name = argument.name or (formal[position] if position < len(formal) else "")
         if name not in formal or name in given:
-            raise error(
-                "S218",
-                f"`{init.function}` takes {', '.join(formal) or 'nothing'}",
-                argument.span,
-            )
+            takes = f"`{e.function}` takes {', '.join(formal) or 'nothing'}"
+            raise error("S218", takes, argument.span)
         value = evaluate(argument.value, names)
         if name == "text" and isinstance(value, str):
             given[name] = value
@@ -61,8 +68,5 @@ def _distribution(init: syntax.Expression, names: Names) -> Init:
                 names.demand(SPREAD.of(number_, argument.span, names.origin(argument.value)))
     missing = [n for n in formal if n not in given]
     if missing:
-        raise error("S218", f"`{init.function}` needs {', '.join(missing)}", init.span)
-    std = given.get("std", given.get("bound"))
-    if isinstance(std, Dim) and std.number == 0:
-        return Init(None, value=number(0, init.span))
-    return Init(init.function, tuple(given.items()))
+        raise error("S218", f"`{e.function}` needs {', '.join(missing)}", e.span)
+    return e.function, tuple(given.items())

@@ -26,6 +26,7 @@ from surgery.rules.limits import Depth
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
 from surgery.rules.slices import take
+from surgery.rules.trained import Trained
 from surgery.rules.values import Declaration, HostModule, Value
 
 Kind = Literal["linear", "module", "attention", "tokens"]
@@ -56,9 +57,12 @@ class Notes:
     shapes: Shapes
     declarations: list[Declaration] = field(default_factory=list[Declaration])
     requirements: list[Requirement] = field(default_factory=list[Requirement])
+    training: list[Trained] = field(default_factory=list[Trained])
     given: list[Expression] = field(default_factory=list[Expression])
     """Tensors handed to a method that is not known yet (a verb checked on its own)."""
     changed: bool = False
+    child: str = ""
+    """What the names of all params of the method begin with that is read."""
     depth: Depth = field(default_factory=Depth)
 
 

@@ -13,6 +13,7 @@ from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.library import Definition
 from surgery.rules.primitive import Primitive
+from surgery.rules.trained import CLOCK
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +92,19 @@ class Declaration:
     span: Span = field(compare=False, repr=False)
     origins: tuple[Span, ...] = field(default=(), compare=False, repr=False)
     """Where the numbers in its shape were written."""
+    state: bool = False
+    """Whether it is a buffer, which no optimizer has."""
+    drawn: bool = False
+    """Whether it is drawn anew for each step."""
 
     def shape_at(self, sizes: Mapping[str, Scalar]) -> tuple[int, ...]:
         """Its shape at a site of these sizes."""
         return tuple(int(dim.value(sizes)) for dim in self.shape)
+
+
+def is_clock(declaration: Declaration) -> bool:
+    """Whether it counts the steps of its method."""
+    return declaration.state and declaration.name.rpartition(".")[2] == CLOCK
 
 
 Value = Dim | Expression | Primitive | Closure | Opaque | HostModule | Condition | str

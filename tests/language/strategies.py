@@ -82,12 +82,13 @@ _primaries = (
     | st.builds(syntax.Class, names.filter(lambda name: name[0].isupper()), span=st.just(NOWHERE))
     | st.builds(syntax.All, span=st.just(NOWHERE))
 )
-_bounds = st.none() | st.integers(-9, 9)
+_shares = st.sampled_from((0.5, -0.25, 0.125, -0.75))
+_bounds = st.none() | st.integers(-9, 9) | _shares
 _subscripts = st.builds(
     syntax.Slice,
     _bounds,
     _bounds,
-    _bounds.filter(lambda step: step != 0),
+    (st.none() | st.integers(-9, 9)).filter(lambda step: step != 0),
     span=st.just(NOWHERE),
 ) | st.builds(syntax.Index, st.integers(-9, 9), span=st.just(NOWHERE))
 
@@ -166,7 +167,7 @@ statements = (
     | st.builds(syntax.Freeze, targets, span=st.just(NOWHERE))
     | st.builds(syntax.Train, targets, span=st.just(NOWHERE))
     | st.builds(syntax.Optimize, targets, settings, span=st.just(NOWHERE))
-    | st.builds(syntax.Penalty, expressions, targets, span=st.just(NOWHERE))
+    | st.builds(syntax.Penalty, expressions, selectors, span=st.just(NOWHERE))
     | st.builds(
         syntax.Use,
         words,

@@ -276,6 +276,18 @@ PLAIN = (
         lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
     ),
     Plain(
+        "lora_plus(3, alpha = 6)",
+        lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
+    ),
+    Plain(
+        "adalora(3, alpha = 6)",
+        lambda x, W, b, A, B, E: functional.linear(x, W, b) + 2 * (x @ A.T * E) @ B.T,
+    ),
+    Plain(
+        "dylora(3, alpha = 6)",
+        lambda x, W, b, A, B: functional.linear(x, W, b) + 2 * x @ A.T @ B.T,
+    ),
+    Plain(
         "lora_xs(3)",
         lambda x, W, b, A, B, R: functional.linear(x, W + B @ R @ A, b),
     ),
@@ -306,7 +318,7 @@ WITHOUT = {
     "CPTConfig": "a loss of labelled prompts around `prompt`: no method of a layer",
     "CartridgeConfig": "a prefix filled with the cache of a text: `prefix` holds it",
     "TrainableTokensConfig": NOT_YET,
-    "AdaLoraConfig": NOT_YET,
+    "AdaLoraConfig": "beside PEFT, with its schedule, in test_adalora.py",
     "AdaptionPromptConfig": NOT_YET,
     "AdamssConfig": NOT_YET,
     "BOFTConfig": NOT_YET,

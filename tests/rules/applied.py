@@ -12,8 +12,8 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from torch import Tensor
 
+from surgery.graft.computing import Tensors
 from surgery.graft.graphs.emit import Emitter
-from surgery.graft.initialise import Tensors
 from surgery.rules.dims import Dim
 from surgery.rules.expression import Expression, Shape, number, param
 from surgery.rules.primitive import Attributes, Primitive

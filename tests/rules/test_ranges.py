@@ -40,7 +40,13 @@ def values_of(definition: Definition) -> list[str]:
 
 
 KNOWN = [d for d in map(prelude().find, sorted(prelude().names())) if d is not None]
-FREE = {"alpha", "strength", "scale", "act", "average", "d", "text"}
+FREE = {"alpha", "strength", "scale", "act", "average", "d", "text"} | {
+    "budget",
+    "until",
+    "every",
+    "beta",
+    "gamma",
+}
 """What may be any number, or is none."""
 SITE = {"rows", "columns", "reduction", "width", "size", "blocks"}
 """What sizes of the site decide about."""

@@ -99,6 +99,13 @@ def in_training(emitter: Emitting, e: Expression) -> Any:
     return emitter.host.call(run, *map(emitter.emit, e.arguments), emitter.host.training())
 
 
+def drawn(emitter: Emitting, e: Expression) -> Any:
+    """What is drawn for each step of training, and fixed in evaluation."""
+    draw, fixed = (emitter.emit(a) for a in e.arguments)
+    training = emitter.host.training()
+    return emitter.host.call(kernels.drawn, draw, fixed, bool(e.attribute("nested")), training)
+
+
 def _axis(emitter: Emitting, e: Expression) -> int:
     """The axis that is meant, where features come before the places rules write before them."""
     axis = int(e.attribute("axis"))  # type: ignore[arg-type]
@@ -199,6 +206,7 @@ _SPECIAL: dict[str, Form] = {
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
+    "drawn": drawn,
     "rows": shaping.rows,
     "put": shaping.put,
     # what has a cheaper form in some places, whatever its row says

@@ -42,7 +42,7 @@ def _is_several(e: Expression) -> bool:
 
 def _is_random(e: Expression) -> bool:
     primitive = PRIMITIVES.get(e.op)
-    return primitive is not None and primitive.random
+    return e.op == "drawn" or (primitive is not None and primitive.random)
 
 
 def _work(e: Expression, sizes: Mapping[str, Scalar]) -> float:

@@ -54,6 +54,18 @@ def _squared_rows(matrix: Tensor) -> Tensor:
     return squared
 
 
+def drawn(draw: Tensor, value: float, nested: bool, training: bool) -> Tensor:
+    """What was drawn for this step of training, and in evaluation ``value`` everywhere.
+
+    Of a ``nested`` draw, ``value`` is how many places have 1, from the first.
+    """
+    if training:
+        return draw
+    if not nested:
+        return draw.new_full(draw.shape, value)
+    return (torch.arange(draw.shape[-1], device=draw.device) < value).to(draw.dtype).expand_as(draw)
+
+
 def eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 

@@ -62,6 +62,9 @@ class ReadHost(GraphHost):
         name = self.layer.names[expression.name]
         return self.call(calls.own_parameter, self.graph.get_attr(SELF), name)
 
+    def training(self) -> fx.Node:
+        return self.graph.get_attr("training")
+
 
 class _ProductHost(ReadHost):
     """Has the input of a product and its result at hand, and the product itself."""
@@ -94,9 +97,6 @@ class _ProductHost(ReadHost):
 
     def module(self) -> fx.Node:
         return self.graph.get_attr(SELF)
-
-    def training(self) -> fx.Node:
-        return self.graph.get_attr("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
         if "real" not in self.slots:
