@@ -47,6 +47,7 @@ def product(call: FunctionCall[Tensor]) -> MatrixProduct | None:
     """The product that a function computes, if it is of two tensors."""
     given, kwargs = list(call.given), call.kwargs
     if call.kind == "baddbmm":
+        # BLOOM: position biases are added by the product itself.
         beside, *given = given
         scale, share = kwargs.get("alpha", 1), kwargs.get("beta", 1)
         return MatrixProduct(given[0], given[1], None, scale, beside, share)
@@ -91,6 +92,7 @@ class ChangedCore:
         heads = core.query_heads
         if change.query is not None:
             query = ordered(query, scored.query, change.query, heads)
+        # BLOOM, FSMT: of three axes the first holds batch and heads.
         folded = heads if query.dim() == 3 else 1
         new, own = parts(key, scored.key, change.key, change, folded)
 

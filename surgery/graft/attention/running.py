@@ -31,7 +31,7 @@ class RunningCores(Follower[Tensor]):
         self.windowed = [WindowedCore(*pair) for pair in changes if pair[0].windows]
         self.strays = 0
         self.among = max([core.among for core, _ in self.changes] or [0])
-        # A loop over images or documents runs as many as it is given: no other attention is there.
+        # Qwen2-VL: a loop over images runs as many cores as it is given, and no other attention is there.
         self.every = (
             bool(self.changes)
             and self.changes[0][0].how != "products"
