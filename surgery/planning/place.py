@@ -164,9 +164,9 @@ class Place:
             SurgeryError: S272 for one that the site lacks.
 
         """
-        anatomy = self.usage.anatomy
         # The step is known later, to what follows it.
         for name in sorted(facts - self.sizes.keys() - {STEP}):
+            anatomy = self.usage.anatomy
             index = anatomy.layer_of(self.site.spans[0])
             of_layers = name in ("index", "layers")
             if index is None or not of_layers:
