@@ -212,6 +212,8 @@ class _Evaluation:
     def half(self, found: list[tuple[Part, tuple[Site, ...]]]) -> None:
         """Tell of roles that are in some layers only, where nothing says that this is meant."""
         for part, sites in found:
+            if isinstance(part, syntax.Role) and part.name == "embedding":
+                self.other_tables(part, [site for _, chosen in found for site in chosen])
             if self.of == "modules" and isinstance(part, syntax.Role) and part.name in EXPECTED:
                 without, total = lacking(self.anatomy(), sites) if sites else ([], 0)
                 if without:
@@ -222,6 +224,19 @@ class _Evaluation:
                         f"`{without[0]}`{more} none",
                         part,
                     )
+
+    # BERT, GPT-2: positions and token types have tables of their own.
+    def other_tables(self, part: Part, sites: list[Site]) -> None:
+        """Tell of tables that `embedding` leaves out, since they are not of input ids."""
+        tables = {p: m for p, m in self.paths.modules.items() if isinstance(m, nn.Embedding)}
+        places = (path for site in sites for path in (*site.spans, site.path.rpartition(".")[0]))
+        # Tied tables are one.
+        chosen = {id(tables[path].weight) for path in places if path in tables}
+        others = [path for path, table in tables.items() if id(table.weight) not in chosen]
+        if others and sites:
+            more = f" and {len(others) - 1} more" if others[1:] else ""
+            message = f"`embedding` is tables of input ids: `{others[0]}`{more} left out"
+            self.warn("S305", message, part, "`Embedding` selects all tables, by their class")
 
     def dead(self, part: Part) -> None:
         """Say why ``part`` matched nothing, unless something within it already did."""
@@ -261,8 +276,9 @@ class _Evaluation:
         message = f"expected {node.expect}, but {len(sites)} match"
         self.fail("S303", message, node, f"they are {shown}" if sites else None)
 
-    def warn(self, code: str, message: str, node: syntax.Node) -> None:
-        self.warnings.append(Diagnostic(code, message, (Label(node.span),), severity="warning"))
+    def warn(self, code: str, message: str, node: syntax.Node, help: str | None = None) -> None:
+        label = (Label(node.span),)
+        self.warnings.append(Diagnostic(code, message, label, help, severity="warning"))
 
     def fail(self, code: str, message: str, node: syntax.Node, help: str | None = None) -> None:
         self.errors.append(Diagnostic(code, message, (Label(node.span),), help))

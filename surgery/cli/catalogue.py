@@ -35,7 +35,7 @@ def methods(
 
     Verbs, blocks and recipes are listed, too.
     """
-    from surgery.planning.spec import recipes
+    from surgery.planning.recipes import recipes
     from surgery.reports.claims import claims_of
     from surgery.rules.library import prelude
 

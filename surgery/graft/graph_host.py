@@ -25,6 +25,8 @@ def install(model: nn.Module, surgery: Surgery) -> None:
     mapping: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(original, mapping)
     graph.output(result)
+    # Of a program's module: what it takes and gives are trees, of which the graph has the leaves.
+    graph.set_codegen(original._codegen)  # pyright: ignore[reportPrivateUsage]
     flattened = frames(model)
     stack_of = {mapping[node]: path for node, path in flattened.items() if node in mapping}
     writer = GraphWriter(model, graph, stack_of)

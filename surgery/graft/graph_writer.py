@@ -215,7 +215,7 @@ class GraphWriter:
         before = set(self.graph.nodes)
         users = list(base.users)
         host = NodeHost(self, site, edit, base, edit.site.owner)
-        states = edit.site.states
+        states = site.site.states
         emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
         with self.graph.inserting_after(base):
             host.start()

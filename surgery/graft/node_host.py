@@ -58,7 +58,7 @@ class NodeHost(Host):
 
     def enter(self, value: fx.Node) -> fx.Node:
         """States as the program sees them: [batch, length, features], however they come."""
-        states = self.edit.site.states
+        states = self.site.site.states
         if states.sequences is not None:
             like = self.writer.input(states.sequences)
             return self.call(in_sequence, value, like)
@@ -66,7 +66,7 @@ class NodeHost(Host):
 
     def leave(self, value: fx.Node, like: fx.Node | None = None) -> fx.Node:
         """States as the graph has them, and has ``like``."""
-        states = self.edit.site.states
+        states = self.site.site.states
         if states.sequences is not None:
             return self.call(as_given, value, like or self.node)
         return self.call(torch.transpose, value, 0, 1) if states.length_first else value

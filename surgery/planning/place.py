@@ -165,15 +165,19 @@ class Place:
 
         """
         # The step is known later, to what follows it.
-        for name in sorted(facts - self.sizes.keys() - {STEP}):
-            anatomy = self.usage.anatomy
+        missing = facts - self.sizes.keys() - {STEP} if facts else facts
+        if not missing:
+            # Nothing asks for the model to be run.
+            return
+        anatomy = self.usage.anatomy
+        for name in sorted(missing):
             index = anatomy.layer_of(self.site.spans[0])
             of_layers = name in ("index", "layers")
             if index is None or not of_layers:
-                missing = "it is in no layer" if of_layers else "its sizes are others"
+                why = "it is in no layer" if of_layers else "its sizes are others"
                 raise error(
                     "S272",
-                    f"an argument is made of `{name}`, which this site lacks: {missing}",
+                    f"an argument is made of `{name}`, which this site lacks: {why}",
                     help="select what is in layers: `… in layer`" if of_layers else None,
                 )
             stack = anatomy.stack_of(self.site)

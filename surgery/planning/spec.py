@@ -14,13 +14,13 @@ from surgery.language.diagnostics import (
     Diagnostic,
     Label,
     SurgeryError,
-    did_you_mean,
     error,
     first_of,
 )
 from surgery.language.parse import parse
-from surgery.language.resources import NoTextError, read_text, resource
+from surgery.language.resources import NoTextError, read_text
 from surgery.language.source import SourceText, Span
+from surgery.planning.recipes import called
 from surgery.planning.schema import Each
 from surgery.rules.binding import chain
 from surgery.rules.constants import Constants
@@ -99,10 +99,11 @@ class Spec:
 
 
 def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
-    """Read a spec from text, a path, a parsed file, or by the name of a recipe: `unipelt`.
+    """Read a spec from text, a path, a parsed file, or by the name of a recipe: `unipelt`,
+    `unipelt(r = 4)`.
 
     A string is taken for a path if it ends in `.peft` and holds no space or newline, and for a
-    recipe's name if it is one word.
+    recipe if it is one word, or a word with arguments in parentheses.
 
     Raises:
         SurgeryError: S1xx and S2xx, all that are found; S510 if the file cannot be read, or if
@@ -128,43 +129,13 @@ def read_spec(spec: str | os.PathLike[str] | syntax.File | Spec) -> Spec:
         except NoTextError as problem:
             raise error("S510", f"cannot read the spec `{path}`: {problem}") from None
         file = parse(SourceText(str(path), text))
-    elif spec.isidentifier():
-        file = recipe(spec)
     else:
-        file = parse(SourceText("<spec>", spec))
+        file = called(spec) or parse(SourceText("<spec>", spec))
     return resolve(file, disk_reader(folder), prelude())
 
 
 def _kind(thing: object) -> str:
     return "None" if thing is None else f"of the type `{type(thing).__name__}`"
-
-
-def recipes() -> dict[str, syntax.File]:
-    """The specs that come with the package, by name."""
-    files = {p.stem: p for p in sorted(resource("rules").glob("*.peft"))}
-    parsed = {
-        name: parse(SourceText(f"rules/{path.name}", path.read_text(encoding="utf-8")))
-        for name, path in files.items()
-    }
-    return {n: f for n, f in parsed.items() if any(isinstance(i, Statement) for i in f.items)}
-
-
-def recipe(name: str) -> syntax.File:
-    """The recipe so named.
-
-    Raises:
-        SurgeryError: S510 if there is none.
-
-    """
-    known = recipes()
-    if name not in known:
-        raise error(
-            "S510",
-            f"no recipe is named `{name}`",
-            help=did_you_mean(name, known)
-            or f"there are {', '.join(known)}; a spec is more than a word",
-        )
-    return known[name]
 
 
 def _is_path(text: str) -> bool:
@@ -217,7 +188,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
         case syntax.Let():
             if item.name in constants.values:
                 raise error("S215", f"`{item.name}` is already defined here", item.name_span)
-            constants.values[item.name] = evaluate(item.value, constants)
+            constants.values[item.name] = evaluate(item.value, replace(constants, at_sites=True))
             constants.written[item.name] = item.value.span
         case syntax.On():
             closure = chain(item.application, replace(constants, at_sites=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgery.language import syntax
-from surgery.language.diagnostics import did_you_mean, error
+from surgery.language.diagnostics import error
 from surgery.rules.decomposing import in_parts
 from surgery.rules.dim_calls import READERS
 from surgery.rules.dims import Dim
@@ -26,8 +26,14 @@ def tensors(
             "S208",
             f"`{e.function}` takes {wanted} argument{'s' * (high > 1)}, and {len(arguments)} are given",
             e.span,
+            help=_written(e.function),
         )
     return tuple(tensor(names.evaluate(a.value), a.value.span) for a in arguments)
+
+
+def _written(name: str) -> str | None:
+    known = PRIMITIVES.get(name)
+    return known and f"it is written `{name}({known.arguments})`"
 
 
 def call_primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
@@ -49,7 +55,7 @@ def call_primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expres
                 "S208",
                 f"`{primitive.name}` has no argument `{argument.name}`",
                 argument.span,
-                help=did_you_mean(argument.name, [primitive.axis]) if primitive.axis else None,
+                help=f"it is written `{primitive.name}({primitive.arguments})`",
             )
     arguments = tensors(e, positional, names, primitive.arity)
     if primitive.stepping:

@@ -90,7 +90,8 @@ def _one_product(base: Expression, added: Expression, span: Span | None) -> Expr
     factor, inner = _factored(added)
     if not base.op == inner.op == "linear" or len(inner.arguments) > 2:
         return None
-    (x, weight, *bias), (more, other) = base.arguments, inner.arguments
+    x, weight, *bias = base.arguments
+    more, other = inner.arguments[0], inner.arguments[1]
     scalar = factor is None or factor.shape[-1:] in ((), (ONE,))
     if weight != other or not weight.reads("W") or not scalar:
         return None

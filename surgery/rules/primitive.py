@@ -13,7 +13,7 @@ from typing import Literal
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import SIGNS, STAR, Attribute, Expression, Shape
+from surgery.rules.expression import SIGNS, Attribute, Expression, Shape, is_leading
 from surgery.rules.ranges import Range
 from surgery.rules.shapes import Shapes
 
@@ -40,7 +40,7 @@ def elements(e: Expression) -> Dim:
     """How many elements there are for one position of the leading dims."""
     size = Dim.of(1)
     for dim in e.shape:
-        size = size * (Dim.of(1) if dim == STAR else dim)
+        size = size * (Dim.of(1) if is_leading(dim) else dim)
     return size
 
 

@@ -44,12 +44,13 @@ def settle(value: Expression, state: State, span: Span) -> Expression:
             raise _mixed(span)
         (before,) = read - {now}
         sums, rest = _sums(value, span)
-        gate = next((_added([s.get(now, {})]) for e, s in sums.items() if e.op == "base"), {})
+        changed = {e: _added([by_core.get(now, Weight())]) for e, by_core in sums.items()}
+        gate = next((weight for e, weight in changed.items() if e.op == "base"), Weight())
         old = before[0] if before else state.core.base
         assert old is not None
         state.core.become(_between(old, state.core.result, _product(gate, span), state, span))
         whole = {e: _added(by_core.values()) for e, by_core in sums.items()}
-        if any(_added([sums[e].get(now, {})]) != _times_each(gate, w) for e, w in whole.items()):
+        if any(changed[e] != _times_each(gate, weight) for e, weight in whole.items()):
             raise _mixed(span)
         value = _written(whole, rest, state.result, span)
     return _plain(value)

@@ -151,3 +151,26 @@ def test_a_role_that_layers_lack_is_a_warning(text: str) -> None:
 def test_what_is_meant_to_be_in_some_layers_is_no_warning(text: str) -> None:
     model, seen = hybrid()
     assert select(model, text, lambda: seen).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("bert", "position_embeddings` and 1 more"),
+        ("gpt2", "wpe`"),
+        ("llama", None),
+        ("bart", "positions`"),
+    ],
+)
+def test_tables_that_the_role_leaves_out_are_told(name: str, other: str | None) -> None:
+    """Unless a clause or another part says that this is meant."""
+    found = chosen("embedding", name).warnings
+    assert [w.code for w in found] == (["S305"] if other else [])
+    assert all(other in w.message for w in found)
+    for text in (
+        "embedding expect 1",
+        "embedding where index == 0 or 1 == 1",
+        "embedding | Embedding",
+    ):
+        if name != "bart":
+            assert chosen(text, name).warnings == ()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from tests.models import randomise
@@ -51,6 +53,26 @@ def test_a_gate_is_of_an_examples_own_tokens(adapted: nn.Module) -> None:
     together = adapted(ids)
     for one, expected in zip(ids, together, strict=True):
         torch.testing.assert_close(adapted(one[None])[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["`layer.up`", "mlp"])
+def test_what_one_method_asks_of_states_holds_beside_others_in_graphs_too(where: str) -> None:
+    """The first method is planned with less known of the states than the gate asks for."""
+    verb = "apply lora(2)" if where != "mlp" else "parallel adapter(2)"
+    gated = verb.replace("apply ", "")
+    spec = f"on {where} {verb} as one; on {where} gated(average = mean) {gated} as two"
+    model = randomise(Turned()).eval()
+    ids = torch.randint(50, (3, 5))
+    traced = fx.symbolic_trace(copy.deepcopy(model))
+    results: list[Tensor] = []
+    for host in (traced, model):
+        surgery.apply(host, spec, seed=0, example_inputs=ids)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in surgery.trainable(host).values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        results.append(host(ids))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("spec", ["on q|v gated lora(4)", "on attention.self gated prefix(3)"])

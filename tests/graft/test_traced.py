@@ -86,6 +86,33 @@ def test_traced_equals_eager(name: str, spec: str) -> None:
     assert torch.equal(traced(x), base)
 
 
+class Nested(nn.Module):
+    """Takes one tensor by name, and gives a tensor in a dict beside others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> dict[str, object]:
+        hidden = self.up(x).relu()
+        return {"out": self.down(hidden) * scale, "more": (hidden, [scale])}
+
+
+def test_a_programs_module_gives_trees_as_before() -> None:
+    model = randomise(Nested()).eval()
+    x, scale = torch.randn(2, 4), torch.tensor(3.0)
+    graph = torch.export.export(model, (x,), {"scale": scale}).module()
+    base = graph(x, scale=scale)
+    for module in (model, graph):
+        surgery.apply(
+            module, "on linear apply lora(2)", example_inputs={"x": x, "scale": scale}, seed=0
+        )
+        randomise_added(module)
+    torch.testing.assert_close(graph(x, scale=scale), model(x, scale=scale))
+    surgery.remove(graph)
+    torch.testing.assert_close(graph(x, scale=scale), base, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_merged_traced_graph_gives_the_same(name: str) -> None:
     x = inputs_of(name)

@@ -387,3 +387,33 @@ def test_what_may_be_another_number_for_each_key_is_an_error_in_graphs(shift: st
         surgery.apply(
             traced, "on attention apply prefix(2)", example_inputs=torch.randn(2, 5, WIDTH)
         )
+
+
+class Switching(Attention):
+    """Long inputs take another branch than those that the model was read on."""
+
+    def __init__(self, form: Form, other: Form):
+        super().__init__(form)
+        self.short, self.long = form, other
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.form = self.short if x.shape[1] <= 8 else self.long
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("forms", [(shifted, by_logarithm), (by_logarithm, torch.sigmoid)])
+def test_a_branch_that_was_not_read_is_changed_alike_or_an_error(forms: tuple[Form, Form]) -> None:
+    """Never is it run without the prefix in silence."""
+    module = randomise(Switching(*forms))
+    example, long = torch.randn(2, 5, WIDTH), torch.randn(2, 9, WIDTH)
+    surgery.apply(module, f"on attention apply prefix({NEW})", example_inputs=example, seed=0)
+    randomise_added(module)
+    parts = dict(module.named_parameters())
+    new = parts["prefix.K"], parts["prefix.V"]
+    torch.testing.assert_close(module(example), by_hand(module, example, *new))
+    if forms[1] is torch.sigmoid:
+        with pytest.raises(SurgeryError, match="S430"):
+            module(long)
+    else:
+        found = module(long)
+        torch.testing.assert_close(found, by_hand(module, long, *new))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import surgery
-from surgery.planning.spec import recipes
+from surgery.planning.recipes import recipes
 from tests.laws.strategies import assert_state, randomise_added, state_of
 from tests.laws.test_hybrids import close, run
 from tests.models import build
@@ -104,3 +104,39 @@ def test_unipelt_generates(name: str) -> None:
     assert torch.equal(
         words, model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "shape"),
+    [
+        ("unipelt(r = 3)", "lora.A", (3, 32)),
+        ("unipelt(tokens = 4, hidden = 5)", "prefix_mlp.D", (5, 32)),
+        ("unipelt(4, 5, r = 1 + 1)", "prefix_mlp.E", (4, 32)),
+        ("mam(r = 6)", "adapter.D", (6, 32)),
+        ("mam()", "adapter.D", (512, 32)),
+    ],
+)
+def test_a_recipe_takes_arguments(call: str, name: str, shape: tuple[int, ...], tmp_path) -> None:
+    """Which are in the text that the saved file carries."""
+    model = surgery.apply(build("gpt2"), call, seed=0)
+    found = {n: p for n, p in surgery.trainable(model).items() if n.endswith(name)}
+    assert {tuple(p.shape) for p in found.values()} == {shape}
+    surgery.save(model, tmp_path / "adapter")
+    again = surgery.load(build("gpt2"), tmp_path / "adapter")
+    assert all(torch.equal(surgery.trainable(again)[n], p) for n, p in found.items())
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("unipelt(rr = 4)", "S208"),
+        ("unipelt(1, 2, 3, 4, 5)", "S208"),
+        ("unipelt(4, tokens = 4)", "S208"),
+        ("bitfit(3)", "S208"),
+        ("unipelz(r = 1)", "S510"),
+        ("unipelt(r = 0)", "S240"),
+    ],
+)
+def test_what_a_recipe_does_not_take_is_told(call: str, code: str) -> None:
+    with pytest.raises(surgery.SurgeryError, match=code):
+        surgery.read_spec(call)

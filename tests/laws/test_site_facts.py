@@ -41,7 +41,8 @@ def test_each_layer_has_a_rank_of_its_own(name: str, tmp_path) -> None:
 
 def test_it_is_what_is_written_out_layer_by_layer() -> None:
     model, other = build("gpt2"), build("gpt2")
-    surgery.apply(model, "on q apply lora(r = 2, alpha = 1 + 3 * index)", seed=0)
+    spec = "let strength = 1 + 3 * index on q apply lora(r = 2, alpha = strength)"
+    surgery.apply(model, spec, seed=0)
     written = "on q in layer[0] apply lora(2, alpha = 1) on q in layer[1] apply lora(2, alpha = 4)"
     surgery.apply(other, written, seed=0)
     other.load_state_dict(randomise_added(model).state_dict())
