@@ -45,8 +45,9 @@ class Steering:
             match statement:
                 case syntax.Freeze() | syntax.Train():
                     trains = isinstance(statement, syntax.Train)
-                    for found in held if trains else ():
-                        _check_acting(*found, statement)
+                    if isinstance(statement, syntax.Train):
+                        for pair in held:
+                            _check_acting(*pair, statement)
                     self.flags |= {n: trains for f in held for n in self.params.names(*f)}
                 case syntax.Optimize():
                     names = tuple(n for f in held for n in self.params.names(*f))

@@ -28,7 +28,7 @@ from surgery.rules.values import Closure, Opaque, Value
 class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
 
-    moment = "forward"
+    moment: str = "forward"
 
     def __init__(self, scope: Scope, state: State, path: str):
         self.scope = scope

@@ -32,7 +32,7 @@ class TrainingNames:
 
     def __init__(self, body: Names, moment: Moment):
         self.body = body
-        self.moment: Moment = moment
+        self.moment: str = moment
         self.scope, self.shapes = body.scope, body.shapes
         self.own: dict[str, Value] = {}
 
@@ -173,7 +173,7 @@ class ParamNames:
     def __post_init__(self) -> None:
         self.scope = self.names.scope
         self.shapes = Shapes()
-        self.moment = "forward"
+        self.moment: str = "forward"
 
     def lookup(self, name: str, span: Span) -> Value | None:
         return self.params.get(name) or self.numbers.get(name) or self.names.lookup(name, span)
