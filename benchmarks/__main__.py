@@ -22,7 +22,7 @@ NAMES = {
     "apply_sites": "applying to thousands of sites, twice",
     "imports": "how long imports and the command line take",
     "experts": "LoRA on the weights of all experts",
-    "merging": "merging 896 layers, and what unmerging leaves",
+    "merging": "merging 896 layers, what unmerging leaves, and peak memory",
     "parsing": "reading a thousand lines",
     "roles": "finding the roles of a model's modules",
 }

@@ -1,4 +1,4 @@
-"""Seconds to find the roles of a model's modules, up to 70 billion parameters without values."""
+"""Seconds to record a forward and to find roles in it, up to 70 billion parameters without values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from benchmarks.harness import NothingMeasuredError, Settings, Table, interleaved
-from surgery.anatomy.read import read
+from surgery.anatomy.paths import Paths
+from surgery.anatomy.read import Anatomy, read
+from surgery.anatomy.run import record
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, dict[str, int]] = {
     "8 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 8},
     "32 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 32},
+    "256 layers, 64 wide": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 256},
     "80 layers, 70 B, meta": {
         "hidden_size": 8192,
         "intermediate_size": 28672,
@@ -41,22 +44,34 @@ def llama(**sizes: int) -> nn.Module:
 
 
 def find(model: nn.Module) -> dict[str, Any]:
-    return dict(read(model).places)
+    """The places of each role, by a forward that is recorded now."""
+    paths = Paths(model)
+    return Anatomy(record(model, None, paths), paths).places
 
 
 def run(settings: Settings) -> list[Table]:
-    columns = ("parameters, B", "roles", "places", "memory + MiB")
+    columns = ("parameters, B", "roles", "places", "memory + MiB", "recording", "again")
     table = Table("Reading the anatomy of a Llama: one forward, and the roles", columns, "seconds")
+    taken: dict[str, float] = {}
     for label, sizes in SIZES.items():
         model = llama(**sizes)
         places = find(model)
-        calls = {"read": partial(find, model)}
-        seconds = interleaved(calls, settings.rounds(12), sample=0.0)["read"].median
+        calls = {
+            "recording": partial(record, model),
+            "read": partial(find, model),
+            "again": partial(read, model),
+        }
+        found = interleaved(calls, settings.rounds(12), sample=0.0)
+        taken[label] = found["read"].median
         count = sum(p.numel() for p in model.parameters()) / 1e9
-        found = (str(len(places)), str(sum(map(len, places.values()))))
+        figures = (str(len(places)), str(sum(map(len, places.values()))), _grown(label))
+        more = (found["recording"].median, found["again"].median)
         aim = 0.2 if label.startswith("32") else None
-        table.add(label, count, *found, _grown(label), judged=seconds, aim=aim)
+        table.add(label, count, *figures, *more, judged=taken[label], aim=aim)
+    few, many = (taken[f"{layers} layers, 64 wide"] for layers in (32, 256))
+    table.add("256 layers over 32", *(None,) * len(columns), judged=many / few, aim=8.5)
     table.notes.append("Memory is what the peak of a fresh process rises by at its first reading.")
+    table.notes.append("`again` is of a reading that was kept: the model is looked at for changes.")
     return [table]
 
 

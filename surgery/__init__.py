@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from surgery.language.diagnostics import SurgeryWarning as SurgeryWarning
     from surgery.models import load_model as load_model
     from surgery.planning.spec import read_spec as read_spec
+    from surgery.training import param_groups as param_groups
+    from surgery.training import penalty as penalty
+    from surgery.training import step as step
     from surgery.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -74,6 +77,9 @@ _HOMES = {
     "explain": "surgery.inspection",
     "inspect": "surgery.inspection",
     "load_model": "surgery.models",
+    "param_groups": "surgery.training",
+    "penalty": "surgery.training",
+    "step": "surgery.training",
     "verify": "surgery.verification",
 } | dict.fromkeys(
     [
@@ -107,12 +113,15 @@ __all__ = [
     "load_model",
     "merge",
     "merged",
+    "param_groups",
+    "penalty",
     "plan",
     "read_spec",
     "remove",
     "reread",
     "save",
     "select",
+    "step",
     "trainable",
     "verify",
 ]

@@ -28,6 +28,7 @@ from surgery.graft.merge import MergeReport, merge_specs, merged_specs
 from surgery.graft.save import save_adapter
 from surgery.graft.target import adapted_of, is_program, model_of, returned, unwrapped
 from surgery.graft.tokens.ensemble import vote
+from surgery.graft.watching import watch
 from surgery.language import syntax
 from surgery.language.diagnostics import render
 from surgery.planning.plan import Plan, SavedPlan
@@ -84,6 +85,7 @@ def apply(
     if isinstance(spec, Plan):
         spec = SavedPlan(spec.spec, spec.fingerprint, spec.base)
     ready = spec if isinstance(spec, SavedPlan) else read_spec(spec)
+    watch()
     grafting.apply_spec(target, ready, example_inputs, seed, tokenizer, tell=_told)
     return model if model is target else returned(model, target)
 
@@ -346,6 +348,7 @@ def load(
         target: nn.Module = to_load(model, path)
     else:
         target = unwrapped(model)
+    watch()
     load_adapter(target, path, example_inputs, base, tell=warn)
     given: Any = model
     return given if given is target else returned(given, target)

@@ -14,6 +14,7 @@ from surgery.planning.plan import Plan
 from surgery.reports.comparison import moves
 from surgery.reports.comparison_text import Compared, training_changes
 from surgery.reports.context import ModelContext, context_of
+from surgery.reports.data import VERSION, warned
 from surgery.reports.diff_markdown import markdown_of
 from surgery.reports.diff_text import closing, notes_of, text_of, warning_text
 from surgery.reports.drawing import Drawing
@@ -26,9 +27,6 @@ from surgery.reports.training import Parameters, shape_of, training_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-VERSION = 1
-"""Of the JSON form."""
 
 
 @overload
@@ -161,10 +159,7 @@ class Diff(DrawnReport):
             "train": asdict(trained),
             "freeze": asdict(frozen),
             "notes": notes_of(self.plan, self.context, self.entries),
-            "warnings": [
-                {"code": w.code, "message": w.message, "place": str(w.labels[0].span)}
-                for w in self.plan.warnings
-            ],
+            "warnings": warned(self.plan.warnings),
         }
 
 

@@ -15,6 +15,7 @@ from surgery.graft.hosts import detached
 from surgery.graft.target import model_of
 from surgery.language.diagnostics import Diagnostic, render
 from surgery.planning.spec import read_spec
+from surgery.reports.data import VERSION, warned
 from surgery.reports.drawing import Drawing
 from surgery.reports.explanation import Explanation, explanation_of
 from surgery.reports.figures import aligned, quoted, some
@@ -95,10 +96,11 @@ class Inspection(DrawnReport):
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         return {
+            "version": VERSION,
             "selector": self.selector,
             "tree": self.tree and self.tree.as_dict(),
             "matches": [match.as_dict() for match in self.matches],
-            "warnings": [w.message for w in self.warnings],
+            "warnings": warned(self.warnings),
         }
 
 
@@ -131,4 +133,4 @@ def explain(
 def _apart(anatomy: Anatomy | None) -> list[Site]:
     """The regions and slices that have a role."""
     sites = [s for group in anatomy.places.values() for s in group] if anatomy else []
-    return [site for site in sites if site.kind in ("region", "slice")]
+    return [site for site in sites if site.is_part]

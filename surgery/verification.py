@@ -23,6 +23,7 @@ from surgery.promises.running import Runner, runner
 from surgery.promises.starting import failed, flags_hold, names_stay, starts_as_base
 from surgery.promises.trial import Trial, base_of, tolerance_of
 from surgery.promises.verdicts import SIGNS, Verdict
+from surgery.reports.data import VERSION, warned
 from surgery.reports.figures import aligned, some
 from surgery.reports.report import Report
 
@@ -170,6 +171,7 @@ class Verification(Report):
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
         return {
+            "version": VERSION,
             "ok": self.ok,
             "model": self.model,
             "spec": self.plan.spec.name,
@@ -178,4 +180,5 @@ class Verification(Report):
             "tolerance": self.tolerance,
             "promises": [v.as_dict() for v in self.verdicts],
             "summary": self.summary,
+            "warnings": warned(self.plan.warnings),
         }

@@ -37,7 +37,7 @@ def methods_table() -> str:
         if claims.kind != "method":
             continue
         source = re.search(
-            r"((?:Li & )?\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+)",
+            r"((?:Li & )?\w[\w-]*(?: et al\.)? \d{4}), (arXiv:\d+\.\d+|OpenReview \w+)",
             " ".join((claims.doc or "").split()),
         )
         where = f"{source[1]}, {source[2]}" if source else "as `ia3`"

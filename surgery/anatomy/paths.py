@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice, takewhile
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
@@ -65,6 +66,15 @@ class Paths:
         """The site of the parameter at ``path``."""
         paths = self.of(self.parameters[path])
         return parameter_site(paths[0], paths)
+
+    def inside(self, path: str) -> Iterator[str]:
+        """The modules under the one at ``path``, in order."""
+        names = islice(self._names, self.rank.get(path, len(self.rank)) + 1, None)
+        return takewhile(lambda name: not path or name.startswith(f"{path}."), names)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self.rank)
 
     def below(self, path: str) -> list[str]:
         """The parameters of the module at ``path`` and of everything under it."""

@@ -19,7 +19,8 @@ from surgery.anatomy.paths import Paths
 from surgery.anatomy.roles.axes import Layout, layout
 from surgery.anatomy.roles.places import Reading
 from surgery.anatomy.run import record
-from surgery.anatomy.site import Port, Site, Tokens, covers, experts_site, matrix_site
+from surgery.anatomy.site import BareParameter, LinearMap, Port, Site, Tokens, WholeModule, covers
+from surgery.anatomy.state import uncollected
 from surgery.anatomy.uses import ParameterUses
 from surgery.anatomy.varied import LentSizes, Varied
 from surgery.language.diagnostics import SurgeryError
@@ -112,7 +113,7 @@ class Anatomy:
     def reading(self) -> Reading:
         """The analysis behind the roles."""
         # What depends on what is told by gradients, whatever mode the caller is in.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), uncollected():
             return Reading(self.recording, self.paths, self.sizes)
 
     @property
@@ -137,52 +138,49 @@ class Anatomy:
     def place_of(self, site: Site) -> Site:
         """``site`` with its ports, residual, norm and layer as the forward showed them.
 
-        A site that a role has found is complete. A module or parameter gets its main hidden
-        states; where it never ran, it stays as it is, but for its layer.
+        A site that a role has found is complete, and so is what is no module. A module gets its
+        main hidden states; where it never ran, it stays as it is, but for its layer.
         """
-        if site.kind in ("region", "slice", "matrix") or site.tokens is not None:
+        operator, path = site.operator, self.paths.canonical(site.exit.path)
+        if not isinstance(operator, WholeModule | LinearMap) or site.path != site.exit.path:
             return site
         if site.role is not None and site.entry.argument is not None:
             return site
-        path = self.paths.canonical(site.exit.path)
-        layer = self.layer_of(path)
         for role in ("attention", "mlp"):
             for place in self.places.get(role, ()):
-                if place.kind == "module" and place.path == path and site.kind == "module":
-                    return replace(place, path=site.path, paths=site.paths, role=site.role or role)
-        calls = self._calls(path)
+                if isinstance(place.operator, WholeModule) and place.path == path:
+                    found = replace(place, path=site.path, paths=site.paths, role=site.role or role)
+                    return found if site.layer is None else replace(found, operator=operator)
+        index, calls = self.layer_of(path), self._calls(path)
         if not calls:
-            return replace(site, layer=layer)
+            return replace(site, index=index)
         found = self.reading.sites.described(calls[0], site.role)
         return replace(
-            found, path=site.path, paths=site.paths, kind=site.kind, role=site.role, layer=layer
+            found, path=site.path, paths=site.paths, operator=operator, role=site.role, index=index
         )
 
     def experts_in(self, site: Site) -> tuple[Site, ...]:
         """The weights of experts that a module holds, or the parameter that is one."""
         held = self.reading.sites.expert_weights
         place = self.paths.canonical(site.path)
-        names = [n for n in held if n == place or (site.kind == "module" and covers(place, n))]
-        layer = self.layer_of(site.exit.path)
-        return tuple(
-            replace(experts_site(self.paths.parameter(n), held[n]), role=site.role, layer=layer)
-            for n in names
-        )
+        whole, index = isinstance(site.operator, WholeModule), self.layer_of(site.exit.path)
+        names = [n for n in held if n == place or (whole and covers(place, n))]
+        found = (replace(self.paths.parameter(n), operator=LinearMap(held[n])) for n in names)
+        return tuple(replace(weight, role=site.role, index=index) for weight in found)
 
     def matrix_at(self, site: Site) -> Site | None:
         """The linear map whose weight is the parameter at ``site``, or the only one of a module."""
         place = self.paths.canonical(site.path)
         for name, (matrix, linear) in self.reading.sites.matrices.items():
             owner = name.rpartition(".")[0]
-            calls = self._calls(owner)
+            calls, weight = self._calls(owner), self.paths.parameter(name)
             # In a graph it is not known what a module returns beside what is used of it.
             path = owner if calls and calls[0].virtual else linear.path
-            if calls and place == (name if site.kind == "parameter" else path):
-                entry = self.reading.ports.input(calls[0], linear.source)
-                weight = self.paths.parameter(name)
-                layer = self.layer_of(weight.exit.path)
-                weight = replace(weight, role=site.role, layer=layer, entry=entry or weight.entry)
-                return matrix_site(weight, matrix)
+            if calls and place == (name if isinstance(site.operator, BareParameter) else path):
+                entry = self.reading.ports.input(calls[0], linear.source) or weight.entry
+                index = self.layer_of(weight.exit.path)
+                found = replace(weight, role=site.role, index=index, entry=entry)
+                return replace(found, operator=LinearMap(matrix))
         return None
 
     def call(self, path: str) -> Passage | None:
@@ -211,13 +209,12 @@ class Anatomy:
         value = self._value(port)
         found: Tokens | None = None
         for place in self.places.get("tokens", ()):
-            embedded = self._value(place.entry)
-            if value is not None and embedded is not None:
-                made = self.reading.flow.depends(value, embedded)
-                found = place.tokens if made else found
+            embedded, tokens = self._value(place.entry), place.operator
+            if value is not None and embedded is not None and isinstance(tokens, Tokens):
+                found = tokens if self.reading.flow.depends(value, embedded) else found
         return found
 
-    def turned(self, port: Port) -> bool:
+    def length_first(self, port: Port) -> bool:
         """Whether the states at ``port`` are [length, batch, features], as the record can tell.
 
         They are made of ids [batch, length] or of embedded ones, and have their dims the other way
@@ -270,7 +267,7 @@ class Anatomy:
 
     def stack_of(self, place: Site | str) -> str | None:
         """The path of the list of layers that ``place`` lies in, or None outside of all."""
-        path = place if isinstance(place, str) else (place.members or place.paths)[0]
+        path = place if isinstance(place, str) else place.spans[0]
         found = self.reading.sites.regions.layer_at(self.paths.canonical(path))
         return found.stack if found is not None else None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import OutputSlice, Region, Site
 from surgery.language import syntax
 
 
@@ -13,16 +14,19 @@ def inside(sites: Sequence[Site], places: Iterable[Site]) -> tuple[Site, ...]:
     regions: set[str] = set()
     borders: set[str] = set()
     for place in places:
-        if place.kind == "region":
+        if isinstance(place.operator, Region):
             regions.add(place.path)
-            borders.update(place.members)
+            borders.update(place.spans)
         else:
             borders.update(place.paths)
     return tuple(
         site
         for site in sites
-        if (site.kind == "region" and (site.path in regions or _held(site.members, borders)))
-        or (site.kind != "region" and any(_below(path, borders) for path in _places(site)))
+        if (
+            site.path in regions or all(_below(member, borders) for member in site.spans)
+            if isinstance(site.operator, Region)
+            else any(_below(path, borders) for path in _places(site))
+        )
     )
 
 
@@ -42,17 +46,21 @@ def slice_sites(
 
 def _sliced(sites: tuple[Site, ...], subscript: syntax.Slice | syntax.Index) -> tuple[Site, ...]:
     if isinstance(subscript, syntax.Slice):
-        return sites[subscript.start : subscript.stop : subscript.step]
+        start, stop = (_bound(b, len(sites)) for b in (subscript.start, subscript.stop))
+        return sites[start : stop : subscript.step]
     return sites[subscript.index :][:1] if -len(sites) <= subscript.index < len(sites) else ()
+
+
+def _bound(bound: float | None, count: int) -> int | None:
+    """A bound as a number of sites; a share of them is rounded down, from the end that it counts from."""
+    if not isinstance(bound, float):
+        return bound
+    return math.floor(bound * count) if bound >= 0 else count - math.floor(-bound * count)
 
 
 def _places(site: Site) -> tuple[str, ...]:
     """Where a site is: a slice lies within its layer."""
-    return (*site.paths, *site.spans) if site.kind == "slice" else site.paths
-
-
-def _held(members: tuple[str, ...], borders: set[str]) -> bool:
-    return all(_below(member, borders) for member in members)
+    return (*site.paths, *site.spans) if isinstance(site.operator, OutputSlice) else site.paths
 
 
 def _below(path: str, borders: set[str]) -> bool:

@@ -13,7 +13,7 @@ from surgery.anatomy.missing import Finder
 from surgery.anatomy.partial import EXPECTED, lacking
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.scope import inside, slice_sites
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import BareParameter, OutputSlice, Site
 from surgery.anatomy.state import uncollected
 from surgery.anatomy.where import test
 from surgery.language import syntax
@@ -143,11 +143,13 @@ class _Evaluation:
         return self.ordered(self.paths.parameter(name) for name in dict.fromkeys(names))
 
     def parameters(self, site: Site) -> list[str]:
-        if site.kind == "parameter":
-            return [site.path]
-        if site.kind == "slice":
-            return []
-        return [name for path in site.spans for name in self.paths.below(path)]
+        match site.operator:
+            case BareParameter():
+                return [site.path]
+            case OutputSlice():
+                return []
+            case _:
+                return [name for path in site.spans for name in self.paths.below(path)]
 
     def ordered(self, sites: Iterable[Site]) -> tuple[Site, ...]:
         """Each once, in model order; of two readings of one place the one that knows its role."""
@@ -228,7 +230,7 @@ class _Evaluation:
         if any(_within(error, part) for error in self.errors):
             return None
         places = self.places(part)
-        if places and all(site.kind == "slice" for site in places):
+        if places and all(isinstance(site.operator, OutputSlice) for site in places):
             layer = places[0].exit.path
             self.fail(
                 "S301",

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from surgery.anatomy.attention_core import AttentionCore
+from surgery.layers.kind import Layer
 from surgery.rules.rows import Rows
+from surgery.rules.signature import Signature
 
 ROLES = (
     "attention",
@@ -85,13 +87,13 @@ class Tokens:
     and only these come out. ``ids``, ``embeds``, ``mask``, ``positions``, ``types`` and
     ``cache`` name the arguments of the reader's ``forward``, those it has.
 
-    Positions that are not given the reader counts by ``counts``: by the places in the sequence from 0, by running
-    sums of the mask from 0, or by running sums over the ids that are not ``padding``, from behind
-    that number. ``turned`` embeddings are [length, batch, features]. ``causal`` names
-    the argument that tells of each token which others it sees, [length, length]. What the reader
-    returns at a key in ``streams`` are as many sequences of states, [batch, many · length,
-    features]. ``memory`` tells who attends
-    to the states that the reader returns, where nothing else is made of them.
+    ``mask`` is [batch, length], with zeros for padding. Positions that are not given the reader
+    counts by ``counts``: by the places in the sequence from 0, by running sums of the mask from 0,
+    or by running sums over the ids that are not ``padding``, from behind that number. Embeddings
+    that are ``length_first`` are [length, batch, features]. ``causal`` names the argument that
+    tells of each token which others it sees, [length, length]. What the reader returns at a key in
+    ``streams`` are as many sequences of states, [batch, many · length, features]. ``memory`` tells
+    who attends to the states that the reader returns, where nothing else is made of them.
     """
 
     reader: str
@@ -105,39 +107,56 @@ class Tokens:
     cache: str | None = None
     counts: Literal["places", "mask", "ids"] = "places"
     padding: int | None = None
-    turned: bool = False
+    length_first: bool = False
     causal: str | None = None
     streams: tuple[tuple[int | str | None, int], ...] = ()
     memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Experts:
-    """How one parameter holds the weights of ``count`` experts, each a linear map.
+class WholeModule:
+    """A module, whatever it computes; of one that attends, with its ``core``."""
 
-    Each is [out, into], or [into, out] where ``transposed``.
-    """
-
-    count: int
-    out: int
-    into: int
-    transposed: bool
+    core: AttentionCore | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """How a module multiplies with a parameter of its own as with the weight of one linear map.
+class Region:
+    """What several modules compute, its ``members``; of one that attends, with its ``core``."""
 
-    It is [out, into], or [into, out] where ``transposed``, each of one dim or of several; ``states``
-    are the dims of what it is multiplied with, features as one. ``bias`` names the parameter of the
-    module that the same function adds.
+    members: tuple[str, ...]
+    core: AttentionCore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinearMap:
+    """A linear map: a layer, or a weight that a module or its experts multiply with.
+
+    Of a slice, ``rows`` are the outputs of the layer that it consists of.
     """
 
-    out: int
-    into: int
-    transposed: bool
-    states: int
-    bias: str | None = None
+    layer: Layer
+    rows: Rows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSlice:
+    """Some ``rows`` of a layer's outputs, until the layer is read: then it is a `LinearMap`.
+
+    ``packed`` is the weight of which they are rows, where their module holds it for several layers.
+    """
+
+    rows: Rows
+    packed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BareParameter:
+    """A parameter, of which it is not asked what its module does with it."""
+
+
+Operator = WholeModule | Region | LinearMap | OutputSlice | Tokens | BareParameter
+"""What is found at a site, and all that is known of it beside where it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,53 +164,43 @@ class States:
     """How the hidden states of a site lie, as far as the methods there ask for it.
 
     They have ``rank`` dims (None where nobody asked), of which the ``features`` stand last, or
-    first behind the batch. ``turned`` ones come as [length, batch, features]. Where the site has
-    them as rows, ``sequences`` is where they can be seen as [batch, length, features]; ``mask`` is
-    where the mask can be seen that tells tokens from padding.
+    first behind the batch; those that are ``length_first`` come as [length, batch, features]. Where
+    the site has them as rows, ``sequences`` is where they can be seen as [batch, length, features];
+    ``mask`` is where the mask can be seen that tells tokens from padding.
     """
 
     features: Literal["first", "last"] = "last"
     rank: int | None = None
-    turned: bool = False
+    length_first: bool = False
     sequences: Port | None = None
     mask: Port | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A module, a region of several modules, a slice of a layer's outputs, or a parameter.
+    """Where a model can be changed, and the ``operator`` that is found there.
 
     ``entry`` and ``exit`` are where its hidden states pass; those of a slice are the layer's.
     ``residual`` is where the value can be seen that the site's output is added to; ``norm`` the
-    module applied to just that sum (in post-norm models). ``members`` are the modules of a region.
-    ``core`` is that of an attention, ``tokens`` those of a place in the role `tokens`. ``rows`` are
-    the outputs that a slice consists of. ``packed`` is the weight of which these are rows where
-    their module holds it for several layers, or that is one for all ``experts``, or that the module
-    takes as a ``matrix``. ``states`` are those at its ports, which planning asks for.
+    module applied to just that sum (in post-norm models). ``index`` is the number of the layer of
+    the model that it is in. ``states`` are those at its ports, which planning asks for.
     """
 
     path: str
     paths: tuple[str, ...]
-    kind: Literal["module", "region", "slice", "experts", "matrix", "parameter"]
+    operator: Operator
     role: str | None
-    layer: int | None
+    index: int | None
     entry: Port
     exit: Port
     residual: Port | None = None
     norm: str | None = None
-    members: tuple[str, ...] = ()
-    core: AttentionCore | None = None
-    tokens: Tokens | None = None
-    rows: Rows | None = None
-    packed: str | None = None
-    experts: Experts | None = None
-    matrix: Matrix | None = None
     states: States = States()
 
     @property
     def name(self) -> str:
         """What tells this site from others; the module that reads tokens may be one itself."""
-        return f"{self.path}[tokens]" if self.tokens else self.path
+        return f"{self.path}[tokens]" if isinstance(self.operator, Tokens) else self.path
 
     @property
     def whole(self) -> str:
@@ -201,38 +210,73 @@ class Site:
     @property
     def owner(self) -> str:
         """The module that is changed here, and has the new parameters."""
-        return self.path if self.kind in ("module", "parameter") else self.exit.path
-
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Every path of the module that holds the weight which is changed here."""
-        rows = f"[{self.rows}]" if self.rows else ""
-        end = (self.packed or "") + rows
-        if not end:
-            return self.paths
-        return tuple(path.removesuffix(end).removesuffix(".") for path in self.paths)
+        return self.path if isinstance(self.operator, Tokens) else self.exit.path
 
     @property
     def spans(self) -> tuple[str, ...]:
         """The modules or the parameter that the site consists of; of a slice, the whole layer."""
-        if self.kind == "slice":
-            return (self.exit.path,)
-        return self.members if self.kind == "region" else (self.path,)
+        if isinstance(self.operator, Region):
+            return self.operator.members
+        return (self.path if self.rows is None else self.exit.path,)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is no module and no parameter that has a name in the model."""
+        return isinstance(self.operator, Region | OutputSlice)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The outputs of a layer that a slice is; None where it is no slice."""
+        match self.operator:
+            case OutputSlice(rows) | LinearMap(_, rows):
+                return rows
+            case _:
+                return None
+
+    @property
+    def layer(self) -> Layer | None:
+        """The site as a linear layer, if it was read as one."""
+        return self.operator.layer if isinstance(self.operator, LinearMap) else None
+
+    @property
+    def core(self) -> AttentionCore | None:
+        """That of an attention."""
+        match self.operator:
+            case WholeModule(core) | Region(_, core):
+                return core
+            case _:
+                return None
+
+    def attending(self, core: AttentionCore) -> Site:
+        """The site as that of an attention with this ``core``."""
+        assert isinstance(self.operator, WholeModule | Region)
+        return replace(self, operator=replace(self.operator, core=core))
+
+    @property
+    def signature(self) -> Signature:
+        """What of the site decides how methods expand there."""
+        match self.operator:
+            case Tokens(positions=positions, memory=memory):
+                given, told = positions is not None, memory is not None
+                return Signature("tokens", positions=given, memory=told)
+            case LinearMap(layer):
+                return Signature("linear", bias=layer.bias, grouped=layer.groups > 1)
+            case _:
+                known = (self.norm, self.residual, self.core)
+                norm, residual, core = (value is not None for value in known)
+                return Signature("module", norm=norm, residual=residual, core=core)
 
 
 def module_site(path: str, paths: tuple[str, ...] = ()) -> Site:
     """A module of which no more than its name is known."""
-    return Site(
-        path, paths or (path,), "module", None, None, Port(path, "input"), Port(path, "output")
-    )
+    entry, exit = Port(path, "input"), Port(path, "output")
+    return Site(path, paths or (path,), WholeModule(), None, None, entry, exit)
 
 
 def parameter_site(path: str, paths: tuple[str, ...] = ()) -> Site:
     """A parameter; its ports are those of the module that owns it."""
-    owner = path.rpartition(".")[0]
-    return Site(
-        path, paths or (path,), "parameter", None, None, Port(owner, "input"), Port(owner, "output")
-    )
+    owner = module_site(path.rpartition(".")[0])
+    return replace(owner, path=path, paths=paths or (path,), operator=BareParameter())
 
 
 def slice_site(layer: Site, rows: Rows, role: str, packed: str | None = None) -> Site:
@@ -240,55 +284,9 @@ def slice_site(layer: Site, rows: Rows, role: str, packed: str | None = None) ->
     name = f".{packed}[{rows}]" if packed else f"[{rows}]"
     paths = tuple((path + name).lstrip(".") for path in layer.paths)
     path = (layer.path + name).lstrip(".")
-    return replace(layer, path=path, paths=paths, kind="slice", role=role, rows=rows, packed=packed)
-
-
-def experts_site(weight: Site, experts: Experts) -> Site:
-    """The weights of all experts that the parameter ``weight`` holds: `experts.gate_up_proj`."""
-    return replace(weight, kind="experts", experts=experts, packed=weight.path.rpartition(".")[2])
-
-
-def matrix_site(weight: Site, matrix: Matrix) -> Site:
-    """The linear map whose weight is the parameter ``weight``: `attention.q`."""
-    return replace(weight, kind="matrix", matrix=matrix, packed=weight.path.rpartition(".")[2])
-
-
-def site_elsewhere(site: Site, one: str, other: str) -> Site:
-    """``site``, which lies in the module ``one``, as it stands in ``other``, a module just like it."""
-
-    def within(path: str) -> bool:
-        return path == one or path.startswith((f"{one}.", f"{one}["))
-
-    def moved(path: str) -> str:
-        return other + path[len(one) :] if within(path) else path
-
-    def moved_port(port: Port) -> Port:
-        return replace(port, path=moved(port.path))
-
-    return replace(
-        site,
-        path=moved(site.path),
-        paths=tuple(moved(path) for path in site.paths if within(path)),
-        entry=moved_port(site.entry),
-        exit=moved_port(site.exit),
-        residual=moved_port(site.residual) if site.residual else None,
-        norm=moved(site.norm) if site.norm else None,
-        members=tuple(map(moved, site.members)),
-    )
+    return replace(layer, path=path, paths=paths, operator=OutputSlice(rows, packed), role=role)
 
 
 def covers(place: str, path: str) -> bool:
     """Whether ``path`` is ``place`` or lies below it; the root covers everything."""
     return not place or path == place or path.startswith(place + ".")
-
-
-def region_path(members: tuple[str, ...], first: str, last: str) -> str:
-    """`encoder.layer.0[intermediate.dense..output.dense]`: the common parent, then both ends."""
-    parts = [member.split(".") for member in members] or [[first], [last]]
-    shared = 0
-    shortest = min(len(part) - 1 for part in parts)
-    while shared < shortest and len({part[shared] for part in parts}) == 1:
-        shared += 1
-    parent = ".".join(parts[0][:shared])
-    start = len(parent) + 1 if parent else 0
-    return f"{parent}[{first[start:]}..{last[start:]}]"

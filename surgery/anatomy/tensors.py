@@ -80,10 +80,11 @@ def tensors_in(thing: Any) -> list[torch.Tensor]:
     """The tensors in an argument or a result, however nested."""
     if isinstance(thing, torch.Tensor):
         return [thing]
-    if isinstance(thing, tuple | list):
-        items = cast("tuple[Any, ...]", thing)
+    items: Any
+    if isinstance(thing, (tuple, list)):
+        items = thing
     elif isinstance(thing, dict):
-        items = tuple(cast("dict[Any, Any]", thing).values())
+        items = thing.values()
     else:
         return []
     found: list[torch.Tensor] = []

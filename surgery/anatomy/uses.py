@@ -40,14 +40,14 @@ class ParameterUse:
     """An operator that takes a parameter, and the path of the module that ran it.
 
     Where it is the weight of a product, [out, into] or ``transposed``, ``states`` are the dims of
-    what it is multiplied with; these are ``turned`` where the operator has the length first.
+    what it is multiplied with; these are [length, batch, features] if ``length_first``.
     """
 
     op: Node
     reader: str
     states: int | None = None
     transposed: bool = False
-    turned: bool = False
+    length_first: bool = False
 
 
 class ParameterUses:
@@ -245,7 +245,7 @@ class ParameterUses:
         kind, reader = kind_of(op), self.recording.calls[call_of(op)].path
         if kind == "multi_head_attention_forward":
             return [
-                ParameterUse(op, reader, states, turned=states == 3)
+                ParameterUse(op, reader, states, length_first=states == 3)
                 for places, states in ((_PROJECTIONS, 3), (_OUTPUT, 2))
                 if any(_given(op, at, keyword) == value for at, keyword in places.items())
             ] or [ParameterUse(op, reader)]
@@ -256,7 +256,7 @@ class ParameterUses:
                 ranks = (len(shapes[0]), len(shapes[1]))
                 matrix = contracted(str(op.args[0]), ranks, at, shapes[at])
                 if matrix is not None:
-                    return [ParameterUse(op, reader, matrix.states, matrix.transposed)]
+                    return [ParameterUse(op, reader, matrix.states, matrix.kind.transposed)]
             elif kind != "einsum" and at == 1 and len(shapes[1]) == 2:
                 return [ParameterUse(op, reader, len(shapes[0]), kind != "linear")]
         return [ParameterUse(op, reader)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from surgery.anatomy.paths import Paths, elements_of
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import BareParameter, OutputSlice, Site
 from surgery.language import syntax
 from surgery.language.diagnostics import did_you_mean, error
 from surgery.language.glob import GlobError, compile_glob
@@ -77,10 +77,13 @@ class _Facts:
                 )
 
     def count(self) -> int:
-        if self.site.kind == "parameter":
-            return self.paths.parameters[self.site.path].numel()
-        if self.site.rows is not None:
-            return elements_of(self.paths.modules[self.site.exit.path], self.site.rows)
+        match self.site.operator:
+            case BareParameter():
+                return self.paths.parameters[self.site.path].numel()
+            case OutputSlice(rows):
+                return elements_of(self.paths.modules[self.site.exit.path], rows)
+            case _:
+                pass
         names = dict.fromkeys(
             name for member in self.site.spans for name in self.paths.below(member)
         )
@@ -90,12 +93,20 @@ class _Facts:
 
 def features_of(site: Site, paths: Paths) -> tuple[int, int] | None:
     """Input and output features of the site's weight matrix."""
-    if site.kind == "parameter":
-        shape = paths.parameters[site.path].shape
-        return (shape[-1], shape[-2]) if len(shape) > 1 else None
-    if site.rows is not None:
-        return _of_slice(site, paths)
-    module = paths.modules.get(site.path)
+    match site.operator:
+        case BareParameter():
+            shape = paths.parameters[site.path].shape
+            return (shape[-1], shape[-2]) if len(shape) > 1 else None
+        case OutputSlice(rows, packed):
+            path = site.exit.path
+            weight = paths.parameter(f"{path}.{packed}".lstrip(".")) if packed else None
+            whole = features_of(weight or paths.module(path), paths)
+            return whole and (whole[0], rows.size)
+        case _:
+            return _features(paths.modules.get(site.path))
+
+
+def _features(module: nn.Module | None) -> tuple[int, int] | None:
     weight = getattr(module, "weight", None)
     for names in (
         ("in_features", "out_features"),
@@ -109,15 +120,6 @@ def features_of(site: Site, paths: Paths) -> tuple[int, int] | None:
     if isinstance(weight, nn.Parameter) and weight.dim() == 2:
         return weight.shape[1], weight.shape[0]
     return None
-
-
-def _of_slice(site: Site, paths: Paths) -> tuple[int, int] | None:
-    assert site.rows is not None
-    if site.packed:
-        whole = features_of(paths.parameter(f"{site.exit.path}.{site.packed}".lstrip(".")), paths)
-    else:
-        whole = features_of(paths.module(site.exit.path), paths)
-    return whole and (whole[0], site.rows.size)
 
 
 def _value(node: syntax.Expression, facts: _Facts) -> Value:

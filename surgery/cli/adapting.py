@@ -17,6 +17,7 @@ from surgery.cli.arguments import (
     Output,
     Spec,
 )
+from surgery.cli.commands import WRITING, add
 from surgery.cli.loading import inputs_of, tokenizer_of, tokenizing
 from surgery.cli.outputs import check_adapter_output, check_model_output
 from surgery.cli.screen import complain, show, working
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
 
 
 def register(application: typer.Typer) -> None:
-    """Add the commands."""
-    application.command("apply")(apply)
-    application.command("merge")(merge)
-    application.command("fold")(fold)
+    """Add the commands with their examples."""
+    add(
+        application,
+        WRITING,
+        apply,
+        "apply MODEL spec.peft -o out",
+        "apply MODEL 'on q|v apply lora(r = 8)' -o out --seed 1",
+        "apply MODEL spec.peft -o merged --merged",
+    )
+    add(application, WRITING, merge, "merge MODEL out -o merged")
+    add(application, WRITING, fold, "fold MODEL out -o folded")
 
 
 def apply(

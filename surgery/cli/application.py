@@ -9,29 +9,44 @@ import typer
 
 from surgery import __version__
 from surgery.cli import adapting, catalogue, promises, reviewing, text_commands
+from surgery.cli.commands import GroupedCommands
 from surgery.cli.exit_codes import FINE, MISUSED, STOPPED
 from surgery.cli.screen import say, show
 from surgery.language.diagnostics import SurgeryError
 
 HELP = """Adapt PyTorch models with a declarative spec.
 
-MODEL is a transformers directory, a hub id, a GGUF file, or `package.module:factory`.
-SPEC is a `.peft` file, the name of a recipe, or the spec itself as a string.
+\b
+MODEL  a transformers directory, a hub id, a GGUF or .pt2 file,
+       or package.module:factory, a function that returns the model
+SPEC   a .peft file, the name of a recipe such as unipelt,
+       or the spec itself, quoted
+"""
 
-Exit codes: 0 success; 1 an error, a failed guarantee, or `fmt --check` would change files;
-2 `diff --exit-code` found changes; 64 wrong usage; 130 stopped by Ctrl-C.
+ENDING = """\b
+Exit codes:
+  0    success
+  1    an error, a failed guarantee, or `fmt --check` would change files
+  2    `diff --exit-code` found changes
+  64   wrong usage
+  130  stopped by Ctrl-C
+  141  nobody reads the output any more, as behind `| head`
+
+`surgery COMMAND --help` shows arguments, options and examples.
 """
 
 application = typer.Typer(
     name="surgery",
+    cls=GroupedCommands,
     help=HELP,
+    epilog=ENDING,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (adapting, reviewing, promises, text_commands, catalogue):
+for group in (reviewing, promises, adapting, text_commands, catalogue):
     group.register(application)
 
 
@@ -77,5 +92,7 @@ def run(arguments: Sequence[str] | None) -> int:
         if context is not None:
             say(context.get_usage())
         say(f"error: {explain()}")
+        if context is not None:
+            say(f"  = help: `{context.command_path} --help` shows how it is called")
         return MISUSED
     return code if isinstance(code, int) else FINE

@@ -68,3 +68,4 @@ BaseMatch = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else.")]
+JsonFormat = Annotated[bool, typer.Option("--json", help="Short for --format json.")]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from surgery.cli.arguments import Json
+from surgery.cli.commands import READING, add
 from surgery.cli.screen import show, show_json
 
 if TYPE_CHECKING:
@@ -16,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def register(application: typer.Typer) -> None:
-    """Add the command."""
-    application.command("methods")(methods)
+    """Add the command with its examples."""
+    add(application, READING, methods, "methods", "methods lora", "methods unipelt")
 
 
 def methods(
@@ -66,16 +70,35 @@ def _definition(name: str) -> Definition:
 
 
 def _list(found: list[Claims], specs: dict[str, str]) -> str:
-    from surgery.reports.figures import aligned
-
     sections: list[str] = []
     for kind in ("method", "verb", "block"):
-        rows = [(f"  {_called(c)}", _first(c.doc)) for c in found if c.kind == kind]
+        rows = [line for c in found if c.kind == kind for line in _row(_called(c), _first(c.doc))]
         if rows:
-            sections.append("\n".join([f"{kind}s", *aligned(rows, widest=44)]))
-    rows = [(f"  {n}", _first(text.partition("\n")[0].lstrip("# "))) for n, text in specs.items()]
-    sections.append("\n".join(["recipes", *aligned(rows, widest=44)]))
+            sections.append("\n".join([f"{kind}s", *rows]))
+    rows = [line for n, text in specs.items() for line in _row(n, _first(_heading(text)))]
+    sections.append("\n".join(["recipes", *rows]))
     return "\n\n".join([*sections, "`surgery methods NAME` shows one in detail."])
+
+
+_NAMES = 26
+"""Columns of the names in a list; a longer one has a line of its own."""
+
+
+def _row(name: str, said: str) -> list[str]:
+    """One entry of a list, as wide as the terminal and at most as wide as lines are read well."""
+    width = max(_NAMES + 20, min(shutil.get_terminal_size((100, 24)).columns, 100))
+    lines = textwrap.wrap(said, width - _NAMES) or [""]
+    lines = [f"{'':{_NAMES}}{line}".rstrip() for line in lines]
+    first = f"  {name}"
+    if len(first) + 2 > _NAMES:
+        return [first, *lines]
+    return [first.ljust(_NAMES) + lines[0][_NAMES:], *lines[1:]]
+
+
+def _heading(text: str) -> str:
+    """The comment that a recipe begins with."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def _called(c: Claims) -> str:

@@ -7,14 +7,22 @@ from typing import Annotated
 import typer
 
 from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.commands import LOOKING, add
 from surgery.cli.exit_codes import FAILED, FINE
 from surgery.cli.loading import inputs_of, tokenizing
 from surgery.cli.screen import complain, show, show_json, working
 
 
 def register(application: typer.Typer) -> None:
-    """Add the command."""
-    application.command("verify")(verify)
+    """Add the command with its examples."""
+    add(
+        application,
+        LOOKING,
+        verify,
+        "verify MODEL spec.peft",
+        "verify MODEL spec.peft --json",
+        notes="Exit codes: 0 if every guarantee holds; 1 if one does not, or on an error.",
+    )
 
 
 def verify(

@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
-from surgery.cli.arguments import Inputs, Json, Model, Spec
+from surgery.cli.arguments import Inputs, Json, JsonFormat, Model, Spec
+from surgery.cli.commands import LOOKING, add
 from surgery.cli.exit_codes import CHANGED, FINE
 from surgery.cli.loading import inputs_of
 from surgery.cli.screen import show, show_file, show_json, working
+
+
+def _chosen(form: Format | View | None, as_json: bool) -> str:
+    """The format that the options ask for; `--json` is short for `--format json`."""
+    if as_json and form not in (None, "json"):
+        raise typer.BadParameter(f"`--json` contradicts `--format {form}`: give one of them")
+    return "json" if as_json else "text" if form is None else form.value
 
 
 class Format(StrEnum):
@@ -33,10 +41,31 @@ class View(StrEnum):
 
 
 def register(application: typer.Typer) -> None:
-    """Add the commands."""
-    application.command("diff")(diff)
-    application.command("inspect")(inspect)
-    application.command("explain")(explain)
+    """Add the commands with their examples."""
+    add(
+        application,
+        LOOKING,
+        inspect,
+        "inspect MODEL",
+        "inspect MODEL 'q|v in layer[-4:]'",
+        "inspect MODEL --format html > model.html",
+    )
+    add(
+        application,
+        LOOKING,
+        diff,
+        "diff MODEL spec.peft",
+        "diff MODEL 'on q|v apply lora(r = 8)'",
+        "diff MODEL old.peft new.peft --format markdown",
+        notes="Exit codes: 0, or 2 if --exit-code is given and there are changes; 1 on an error.",
+    )
+    add(
+        application,
+        LOOKING,
+        explain,
+        "explain MODEL model.layers.0.mlp spec.peft",
+        "explain MODEL 'encoder.layers.0[linear1..linear2]' spec.peft",
+    )
 
 
 def diff(
@@ -50,9 +79,12 @@ def diff(
             show_default=False,
         ),
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.text,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="Output format; text if not given.", show_default=False),
+    ] = None,
     inputs: Inputs = None,
-    as_json: Json = False,
+    as_json: JsonFormat = False,
     exit_code: Annotated[
         bool,
         typer.Option("--exit-code", help="Exit with 2 if there are changes, else with 0."),
@@ -64,6 +96,7 @@ def diff(
     """
     from surgery.planning.spec import read_spec
 
+    chosen = _chosen(form, as_json)
     specs = [read_spec(text) for text in (spec, other) if text is not None]
     with working("loading the model") as say:
         import surgery
@@ -76,13 +109,13 @@ def diff(
             against=specs[1] if len(specs) > 1 else None,
             example_inputs=inputs_of(inputs),
         )
-    if as_json or form is Format.json:
+    if chosen == "json":
         show_json(found.as_dict())
-    elif form is Format.markdown:
+    elif chosen == "markdown":
         show(found.as_markdown(), end="")
-    elif form is Format.dot:
+    elif chosen == "dot":
         show_file(found.as_dot())
-    elif form is Format.html:
+    elif chosen == "html":
         show_file(found.as_html())
     else:
         show(str(found))
@@ -95,25 +128,29 @@ def inspect(
         str | None,
         typer.Argument(metavar="SELECTOR", help="Modules to list, such as `q|v in layer[-4:]`."),
     ] = None,
-    form: Annotated[View, typer.Option("--format", help="Output format.")] = View.text,
+    form: Annotated[
+        View | None,
+        typer.Option("--format", help="Output format; text if not given.", show_default=False),
+    ] = None,
     inputs: Inputs = None,
-    as_json: Json = False,
+    as_json: JsonFormat = False,
 ) -> None:
     """Show the modules of MODEL with their roles.
 
     With SELECTOR, show the modules that it matches.
     """
+    chosen = _chosen(form, as_json)
     with working("loading the model") as say:
         import surgery
 
         loaded = surgery.load_model(model)
         say("analyzing the model")
         found = surgery.inspect(loaded, selector, example_inputs=inputs_of(inputs))
-    if as_json or form is View.json:
+    if chosen == "json":
         show_json(found.as_dict())
-    elif form is View.dot:
+    elif chosen == "dot":
         show_file(found.as_dot())
-    elif form is View.html:
+    elif chosen == "html":
         show_file(found.as_html())
     else:
         show(str(found))

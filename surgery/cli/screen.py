@@ -135,19 +135,3 @@ def working(what: str) -> Generator[Callable[[str], None]]:
     spinner = "dots" if console.encoding.startswith("utf") else "line"
     with console.status(f"{what} …", spinner=spinner) as status:
         yield lambda text: status.update(f"{text} …")
-
-
-def problem(diagnostic: Diagnostic) -> dict[str, Any]:
-    """A diagnostic as JSON data."""
-    places: list[dict[str, Any]] = []
-    for label in diagnostic.labels:
-        line, column = label.span.source.position(label.span.start)
-        where = {"file": label.span.source.name, "line": line, "column": column}
-        places.append({**where, "text": label.span.text, "says": label.text})
-    return {
-        "severity": diagnostic.severity,
-        "code": diagnostic.code,
-        "message": diagnostic.message,
-        "places": places,
-        "help": diagnostic.help,
-    }

@@ -8,11 +8,12 @@ import typer
 
 from surgery.cli import texts
 from surgery.cli.arguments import Json
+from surgery.cli.commands import READING, add
 
 Paths = Annotated[
     list[str],
     typer.Argument(
-        metavar="PATHS…",
+        metavar="PATH",
         help="Files, or directories that contain .peft files; - is stdin.",
         show_default=False,
     ),
@@ -20,9 +21,24 @@ Paths = Annotated[
 
 
 def register(application: typer.Typer) -> None:
-    """Add the commands."""
-    application.command("check")(check)
-    application.command("fmt")(fmt)
+    """Add the commands with their examples."""
+    add(
+        application,
+        READING,
+        check,
+        "check spec.peft",
+        "check specs/ rules/",
+        "check - < spec.peft",
+        notes="Exit codes: 0 if there is no error, else 1.",
+    )
+    add(
+        application,
+        READING,
+        fmt,
+        "fmt spec.peft",
+        "fmt --check specs/",
+        notes="Exit codes: 0; 1 if a file cannot be read, or --check finds one to change.",
+    )
 
 
 def check(paths: Paths, as_json: Json = False) -> int:

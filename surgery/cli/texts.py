@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.cli.exit_codes import FAILED, FINE
-from surgery.cli.screen import complain, problem, show, show_json
+from surgery.cli.screen import complain, show, show_json
 from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.resources import NoTextError, decoded, read_text
 from surgery.language.source import LINE_END, SourceText
@@ -19,6 +19,7 @@ from surgery.language.writing import replacing
 def check(paths: list[str], as_json: bool = False) -> int:
     """Check the files at ``paths`` and print what is found; the exit code."""
     from surgery.cli.checking import Checked, check_file, report
+    from surgery.reports.data import VERSION, problem
 
     checked: list[Checked] = []
     for path in _files(paths):
@@ -28,7 +29,8 @@ def check(paths: list[str], as_json: bool = False) -> int:
             checked.append(Checked(path, errors=list(found.diagnostics)))
     errors = [d for c in checked for d in c.errors]
     if as_json:
-        show_json({"files": [c.as_dict() for c in checked], "errors": [problem(d) for d in errors]})
+        files, problems = [c.as_dict() for c in checked], [problem(d) for d in errors]
+        show_json({"version": VERSION, "files": files, "errors": problems})
     else:
         show(report(checked))
         if errors:

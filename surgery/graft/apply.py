@@ -45,7 +45,7 @@ def make_plan(
         return Planner(model, example_inputs).plan(spec)
     check_standing(model, surgery)
     with detached(model, structure):
-        planner = Planner(model, example_inputs, surgery.standing())
+        planner = Planner(model, example_inputs, surgery.standing(), surgery.current())
         return planner.plan(spec, surgery.digests)
 
 
@@ -117,9 +117,11 @@ def _train(model: nn.Module, plan: Plan, surgery: Surgery) -> dict[str, bool]:
     parameters = all_parameters(model)
     remember(model, plan.trained)
     flags = dict(surgery.flags)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            flags.setdefault(name, parameters[name].requires_grad)
+    for name, flag in plan.decisions.items():
+        flags.setdefault(name, parameters[name].requires_grad)
+        set_flag(parameters[name], flag)
+    for name, flag in plan.flags.items():
+        if name in parameters:
             set_flag(parameters[name], flag)
     return flags
 
@@ -135,7 +137,7 @@ def _check_instances(model: nn.Module, plan: Plan) -> None:
 
 
 def _register(
-    model: nn.Module, edit: Edit, tensors: dict[str, nn.Parameter], holders: Holders
+    model: nn.Module, edit: Edit, tensors: Mapping[str, Tensor], holders: Holders
 ) -> None:
     module = module_at(model, edit.owner)
     for name, parameter in tensors.items():
@@ -168,7 +170,7 @@ def remove_specs(model: nn.Module, name: str | None = None) -> None:
                 f"nothing here is named `{name}`",
                 help=did_you_mean(name, names) or _named(names),
             )
-        edits = [e for _, e in surgery.edits() if name in (None, e.method.child)]
+        edits = [e for e in surgery.edits() if name in (None, e.method.child)]
         kept = keep(surgery, edits, [] if name is None else _training(surgery, name))
         if kept.applied:
             check_standing(model, kept)
@@ -235,10 +237,14 @@ def enforce(
     forget(model, now.claimed(), structure)
     parameters = all_parameters(model)
     old, new = before.decisions(), now.decisions()
-    decided = {n for a in now.applied for n in (*a.plan.trained, *a.plan.frozen)}
+    decided = {n for a in now.applied for n in a.plan.decisions}
     for name in before.flags:
         if name in parameters and (name not in decided or new[name] != old[name]):
             set_flag(parameters[name], new[name])
+    were = {t.name: t.trained for e in before.current() for t in e.tensors}
+    for tensor in (t for e in now.current() for t in e.tensors):
+        if tensor.name in parameters and tensor.trained != were.get(tensor.name, tensor.trained):
+            set_flag(parameters[tensor.name], tensor.trained)
     flags = {n: f for n, f in before.flags.items() if n in decided}
     record = put(model, replace(now, flags=flags))
     if record.applied:

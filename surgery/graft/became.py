@@ -38,7 +38,7 @@ class Became:
             held = table.get(name)
             if held is None:
                 return f"the {name} is made of others since, as pruning and parametrizations do"
-            if not held.is_floating_point() or held.numel() != count:
+            if not (held.is_floating_point() or held.is_complex()) or held.numel() != count:
                 return f"the {name} was replaced since, by {dtype_name(held)} {[*held.shape]}"
         return None
 

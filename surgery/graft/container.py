@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.anatomy.modules import all_modules, module_at
 
@@ -25,8 +25,8 @@ class Graft(nn.Module):
         holder = self.__dict__.get("_links", {}).get(name)
         return super().__getattr__(name) if holder is None else getattr(holder, name)
 
-    def _put(self, name: str, parameter: nn.Parameter, holders: Holders | None = None) -> None:
-        """Have ``parameter`` under a dotted name, making children on the way.
+    def _put(self, name: str, parameter: Tensor, holders: Holders | None = None) -> None:
+        """Have ``parameter``, or a state, under a dotted name, making children on the way.
 
         ``holders`` knows where parameters are registered, and learns of this one.
         """
@@ -41,12 +41,16 @@ class Graft(nn.Module):
         holder = self if holders is None else holders.setdefault(parameter, self)
         if holder is self:
             self._links = {n: h for n, h in self._links.items() if n != head}
-            self.register_parameter(head, parameter)
+            if isinstance(parameter, nn.Parameter):
+                self.register_parameter(head, parameter)
+            else:
+                self.register_buffer(head, parameter)
         else:
             self._links = {**self._links, head: holder}
 
     def extra_repr(self) -> str:
-        shapes = {n: p.shape for n, p in self._parameters.items() if p is not None}
+        held = {**self._parameters, **self._buffers}
+        shapes = {n: p.shape for n, p in held.items() if p is not None}
         shared = {n: getattr(holder, n).shape for n, holder in self._links.items()}
         return ", ".join(
             [f"{n}: {[*s]}" for n, s in shapes.items()]
@@ -54,8 +58,8 @@ class Graft(nn.Module):
         )
 
 
-Holders = dict[nn.Parameter, Graft]
-"""The graft at which each parameter is registered."""
+Holders = dict[Tensor, Graft]
+"""The graft at which each parameter, or state, is registered."""
 
 
 def rehome(model: nn.Module) -> None:
@@ -93,7 +97,7 @@ def drop_graft(module: nn.Module, path: str) -> None:
     if holder is None or not isinstance(holder._modules.get(name), Graft):
         return
     del holder._modules[name]
-    if above and not holder._modules and not holder._parameters:
+    if above and not (holder._modules or holder._parameters or holder._buffers):
         drop_graft(module, above)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import fx
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.site import Port
+from surgery.anatomy.site import Port, Region, Site, Tokens, WholeModule
 from surgery.graft.attention.rerouting import CoreChange
 from surgery.layers import Layer
 from surgery.rules.dims import Scalar
@@ -17,27 +17,45 @@ from surgery.rules.program import Program
 
 @dataclass(frozen=True)
 class Part:
-    """A program to run at a module: its result, or what it makes of an attention's ``core``.
+    """A program to run at a module, and its ``site`` without where in the model that is.
 
-    ``own`` programs read the module's input; the others are of regions that end here, or whose
-    core runs here. ``slots`` name the module attributes from which `x` (of a region), `residual`
-    and the mask of `real` tokens are read, and ``held`` the one that holds the norm module. Where
-    states are ``turned``, they come with the length first.
+    ``slots`` name the attributes of the module from which is read what comes from elsewhere: `x`
+    (of a region), `residual`, the mask of `real` tokens, `sequences`, and the `norm` module.
     """
 
     program: Program
-    layer: Layer | None
+    site: Site
     sizes: tuple[tuple[str, Scalar], ...]
-    features: str
-    rank: int | None
-    own: bool
-    entry: Port
-    exit: Port
     slots: tuple[tuple[str, str], ...] = ()
-    held: str | None = None
-    core: AttentionCore | None = None
-    gives_result: bool = True
-    turned: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether it reads the module's own input; others are of regions that end, or run, here."""
+        return not isinstance(self.site.operator, Region)
+
+    @property
+    def layer(self) -> Layer | None:
+        """The site as a linear layer, if it is one."""
+        return self.site.layer
+
+
+def path_free(site: Site, core: AttentionCore | None = None) -> Site:
+    """``site`` as it is at every module that is changed like it; ``core`` is changed there.
+
+    The core alone keeps its path, by which errors name it.
+    """
+    match site.operator:
+        case Region():
+            operator = Region((), core)
+        case WholeModule():
+            operator = WholeModule(core)
+        case Tokens() as tokens:
+            operator = replace(tokens, reader="", embedding="", exit=None, memory=None)
+        case operator:
+            pass
+    entry, exit = (replace(port, path="") for port in (site.entry, site.exit))
+    states = replace(site.states, sequences=None, mask=None)
+    return Site("", (), operator, None, None, entry, exit, states=states)
 
 
 StackRole = Literal["reader", "embedding", "exit", "decoder", "around"]
@@ -64,13 +82,15 @@ class StackPart:
 class Design:
     """All that decides a generated class: modules with equal designs share one.
 
-    ``parts`` are what the forward runs, ``read`` those of which other code reads the weight.
+    ``parts`` are what the forward runs, ``cores`` those that change an attention while it does, and
+    ``read`` those of which other code reads the weight.
     ``writes`` name slots, with the ports whose values go there, and ``opens`` those that are open
     while the module runs. Where it ``empties`` places of padding, that says whether the padding
     is looked at first (see graft/fastpath.py).
     """
 
     parts: tuple[Part, ...] = ()
+    cores: tuple[Part, ...] = ()
     writes: tuple[tuple[str, Port], ...] = ()
     stacks: tuple[StackPart, ...] = ()
     read: tuple[Part, ...] = ()

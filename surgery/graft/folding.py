@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from surgery.graft.computing import compute
 from surgery.graft.container import Graft, rehome
 from surgery.graft.contexts import changing
 from surgery.graft.hosts import host_of
-from surgery.graft.initialise import compute
 from surgery.graft.sites import program_of
 from surgery.graft.state import Surgery, check_standing, put, required
 from surgery.language.diagnostics import error
@@ -44,9 +44,7 @@ def fold_specs(model: nn.Module, only: Callable[[Edit], bool] = lambda _: True) 
     with changing(model, "fold"):
         surgery = required(model)
         check_standing(model, surgery)
-        found = [
-            e for _, e in surgery.edits() if e.derived.folds and not e.method.folded and only(e)
-        ]
+        found = [e for e in surgery.edits() if e.derived.folds and not e.method.folded and only(e)]
         if not found:
             raise error("S519", "nothing to fold: no prefix or prompt is computed by a network")
         before = _elements(model, surgery)
@@ -120,6 +118,6 @@ def _replace(model: nn.Module, folded: Edit, values: dict[str, nn.Parameter]) ->
 
 
 def _elements(model: nn.Module, surgery: Surgery) -> int:
-    names = {t.name for _, e in surgery.edits() for t in e.tensors}
+    names = {t.name for e in surgery.edits() for t in e.tensors}
     found = {id(p): p.numel() for n, p in model.named_parameters() if n in names}
     return sum(found.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
@@ -41,6 +42,7 @@ class GraphWriter:
         self.model = model
         self.graph = graph
         self.stack_of = stack_of
+        self.nodes_of = _nodes_of(graph, stack_of)
         self.added: set[fx.Node] = set()
         self.readers = WeightReaders(model, graph, stack_of, self.added)
         self.run: tuple[ModuleRef, ...] = ()
@@ -60,21 +62,16 @@ class GraphWriter:
         where = site.first.site
         paths = [where.entry.path, where.exit.path, *([site.core.path] if site.core else [])]
         found: dict[tuple[ModuleRef, ...], None] = {}
-        for node in self.graph.nodes:
-            if node in self.added:
-                continue
+        for node in self.nodes_of.get(paths[-1], ()):
             around = self.stack_of.get(node, ())
-            if any(covers(paths[-1], frame.path) for frame in around) or (
-                node.op == "call_module" and covers(paths[-1], str(node.target))
-            ):
-                holding = [f for f in around if all(covers(f.path, path) for path in paths)]
-                found[tuple(holding)] = None
+            holding = [f for f in around if all(covers(f.path, path) for path in paths)]
+            found[tuple(holding)] = None
         return list(found) or [()]
 
     def write_run(self, site: SiteMethods) -> None:
         edit = site.first
-        if edit.site.tokens is not None:
-            self.emit_tokens(site, edit, edit.site.tokens)
+        if isinstance(edit.site.operator, Tokens):
+            self.emit_tokens(site, edit, edit.site.operator)
             return
         calls: list[fx.Node] = []
         if edit.layer:
@@ -98,7 +95,7 @@ class GraphWriter:
     def emit_tokens(self, site: SiteMethods, edit: Edit, tokens: Tokens) -> None:
         before = set(self.graph.nodes)
         inner = self.output(Port(tokens.embedding, "output"))
-        host = NodeHost(self, site, edit, inner)
+        host = NodeHost(self, site, edit, inner, edit.owner)
 
         def emitting(behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -112,7 +109,7 @@ class GraphWriter:
     def emit_core(self, site: SiteMethods, edit: Edit, node: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(node.users)
-        host = NodeHost(self, site, edit, node)
+        host = NodeHost(self, site, edit, node, site.core_owner)
         host.last = node.prev
         host.start()
 
@@ -131,7 +128,7 @@ class GraphWriter:
         self, site: SiteMethods, edit: Edit, core: AttentionCore, found: WrittenOut
     ) -> None:
         before = set(self.graph.nodes)
-        host = NodeHost(self, site, edit, found.product)
+        host = NodeHost(self, site, edit, found.product, site.core_owner)
 
         def emitting(known: dict[Expression, Any], behind: fx.Node) -> Emitter:
             one = copy.copy(host)
@@ -165,7 +162,7 @@ class GraphWriter:
             raise unreachable(edit, others)
         before = set(self.graph.nodes)
         first = reads[layer.weight][0][0]
-        host = NodeHost(self, site, edit, first)
+        host = NodeHost(self, site, edit, first, edit.owner)
         made = effective(host, layer, site.program)
         for name, value in made.items():
             for attribute, user in reads[name]:
@@ -217,7 +214,7 @@ class GraphWriter:
     def emit(self, site: SiteMethods, edit: Edit, base: fx.Node) -> None:
         before = set(self.graph.nodes)
         users = list(base.users)
-        host = NodeHost(self, site, edit, base)
+        host = NodeHost(self, site, edit, base, edit.site.owner)
         states = edit.site.states
         emitter = Emitter(host, edit.layer, edit.sizes, states.features, states.rank)
         with self.graph.inserting_after(base):
@@ -244,3 +241,25 @@ class GraphWriter:
             node.meta.pop(ORIGIN, None)
             if _STACK in beside.meta:
                 node.meta[_STACK] = beside.meta[_STACK]
+
+
+def _nodes_of(
+    graph: fx.Graph, stack_of: dict[fx.Node, tuple[ModuleRef, ...]]
+) -> dict[str, list[fx.Node]]:
+    """The nodes that run each module, or what is in it: flattened ones, and those that are called."""
+    found: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        paths = [frame.path for frame in stack_of.get(node, ())]
+        if node.op == "call_module":
+            paths.append(str(node.target))
+        for around in dict.fromkeys(above for path in paths for above in _above(path)):
+            found.setdefault(around, []).append(node)
+    return found
+
+
+def _above(path: str) -> Iterator[str]:
+    """``path`` and those of the modules around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""

@@ -1,54 +1,19 @@
-"""New parameters: their first values, from a seed that is theirs alone."""
+"""First values of new tensors, from a seed that is theirs alone."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgery.graft.graphs.emit import Emitter
-from surgery.graft.graphs.host import Host
+from surgery.graft.computing import by_expert, compute
 from surgery.layers import Layer
 from surgery.rules.dims import Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.values import Declaration, Init
-
-
-def run(target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Apply a function to tensors; a ``str`` target is a method of the first."""
-    if isinstance(target, str):
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
-
-
-class Tensors(Host):
-    """Runs expressions on tensors at once: for initial values and merges."""
-
-    def __init__(self, values: Callable[[Expression], Tensor]):
-        self.values = values
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(target, *args, **kwargs)
-
-    def leaf(self, expression: Expression) -> Tensor:
-        return self.values(expression)
-
-    def training(self) -> bool:
-        return False
-
-
-def compute(
-    expression: Expression,
-    layer: Layer | None,
-    sizes: Mapping[str, Scalar],
-    values: Callable[[Expression], Tensor],
-) -> Any:
-    """The value of an expression that does not depend on the input (a tensor, or a number)."""
-    return Emitter(Tensors(values), layer, sizes).emit(expression)
 
 
 def initial(
@@ -58,26 +23,33 @@ def initial(
     sizes: Mapping[str, Scalar],
     like: Tensor,
     values: Callable[[Expression], Tensor],
-) -> nn.Parameter:
-    """A parameter as declared, on the device of ``like`` and in its dtype.
+) -> Tensor:
+    """A tensor as declared, on the device of ``like`` and in its dtype.
 
     Random values are drawn on the CPU in float32 by a generator seeded from ``key``, so they do not
     depend on the device, torch's defaults, the order of sites, or what else is drawn.
     """
     shape = declaration.shape_at(sizes)
     if like.device.type == "meta":
-        tensor = torch.empty(shape, dtype=like.dtype, device="meta")
-    elif declaration.init.value is not None:
-        value = compute(declaration.init.value, layer, sizes, values)
-        tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
-        if isinstance(value, Tensor):
-            tensor.copy_(value.expand(shape))
-        else:
-            tensor.fill_(value)
-    else:
+        return torch.empty(shape, dtype=like.dtype, device="meta")
+    if declaration.init.value is None:
         one_hot = bool(layer and layer.kind.one_hot and str(declaration.shape[-1]) == "m")
-        tensor = _draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
-    return nn.Parameter(tensor, requires_grad=not declaration.frozen)
+        return draw(declaration.init, shape, sizes, key, one_hot).to(like.device, like.dtype)
+    value = compute(declaration.init.value, layer, sizes, _widely(values))
+    tensor = torch.empty(shape, dtype=like.dtype, device=like.device)
+    return tensor.copy_(value.expand(shape)) if isinstance(value, Tensor) else tensor.fill_(value)
+
+
+def _widely(values: Callable[[Expression], Tensor]) -> Callable[[Expression], Tensor]:
+    """``values`` in single precision or wider: what is computed of them is rounded once."""
+
+    def value(e: Expression) -> Tensor:
+        tensor = values(e)
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    return value
 
 
 def generator(key: str) -> torch.Generator:
@@ -86,7 +58,7 @@ def generator(key: str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _draw(
+def draw(
     init: Init, shape: tuple[int, ...], sizes: Mapping[str, Scalar], key: str, one_hot: bool
 ) -> Tensor:
     source = generator(key)
@@ -106,13 +78,16 @@ def _draw(
             return tensor.normal_(0, arguments["std"], generator=source)
         case "uniform":
             return tensor.uniform_(-arguments["bound"], arguments["bound"], generator=source)
+        case "integers":
+            low, high = int(arguments["low"]), int(arguments["high"])
+            return torch.randint(low, high + 1, shape, generator=source).to(tensor.dtype)
+        case "nested":
+            count = torch.randint(int(arguments["low"]), shape[-1] + 1, (1,), generator=source)
+            return (torch.arange(shape[-1]) < count).to(tensor.dtype).expand(shape).contiguous()
+        case "bernoulli":
+            return tensor.bernoulli_(arguments["rate"], generator=source)
         case _:
             return nn.init.orthogonal_(tensor, generator=source)
-
-
-def by_expert(weight: Tensor, layer: Layer) -> Tensor:
-    """A view of the weights of all experts with an axis for the experts in front."""
-    return weight.view(layer.experts, -1, weight.shape[-1])
 
 
 def initial_of_each(
@@ -122,14 +97,13 @@ def initial_of_each(
     sizes: Mapping[str, Scalar],
     like: Tensor,
     values: Callable[[Expression], Tensor],
-) -> nn.Parameter:
-    """A parameter as declared for each expert, one behind the other along the first axis."""
+) -> Tensor:
+    """A tensor as declared for each expert, one behind the other along the first axis."""
 
     def one(i: int) -> Tensor:
         def value(e: Expression) -> Tensor:
             return (by_expert(values(e), layer) if e.op == "operand" else values(e))[i]
 
-        return initial(declaration, f"{key}[{i}]", layer, sizes, like, value).detach()
+        return initial(declaration, f"{key}[{i}]", layer, sizes, like, value)
 
-    stacked = torch.stack([one(i) for i in range(layer.experts)])
-    return nn.Parameter(stacked, requires_grad=not declaration.frozen)
+    return torch.stack([one(i) for i in range(layer.experts)])

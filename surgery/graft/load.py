@@ -28,6 +28,7 @@ from surgery.planning.facts import first_difference
 from surgery.planning.fingerprint import dtype_name
 from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec, spec_from_texts
+from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
 
 MOST_SHOWN = 20_000
@@ -133,13 +134,15 @@ def _drafts(
     standing: dict[str, list[Wrapped]] = surgery.standing() if surgery else {}
     drafts: list[_Draft] = []
     with detached(model, structure), _same_flags(model):
-        planner = Planner(model, example_inputs, standing, settled=True)
+        edits = surgery.current() if surgery else []
+        planner = Planner(model, example_inputs, standing, edits, settled=True)
         for spec, saved in zip(specs, file.content["applied"], strict=True):
             draft = _draft(planner, spec, saved)
             drafts.append(draft)
             for edit in draft.edits:
                 standing.setdefault(edit.site.whole, []).append(edit.wrapped)
             _set_flags(model, draft.plan)
+            edits[:] = [with_flags(e, draft.plan.flags) for e in edits] + [*draft.edits]
     return drafts
 
 
@@ -192,28 +195,29 @@ def _same_flags(model: nn.Module) -> Generator[None]:
 
 def _set_flags(model: nn.Module, plan: Plan) -> None:
     parameters = all_parameters(model)
-    for names, flag in ((plan.trained, True), (plan.frozen, False)):
-        for name in names:
-            set_flag(parameters[name], flag)
+    for name, flag in plan.decisions.items():
+        set_flag(parameters[name], flag)
 
 
 def _check_tensors(file: AdapterFile, drafts: list[_Draft]) -> None:
     """The file holds the parameters of its methods and those of the base that it trains, no others."""
     wanted: dict[str, tuple[list[int], str]] = {}
+    whole = set[str]()
     for draft in drafts:
         stored = stored_names(draft.edits)
         own = {t.name: ([*t.shape], t.dtype) for e in draft.edits for t in e.tensors}
+        whole |= {t.name for e in draft.edits for t in e.tensors if t.dtype == "int64"}
         wanted |= {name: form for name, form in own.items() if stored[name] == name}
         for name in draft.plan.trained:
             facts = file.content["base"]["parameters"][name]
             wanted[name] = (facts["shape"], facts["dtype"])
     for name in sorted(wanted.keys() ^ file.tensors.keys()):
         raise _unfit(f"it lacks `{name}`" if name in wanted else f"its `{name}` has no place in it")
-    trained = {n for d in drafts for n in d.plan.trained}
+    fixed = whole | {n for d in drafts for n in d.plan.trained}
     for name, (shape, dtype) in wanted.items():
         tensor = file.tensors[name]
         # New parameters may have been cast before they were saved.
-        same = dtype_name(tensor) == dtype if name in trained else tensor.is_floating_point()
+        same = dtype_name(tensor) == dtype if name in fixed else tensor.is_floating_point()
         if [*tensor.shape] != shape or not same:
             form = f"{dtype_name(tensor)} {[*tensor.shape]}"
             raise _unfit(f"its `{name}` is {form}, and should be {dtype} {shape}")

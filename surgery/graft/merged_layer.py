@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.anatomy.modules import module_at
-from surgery.graft.initialise import by_expert, compute, run
+from surgery.graft.computing import by_expert, compute, run
 from surgery.graft.sites import program_of
 from surgery.layers import Layer
 from surgery.planning.edit import Edit

@@ -36,17 +36,16 @@ class Flattened(Protocol):
 
 
 class NodeHost(Host):
-    """Emits behind one node of the graph."""
+    """Emits behind one node of the graph; parameters are those of the module at ``owner``."""
 
-    def __init__(self, writer: Flattened, site: SiteMethods, edit: Edit, base: fx.Node):
+    def __init__(self, writer: Flattened, site: SiteMethods, edit: Edit, base: fx.Node, owner: str):
         self.writer = writer
         self.graph = writer.graph
         self.site = site
         self.edit = edit
         self.node = base
         self.last = base
-        path = edit.owner
-        self.prefix = f"{path}." if path else ""
+        self.prefix = f"{owner}." if owner else ""
         self._attributes: dict[str, fx.Node] = {}
         self.x: fx.Node | None = None
         self.entered: fx.Node | None = None
@@ -63,14 +62,14 @@ class NodeHost(Host):
         if states.sequences is not None:
             like = self.writer.input(states.sequences)
             return self.call(in_sequence, value, like)
-        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+        return self.call(torch.transpose, value, 0, 1) if states.length_first else value
 
     def leave(self, value: fx.Node, like: fx.Node | None = None) -> fx.Node:
         """States as the graph has them, and has ``like``."""
         states = self.edit.site.states
         if states.sequences is not None:
             return self.call(as_given, value, like or self.node)
-        return self.call(torch.transpose, value, 0, 1) if states.turned else value
+        return self.call(torch.transpose, value, 0, 1) if states.length_first else value
 
     def _put(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self.graph.inserting_after(self.last):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from surgery.anatomy.site import LinearMap
 from surgery.graft.state import Applied, Surgery
 from surgery.planning.edit import Edit
 from surgery.planning.fingerprint import digest, fingerprint
@@ -63,9 +64,12 @@ def _following(
 
 
 def _with_bias(edit: Edit) -> Edit:
-    if edit.layer is None:
-        return edit
-    return replace(edit, layer=replace(edit.layer, bias=True))
+    match edit.site.operator:
+        case LinearMap(layer) as operator:
+            biased = replace(operator, layer=replace(layer, bias=True))
+            return replace(edit, site=replace(edit.site, operator=biased))
+        case _:
+            return edit
 
 
 def kept(plan: Plan, edits: Iterable[tuple[str, str]]) -> Plan:

@@ -94,7 +94,7 @@ def _added(model: nn.Module, surgery: Surgery) -> dict[str, Tensor]:
             for planned in edit.tensors:
                 if stored[planned.name] != planned.name:
                     continue
-                tensor = _parameter(model, planned.name)
+                tensor = _parameter(model, planned.name, Tensor if planned.state else nn.Parameter)
                 if tensor is None or tuple(tensor.shape) != planned.shape:
                     now = "gone" if tensor is None else f"{[*tensor.shape]}"
                     raise error(
@@ -114,10 +114,10 @@ def _held(model: nn.Module, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _parameter(model: nn.Module, name: str) -> Tensor | None:
+def _parameter(model: nn.Module, name: str, kind: type[Tensor] = nn.Parameter) -> Tensor | None:
     path, _, last = name.rpartition(".")
     try:
         found = getattr(module_at(model, path), last)
     except AttributeError:
         return None
-    return found if isinstance(found, nn.Parameter) else None
+    return found if isinstance(found, kind) else None

@@ -8,16 +8,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, ClassVar, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from surgery.anatomy.modules import all_modules
 from surgery.graft.container import Graft, graft_at
 from surgery.graft.owner import Owner
 from surgery.language.diagnostics import error
-from surgery.planning.edit import Edit
+from surgery.planning.edit import Edit, by_site
 from surgery.planning.plan import Plan
+from surgery.planning.targets import with_flags
 from surgery.rules.expand import Wrapped
 
 ATTRIBUTE = "_surgery"
@@ -30,15 +32,6 @@ class Applied:
     plan: Plan
     edits: tuple[Edit, ...]
     seed: int
-
-    def decides(self, name: str) -> bool | None:
-        """Whether it has a base parameter train; None if it says nothing of it."""
-        return self.decisions.get(name)
-
-    @property
-    def decisions(self) -> dict[str, bool]:
-        """Which base parameters it has train, and which not."""
-        return {**dict.fromkeys(self.plan.trained, True), **dict.fromkeys(self.plan.frozen, False)}
 
     def without(self, gone: set[int]) -> Applied:
         """It without the edits of which the identities are given."""
@@ -59,17 +52,21 @@ class Surgery:
     owner: Owner = field(default_factory=lambda: Owner(None), compare=False)
     BESIDE_FORWARDS: ClassVar[bool] = True
 
-    def edits(self) -> Iterator[tuple[Applied, Edit]]:
+    def edits(self) -> Iterator[Edit]:
         """Every edit in force, in order of application."""
         for applied in self.applied:
-            for edit in applied.edits:
-                yield applied, edit
+            yield from applied.edits
 
     def standing(self) -> dict[str, list[Wrapped]]:
         """The methods in force by site."""
-        found: dict[str, list[Wrapped]] = {}
-        for _, edit in self.edits():
-            found.setdefault(edit.site.whole, []).append(edit.wrapped)
+        return {site: [e.wrapped for e in edits] for site, edits in by_site(self.edits()).items()}
+
+    def current(self) -> list[Edit]:
+        """Every edit in force, with the flags that statements of later specs gave its params."""
+        found: list[Edit] = []
+        for applied in self.applied:
+            found = [with_flags(edit, applied.plan.flags) for edit in found]
+            found += applied.edits
         return found
 
     def claimed(self) -> set[str]:
@@ -80,7 +77,7 @@ class Surgery:
         """Which base parameters train by what the specs say: the last one counts."""
         found = dict(self.flags)
         for applied in self.applied:
-            found |= applied.decisions
+            found |= applied.plan.decisions
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Surgery:
@@ -102,10 +99,17 @@ class Surgery:
         self.__dict__.update(state)
         if self.owner.module is not None:
             _ROOTS.add(self.owner.module)
+            # In a process that only unpickles, nothing else has asked for it.
+            import_module("surgery.graft.watching").watch()
 
 
 _ROOTS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The models that have a record."""
+
+
+def roots() -> list[nn.Module]:
+    """The models that have a record."""
+    return list(_ROOTS)
 
 
 def surgery_of(model: nn.Module) -> Surgery | None:
@@ -192,14 +196,15 @@ def check_standing(model: nn.Module, surgery: Surgery) -> None:
         SurgeryError: S523 if modules with grafts were replaced or deleted, or grafts were.
 
     """
-    for _, edit in surgery.edits():
+    for edit in surgery.edits():
         path = f"{edit.owner}.{edit.graft}" if edit.owner else edit.graft
         graft = graft_at(model, edit.owner, edit.graft)
         for tensor in edit.tensors:
             held: Any = graft
             for name in tensor.name[len(path) + 1 :].split("."):
                 held = getattr(held, name, None)
-            if not isinstance(held, nn.Parameter) or held.shape != tensor.shape:
+            kind = Tensor if tensor.state else nn.Parameter
+            if not isinstance(held, kind) or held.shape != tensor.shape:
                 raise error(
                     "S523",
                     f"the model was changed since: `{tensor.name}` is gone or has another shape",

@@ -29,6 +29,7 @@ _MODULES = (
     "surgery.graft.hooks",
     "surgery.anatomy.roles.follower",
     "surgery.anatomy.roles.softmaxes",
+    "surgery.anatomy.roles.trail",
     "surgery.huggingface.flash_attention",
     "surgery.graft.attention.axes",
     "surgery.graft.attention.calls",

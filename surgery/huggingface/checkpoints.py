@@ -114,6 +114,8 @@ def unknown(text: str, reason: str) -> SurgeryError:
         path = path.parent
     close = nearest(path.name, sorted(os.listdir(path.parent)))
     help = f"did you mean `{path.parent / close}`?" if close else f"a model is {KINDS}"
+    if close == f"{text}.py":
+        help = f"name the function in `{close}` that returns the model: `{text}:FACTORY`"
     return error("S501", f"no model `{text}`: {reason}", help=help)
 
 

@@ -6,7 +6,20 @@ from collections.abc import Iterable, Iterator
 
 from surgery.language.diagnostics import Diagnostic, Label
 from surgery.language.source import Span
-from surgery.language.syntax import Apply, Block, Item, Let, Match, Method, Param, Return, Step
+from surgery.language.syntax import (
+    After,
+    Apply,
+    Block,
+    Draw,
+    Item,
+    Let,
+    Match,
+    Method,
+    Param,
+    Return,
+    Step,
+    Unpack,
+)
 
 Named = tuple[str, Span]
 
@@ -50,8 +63,14 @@ def _names(definition: Method | Block) -> Iterator[Named]:
             case Match():
                 for operand in (step.result, *step.operands):
                     yield operand.name, operand.span
-            case Param() | Let():
+            case Param() | Draw() | Let():
                 yield step.name, step.name_span
+            case Unpack():
+                yield from ((name.name, name.span) for name in step.names)
+            case After():
+                for inner in step.body:
+                    if isinstance(inner, Let):
+                        yield inner.name, inner.name_span
             case _:
                 pass
 

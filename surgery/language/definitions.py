@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from surgery.language.layout import STEP, Doc, bracketed, flat, layout
 from surgery.language.placement import Piece, body_start, finish, place, written
+from surgery.language.source import SourceText
 from surgery.language.syntax import (
+    After,
     Apply,
     Assign,
     Block,
+    Charge,
     Comment,
+    Draw,
     Let,
     Match,
     Method,
@@ -21,31 +25,58 @@ from surgery.language.syntax import (
     Require,
     Return,
     Step,
+    Tune,
+    Unpack,
 )
-from surgery.language.unparse import arguments, dims, expression, quote
+from surgery.language.unparse import arguments, dims, expression, quote, settings
 
 _WIDEST = 32
-_COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3}
+_COLUMN: dict[type[Step], int] = {Match: 5, Param: 5, Apply: 5, Require: 7, Let: 3, Unpack: 3}
+"""How wide the words are with which steps begin that stand in columns."""
 
 
 def definition(node: Method | Block, comments: Sequence[Comment]) -> str:
     """The text of ``node`` with those of ``comments`` that stand in its body."""
+    header, inside = _opened(node, layout(_header(node)), comments)
+    doc = [] if node.doc is None else [" " * STEP + quote(line) for line in node.doc.split("\n")]
+    body = _body(node.body, inside, node.span.source, STEP)
+    return "\n".join([header, *doc, *body, "}"])
+
+
+def _opened(
+    node: Method | Block | After, header: str, comments: Sequence[Comment]
+) -> tuple[str, Sequence[Comment]]:
+    """The line that opens a body, with the comment on it, and the comments in the body."""
     source, start = node.span.source, body_start(node)
     first, last = (bisect_left(comments, o, key=_offset) for o in (start, node.span.end))
     inside = [*comments[first:last]]
-    header = layout(_header(node))
     if inside and not source.text[start : inside[0].offset].strip(" \t"):
         header += f"  {written(inside.pop(0))}"
-    lines = [header]
-    indent = " " * STEP
-    if node.doc is not None:
-        lines += [indent + quote(line) for line in node.doc.split("\n")]
-    pieces = place(node.body, inside, source)
-    column = max((_COLUMN.get(type(step), 0) for step in node.body), default=0)
+    return header, inside
+
+
+def _body(
+    steps: Sequence[Step], comments: Sequence[Comment], source: SourceText, by: int
+) -> list[str]:
+    """The lines of ``steps``, indented ``by`` so many blanks."""
+    pieces = place(steps, comments, source)
+    column = max((_COLUMN.get(type(step), 0) for step in steps), default=0)
+    lines: list[str] = []
     for piece, width in zip(pieces, _param_widths(pieces), strict=True):
-        text = layout(_step(piece.node, column, width), STEP) if piece.node else ""
-        lines += finish(piece, text, indent)
-    return "\n".join([*lines, "}"])
+        if isinstance(piece.node, After):
+            own = comments if piece.node.span.source is source else ()
+            head, inside = _opened(piece.node, layout(_after(piece.node), by), own)
+            inner = _body(piece.node.body, inside, source, by + STEP)
+            text = "\n".join([head, *inner, " " * by + "}"])
+        else:
+            text = layout(_step(piece.node, column, width), by) if piece.node else ""
+        lines += finish(piece, text, " " * by)
+    return lines
+
+
+def _after(node: After) -> Doc:
+    test: Doc = "" if node.where is None else (" where ", expression(node.where))
+    return (f"after {node.event}", test, " {")
 
 
 def _offset(comment: Comment) -> int:
@@ -75,7 +106,7 @@ def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
     before = None
     for piece in pieces:
         param = piece.node if isinstance(piece.node, Param) else None
-        flags = param and (param.frozen, param.shared)
+        flags = param and (param.frozen, param.shared, param.state)
         same = flags == before and not piece.blank
         runs.append(runs[-1] if runs and same else len(runs))
         before = flags
@@ -88,7 +119,9 @@ def _param_widths(pieces: Sequence[Piece[Step]]) -> list[int]:
 
 
 def _declared(node: Param) -> str:
-    flags = ("frozen " if node.frozen else "") + (f"{node.shared} " if node.shared else "")
+    flags = ("frozen " if node.frozen and not node.state else "") + (
+        f"{node.shared} " if node.shared else ""
+    )
     return flags + node.name + flat(dims(node.dims))
 
 
@@ -105,13 +138,28 @@ def _step(node: Step, column: int, width: int) -> Doc:
         case Param():
             sign = "~" if node.random else "="
             declared = f"{_declared(node):<{width}} {sign} "
-            return opened("param", (declared, expression(node.init)))
+            return opened("state" if node.state else "param", (declared, expression(node.init)))
+        case Draw():
+            drawn = (f"{node.shared} " if node.shared else "") + node.name
+            of = "" if node.dims is None else dims(node.dims)
+            fixed = "" if node.otherwise is None else (" else ", expression(node.otherwise))
+            return opened("draw", (drawn, of, " ~ ", expression(node.distribution), fixed))
+        case Unpack():
+            names = ", ".join(name.name for name in node.names)
+            return opened("let", (f"{names} = ", expression(node.value)))
         case Let():
             return opened("let", (f"{node.name} = ", expression(node.value)))
         case Apply():
             inner = node.application
             given = arguments(inner.arguments) if inner.arguments else ""
             return opened("apply", (inner.name, given))
+        case Tune():
+            names = " | ".join(name.name for name in node.params)
+            return ("optimize ", names, " with ", settings(node.settings))
+        case Charge():
+            return ("penalty ", expression(node.value))
+        case After():
+            return _after(node)
         case Return():
             return ("return ", expression(node.value))
         case Assign():

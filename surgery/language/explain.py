@@ -27,6 +27,7 @@ def explain(failure: Failure) -> Diagnostic:
     if failure.place - failure.start > _LONGEST:
         return _unexpected(failure)
     for understand in (
+        explain_selector.behind,
         _reserved_name,
         _misspelt_word,
         _unclosed,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from surgery.language.diagnostics import Diagnostic, Label
 from surgery.language.failure import Failure
+from surgery.language.lalr import END, grammar
 from surgery.language.words import CLAUSES
 
 _PART_ENDS = {"NAME", "PATH", "ALL", "RPAR", "RSQB"}
 _PART_STARTS = {"NAME", "PATH", "ALL"}
 _MOST_PARTS = 8
+BEHIND = {"FREEZE", "TRAIN"}
 _PATH_SIGNS = {"STAR", "NUMBER", "STRING", "QMARK", "LBRACE", "DOT", "SLASH"}
 
 
@@ -27,6 +29,27 @@ def explain(failure: Failure) -> Diagnostic | None:
         if diagnostic := understand(failure):
             return diagnostic
     return None
+
+
+def selects(kinds: list[str]) -> bool:
+    """Whether tokens of these ``kinds`` are a selector, with `on` before it or without."""
+    statement = ["TRAIN", *kinds[kinds[:1] == ["ON"] :], END]
+    return grammar().stepper().reach(statement) == len(statement)
+
+
+def behind(failure: Failure) -> Diagnostic | None:
+    """`on q train`, which is `train q`."""
+    *kinds, last = failure.kinds
+    if last not in BEHIND or not kinds or not selects(kinds):
+        return None
+    word = failure.tokens[-1]
+    selector = failure.span(int(kinds[:1] == ["ON"]), len(kinds) - 1).text
+    return failure.diagnose(
+        "S120",
+        f"`{word}` comes before its selector",
+        failure.span(0, len(kinds)),
+        help=f"write `` {word} {selector} ``" if "`" in selector else f"write `{word} {selector}`",
+    )
 
 
 def _bare_path(failure: Failure) -> Diagnostic | None:

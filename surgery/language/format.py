@@ -7,8 +7,20 @@ from surgery.language.layout import Doc, Line, Nest, Unbroken, bracketed, layout
 from surgery.language.parse import parse
 from surgery.language.placement import Piece, finish, place
 from surgery.language.source import SourceText
-from surgery.language.syntax import Block, File, Freeze, Item, Let, Method, On, Train, Use
-from surgery.language.unparse import application, expression, quote, selector
+from surgery.language.syntax import (
+    Block,
+    File,
+    Freeze,
+    Item,
+    Let,
+    Method,
+    On,
+    Optimize,
+    Penalty,
+    Train,
+    Use,
+)
+from surgery.language.unparse import application, expression, quote, selector, settings
 
 
 def format_text(text: str | SourceText, name: str = "<spec>") -> str:
@@ -45,7 +57,7 @@ def _item(node: Item, file: File) -> str:
     return layout(_statement(node))
 
 
-def _statement(node: On | Freeze | Train | Let | Use) -> Doc:
+def _statement(node: On | Freeze | Train | Optimize | Penalty | Let | Use) -> Doc:
     match node:
         case On():
             name = f" as {node.name}" if node.name else ""
@@ -55,6 +67,12 @@ def _statement(node: On | Freeze | Train | Let | Use) -> Doc:
             return ("freeze ", selector(node.selector))
         case Train():
             return ("train ", selector(node.selector))
+        case Optimize():
+            given = Nest((Line(), "with ", settings(node.settings)))
+            return Unbroken(("optimize ", selector(node.selector), given))
+        case Penalty():
+            of = Nest((Line(), "of ", selector(node.selector)))
+            return Unbroken(("penalty ", expression(node.value), of))
         case Let():
             return (f"let {node.name} = ", expression(node.value))
         case Use():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from surgery.language.source import SourceText
-from surgery.language.syntax import Block, Comment, Method, Node
+from surgery.language.syntax import After, Block, Comment, Method, Node
 
 _OPENING = re.compile(r'"(?:[^"\\\r\n]|\\.)*"|#[^\r\n]*|(\{)')
 
@@ -30,7 +30,7 @@ def place(nodes: Sequence[T], comments: Iterable[Comment], source: SourceText) -
     """``nodes`` with the comments around and inside them.
 
     A comment on the line where a node ends trails it; one inside a statement moves above it; those
-    in the body of a definition are left to the body.
+    in a body between braces are left to that.
     """
     pieces: list[Piece[T]] = []
     waiting = sorted(comments, key=lambda comment: comment.offset)
@@ -58,11 +58,11 @@ def place(nodes: Sequence[T], comments: Iterable[Comment], source: SourceText) -
             continue
         while waiting and waiting[0].offset < node.span.start:
             put_comment(waiting.pop(0))
-        inner_end = body_start(node) if isinstance(node, Method | Block) else node.span.end
+        inner_end = body_start(node) if isinstance(node, Method | Block | After) else node.span.end
         for order, comment in enumerate(_take(waiting, inner_end)):
             first = node.span.start if order == 0 else end
             put(Piece(None, comment), first, first)
-        if isinstance(node, Method | Block):
+        if isinstance(node, Method | Block | After):
             _take(waiting, node.span.end)
         put(Piece(node), max(end, node.span.start), node.span.end)
     for comment in waiting:
@@ -83,13 +83,13 @@ def written(comment: Comment) -> str:
     return f"# {comment.text}".rstrip()
 
 
-def body_start(definition: Method | Block) -> int:
+def body_start(node: Method | Block | After) -> int:
     """The offset after the brace that opens the body."""
-    text = definition.span.source.text
-    for found in _OPENING.finditer(text, definition.name_span.end, definition.span.end):
+    named = node.event_span if isinstance(node, After) else node.name_span
+    for found in _OPENING.finditer(node.span.source.text, named.end, node.span.end):
         if found[1]:
             return found.end()
-    return definition.span.end
+    return node.span.end
 
 
 def _take(waiting: list[Comment], end: int) -> list[Comment]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from surgery.language.checks import check
 from surgery.language.diagnostics import MOST, Diagnostic, Label, first_of
 from surgery.language.explain import explain
+from surgery.language.explain_selector import BEHIND, selects
 from surgery.language.failure import Failure
 from surgery.language.lalr import END, RefusedError, Stepper, grammar, make_token
 from surgery.language.scan import POISON, scan
@@ -35,7 +36,7 @@ def read(source: SourceText, *lead: Token) -> tuple[list[Item], list[Diagnostic]
     problems: list[Diagnostic] = []
     end = make_token(END, "", len(source.text.rstrip()))
     items: list[Item] = []
-    for tokens, after in _chunks(chain(lead, scan(source, problems), [end])):
+    for tokens, after in _chunks(source, chain(lead, scan(source, problems), [end])):
         chunk = _Chunk(source, tokens, after, problems)
         chunk.parse()
         items += chunk.items
@@ -63,7 +64,7 @@ def _inside(node: Node, offset: int) -> bool:
     return node.span.start <= offset < node.span.end
 
 
-def _chunks(tokens: Iterable[Token]) -> Iterator[tuple[list[Token], Token]]:
+def _chunks(source: SourceText, tokens: Iterable[Token]) -> Iterator[tuple[list[Token], Token]]:
     """The tokens of each item, and the one behind them, told from the words alone."""
     chunk: list[Token] = []
     depth = 0
@@ -75,14 +76,26 @@ def _chunks(tokens: Iterable[Token]) -> Iterator[tuple[list[Token], Token]]:
             continue
         if token.type in ("LBRACE", "RBRACE"):
             depth += 1 if token.type == "LBRACE" else -1
-        elif chunk and _opens_item(chunk[-1].type, token.type, following.type, depth):
+        elif (
+            chunk
+            and _opens_item(chunk[-1].type, token.type, following.type, depth)
+            and not _is_behind(source, chunk, token, following)
+        ):
             yield chunk, token
             chunk, depth = [], 0
         chunk.append(token)
 
 
+def _is_behind(source: SourceText, chunk: list[Token], word: Token, following: Token) -> bool:
+    """Whether ``word`` is a `freeze` or `train` behind its selector: `q train`, `on q train`."""
+    if word.type not in BEHIND or following.type not in {END, "SEMICOLON", *ITEMS}:
+        return False
+    start, end = chunk[0].start_pos or 0, word.start_pos or 0
+    return not source.line_ends(start, end) and selects([token.type for token in chunk])
+
+
 def _opens_item(before: str, kind: str, after: str, depth: int) -> bool:
-    if kind not in ITEMS or (kind == "LET" and depth > 0):
+    if kind not in ITEMS or (kind in STEPS and depth > 0):
         return False
     # `f: block` is a kind of parameter, and `use = 3` or `let train` a reserved word misused.
     named = before in {"LET", "METHOD", "AS", "PARAM"} or (before == "BLOCK" and after == "LPAR")

@@ -45,6 +45,15 @@ class Star(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class NamedDim(Node):
+    """The `d = c` of `param P[c, d = c]`: a dim with a name of its own, as long as ``size``."""
+
+    name: str
+    size: Expression
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Unary(Node):
     operator: Literal["-", "not"]
     operand: Expression
@@ -91,7 +100,7 @@ class Call(Node):
     function_span: Span = field(compare=False, repr=False, kw_only=True)
 
 
-Expression = Number | Text | Name | Star | Unary | Binary | Call
+Expression = Number | Text | Name | Star | NamedDim | Unary | Binary | Call
 
 
 # Selectors
@@ -125,10 +134,10 @@ class All(Node):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Node):
-    """`[start:stop:step]` as in Python."""
+    """`[start:stop:step]` as in Python; a bound with a point is a share of all there are."""
 
-    start: int | None
-    stop: int | None
+    start: int | float | None
+    stop: int | float | None
     step: int | None
 
 
@@ -161,13 +170,17 @@ class Union(Node):
 
 @dataclass(frozen=True, slots=True)
 class Selector(Node):
-    """`UNION [in UNION] [where TEST] [except UNION] [expect N]`."""
+    """`UNION [of UNION] [in UNION] [where TEST] [except UNION] [expect N]`.
+
+    With ``of``, or where the union names them, what is selected are params that methods add.
+    """
 
     union: Union
     within: Union | None = None
     where: Expression | None = None
     exceptions: Union | None = None
     expect: int | None = None
+    of: Union | None = None
 
 
 # Statements of a spec
@@ -206,12 +219,46 @@ class Train(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Setting(Node):
+    """`lr * 16` or `weight_decay = 0`: an option of the optimizer, changed or given."""
+
+    option: str
+    operator: Literal["*", "="]
+    value: Expression
+    option_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimize(Node):
+    """`optimize B of lora with lr * 16, weight_decay = 0`."""
+
+    selector: Selector
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty(Node):
+    """`penalty EXPRESSION of lora`: one number a site, added to the loss."""
+
+    value: Expression
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
 class Let(Node):
     """`let name = value`, in a spec (a constant) or in a rule's body (an abbreviation)."""
 
     name: str
     value: Expression
     name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpack(Node):
+    """`let U, s, V = svd(W, r)` in a rule's body: names for several values."""
+
+    names: tuple[Name, ...]
+    value: Expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +313,8 @@ class Param(Node):
     """`param [frozen] [shared] A[r, m] ~ distribution(...)`, or `= value` for a computed start.
 
     ``random`` tells `~` from `=`; ``shared`` is the word that says who shares it: all sites
-    (`shared`), those in one stack of layers (`stack`), or those in one layer (`layer`).
+    (`shared`), those in one stack of layers (`stack`), or those in one layer (`layer`). A ``state``
+    is no parameter but a buffer: what happens after a step of the optimizer changes it.
     """
 
     name: str
@@ -274,6 +322,19 @@ class Param(Node):
     init: Expression
     random: bool
     frozen: bool = False
+    shared: Sharing | None = None
+    state: bool = False
+    name_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw(Node):
+    """`draw [shared] b[k] ~ integers(1, r) else r`: drawn once a step in training, else fixed."""
+
+    name: str
+    dims: tuple[Expression, ...] | None
+    distribution: Expression
+    otherwise: Expression | None = None
     shared: Sharing | None = None
     name_span: Span = field(compare=False, repr=False, kw_only=True)
 
@@ -296,11 +357,38 @@ class Apply(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Tune(Node):
+    """`optimize A | B with lr * 16`, of params of the rule itself."""
+
+    params: tuple[Name, ...]
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Charge(Node):
+    """`penalty EXPRESSION` of a rule: one number a site, added to the loss."""
+
+    value: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class After(Node):
+    """`after step where TEST { s = …  let … }`: what follows each step of the optimizer."""
+
+    event: str
+    where: Expression | None
+    body: tuple[Let | Assign, ...]
+    event_span: Span = field(compare=False, repr=False, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Return(Node):
     value: Expression
 
 
-Step = Match | Require | Param | Let | Assign | Apply | Return
+Step = (
+    Match | Require | Param | Draw | Let | Unpack | Assign | Apply | Tune | Charge | After | Return
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +414,7 @@ class Block(Node):
     name_span: Span = field(compare=False, repr=False, kw_only=True)
 
 
-Item = On | Freeze | Train | Let | Use | Method | Block
+Item = On | Freeze | Train | Optimize | Penalty | Let | Use | Method | Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +448,8 @@ def mentions(expression: Expression) -> Iterator[tuple[str, Span]]:
                 yield name, span
             case Unary(operand=operand):
                 waiting.append(operand)
+            case NamedDim(size=size):
+                waiting.append(size)
             case Binary(left=left, right=right):
                 waiting += (right, left)
             case Call(arguments=arguments):

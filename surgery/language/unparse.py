@@ -17,10 +17,12 @@ from surgery.language.syntax import (
     Group,
     Index,
     Name,
+    NamedDim,
     Number,
     Path,
     Role,
     Selector,
+    Setting,
     Slice,
     Sliced,
     Star,
@@ -53,6 +55,8 @@ def _expression(node: Expression) -> tuple[Doc, int]:
             return quote(node.value), tight
         case Name():
             return node.name, tight
+        case NamedDim():
+            return (f"{node.name} = ", expression(node.size)), 0
         case Star():
             return "*", tight
         case Call():
@@ -98,9 +102,17 @@ def dims(given: tuple[Expression, ...]) -> Doc:
     return ("[", joined([expression(dim) for dim in given], ", "), "]")
 
 
+def settings(given: tuple[Setting, ...]) -> Doc:
+    """What `with` says to an optimizer."""
+    docs = [(f"{s.option} {s.operator} ", expression(s.value)) for s in given]
+    return joined(docs, ", ")
+
+
 def selector(node: Selector) -> Doc:
     """The union on the first line and, if need be, each clause on one of its own."""
     clauses: list[Doc] = []
+    if node.of is not None:
+        clauses += [Line(), "of ", union(node.of)]
     if node.within is not None:
         clauses += [Line(), "in ", union(node.within)]
     if node.where is not None:

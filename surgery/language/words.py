@@ -6,6 +6,8 @@ ITEMS = {
     "ON": "on",
     "FREEZE": "freeze",
     "TRAIN": "train",
+    "OPTIMIZE": "optimize",
+    "PENALTY": "penalty",
     "LET": "let",
     "USE": "use",
     "METHOD": "method",
@@ -15,12 +17,26 @@ STEPS = {
     "MATCH": "match",
     "REQUIRE": "require",
     "PARAM": "param",
+    "STATE": "state",
+    "DRAW": "draw",
     "LET": "let",
     "APPLY": "apply",
+    "OPTIMIZE": "optimize",
+    "PENALTY": "penalty",
+    "AFTER": "after",
     "RETURN": "return",
 }
 CLAUSES = {"IN": "in", "WHERE": "where", "EXCEPT": "except", "EXPECT": "expect"}
-OTHERS = {"AS": "as", "OF": "of", "ALL": "all", "AND": "and", "OR": "or", "NOT": "not"}
+OTHERS = {
+    "AS": "as",
+    "OF": "of",
+    "ALL": "all",
+    "AND": "and",
+    "OR": "or",
+    "NOT": "not",
+    "WITH": "with",
+    "ELSE": "else",
+}
 RESERVED = ITEMS | STEPS | CLAUSES | OTHERS
 
 SIGNS = {
@@ -51,6 +67,8 @@ FORMS = {
     "ON": "on SELECTOR apply METHOD(arguments)",
     "FREEZE": "freeze SELECTOR",
     "TRAIN": "train SELECTOR",
+    "OPTIMIZE": "optimize PARAMS of METHOD with lr * 16",
+    "PENALTY": "penalty EXPRESSION of METHOD",
     "LET": "let NAME = EXPRESSION",
     "USE": 'use "file.peft" (name, name)',
     "METHOD": "method NAME(parameters) { match … }",
@@ -58,7 +76,10 @@ FORMS = {
     "MATCH": "match y[*, n] = linear(x[*, m], W[n, m], b?)",
     "REQUIRE": "require TEST",
     "PARAM": "param A[r, m] ~ normal(std = 0.02)",
+    "STATE": "state s[r] = 0",
+    "DRAW": "draw b ~ integers(1, r)",
     "APPLY": "apply METHOD(arguments)",
+    "AFTER": "after step { s = … }",
     "RETURN": "return EXPRESSION",
     "NAME": "NAME = EXPRESSION",
 }

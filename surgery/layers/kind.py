@@ -145,7 +145,7 @@ class Layer:
     """The shape of a weight that is no module's, of as many dims as its module multiplies with."""
     states: int | None = None
     """How many dims the states have that a weight which is read is multiplied with, if known."""
-    turned: bool = False
+    length_first: bool = False
     """Whether they are [length, batch, features], whichever way round its module is given them."""
     straight: bool = True
     """Whether nothing else is done with a weight that is read than to multiply with it."""

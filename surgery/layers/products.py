@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.anatomy.roles.layouts import letters
+from surgery.layers.einsum import letters
 from surgery.layers.kind import LayerKind
 
 

@@ -15,6 +15,7 @@ from surgery.planning.fits import check_fit, check_reader, obstacle
 from surgery.planning.place import Place
 from surgery.rules.expand import Wrapped
 from surgery.rules.program import Program, build
+from surgery.rules.site_facts import facts_in
 from surgery.rules.values import Declaration
 
 
@@ -29,13 +30,14 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
     layer = place.layer
     if program.named_dims is not None or layer is None or layer.among is not None:
         place.locate()
-    check_fit(place, program)
-    if program.reads_padding:
-        place.states = replace(place.states, mask=place.mask())
+    place.tell(facts_in(wrapped.closure))
     before = build(place.signature, tuple(standing))
+    check_fit(place, program, before)
+    if program.reads_padding:
+        place.note(mask=place.mask())
     one_hot = layer is not None and layer.kind.one_hot
     declared = dict(program.declarations)[wrapped.child]
-    owner = place.owner(program)
+    owner = place.owner(program, before)
     _check_names(declared, wrapped.child, module_at(place.usage.model, owner))
     derived = derive(program, before, wrapped.child, tuple(place.sizes.items()), one_hot)
     if layer and layer.experts and derived.reason:
@@ -44,10 +46,17 @@ def plan_edit(place: Place, method: PlannedMethod, standing: list[Wrapped]) -> E
             "the experts' weights are in one parameter, and only they can be changed, so a method "
             f"must merge, and this does not: {derived.reason}",
         )
+    drawn = next((d for d in declared if d.drawn), None)
+    if layer and layer.experts and drawn:
+        raise error(
+            "S413",
+            "the experts' weights are in one parameter, which is the same for a whole step, and "
+            f"`{drawn.name.rpartition('.')[2]}` is drawn for each of them",
+            drawn.span,
+        )
     derived = replace(derived, obstacle=obstacle(place, program))
     standing.append(wrapped)
-    site = replace(place.site, states=place.states)
-    return Edit(site, layer, place.sizes, method, place.tensors(declared, owner), derived)
+    return Edit(place.site, place.sizes, method, place.tensors(declared, owner), derived)
 
 
 def _wrapped(
@@ -55,21 +64,15 @@ def _wrapped(
 ) -> tuple[Wrapped, Program]:
     """The method under the name that it has at ``place``, and the program that it is then part of."""
     site = place.site
-    if site.rows is not None and place.layer is None:
-        raise error(
-            "S444",
-            f"in the graph `{place.site.owner}` is no layer: its weight is taken apart before it is "
-            "multiplied with",
-            help="apply the spec to the model itself, and export that",
-        )
     given = method.spec.wrapped(method.statement)
-    child = graft_name(given.child, site, place.layer)
+    child = graft_name(given.child, site)
     wrapped = replace(given, child=child, rows=site.rows)
     _check_free(wrapped.child, standing)
     program = place.program = build(place.signature, (*standing, wrapped))
     check_reader(place, program)
-    if program.changes_core and site.kind == "region":
-        child = graft_name(given.child, site, place.layer, site.core)
+    core = place.core_apart(program, build(place.signature, tuple(standing)))
+    if core is not None:
+        child = graft_name(given.child, site, core)
         _check_free(child, standing)
         wrapped = replace(wrapped, child=child)
         program = build(place.signature, (*standing, wrapped))

@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from surgery.anatomy.read import Anatomy
 from surgery.anatomy.select import select
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import BareParameter, Site, Tokens, WholeModule
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError, error, first_of
 from surgery.planning.applying import plan_edit
@@ -23,13 +23,14 @@ from surgery.planning.layers import check_sizes, is_known, read_layer
 from surgery.planning.place import Place
 from surgery.planning.plan import Plan
 from surgery.planning.spec import Spec
+from surgery.planning.targets import MethodParams, with_flags
 from surgery.planning.training import decide
 from surgery.planning.usage import Usage
-from surgery.rules.alone import fitting
 from surgery.rules.expand import Wrapped
 from surgery.rules.limits import followed
 from surgery.rules.program import build
 from surgery.rules.prompts import token_change
+from surgery.rules.standalone import fitting
 
 Standing = Mapping[str, Sequence[Wrapped]]
 """The methods that are already at sites, by site path, in order."""
@@ -42,6 +43,8 @@ class Planner:
     model: nn.Module
     example_inputs: Any = None
     standing: Standing = field(default_factory=dict[str, Sequence[Wrapped]])
+    edits: Sequence[Edit] = ()
+    """The same methods as plans have them, with the flags that their params have now."""
     settled: bool = False
     """Whether the spec was applied before: perhaps with inputs that reached what these do not."""
 
@@ -73,19 +76,20 @@ class Planner:
             if isinstance(statement, syntax.On):
                 draft.on(number, statement)
         draft.finish()
-        adds = any(t.trained for e in draft.edits for t in e.tensors)
+        params = MethodParams(self.usage, draft.edits, self.edits)
         training = decide(
-            self.usage, spec, draft.found, draft.warnings, adds=adds, settled=self.settled
+            self.usage, spec, draft.found, draft.warnings, params, settled=self.settled
         )
         if draft.found:
             raise SurgeryError(first_of(draft.found))
-        acts = any(not isinstance(s, syntax.Freeze) for s in spec.statements)
+        acts = any(isinstance(s, syntax.On | syntax.Train) for s in spec.statements)
+        own = {t.name for e in draft.edits for t in e.tensors}
         known = base or self.own_digests
         return Plan(
             spec,
             fingerprint(known),
             known,
-            tuple(draft.edits),
+            tuple(with_flags(e, training.flags) for e in draft.edits),
             training.trained,
             training.frozen,
             training.elements,
@@ -93,6 +97,9 @@ class Planner:
             tuple(draft.warnings),
             (*draft.idle, *training.idle),
             self.usage.unchecked if acts else None,
+            {name: flag for name, flag in training.flags.items() if name not in own},
+            training.options,
+            training.penalties,
         )
 
 
@@ -163,7 +170,7 @@ class Draft:
         """Hold what all statements make of tokens against what can be done."""
         for edit in reversed(self.edits):
             whole = edit.site.whole
-            if edit.site.tokens is None or whole not in self.applied:
+            if not isinstance(edit.site.operator, Tokens) or whole not in self.applied:
                 continue
             program = build(edit.signature, tuple(self.applied.pop(whole)))
             change = token_change(program.result, edit.sizes)
@@ -182,10 +189,11 @@ class Draft:
         """``site``; or the weights in it that a method of linear layers is for: those of all experts,
         or one that it multiplies with itself.
         """
-        whole = site.kind == "module" and fitting(wrapped.closure).kind == "linear"
-        if not whole and site.kind != "parameter":
+        linear = fitting(wrapped.closure).kind == "linear"
+        whole = linear and isinstance(site.operator, WholeModule)
+        if not whole and not isinstance(site.operator, BareParameter):
             return (site,)
-        module = self.planner.usage.paths.modules[site.path if whole else site.exit.path]
+        module = self.planner.usage.paths.modules[site.owner]
         if is_known(module) or read_layer(module) is not None:
             return (site,)
         held = [n for n, p in module._parameters.items() if p is not None and p.dim() > 1]
@@ -196,7 +204,7 @@ class Draft:
 
     def place(self, site: Site) -> Place:
         """``site`` with what must be known of it, if it is one that a method may be applied to."""
-        if site.kind == "parameter":
+        if isinstance(site.operator, BareParameter):
             raise error(
                 "S401",
                 "methods apply to modules, but this selects parameters",

@@ -72,16 +72,16 @@ def derive(
     return Derived(
         "; ".join(map(str, program.changed)).replace(f"{child}.", ""),
         program.is_identity,
-        _uses(program),
+        _uses(program, before),
         int(program.flops.value(one) - before.flops.value(one)),
         program.folds(child),
         reason,
     )
 
 
-def _uses(program: Program) -> tuple[Taken, ...]:
+def _uses(program: Program, before: Program) -> tuple[Taken, ...]:
     uses: dict[Taken, bool] = {
-        "core": program.changes_core,
+        "core": program.core != before.core,
         "norm": program.calls_norm,
         "residual": program.reads_residual,
     }

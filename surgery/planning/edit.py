@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.site import Port, Site
+from surgery.anatomy.site import Port, Region, Site
 from surgery.layers import Layer
 from surgery.planning.derived import Derived
 from surgery.planning.spec import Spec
@@ -19,7 +20,8 @@ from surgery.rules.signature import Signature
 class Tensor:
     """A parameter to add. ``name`` is its full name in the adapted model.
 
-    Those of one method with equal ``shared`` are one: it names the sites that share, or is None.
+    Those of one method with equal ``shared`` are one: it names the sites that share, or is None. A
+    ``state`` is a buffer.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Tensor:
     trained: bool
     shared: str | None
     dtype: str
+    state: bool = False
 
     @property
     def size(self) -> int:
@@ -36,7 +39,8 @@ class Tensor:
     @property
     def marks(self) -> list[str]:
         """What is uncommon about it, for reports."""
-        return ["frozen"] * (not self.trained) + ["shared"] * (self.shared is not None)
+        kind = ["state"] if self.state else ["frozen"] * (not self.trained)
+        return kind + ["shared"] * (self.shared is not None)
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,11 @@ class PlannedMethod:
 class Edit:
     """One method at one site.
 
-    ``layer`` is the site as the operator `linear`, if it is one; ``sizes`` give the rule's dims
-    their values. Methods at slices of a layer are part of the program of the whole of it.
+    ``sizes`` give the rule's dims their values. Methods at slices of a layer are part of the
+    program of the whole of it.
     """
 
     site: Site
-    layer: Layer | None
     sizes: dict[str, int]
     method: PlannedMethod
     tensors: tuple[Tensor, ...]
@@ -76,8 +79,14 @@ class Edit:
         return self.site.name, self.method.child
 
     @property
+    def layer(self) -> Layer | None:
+        """The site as the operator `linear`, if it is one."""
+        return self.site.layer
+
+    @property
     def signature(self) -> Signature:
-        return signature_of(self.site, self.layer)
+        """What decided how the method expanded there."""
+        return self.site.signature
 
     @property
     def core(self) -> AttentionCore | None:
@@ -103,7 +112,7 @@ class Edit:
     @property
     def graft(self) -> str:
         """Where its parameters are below ``owner``: `lora`, `q.lora` on a slice, `lora.w1` of w1."""
-        return graft_name(self.method.child, self.site, self.layer, self._apart)
+        return graft_name(self.method.child, self.site, self._apart)
 
     @property
     def prefix(self) -> str:
@@ -112,7 +121,7 @@ class Edit:
 
     @property
     def _apart(self) -> AttentionCore | None:
-        return self.core if self.site.kind == "region" else None
+        return self.core if isinstance(self.site.operator, Region) else None
 
     @property
     def wrapped(self) -> Wrapped:
@@ -142,9 +151,15 @@ class Edit:
         return (self.method.text, name, tensor.shape, tensor.shared)
 
 
-def graft_name(
-    child: str, site: Site, layer: Layer | None, core: AttentionCore | None = None
-) -> str:
+def by_site(edits: Iterable[Edit]) -> dict[str, list[Edit]]:
+    """``edits`` by the site whose program they are part of, in order."""
+    found: dict[str, list[Edit]] = {}
+    for edit in edits:
+        found.setdefault(edit.site.whole, []).append(edit)
+    return found
+
+
+def graft_name(child: str, site: Site, core: AttentionCore | None = None) -> str:
     """The path below a module at which the parameters of a method named ``child`` live there.
 
     ``core`` is the attention of a region, of which the module may run others, too.
@@ -153,21 +168,5 @@ def graft_name(
         return f"core{core.order}.{child}"
     if site.rows is not None:
         return f"{site.rows}.{child}"
-    named = layer is not None and (layer.experts or layer.held)
-    return f"{child}.{layer.weight}" if layer and named else child
-
-
-def signature_of(site: Site, layer: Layer | None) -> Signature:
-    """What of a site decides how methods expand there."""
-    tokens = site.tokens
-    if tokens is not None:
-        positions, memory = tokens.positions is not None, tokens.memory is not None
-        return Signature("tokens", positions=positions, memory=memory)
-    if layer is not None:
-        return Signature("linear", bias=layer.bias, grouped=layer.groups > 1)
-    return Signature(
-        "module",
-        norm=site.norm is not None,
-        residual=site.residual is not None,
-        core=site.core is not None,
-    )
+    layer = site.layer
+    return f"{child}.{layer.weight}" if layer and (layer.experts or layer.held) else child

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from surgery.anatomy.site import Port
+from surgery.anatomy.site import Port, Tokens
 from surgery.planning.edit import Edit, Tensor
 
 Facts = Mapping[str, Any]
@@ -60,7 +60,8 @@ def plan_facts(
 
 def _running(edit: Edit) -> dict[str, Any]:
     """How a method is computed, beside what its site is."""
-    site, core, tokens, states = edit.site, edit.core, edit.site.tokens, edit.site.states
+    site, core, states = edit.site, edit.core, edit.site.states
+    tokens = site.operator if isinstance(site.operator, Tokens) else None
     ports = {
         "from": site.entry,
         "to": site.exit,
@@ -79,7 +80,7 @@ def _running(edit: Edit) -> dict[str, Any]:
         "reader": tokens and tokens.reader,
         "features": states.features,
         "rank": states.rank,
-        "turned": states.turned,
+        "length_first": states.length_first,
     }
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import fx, nn
 
-from surgery.anatomy.site import covers
+from surgery.anatomy.site import Tokens, covers
 from surgery.huggingface.checkpoints import has_configuration
 from surgery.language.diagnostics import error
 from surgery.layers import Layer
@@ -38,8 +36,10 @@ def check_reader(place: Place, program: Program) -> None:
     )
 
 
-def check_fit(place: Place, program: Program) -> None:
+def check_fit(place: Place, program: Program, before: Program) -> None:
     """Hold what a program does against what can be done at ``place``, whose states are known.
+
+    ``before`` is the program without its last method.
 
     Raises:
         SurgeryError: S401 for a layer that takes its weight in another way, S419 for one that
@@ -54,17 +54,17 @@ def check_fit(place: Place, program: Program) -> None:
         _check_complex(program)
     if layer is not None:
         if not layer.kind.features:
-            check_patches(program.result)
+            check_patches(program.result, layer.groups > 1)
         if layer.is_closed and layer.kind.features:
             _check_geometry(place, layer)
         check_own(place.module, layer, program)
-    if place.site.tokens is not None:
+    if isinstance(place.site.operator, Tokens):
         return
     if layer and layer.experts:
         _check_experts(program)
     _check_states(place, program)
     if program.changes_core:
-        _check_core(place, program)
+        _check_core(place, program, before)
 
 
 def _check_complex(program: Program) -> None:
@@ -122,12 +122,12 @@ def _check_states(place: Place, program: Program) -> None:
     if residual and len(usage.anatomy.port_shape(residual)) != rank:
         flat = True
     if dims == 2 and rank == 3:
-        inside = layer is not None and layer.turned
-        place.states = replace(place.states, turned=inside or usage.anatomy.turned(site.entry))
+        inside = layer is not None and layer.length_first
+        place.note(length_first=inside or usage.anatomy.length_first(site.entry))
     read = layer is not None and layer.read
     sequences = usage.anatomy.sequences(site.entry) if flat and not read else None
     if sequences:
-        place.states = replace(place.states, sequences=sequences)
+        place.note(sequences=sequences)
     elif dims is not None and rank != dims + 1:
         raise error(
             "S411",
@@ -135,7 +135,7 @@ def _check_states(place: Place, program: Program) -> None:
         )
 
 
-def _check_core(place: Place, program: Program) -> None:
+def _check_core(place: Place, program: Program, before: Program) -> None:
     core = place.site.core
     if core is None:
         return
@@ -147,8 +147,8 @@ def _check_core(place: Place, program: Program) -> None:
             f"of this attention nothing can be changed that it has: {core.fixed}",
             help="new keys and values can join it",
         )
-    # The parameters of a region's attention live where its core runs.
-    if place.site.kind == "region" and program.changes_result:
+    # BERT: parameters of what changes the core live where it runs, and others where the region ends.
+    if place.core_apart(program, before) and program.result != before.result:
         raise error(
             "S415",
             "this attention is not a single module, so one method cannot change both its core "
@@ -159,7 +159,7 @@ def _check_core(place: Place, program: Program) -> None:
 
 def obstacle(place: Place, program: Program) -> str | None:
     """Why the tensors that ``program`` would merge into cannot be changed at ``place``, if so."""
-    layer, site = place.layer, place.site
+    layer, paths = place.layer, place.usage.paths
     if layer is None:
         return None
     if not layer.plain:
@@ -174,11 +174,11 @@ def obstacle(place: Place, program: Program) -> str | None:
             )
     for name in changed(program, layer):
         name = layer.names[name]
-        known = [f"{path}.{name}" if path else name for path in site.owners]
+        known = [f"{path}.{name}" if path else name for path in paths.of(place.module)]
         tensor = place.module._parameters.get(name)
         if tensor is None:
             continue
-        others = [n for n in place.usage.paths.of(tensor) if n not in known]
+        others = [n for n in paths.of(tensor) if n not in known]
         if others:
             other = others[0].removesuffix(f".{name}")
             return f"the {name} is tied with `{other}`, which would change too"

@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from surgery.anatomy.modules import all_modules
-from surgery.anatomy.site import Experts, Matrix
 from surgery.language.diagnostics import error
-from surgery.layers import LINEAR, TRANSPOSED, Layer, kind_of
+from surgery.layers import LINEAR, Layer, kind_of
 from surgery.planning.probe import product_of
 
 
@@ -94,7 +93,7 @@ def _holds(module: nn.Module) -> bool:
     A property, a parametrization or a hook may make them of others.
     """
     weight = module._parameters.get("weight")
-    if weight is None or not weight.is_floating_point():
+    if weight is None or not (weight.is_floating_point() or weight.is_complex()):
         return False
     held = ((name, module._parameters.get(name)) for name in ("weight", "bias"))
     return all(getattr(module, name, None) is parameter for name, parameter in held)
@@ -109,41 +108,7 @@ def packed_layer(module: nn.Module, weight: str) -> Layer | None:
     bias = module._parameters.get(offset) is not None
     out, into = held.shape
     made = Layer(LINEAR, out, into, bias, read=True, weight=weight, offset=offset)
-    return replace(made, states=3, turned=True)
-
-
-def experts_layer(module: nn.Module, weight: str, experts: Experts) -> Layer:
-    """The weights of ``experts`` that ``module`` holds as one and reads itself.
-
-    Their biases, where they have some, are added apart from the product.
-    """
-    return Layer(
-        TRANSPOSED if experts.transposed else LINEAR,
-        experts.out,
-        experts.into,
-        False,
-        read=True,
-        plain=module._parameters[weight] is not None,
-        weight=weight,
-        experts=experts.count,
-    )
-
-
-def matrix_layer(module: nn.Module, weight: str, matrix: Matrix) -> Layer:
-    """The linear map whose weight ``module`` holds, and multiplies with itself."""
-    held = module._parameters[weight]
-    return Layer(
-        TRANSPOSED if matrix.transposed else LINEAR,
-        matrix.out,
-        matrix.into,
-        matrix.bias is not None,
-        read=True,
-        plain=held is not None,
-        weight=weight,
-        offset=matrix.bias or "bias",
-        held=() if held is None else tuple(held.shape),
-        states=matrix.states,
-    )
+    return replace(made, states=3, length_first=True)
 
 
 def _alike(module: nn.Module) -> Layer | None:

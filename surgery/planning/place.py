@@ -3,58 +3,92 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
+from surgery.anatomy.attention_core import AttentionCore
 from surgery.anatomy.modules import module_at
-from surgery.anatomy.site import Memory, Port, Site, States, covers
+from surgery.anatomy.site import (
+    LinearMap,
+    Memory,
+    OutputSlice,
+    Port,
+    Region,
+    Site,
+    States,
+    Tokens,
+    WholeModule,
+    covers,
+)
 from surgery.language.diagnostics import error
 from surgery.language.syntax import Sharing
 from surgery.layers import Layer
-from surgery.planning.edit import Tensor, signature_of
-from surgery.planning.layers import experts_layer, matrix_layer, packed_layer, read_layer
+from surgery.planning.edit import Tensor
+from surgery.planning.layers import packed_layer, read_layer
 from surgery.planning.reading import changed, is_effective
 from surgery.planning.usage import Usage
 from surgery.rules.program import Program
 from surgery.rules.signature import Signature
-from surgery.rules.values import Declaration
+from surgery.rules.values import Declaration, is_clock
 
 
 class Place:
     """A site with how it reads as a linear layer, and with what the model's forward tells of it.
 
-    ``site`` and ``states`` become complete as it is asked for; ``program`` is the one that the site
-    is to have.
+    ``site`` becomes complete as it is asked for; ``program`` is the one that it is to have.
+
+    Raises:
+        SurgeryError: S444 for a slice of what is no layer, as in graphs.
+
     """
 
     def __init__(self, usage: Usage, site: Site):
         self.usage = usage
-        self.site = site
         self.module = usage.paths.modules[site.owner]
-        self.layer = self._layer()
-        self.states = States("first" if self.layer and self.layer.spatial else "last")
+        self.site = self._as_linear(site)
         self.program: Program | None = None
+        if self.layer and self.layer.spatial:
+            self.note(features="first")
 
-    def _layer(self) -> Layer | None:
+    def _as_linear(self, site: Site) -> Site:
+        """``site`` as a linear map, if it reads as one."""
+        match site.operator:
+            case OutputSlice(rows, packed):
+                layer = packed_layer(self.module, packed) if packed else read_layer(self.module)
+                if layer is None:
+                    raise error(
+                        "S444",
+                        f"in the graph `{site.owner}` is no layer: its weight is taken apart before "
+                        "it is multiplied with",
+                        help="apply the spec to the model itself, and export that",
+                    )
+                return replace(site, operator=LinearMap(layer, rows))
+            case WholeModule():
+                parent = self.usage.paths.modules[site.path.rpartition(".")[0]]
+                layer = read_layer(self.module, parent)
+                read = layer and LinearMap(self.usage.read(layer, site.path))
+                return replace(site, operator=read) if read else site
+            case _:
+                return site
+
+    @property
+    def layer(self) -> Layer | None:
         """The site as a linear layer, if it reads as one."""
-        site = self.site
-        if site.packed is not None:
-            if site.experts is not None:
-                return experts_layer(self.module, site.packed, site.experts)
-            if site.matrix is not None:
-                return matrix_layer(self.module, site.packed, site.matrix)
-            return packed_layer(self.module, site.packed)
-        if site.kind == "slice":
-            return read_layer(self.module)
-        if site.kind != "module" or site.tokens:
-            return None
-        parent = self.usage.paths.modules[site.path.rpartition(".")[0]]
-        layer = read_layer(self.module, parent)
-        return layer and self.usage.read(layer, site.path)
+        return self.site.layer
+
+    @property
+    def states(self) -> States:
+        """What is known of the hidden states here."""
+        return self.site.states
+
+    def note(self, **facts: Any) -> None:
+        """Note ``facts`` of the hidden states here."""
+        self.site = replace(self.site, states=replace(self.states, **facts))
 
     @cached_property
     def idle(self) -> str | None:
@@ -63,14 +97,14 @@ class Place:
         read = self.layer is not None and self.layer.read
         if self.layer and self.program and read and is_effective(self.program, self.layer):
             tensors = changed(self.program, self.layer)
-        return self.usage.idle(self.site, self.layer, tensors)
+        return self.usage.idle(self.site, tensors)
 
     @cached_property
     def signature(self) -> Signature:
         """What decides how methods expand here."""
-        known = self.site.tokens is not None or self.layer is not None
-        site = self.site if known else self.usage.anatomy.place_of(self.site)
-        return signature_of(site, self.layer)
+        if isinstance(self.site.operator, Tokens | LinearMap):
+            return self.site.signature
+        return self.usage.anatomy.place_of(self.site).signature
 
     def locate(self) -> None:
         """Look up where hidden states pass, and their layout.
@@ -80,9 +114,9 @@ class Place:
                 one layout here and another there.
 
         """
-        self.site = self.usage.anatomy.place_of(self.site)
+        self.site = replace(self.usage.anatomy.place_of(self.site), states=self.states)
         if self.layer and self.layer.states is not None:
-            self.states = replace(self.states, rank=self.layer.states)
+            self.note(rank=self.layer.states)
             return
         if self.layer and self.layer.read and not (self.layer.is_own or self.layer.experts):
             raise error(
@@ -98,7 +132,7 @@ class Place:
                 help="pass example_inputs that reach it, or leave it out",
             )
         features = call.layout if self.layer is None else self.states.features
-        self.states = replace(self.states, rank=len(call.output_shape), features=features)
+        self.note(rank=len(call.output_shape), features=features)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -107,7 +141,7 @@ class Place:
             return {"n": self.layer.out, "m": self.layer.into}
         anatomy = self.usage.anatomy
         into = anatomy.port_shape(self.site.entry)
-        if self.site.tokens is not None:
+        if isinstance(self.site.operator, Tokens):
             return {"n": into[-1]}
         out = anatomy.port_shape(self.site.exit)
         axis = 1 if self.states.features == "first" else -1
@@ -122,10 +156,32 @@ class Place:
             }
         return found
 
+    def tell(self, facts: Set[str]) -> None:
+        """Note, beside the sizes, the ``facts`` of this site that arguments are made of.
+
+        Raises:
+            SurgeryError: S272 for one that the site lacks.
+
+        """
+        anatomy = self.usage.anatomy
+        for name in sorted(facts - self.sizes.keys()):
+            index = anatomy.layer_of(self.site.spans[0])
+            of_layers = name in ("index", "layers")
+            if index is None or not of_layers:
+                missing = "it is in no layer" if of_layers else "its sizes are others"
+                raise error(
+                    "S272",
+                    f"an argument is made of `{name}`, which this site lacks: {missing}",
+                    help="select what is in layers: `… in layer`" if of_layers else None,
+                )
+            stack = anatomy.stack_of(self.site)
+            layers = [s for s in anatomy.places.get("layer", ()) if anatomy.stack_of(s) == stack]
+            self.sizes[name] = index if name == "index" else len(layers)
+
     def mask(self) -> Port | None:
         """Where the mask can be seen that tells this site's tokens from padding."""
         site = self.usage.anatomy.place_of(self.site)
-        entry = self.usage.entry(site, self.layer) or site.entry
+        entry = self.usage.entry(site) or site.entry
         tokens = self.usage.anatomy.tokens_at(entry)
         if tokens is None or tokens.mask is None:
             return None
@@ -148,36 +204,52 @@ class Place:
         anatomy = self.usage.anatomy
         stack = anatomy.stack_of(self.site) or ""
         if sharing == "layer":
-            return f"{stack}.{self.site.layer}"
+            return f"{stack}.{self.site.index}"
         cross = {s.path for s in anatomy.places.get("attention.cross", ())}
         return f"{stack} cross" if self.site.path in cross else stack
 
     def tensors(self, declared: Iterable[Declaration], owner: str) -> tuple[Tensor, ...]:
         """The parameters that a method adds to the module at ``owner``."""
-        dtype = str(_dtype(module_at(self.usage.model, owner))).removeprefix("torch.")
+        dtype = _dtype(module_at(self.usage.model, owner))
         prefix = f"{owner}." if owner else ""
         many = (self.layer.experts,) if self.layer and self.layer.experts else ()
         return tuple(
             Tensor(
                 prefix + d.name,
-                (*many, *d.shape_at(self.sizes)),
+                (*(() if is_clock(d) else many), *d.shape_at(self.sizes)),
                 str(d.init),
                 not d.frozen,
                 self._group(d.shared),
-                dtype,
+                str(_dtype_of(d, dtype)).removeprefix("torch."),
+                d.state,
             )
             for d in declared
         )
 
-    def owner(self, program: Program) -> str:
-        """The module that gets the parameters: of a region's attention, that which runs its core."""
-        core = self.site.core if program.changes_core and self.site.kind == "region" else None
+    def owner(self, program: Program, before: Program) -> str:
+        """The module that gets the parameters of the last method of ``program``.
+
+        Of what changes a region's attention, that is the one which runs its core.
+        """
+        core = self.core_apart(program, before)
         return self.site.owner if core is None else core.path
+
+    def core_apart(self, program: Program, before: Program) -> AttentionCore | None:
+        """The core of a region, if the last method of ``program`` changes it."""
+        apart = isinstance(self.site.operator, Region) and program.core != before.core
+        return self.site.core if apart else None
 
     @property
     def is_complex(self) -> bool:
         """Whether new parameters here are complex numbers, as those of the module are."""
         return _dtype(self.module).is_complex
+
+
+def _dtype_of(declaration: Declaration, dtype: torch.dtype) -> torch.dtype:
+    """That of a layer's new parameters, but for states: what is summed up over steps needs room."""
+    if is_clock(declaration):
+        return torch.int64
+    return torch.promote_types(dtype, torch.float32) if declaration.state else dtype
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

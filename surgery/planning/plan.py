@@ -14,6 +14,7 @@ from surgery.language.diagnostics import Diagnostic, SurgeryError, error
 from surgery.language.writing import checked_path, replacing
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.facts import canonical, plan_facts
+from surgery.planning.options import Option, SitePenalty
 from surgery.planning.schema import ANY, Each, MalformedError, check, read_json
 from surgery.planning.spec import TEXTS, Spec, spec_from_texts
 
@@ -47,6 +48,15 @@ class Plan:
     """The sites, and the parameters to train, of which a warning says that they change nothing."""
     unchecked: str | None = None
     """Why it is not known whether all that changes has a part in what the model returns."""
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Which params of methods that were there before it has train, and which not, by name."""
+    options: tuple[Option, ...] = ()
+    penalties: tuple[SitePenalty, ...] = ()
+
+    @property
+    def decisions(self) -> dict[str, bool]:
+        """Whether each base parameter that the spec decides about trains."""
+        return {**dict.fromkeys(self.trained, True), **dict.fromkeys(self.frozen, False)}
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -63,8 +73,8 @@ class Plan:
 
     @property
     def added(self) -> int:
-        """Elements of all parameters added; a shared one counts once."""
-        return sum(t.size for t in self.distinct)
+        """Elements of all parameters added, states apart; a shared one counts once."""
+        return sum(t.size for t in self.distinct if not t.state)
 
     @property
     def trainable(self) -> int:
@@ -97,7 +107,13 @@ class Plan:
 
     @property
     def _facts(self) -> dict[str, Any]:
-        return plan_facts(self.base, self.edits, self.trained, self.frozen)
+        facts = plan_facts(self.base, self.edits, self.trained, self.frozen)
+        steered = {
+            "flags": dict(self.flags),
+            "options": [[str(o), *o.names] for o in self.options],
+            "penalties": [[p.statement, *p.key] for p in self.penalties],
+        }
+        return {**facts, **{key: value for key, value in steered.items() if value}}
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON.

@@ -22,11 +22,10 @@ from surgery.language.parse import parse
 from surgery.language.resources import NoTextError, read_text, resource
 from surgery.language.source import SourceText, Span
 from surgery.planning.schema import Each
-from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.binding import chain
 from surgery.rules.constants import Constants
 from surgery.rules.evaluate import evaluate
-from surgery.rules.expand import Wrapped, child_name
+from surgery.rules.expand import Wrapped
 from surgery.rules.library import (
     Definition,
     Prelude,
@@ -39,10 +38,12 @@ from surgery.rules.library import (
 )
 from surgery.rules.limits import followed
 from surgery.rules.naming import check_name
+from surgery.rules.placing import child_name
 from surgery.rules.program import build
 from surgery.rules.shapes import Shapes
+from surgery.rules.standalone import check_block, check_method, fitting
 
-Statement = syntax.On | syntax.Freeze | syntax.Train
+Statement = syntax.On | syntax.Freeze | syntax.Train | syntax.Optimize | syntax.Penalty
 
 TEXTS = {"name": str, "text": str, "files": Each(str), "rules": Each(str)}
 """The form of what :meth:`Spec.texts` gives, as files keep it."""
@@ -69,17 +70,15 @@ class Spec:
 
     @property
     def statements(self) -> tuple[Statement, ...]:
-        return tuple(
-            i for i in self.file.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)
-        )
+        return tuple(i for i in self.file.items if isinstance(i, Statement))
 
     def wrapped(self, number: int) -> Wrapped:
         """The method of statement ``number``, an `on`; the same object every time."""
         if number not in self._wrapped:
             statement = self.statements[number]
             assert isinstance(statement, syntax.On)
-            child = statement.name or child_name(statement.application, self.scope)
-            self._wrapped[number] = Wrapped(child, chain(statement.application, self.constants))
+            closure = chain(statement.application, replace(self.constants, at_sites=True))
+            self._wrapped[number] = Wrapped(statement.name or child_name(closure), closure)
         return self._wrapped[number]
 
     def texts(self) -> dict[str, Any]:
@@ -221,7 +220,7 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
             constants.values[item.name] = evaluate(item.value, constants)
             constants.written[item.name] = item.value.span
         case syntax.On():
-            closure = chain(item.application, constants)
+            closure = chain(item.application, replace(constants, at_sites=True))
             if closure.is_block:
                 name = closure.definition.name
                 raise error(
@@ -233,12 +232,14 @@ def _check(item: syntax.Item, constants: Constants, sound: set[Definition]) -> N
             if closure.definition not in sound:
                 check_method(closure.definition)
                 sound.add(closure.definition)
-            name = item.name or child_name(item.application, constants.scope)
+            name = item.name or child_name(closure)
             if item.name:
                 end = item.span.end
                 check_name(name, Span(item.span.source, end - len(name), end))
             try:
-                build(fitting(closure), (Wrapped(name, closure),)).check_acting()
+                program = build(fitting(closure), (Wrapped(name, closure),))
+                program.check_schedules()
+                program.check_acting()
             except SurgeryError as problem:
                 here = Label(item.application.span, "applied here")
                 raise SurgeryError(

@@ -1,4 +1,4 @@
-"""Which of the base's own parameters a spec trains and which it freezes."""
+"""What a spec trains and what it freezes: parameters of the base, and those of methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from surgery.anatomy.select import select
 from surgery.language import syntax
 from surgery.language.diagnostics import Diagnostic, Label, SurgeryError
 from surgery.planning.idle import Idle
+from surgery.planning.options import Option, SitePenalty
 from surgery.planning.spec import Spec
+from surgery.planning.steering import Steering, options_of
+from surgery.planning.targets import MethodParams
 from surgery.planning.usage import Usage
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ class Training:
     elements: int
     trained_elements: int
     idle: tuple[str, ...] = ()
+    flags: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Which params of methods train by what statements say of them, by name."""
+    options: tuple[Option, ...] = ()
+    penalties: tuple[SitePenalty, ...] = ()
 
 
 def decide(
@@ -35,28 +42,36 @@ def decide(
     spec: Spec,
     found: list[Diagnostic],
     warnings: list[Diagnostic],
+    params: MethodParams,
     *,
-    adds: bool = False,
     settled: bool = False,
 ) -> Training:
-    """Work out `freeze` and `train` in the order written.
+    """Work out the statements of training in the order written.
 
-    A spec that grafts or trains anything freezes the base first. `freeze A except B` trains B
-    within A, and `train A except B` freezes it. Errors go to ``found``; one is that nothing
-    trains, unless the spec ``adds`` what does. Of a spec that is ``settled``, what has no part in
-    the result is no error.
+    A spec that grafts, or trains anything of the base, freezes the base first. `freeze A except B`
+    trains B within A, and `train A except B` freezes it. Errors go to ``found``; one is that
+    nothing trains, neither of the base nor of the ``params`` of methods. Of a spec that is
+    ``settled``, what has no part in the result is no error.
     """
     parameters = dict(usage.model.named_parameters())
     decisions = _Decisions(usage, settled, found, warnings)
-    if any(isinstance(s, syntax.On | syntax.Train) for s in spec.statements):
+    steering = Steering(params, spec, found, settled)
+    of_methods = {n for n, s in enumerate(spec.statements) if steering.concerns(s)}
+    of_base = [s for n, s in enumerate(spec.statements) if n not in of_methods]
+    if any(isinstance(s, syntax.On | syntax.Train) for s in of_base):
         decisions.trains = dict.fromkeys(parameters, False)
-    for statement in spec.statements:
-        if not isinstance(statement, syntax.On):
+    for number, statement in enumerate(spec.statements):
+        if number in of_methods:
+            steering.take(number, statement)
+        elif isinstance(statement, syntax.Freeze | syntax.Train):
             decisions.take(statement)
+        elif isinstance(statement, syntax.Optimize):
+            steering.options += decisions.options(number, statement, spec)
     trains = decisions.trains
     found += _fixed(parameters, trains, decisions.by)
     now = {n: trains.get(n, p.requires_grad) for n, p in parameters.items()}
-    if spec.statements and not adds and not any(now.values()) and not found:
+    steering.check_trained({n for n, trained in now.items() if trained})
+    if spec.statements and not steering.trains and not any(now.values()) and not found:
         found.append(
             Diagnostic(
                 "S409",
@@ -71,6 +86,9 @@ def decide(
         sum(p.numel() for p in parameters.values()),
         sum(p.numel() for n, p in parameters.items() if now[n]),
         tuple(dict.fromkeys(n for n in decisions.idle if trains.get(n))),
+        steering.flags,
+        tuple(steering.options),
+        tuple(steering.penalties),
     )
 
 
@@ -106,6 +124,18 @@ class _Decisions:
             idle.note(name, usage.unused(name))
         idle.tell(statement.selector, self.found, self.warnings, "parameters", self.settled)
         self.idle += idle.paths
+
+    def options(self, number: int, statement: syntax.Optimize, spec: Spec) -> list[Option]:
+        """What an `optimize` says of parameters of the base."""
+        usage, selector = self.usage, statement.selector
+        try:
+            selected = select(usage.model, selector, lambda: usage.anatomy, of="parameters")
+            names = tuple(_names(usage.model, [s.path for s in selected.sites]))
+            self.warnings += selected.warnings
+            return options_of(number, statement, spec, names)
+        except SurgeryError as problem:
+            self.found += problem.diagnostics
+            return []
 
 
 def _fixed(

@@ -13,7 +13,7 @@ from surgery.anatomy.graph import call_of
 from surgery.anatomy.modes import may_read_in_training
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, Forward, forward, read
-from surgery.anatomy.site import Port, Site, covers
+from surgery.anatomy.site import Port, Site, Tokens, covers
 from surgery.anatomy.uses import ParameterUse, ParameterUses
 from surgery.language.diagnostics import SurgeryError
 from surgery.layers import Layer
@@ -97,8 +97,8 @@ class Usage:
         if (called and layer.kind.one_hot) or not (layer.plain or layer.native):
             return layer
         straight = all(_is_straight(use, layer) for use in (*outside, *inside))
-        states = {(use.states, use.turned) for use in outside}
-        same, turned = states.pop() if straight and len(states) == 1 else (None, False)
+        states = {(use.states, use.length_first) for use in outside}
+        same, length_first = states.pop() if straight and len(states) == 1 else (None, False)
         adds = called or bias
         return replace(
             layer,
@@ -107,7 +107,7 @@ class Usage:
             bias=layer.bias and adds,
             adds=adds,
             states=same,
-            turned=turned,
+            length_first=length_first,
         )
 
     def _reads(
@@ -146,8 +146,9 @@ class Usage:
                 return use.reader
         return None
 
-    def entry(self, site: Site, layer: Layer | None) -> Port | None:
+    def entry(self, site: Site) -> Port | None:
         """Where the states enter that another module multiplies with the weight at ``site``."""
+        layer = site.layer
         if layer is None or not layer.read or self.uses is None:
             return None
         outside = self.uses.outside(f"{site.exit.path}.{layer.weight}".lstrip("."))
@@ -158,13 +159,13 @@ class Usage:
 
     # what has a part in the result
 
-    def idle(self, site: Site, layer: Layer | None, tensors: Sequence[str] = "W") -> str | None:
+    def idle(self, site: Site, tensors: Sequence[str] = "W") -> str | None:
         """Why a change at ``site`` would change nothing of the result, or None if it might.
 
-        Where others read what ``layer`` holds, the change is one of these ``tensors``.
+        Where others read what its layer holds, the change is one of these ``tensors``.
         """
-        uses, path = self.uses, site.exit.path
-        if uses is None or site.tokens is not None:
+        uses, path, layer = self.uses, site.exit.path, site.layer
+        if uses is None or isinstance(site.operator, Tokens):
             return None
         if layer is not None and (layer.read or self._taken_alone(path)):
             names = [f"{site.exit.path}.{layer.names[t]}".lstrip(".") for t in tensors or "W"]

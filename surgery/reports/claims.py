@@ -5,24 +5,36 @@ No model is needed, and torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError
 from surgery.planning.spec import Spec
 from surgery.reports.change import change_of
+from surgery.reports.starts import starts_if, starts_of
 from surgery.rules.affine import Merge
-from surgery.rules.alone import check_block, check_method, fitting
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim
-from surgery.rules.expression import Expression, is_number, number, operand, rebuild, walk
+from surgery.rules.expression import (
+    IN,
+    OUT,
+    STAR,
+    Expression,
+    is_number,
+    number,
+    operand,
+    param,
+    rebuild,
+    walk,
+)
 from surgery.rules.library import Definition
 from surgery.rules.program import Program, at_start, build
 from surgery.rules.shapes import show_shape
-from surgery.rules.simplify import make, same_value, substitute, value_of
+from surgery.rules.simplify import substitute
+from surgery.rules.standalone import check_block, check_method, fitting
 from surgery.rules.values import Declaration
 
 
@@ -82,14 +94,12 @@ def claims_of(definition: Definition) -> Claims:
         program = check_method(definition, named).program
     except SurgeryError:
         program = facts.program
-    starts, is_identity = _starts(facts.program)
+    starts, is_identity = starts_of(facts.program)
     merge, reason = merge_of(program)
     formula = change_of(program.before, program)
-    verbs = [p.name for p in definition.syntax.parameters if p.kind != "value"]
-    if verbs and not any(e.op == "block" for e in walk(program.result)):
-        starts = f"identity at init if `{verbs[0]}` is"
-        reason = f"as `{verbs[0]}` does"
-        formula = f"{verbs[0]} at the same place"
+    methods = [p.name for p in definition.syntax.parameters if p.kind == "method"]
+    if methods:
+        starts, (merge, reason) = starts_if(facts.program, methods), _merges_if(program, methods)
     return _claims(
         definition,
         "verb" if facts.is_verb else "method",
@@ -153,7 +163,7 @@ def stated(spec: Spec) -> Iterator[Stated]:
             continue
         wrapped = spec.wrapped(order)
         program = build(fitting(wrapped.closure), (wrapped,))
-        starts, is_identity = _starts(program)
+        starts, is_identity = starts_of(program)
         merge, reason = merge_of(program)
         prefix = f"{wrapped.child}."
         shown = merge and {k: v.replace(prefix, "") for k, v in merge.items()}
@@ -226,22 +236,21 @@ def _claims(
     )
 
 
-def _starts(program: Program) -> tuple[str, bool]:
-    """How a site starts; a verb's block is taken to start as zero, and that is said."""
-    if program.is_identity:
-        return "identity at init", True
-    blocks = {str(e.attribute("name")) for e in walk(program.result) if e.op == "block"}
-    result = at_start(program.result, program.params)
-    if blocks and same_value(_without_blocks(result), program.base):
-        return f"identity at init if `{'` and `'.join(sorted(blocks))}` is zero at init", False
-    return "changes the output at initialization", False
+def _merges_if(program: Program, methods: Collection[str]) -> tuple[None, str | None]:
+    """How a rule merges where ``methods`` do, at a linear layer."""
+    x = operand("x", (STAR, IN))
 
+    def change(e: Expression) -> Expression | None:
+        if e.op == "base" or (e.op == "block" and e.name in methods):
+            weight = param(e.name if e.op == "block" else "W", (OUT, IN))
+            return Expression("linear", (x, weight), (), (STAR, OUT))
+        return None
 
-def _without_blocks(result: Expression) -> Expression:
-    def built(old: Expression, arguments: tuple[Expression, ...]) -> Expression:
-        return make(old.op, arguments, old.shape, old.attributes, old.span)
-
-    return value_of(rebuild(result, lambda e: number(0) if e.op == "block" else None, built))
+    if program.changes_core or program.signature.kind == "tokens":
+        return None, merge_of(program)[1]
+    _, reason = merge_of(replace(program, result=rebuild(program.result, change)))
+    held = " and ".join(f"`{m}`" for m in methods)
+    return None, reason or f"as {held} {'does' if len(methods) == 1 else 'do'}"
 
 
 def _words(text: str) -> str:

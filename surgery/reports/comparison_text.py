@@ -13,6 +13,9 @@ from surgery.reports.entries import kind_of
 from surgery.reports.figures import families, millions, some
 from surgery.reports.summary import Summary
 
+TRAINING = ("train now", "freeze now")
+"""What becomes of base parameters that go another way under the second spec."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -79,7 +82,7 @@ class Compared:
     def as_dict(self) -> dict[str, Any]:
         return {
             "changes": [m.as_dict() for m in self.moved],
-            "training": {what: list(names) for what, names in self.training.items()},
+            "training": {what: list(self.training.get(what, ())) for what in TRAINING},
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
             "summary": self.summary,
@@ -95,15 +98,16 @@ def method_of(m: Moved) -> str:
 def training_changes(before: Plan, after: Plan, flags: Mapping[str, bool]) -> dict[str, list[str]]:
     """The base parameters that train under only one of two plans."""
     was, now = _trains(before, flags), _trains(after, flags)
+    trains, freezes = TRAINING
     changes = {
-        "train now": [n for n in flags if now[n] and not was[n]],
-        "freeze now": [n for n in flags if was[n] and not now[n]],
+        trains: [n for n in flags if now[n] and not was[n]],
+        freezes: [n for n in flags if was[n] and not now[n]],
     }
     return {what: names for what, names in changes.items() if names}
 
 
 def _trains(plan: Plan, flags: Mapping[str, bool]) -> dict[str, bool]:
-    return {**flags, **dict.fromkeys(plan.trained, True), **dict.fromkeys(plan.frozen, False)}
+    return {**flags, **plan.decisions}
 
 
 def _arrow(was: str, now: str) -> str:

@@ -10,6 +10,7 @@ from surgery.planning.plan import Plan
 from surgery.reports.context import ModelContext
 from surgery.reports.entries import Entry
 from surgery.reports.figures import dimensions, some
+from surgery.reports.steering import steered, trained
 from surgery.reports.summary import Summary
 from surgery.reports.training import Parameters, shaped, tied
 
@@ -31,6 +32,7 @@ def text_of(
     parts = ["\n".join(_line(row, column) for row in block) for block in blocks]
     if not summary.is_empty:
         parts += _base(plan, training)
+        parts += ["\n".join(lines)] if (lines := steered(plan)) else []
     notes = [f"note: {note}" for note in notes_of(plan, context, entries)]
     if notes and not summary.is_empty:
         parts.append("\n".join(notes))
@@ -58,6 +60,7 @@ def _block(entry: Entry) -> list[Row]:
     *changes, last = entry.formula.split("; ")
     rows += [(f"    {change}", "") for change in changes]
     rows.append((f"    {last}", first.method.text))
+    rows += [(f"    {line}", "") for line in trained(first)]
     rows += [(f"    {remark}", "") for remark in remarks(entry)]
     if len(entry.edits) > 1:
         rows.append((f"  … {len(entry.edits) - 1:,} more like it{_where(entry)}", ""))

@@ -16,7 +16,7 @@ from torch import nn
 
 from surgery.anatomy.dataflow import FlowNode, dataflow, operators
 from surgery.anatomy.read import Anatomy
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import Region, Site, covers
 from surgery.reports.folded import StandIns, unlike
 from surgery.reports.marks import NOTHING, Marks
 from surgery.reports.tree import Branch, Extra, tree_of
@@ -106,14 +106,14 @@ def drawing_of(
     ``sites`` are shown even where they are no modules.
     """
     roles = anatomy.places.values() if anatomy else ()
-    apart = [s for found in roles for s in found if s.kind in ("region", "slice")]
+    apart = [s for found in roles for s in found if s.is_part]
     shown = [*apart, *sites]
     tree = tree_of(model, anatomy.roles_of if anatomy else lambda _: (), shown, marks)
     flows: Mapping[str, nx.DiGraph[FlowNode]] = {}
     if anatomy is not None:
         flows = dataflow(operators(anatomy.recording), StandIns(tree).stands_for)
     given = tuple(anatomy.recording.calls[0].inputs) if anatomy else ()
-    regions = {site.path: site for site in shown if site.kind == "region"}
+    regions = {site.path: site for site in shown if isinstance(site.operator, Region)}
     return _Drawer(flows, regions, given).box(tree)
 
 

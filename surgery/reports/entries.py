@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgery.anatomy.attention_core import AttentionCore
+from surgery.anatomy.site import Region, Tokens
 from surgery.planning.edit import Edit, Tensor
 from surgery.planning.plan import Plan
 from surgery.reports.figures import Family, families
@@ -47,14 +48,15 @@ class Entry:
 
 def kind_of(edit: Edit) -> str:
     """`linear 576 → 576`, `module 576 → 576`, `attention 9 heads × 64`, `tokens 576`."""
-    if edit.site.tokens is not None:
+    if isinstance(edit.site.operator, Tokens):
         return f"tokens {edit.sizes['n']}"
     if edit.core is not None:
         core = edit.core
         return f"attention {core.query_heads} heads × {core.keys}{_grouped(core)}"
     if edit.layer is None:
         sizes = f"{edit.sizes['m']} → {edit.sizes['n']}" if edit.sizes else ""
-        return f"{'region' if edit.site.name.endswith(']') else 'module'} {sizes}".rstrip()
+        kind = "region" if isinstance(edit.site.operator, Region) else "module"
+        return f"{kind} {sizes}".rstrip()
     layer = edit.layer
     name = layer.title
     groups = f", {layer.groups} groups" if layer.groups > 1 else ""

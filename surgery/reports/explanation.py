@@ -10,16 +10,19 @@ from torch import nn
 
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import LinearMap, Site, covers
 from surgery.graft.hosts import detached
 from surgery.graft.state import surgery_of
 from surgery.language import syntax
 from surgery.language.diagnostics import SurgeryError, did_you_mean, error
 from surgery.planning.build import Draft, Planner
 from surgery.planning.edit import Edit
-from surgery.planning.spec import Spec
+from surgery.planning.spec import Spec, Statement
+from surgery.planning.steering import Steering
+from surgery.planning.targets import MethodParams
 from surgery.reports.change import change
 from surgery.reports.claims import merge_of
+from surgery.reports.data import VERSION
 from surgery.reports.entries import kind_of
 from surgery.reports.figures import dimensions
 from surgery.reports.matches import describe
@@ -64,14 +67,15 @@ class Explanation(Report):
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON data."""
-        return asdict(self)
+        return {"version": VERSION, **asdict(self)}
 
 
 def explanation_of(model: nn.Module, path: str, spec: Spec, inputs: Any) -> Explanation:
     """Explain every statement of ``spec`` at ``path``."""
     surgery = surgery_of(model)
     with detached(model):
-        planner = Planner(model, inputs, surgery.standing() if surgery else {})
+        standing, edits = (surgery.standing(), surgery.current()) if surgery else ({}, [])
+        planner = Planner(model, inputs, standing, edits)
         site = _site(planner, path)
         explainer = _Explainer(planner, spec, site)
         verdicts = tuple(explainer.verdicts())
@@ -85,13 +89,14 @@ class _Explainer:
         self.spec = spec
         self.site = site
         self.draft = Draft(planner, spec)
+        self.edits: list[Edit] = []
         self.paths = Paths(planner.model)
         model = planner.model
         self.itself = Reasoner(model, lambda: planner.anatomy, self.is_site)
         self.inside = Reasoner(model, lambda: planner.anatomy, self.is_within)
 
     def is_site(self, found: Site) -> bool:
-        around = (self.site.exit.path,) if self.site.experts else ()
+        around = (self.site.exit.path,) if isinstance(self.site.operator, LinearMap) else ()
         return any(path in (found.path, *found.paths) for path in (self.site.path, *around))
 
     def is_within(self, found: Site) -> bool:
@@ -104,7 +109,7 @@ class _Explainer:
             if isinstance(statement, syntax.On):
                 applies, reason, effects = self.graft(number, statement)
             else:
-                applies, reason, effects = self.training(statement)
+                applies, reason, effects = self.training(number, statement)
             yield StatementVerdict(place, text, applies, reason, tuple(effects))
 
     def graft(self, number: int, statement: syntax.On) -> tuple[bool, str, Sequence[str]]:
@@ -115,9 +120,10 @@ class _Explainer:
         effects: list[str] = []
         try:
             for site in self.draft.sites(reason.sites[0], wrapped):
-                if site.experts is None or self.site.path in (site.path, site.exit.path):
+                if not _of_experts(site) or self.site.path in (site.path, site.exit.path):
                     place = self.draft.place(site)
                     edit = self.draft.edit(number, statement, place)
+                    self.edits.append(edit)
                     *before, own = self.draft.applied[edit.site.whole]
                     effects += _effects(edit, tuple(before), own)
                     effects += [f"! no part in the result: such sites {place.idle}"] * bool(
@@ -127,15 +133,43 @@ class _Explainer:
             return False, f"{reason.text}, but the method does not fit", _faults(problem)
         return True, reason.text, effects
 
-    def training(self, statement: syntax.Freeze | syntax.Train) -> tuple[bool, str, Sequence[str]]:
+    def training(self, number: int, statement: Statement) -> tuple[bool, str, Sequence[str]]:
+        assert not isinstance(statement, syntax.On)
+        params = MethodParams(self.draft.planner.usage, self.edits, self.draft.planner.edits)
+        if Steering(params, self.spec, []).concerns(statement):
+            return self.of_methods(params, statement)
         reason = self.inside.why(statement.selector, of="parameters")
         if not reason.holds:
             return False, reason.text.replace("it", "any of its parameters", 1), ()
-        verb = "freezes" if isinstance(statement, syntax.Freeze) else "trains"
+        verb = _VERBS[type(statement)]
         names = [site.path for site in reason.sites]
         shown = names[:6] + ([f"… {len(names) - 6} more"] * (len(names) > 6))
         text = reason.text.replace(" it", " parameters of it")
         return True, text, [f"{verb} {name}" for name in shown]
+
+    def of_methods(
+        self,
+        params: MethodParams,
+        statement: syntax.Freeze | syntax.Train | syntax.Optimize | syntax.Penalty,
+    ) -> tuple[bool, str, Sequence[str]]:
+        """What a statement says of the params that methods have here."""
+        try:
+            found = params.find(statement.selector)
+        except SurgeryError as problem:
+            return False, "it names no params of a method here", _faults(problem)
+        names = [t.name for e, t in found if e.site.path == self.site.path]
+        if not names:
+            return False, "none of the params that it names is at this site", ()
+        verb = _VERBS[type(statement)]
+        return True, "it names params of a method here", [f"{verb} {name}" for name in names]
+
+
+_VERBS: dict[type[syntax.Node], str] = {
+    syntax.Freeze: "freezes",
+    syntax.Train: "trains",
+    syntax.Optimize: "sets the optimizer for",
+    syntax.Penalty: "penalises",
+}
 
 
 def _effects(edit: Edit, before: tuple[Wrapped, ...], wrapped: Wrapped) -> Iterator[str]:
@@ -186,8 +220,12 @@ def _site(planner: Planner, path: Any) -> Site:
     )
 
 
+def _of_experts(site: Site) -> bool:
+    return site.layer is not None and site.layer.experts > 0
+
+
 def _regions(anatomy: Anatomy) -> list[Site]:
-    return [s for group in anatomy.places.values() for s in group if s.kind in ("region", "slice")]
+    return [s for group in anatomy.places.values() for s in group if s.is_part]
 
 
 def _roles(planner: Planner, path: str) -> tuple[str, ...]:

@@ -77,8 +77,7 @@ def marks_of_plan(plan: Plan, context: ModelContext, entries: Iterable[Entry]) -
         note = _note(entry)
         for edit in entry.edits:
             places.notes.setdefault(edit.site.path, []).append(note)
-    decided = dict.fromkeys(plan.trained, True) | dict.fromkeys(plan.frozen, False)
-    places.states({**context.flags, **decided})
+    places.states({**context.flags, **plan.decisions})
     places.ties(context.aliases)
     return places.done()
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from surgery.anatomy.paths import elements_of
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import BareParameter, LinearMap, OutputSlice, Region, Site
 from surgery.reports.figures import dimensions, families, millions
 from surgery.reports.tree import kind_of
 
@@ -59,17 +59,19 @@ def matches_of(model: nn.Module, sites: Sequence[Site]) -> Iterator[SiteFamily]:
 
 def describe(model: nn.Module, site: Site) -> tuple[str, int]:
     """What a site is, and how many elements its parameters have."""
-    if site.kind == "parameter":
-        parameter = model.get_parameter(site.path)
-        return f"parameter [{dimensions(parameter.shape)}]", parameter.numel()
-    if site.experts is not None:
-        known = site.experts
-        elements = known.count * known.out * known.into
-        return f"{known.count} experts, linear {known.into} → {known.out}", elements
-    if site.rows is not None:
-        kind = f"slice, {site.rows.size} of {site.rows.total} outputs"
-        return kind, elements_of(model.get_submodule(site.exit.path), site.rows)
-    modules = [model.get_submodule(path) for path in site.spans]
+    match site.operator:
+        case BareParameter():
+            parameter = model.get_parameter(site.path)
+            return f"parameter [{dimensions(parameter.shape)}]", parameter.numel()
+        case LinearMap(layer):
+            elements = layer.experts * layer.out * layer.into
+            return f"{layer.experts} experts, linear {layer.into} → {layer.out}", elements
+        case OutputSlice(rows):
+            kind = f"slice, {rows.size} of {rows.total} outputs"
+            return kind, elements_of(model.get_submodule(site.exit.path), rows)
+        case _:
+            modules = [model.get_submodule(path) for path in site.spans]
     found = {id(p): p.numel() for module in modules for p in module.parameters()}
-    kind = kind_of(modules[0]) if site.kind == "module" else f"region of {len(modules)} modules"
+    region = isinstance(site.operator, Region)
+    kind = f"region of {len(modules)} modules" if region else kind_of(modules[0])
     return kind, sum(found.values())

@@ -29,11 +29,13 @@ class Summary:
     identity: bool
     flops: int
     base_flops: int | None
+    steered: bool = False
+    """Whether statements speak of methods' params, the optimizer or the loss."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing at all would change."""
-        return not (self.edits or self.thawed or self.frozen)
+        return not (self.edits or self.thawed or self.frozen or self.steered)
 
     @property
     def share(self) -> str:
@@ -43,7 +45,10 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         total = self.base_elements + self.elements
         percentage = round(100 * self.trainable / total, 6) if total else 0.0
-        return asdict(self) | {"trainable_percent": percentage, "empty": self.is_empty}
+        own = asdict(self)
+        if not own.pop("steered"):
+            return own | {"trainable_percent": percentage, "empty": self.is_empty}
+        return own | {"steered": True, "trainable_percent": percentage, "empty": self.is_empty}
 
     def __str__(self) -> str:
         if self.is_empty:
@@ -51,6 +56,7 @@ class Summary:
         if not self.edits:
             changes = [f"{some(self.thawed, 'base parameter')} made trainable"] * bool(self.thawed)
             changes += [f"{self.frozen:,} frozen"] * bool(self.frozen)
+            changes += ["what methods train by is changed"] * self.steered
             return f"Plan: {', '.join(changes)} ({self.share} of all parameters trainable)."
         added = some(self.parameters, "tensor")
         figures = f"{millions(self.elements)} parameters; {self.share} of all parameters trainable"
@@ -84,7 +90,7 @@ def summary_of(plan: Plan, context: ModelContext) -> Summary:
     return Summary(
         sites=len(last),
         edits=len(plan.edits),
-        parameters=len(plan.distinct),
+        parameters=sum(not t.state for t in plan.distinct),
         elements=plan.added,
         base_elements=plan.parameters,
         trainable=plan.trainable,
@@ -94,4 +100,5 @@ def summary_of(plan: Plan, context: ModelContext) -> Summary:
         identity=all(e.derived.identity for e in last.values()),
         flops=sum(e.derived.flops for e in plan.edits),
         base_flops=context.flops,
+        steered=bool(plan.flags or plan.options or plan.penalties),
     )

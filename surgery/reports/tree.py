@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from surgery.anatomy.site import Site
+from surgery.anatomy.site import Region, Site
 from surgery.planning.layers import read_layer
 from surgery.reports.figures import dimensions, families, millions
 from surgery.reports.marks import NOTHING, Marks
@@ -81,8 +81,9 @@ def _held(sites: Iterable[Site]) -> dict[str, list[str]]:
     """The paths of regions, slices and parameters by the module that holds them."""
     found: dict[str, dict[str, None]] = {}
     for site in sites:
-        if site.kind != "module":
-            at = site.path.partition("[")[0] if site.kind == "region" else site.exit.path
+        if site.path != site.owner:
+            region = isinstance(site.operator, Region)
+            at = site.path.partition("[")[0] if region else site.owner
             found.setdefault(at, {})[site.path] = None
     return {at: list(paths) for at, paths in found.items()}
 

@@ -19,6 +19,7 @@ from surgery.rules.expression import (
     Shape,
     expanded,
     eye,
+    features_of,
     is_leading,
     number,
     operand,
@@ -33,6 +34,8 @@ from surgery.rules.transposing import transposed
 @dataclass(frozen=True)
 class Map:
     """x ↦ Mx + c. ``images`` are [m, k], the transpose of M, and ``offset`` is c [k].
+
+    A value whose features have several dims has these in the place of k.
 
     In a grouped convolution, where each group has an x of its own, feature i of ``outputs`` is made
     of the x of output i's group; any other value is there once in each group.
@@ -88,7 +91,7 @@ def merge(result: Expression, grouped: bool = False) -> Merge | NotAffine:
             value = Map(number(0, shape=(into, out)), _vector(result, value))
     except _NotAffineError as stop:
         return stop.found
-    weight = transposed(_wide(value, (into, out)).images)
+    weight = transposed(_wide(value, (out,)).images)
     if weight.number is not None:
         weight = expanded(weight, (out, into))
     bias = value.offset
@@ -111,7 +114,8 @@ class _AffineWalk:
 
     def _value(self, e: Expression) -> Value:
         if e.op == "operand" and e.name == "x":
-            return Map(eye(e.shape[-1]), number(0, shape=e.shape[-1:]))
+            size = e.shape[-1].called("")
+            return Map(eye(size), number(0, shape=(size,)))
         if e.op == "base":
             raise _NotAffineError(
                 e, "the module is not a linear layer, so there is no single weight to merge into"
@@ -121,7 +125,7 @@ class _AffineWalk:
         if e.op == "spread":
             inner = self.value(e.arguments[0])
             known = isinstance(inner, Expression)
-            return _vector(e, inner) if known else _wide(inner, (ONE, e.shape[-1]))
+            return _vector(e, inner) if known else _wide(inner, features_of(e.shape))
         arguments = [self.value(a) for a in e.arguments]
         if e.op in ("rows", "put"):
             return _slice(e, arguments)
@@ -133,12 +137,12 @@ class _AffineWalk:
         flowing = {i for i, a in enumerate(arguments) if isinstance(a, Map)}
         ways = primitive.linear if primitive else ()
         together = next((way for way in ways if flowing <= {*way}), None)
-        apart = dict(e.attributes).get("axis", -1) != -1
-        if apart or (flowing and together is None):
+        features = features_of(e.shape)
+        if _apart(e) or (flowing and together is None):
             raise _NotAffineError(e, _why(e, flowing))
         known = tuple(a for a in arguments if isinstance(a, Expression))
         if together is None or not flowing:
-            return make(e.op, known, e.shape[-1:], e.attributes, e.span)
+            return make(e.op, known, features, e.attributes, e.span)
         first = arguments[0]
         # Merging is for inference, so dropout is gone; `detach` stays, for `W` read by a later rule.
         if primitive and primitive.inference and not primitive.detaches:
@@ -153,8 +157,7 @@ class _AffineWalk:
             raise _NotAffineError(e, "mixes outputs of groups that read different inputs")
         if not _mixes(e):
             arguments = [
-                _wide(a, (ONE, e.shape[-1])) if isinstance(a, Map) else _vector(e, a)
-                for a in arguments
+                _wide(a, features) if isinstance(a, Map) else _vector(e, a) for a in arguments
             ]
         made = OUT in e.shape[-1:] or (any(outputs) and not _mixes(e))
         images, offsets = [
@@ -170,8 +173,8 @@ class _AffineWalk:
         if e.op == "multiply" and 0 not in flowing:
             images, offsets = images[::-1], offsets[::-1]
         return Map(
-            _images(e, images, (into, e.shape[-1])),
-            make(e.op, tuple(offsets), e.shape[-1:], e.attributes),
+            _images(e, images, (into, *features)),
+            make(e.op, tuple(offsets), features, e.attributes),
             made,
         )
 
@@ -183,6 +186,14 @@ def _images(e: Expression, arguments: list[Expression], shape: Shape) -> Express
     if PRIMITIVES[e.op].detaches and arguments[0].op == "eye":
         return arguments[0]
     return make(e.op, tuple(arguments), shape, e.attributes)
+
+
+def _apart(e: Expression) -> bool:
+    """Whether places are mixed, and not features alone."""
+    attributes = dict(e.attributes)
+    axis = attributes.get("axis", -1)
+    most = max(len(features_of(a.shape)) for a in e.arguments)
+    return "_apart" in attributes or (isinstance(axis, int) and -axis > most)
 
 
 def _mixes(e: Expression) -> bool:
@@ -202,23 +213,27 @@ def _why(e: Expression, flowing: set[int]) -> str:
 
 def _vector(within: Expression, known: Expression) -> Expression:
     """What is known, as one value or one for each feature."""
+    features = features_of(within.shape)
     if known.number is not None:
-        return with_shape(known, within.shape[-1:])
-    if all(d == ONE or is_leading(d) for d in known.shape[:-1]):
-        vector = known.shape[-1:]
-        return known if len(known.shape) < 2 else Expression("vector", (known,), (), vector)
+        return with_shape(known, features)
+    if len(known.shape) <= len(features):
+        return known
+    if len(features) == 1 and all(d == ONE or is_leading(d) for d in known.shape[:-1]):
+        return Expression("vector", (known,), (), known.shape[-1:])
     word = "scales" if within.op in ("multiply", "divide") else "adds to"
     raise _NotAffineError(within, f"`{known}` {word} more than the features")
 
 
-def _wide(value: Map, shape: Shape) -> Map:
+def _wide(value: Map, features: Shape) -> Map:
     """``value`` with a column for each feature, where it has one for all of them."""
-    into, features = value.images.shape[0], shape[-1]
-    if value.images.shape[-1] != ONE or features == ONE:
+    into, *own = value.images.shape
+    if len(own) != len(features) or all(
+        a != ONE or b == ONE for a, b in zip(own, features, strict=True)
+    ):
         return value
     wide = with_shape if value.offset.number is not None else expanded
-    offset = wide(value.offset, (features,))
-    return replace(value, images=expanded(value.images, (into, features)), offset=offset)
+    offset = wide(value.offset, features)
+    return replace(value, images=expanded(value.images, (into, *features)), offset=offset)
 
 
 def _slice(e: Expression, arguments: list[Value]) -> Value:

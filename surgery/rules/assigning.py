@@ -6,9 +6,8 @@ from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.rules.body import Body
 from surgery.rules.dims import Dim
-from surgery.rules.evaluate import evaluate
+from surgery.rules.evaluate import combine, evaluate
 from surgery.rules.expression import (
-    OPERATORS,
     Expression,
     Shape,
     expanded,
@@ -18,8 +17,8 @@ from surgery.rules.expression import (
 )
 from surgery.rules.limits import bounded
 from surgery.rules.operands import tensor
-from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.ranges import COUNT
+from surgery.rules.scaling import settle
 from surgery.rules.shapes import ONE, show_shape
 from surgery.rules.simplify import make, substitute
 from surgery.rules.state import OPERANDS, State, effective, read_operand
@@ -39,9 +38,8 @@ def assign(step: syntax.Assign, body: Body) -> None:
     current = tensor(read_operand(state, target, step.target_span) or Dim.of(0), step.target_span)
     expected = _expected(state, target, current, value)
     if step.operator != "=":
-        op = OPERATORS[step.operator[0]]
-        shape = PRIMITIVES[op].shape(body.shapes, (current, value), step.span, -1)
-        value = make(op, (current, value), shape, span=step.span)
+        value = combine(step.operator[0], current, value, body.shapes, step.span)
+    value = settle(value, state, step.span)
     if target in ("W", "b") and value.varies:
         raise error("S222", f"`{step.target}` would depend on the input", step.span)
     if not body.shapes.fits(value.shape, expected, f"`{step.target}`", step.span):

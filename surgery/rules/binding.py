@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,10 +20,9 @@ from surgery.rules.values import Closure, Opaque, Value, describe
 
 
 class Binder(Protocol):
-    """What binding asks of the names around it; ``path`` prefixes the params of what is bound."""
+    """What binding asks of the names around it."""
 
     scope: Scope
-    path: str
 
     def lookup(self, name: str, span: Span) -> Value | None: ...
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
@@ -36,7 +35,6 @@ def bind(
     span: Span,
     names: Binder,
     operand: Value | None = None,
-    path: str | None = None,
 ) -> Closure:
     """Give a method or block its arguments; missing ones take their defaults when it runs.
 
@@ -51,7 +49,7 @@ def bind(
     values: dict[str, Value] = {}
     origins: dict[str, tuple[Span, ...]] = {}
     if operand is not None:
-        taker = _taker(definition, span)
+        taker = _taker(definition, {a.name for a in arguments}, span)
         values[taker.name] = _fit(taker, operand, span, definition)
         waiting.remove(taker)
     given: list[str] = []
@@ -66,17 +64,20 @@ def bind(
     # Only now: what an argument is used for depends on which others are given.
     for argument, name in zip(arguments, given, strict=True):
         _check_use(definition, argument, name, values)
-    own = f"{names.path}{definition.name}." if path is None else path
-    made = Closure(definition, values, span, own, origins)
+    made = Closure(definition, values, span, origins=origins)
     bounded(made, span)
     return made
 
 
-def _taker(definition: Definition, span: Span) -> syntax.Parameter:
-    """The parameter of a verb that takes what stands behind it."""
-    for parameter in definition.syntax.parameters:
-        if parameter.kind != "value":
-            return parameter
+def _taker(definition: Definition, given: Collection[str | None], span: Span) -> syntax.Parameter:
+    """The parameter of a verb that takes what stands behind it.
+
+    It is the last that takes a method or a block and is not ``given``; of some with defaults and
+    some without, the last without.
+    """
+    open_ = [p for p in definition.syntax.parameters if p.kind != "value" and p.name not in given]
+    if open_:
+        return next((p for p in reversed(open_) if p.default is None), open_[-1])
     raise error(
         "S209",
         f"`{definition.name}` is not a verb: it does not take a method or a block",
@@ -173,23 +174,19 @@ def _fit(parameter: syntax.Parameter, value: Value, span: Span, definition: Defi
         f"`{definition.name}` takes a {parameter.kind}, and this is {describe(value)}",
         span,
         Label(parameter.span, "declared here"),
-        help=_suggest(parameter.kind, definition),
+        help=_suggest(parameter.kind, value),
     )
 
 
-def _suggest(kind: str, definition: Definition) -> str | None:
-    fitting: dict[str, Callable[[Definition], bool]] = {
-        "block": lambda d: isinstance(d.syntax, syntax.Block),
-        "method": lambda d: isinstance(d.syntax, syntax.Method),
-    }
-    names = [
-        n for n in definition.scope.names() if (d := definition.scope.find(n)) and fitting[kind](d)
-    ]
-    return f"a {kind} is one of {', '.join(sorted(names))}" if names else None
+def _suggest(kind: str, value: Value) -> str:
+    if isinstance(value, Closure) and value.is_block:
+        name = value.definition.name
+        return f"a verb makes a method of a block: `sequential {name}(…)` or `parallel {name}(…)`"
+    return "a block, such as `adapter(…)`" if kind == "block" else "a method, such as `lora(…)`"
 
 
-def chain(application: syntax.Application, names: Binder, core: bool = True) -> Closure:
-    """`gated sequential adapter(48)` as nested closures; params of the last take no prefix.
+def chain(application: syntax.Application, names: Binder) -> Closure:
+    """`gated sequential adapter(48)` as nested closures.
 
     Raises:
         SurgeryError: S201 and S208 as for :func:`bind`; S209 where verbs and methods do not fit.
@@ -199,23 +196,8 @@ def chain(application: syntax.Application, names: Binder, core: bool = True) -> 
     if isinstance(local, Closure) and application.operand is None:
         return _override(local, application, names)
     definition = names.scope.require(application.name, application.name_span)
-    operand = chain(application.operand, names, core) if application.operand else None
-    innermost = core and operand is None and not _holds_closure(application, names)
-    return bind(
-        definition,
-        application.arguments,
-        application.name_span,
-        names,
-        operand,
-        path="" if innermost else None,
-    )
-
-
-def _holds_closure(application: syntax.Application, names: Binder) -> bool:
-    return any(
-        isinstance(a.value, syntax.Call) and names.scope.find(a.value.function)
-        for a in application.arguments
-    )
+    operand = chain(application.operand, names) if application.operand else None
+    return bind(definition, application.arguments, application.name_span, names, operand)
 
 
 def _override(closure: Closure, application: syntax.Application, names: Binder) -> Closure:

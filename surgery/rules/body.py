@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, error
 from surgery.language.source import Span
 from surgery.language.syntax import mentioned
 from surgery.rules.conditions import Requirement
+from surgery.rules.declaring import declare, declare_clock, declare_draw, origin_of
+from surgery.rules.decomposing import unpack
 from surgery.rules.dims import Dim
-from surgery.rules.distributions import DISTRIBUTIONS
 from surgery.rules.evaluate import condition, evaluate
-from surgery.rules.expression import STAR, Expression, is_leading, number, param
+from surgery.rules.expression import IN, OUT, STAR, Expression, operand, param
+from surgery.rules.leading import named_leading, spread
 from surgery.rules.library import Scope
-from surgery.rules.naming import check_name
-from surgery.rules.operands import scalar, tensor
-from surgery.rules.ranges import SIZE, SPREAD, SPREADS, unmet
+from surgery.rules.named_dims import labelled
+from surgery.rules.operands import tensor
+from surgery.rules.placing import placed
+from surgery.rules.ranges import unmet
 from surgery.rules.shapes import show_shape
 from surgery.rules.state import State, read_operand
-from surgery.rules.values import Closure, Declaration, Init, Opaque, Value
+from surgery.rules.trained import Trained
+from surgery.rules.training import after_step, penalty_term, tuning
+from surgery.rules.values import Closure, Opaque, Value
 
 
 class Body:
     """The names a body knows: arguments, matched operands and dims, params and abbreviations."""
+
+    moment = "forward"
 
     def __init__(self, scope: Scope, state: State, path: str):
         self.scope = scope
@@ -33,12 +38,35 @@ class Body:
         self.values: dict[str, Value] = {}
         self.spans: dict[str, Span] = {}
         self.targets: dict[str, str] = {}
+        self.labels: dict[str, tuple[str, ...]] = {}
+        """What the match calls the dims of an operand, from the last on."""
         self.origins: dict[str, tuple[Span, ...]] = {}
+        self.applied: list[str] = []
+
+    def below(self, name: str) -> str:
+        """Where the params of a method stand that the body applies; of a second one, `name_2`."""
+        self.applied.append(name)
+        count = self.applied.count(name)
+        return f"{self.path}{name if count == 1 else f'{name}_{count}'}."
 
     def lookup(self, name: str, span: Span) -> Value | None:
         if name in self.targets:
-            return read_operand(self.state, self.targets[name], span)
-        return self.values.get(name)
+            value = read_operand(self.state, self.targets[name], span)
+            labels = self.labels.get(name, ())
+            return labelled(value, labels) if isinstance(value, Expression) else value
+        value = self.values.get(name)
+        leading = self.state.named_dims
+        # A method that ran since may have named the dims that `*` stands for.
+        if isinstance(value, Expression) and value.varies and leading is not None:
+            return named_leading(value, leading)
+        return value
+
+    def like(self) -> Expression | None:
+        """What has the dtype of the rule's tensors: the weight, or a param."""
+        if self.state.kind == "linear":
+            return operand("W", (OUT, IN))
+        declared = self.state.notes.declarations
+        return param(declared[-1].name, declared[-1].shape) if declared else None
 
     def known(self) -> list[str]:
         return [*self.targets, *self.values]
@@ -49,6 +77,8 @@ class Body:
             raise error(
                 "S215", f"`{name}` is already defined here", span, first and Label(first, "this")
             )
+        if isinstance(value, Closure):
+            value = placed(value, f"{self.path}{name}.")
         self.values[name] = value
         self.spans[name] = span
 
@@ -99,89 +129,29 @@ class Body:
                 held = condition(step.condition, self)
                 self.demand(Requirement(held, step.span, self.origin(step.condition)))
             case syntax.Param():
-                self._declare(step)
+                declare(step, self)
             case syntax.Let():
                 self.define(step.name, evaluate(step.value, self), step.name_span)
                 self.origins[step.name] = self.origin(step.value)
+            case syntax.Unpack():
+                for name, part in zip(step.names, unpack(step, self), strict=True):
+                    self.define(name.name, part, name.span)
+            case syntax.Draw():
+                declare_draw(step, self)
+            case syntax.Tune():
+                self._said(*tuning(step, self))
+            case syntax.Charge():
+                self._said(penalty_term(step.value, step.span, self))
+            case syntax.After():
+                self._said(after_step(step, self))
+                declare_clock(step.event_span, self)
             case _:
                 raise error("S216", "this step has no place here", step.span)
 
-    def _declare(self, step: syntax.Param) -> None:
-        shape = tuple(scalar(evaluate(d, self), d.span) for d in step.dims)
-        if any(map(is_leading, shape)):
-            raise error(
-                "S212",
-                "a param has a fixed shape, without `*` or dims that each forward has its own of",
-                step.span,
-            )
-        for dim, size in zip(step.dims, shape, strict=True):
-            if size.number is not None:
-                self.demand(SIZE.of(size, dim.span, self.origin(dim)))
-        origins = tuple(dict.fromkeys(o for d in step.dims for o in origin_of(d, self.origins)))
-        init = self._init(step, shape)
-        name = self.path + step.name
-        for part in name.split("."):
-            check_name(part, step.name_span)
-        earlier = next((d for d in self.state.notes.declarations if _clash(d.name, name)), None)
-        if earlier:
-            twice = earlier.name == name
-            raise error(
-                "S215",
-                f"the param `{name}` is declared twice"
-                if twice
-                else f"`{min(name, earlier.name)}` names a param and what holds `{max(name, earlier.name)}`",
-                step.name_span,
-                Label(earlier.span, "first"),
-            )
-        self.state.notes.declarations.append(
-            Declaration(name, shape, init, step.frozen, step.shared, step.name_span, origins)
-        )
-        self.define(step.name, param(name, shape, step.name_span), step.name_span)
-
-    def _init(self, step: syntax.Param, shape: tuple[Dim, ...]) -> Init:
-        if not step.random:
-            value = tensor(evaluate(step.init, self), step.init.span)
-            if value.varies:
-                raise error(
-                    "S217", "a param cannot start from what flows through the model", step.init.span
-                )
-            if not self.shapes.fits(value.shape, shape, "param", step.span):
-                raise error(
-                    "S211",
-                    f"`{step.name}` is {show_shape(shape)} and its start {show_shape(value.shape)}",
-                    step.init.span,
-                    Label(step.name_span, "declared here"),
-                )
-            return Init(None, value=value)
-        known = ", ".join(DISTRIBUTIONS)
-        if not isinstance(step.init, syntax.Call) or step.init.function not in DISTRIBUTIONS:
-            raise error("S218", "`~` takes a distribution", step.init.span, help=f"one of {known}")
-        names = DISTRIBUTIONS[step.init.function]
-        given: dict[str, Dim | str] = {}
-        for position, argument in enumerate(step.init.arguments):
-            name = argument.name or (names[position] if position < len(names) else "")
-            if name not in names or name in given:
-                raise error(
-                    "S218",
-                    f"`{step.init.function}` takes {', '.join(names) or 'nothing'}",
-                    argument.span,
-                )
-            value = evaluate(argument.value, self)
-            if name == "text" and isinstance(value, str):
-                given[name] = value
-            else:
-                number_ = given[name] = scalar(value, argument.span)
-                if name in SPREADS:
-                    self.demand(SPREAD.of(number_, argument.span, self.origin(argument.value)))
-        missing = [n for n in names if n not in given]
-        if missing:
-            raise error(
-                "S218", f"`{step.init.function}` needs {', '.join(missing)}", step.init.span
-            )
-        std = given.get("std", given.get("bound"))
-        if isinstance(std, Dim) and std.number == 0:
-            return Init(None, value=number(0, step.init.span))
-        return Init(step.init.function, tuple(given.items()))
+    def _said(self, *training: Trained) -> None:
+        """Note what is said of training; a method that is used twice says it once."""
+        noted = self.state.notes.training
+        noted += [said for said in training if said not in noted]
 
     def evaluate(self, e: syntax.Expression) -> Value:
         return evaluate(e, self)
@@ -191,7 +161,7 @@ def run_block(closure: Closure, argument: Expression, state: State, span: Span) 
     """Call a block on a tensor; its params join the state's."""
     block = closure.definition.syntax
     assert isinstance(block, syntax.Block)
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     with state.notes.depth.one_more(span):
         argument = bind_dims(block.input, argument, body)
         body.define(block.input.name, argument, block.input.span)
@@ -218,8 +188,8 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
                 "S212", "another rule here names another number of leading dims", given.span
             )
         body.state.named_dims = leading
-        _spread(body.state, leading)
-        value = _retyped(value, leading)
+        spread(body.state, leading)
+        value = named_leading(value, leading)
     fixed = value.shape[len(value.shape) - len(names) :]
     complete = starred or len(names) == len(value.shape)
     if len(fixed) != len(names) or not complete or (starred and STAR in fixed):
@@ -229,39 +199,11 @@ def bind_dims(given: syntax.Operand, value: Expression, body: Body) -> Expressio
             raise error("S212", "a pattern binds dims by plain names", dim.span)
         bound = body.values.get(dim.name)
         if bound is None:
-            body.define(dim.name, size, dim.span)
+            body.define(dim.name, size.called(dim.name), dim.span)
         elif not isinstance(bound, Dim) or not body.shapes.equal(
             bound, size, f"`{dim.name}`", dim.span
         ):
             raise error("S211", f"`{dim.name}` names two different dims", dim.span)
-    return value
-
-
-def origin_of(e: syntax.Expression, known: Mapping[str, tuple[Span, ...]]) -> tuple[Span, ...]:
-    """Where the numbers behind the names in ``e`` were written, as far as it is ``known``."""
-    found = dict.fromkeys(o for name, _ in syntax.mentions(e) for o in known.get(name, ()))
-    return tuple(found)[:3]
-
-
-def _clash(one: str, other: str) -> bool:
-    """Whether no module can have both: they are one, or one stands within the other."""
-    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
-
-
-def _leading(count: int) -> tuple[Dim, ...]:
-    return tuple(Dim.named(f"*{i}") for i in range(count))
-
-
-def _retyped(value: Expression, leading: int) -> Expression:
-    shape = (*_leading(leading), *value.shape[1:]) if value.shape[:1] == (STAR,) else value.shape
-    return Expression(value.op, value.arguments, value.attributes, shape, value.span)
-
-
-def _spread(state: State, leading: int) -> None:
-    """Name the leading dims that `*` stood for, in everything the operator reads and gives."""
-    state.result = _retyped(state.result, leading)
-    state.origin = _retyped(state.origin, leading)
-    state.operands = {
-        k: v and (_retyped(v, leading) if v.shape[:1] == (STAR,) else v)
-        for k, v in state.operands.items()
-    }
+    labels = tuple(dim.name for dim in names if isinstance(dim, syntax.Name))
+    body.labels[given.name] = labels
+    return labelled(value, labels)

@@ -15,6 +15,7 @@ from surgery.rules.expression import (
 from surgery.rules.library import Scope
 from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Shapes
+from surgery.rules.site_facts import FACTS
 from surgery.rules.values import (
     Closure,
     Opaque,
@@ -29,15 +30,17 @@ class Constants:
     scope: Scope
     values: dict[str, Value]
     shapes: Shapes
-    path: str = ""
+    moment: str = "forward"
     written: dict[str, Span] = field(default_factory=dict[str, Span])
     """Where the values of `let`s stand."""
+    at_sites: bool = False
+    """Whether what is said may differ from site to site, as the arguments of a method may."""
 
     def lookup(self, name: str, span: Span) -> Value | None:
-        return self.values.get(name)
+        return self.values.get(name, FACTS.get(name) if self.at_sites else None)
 
     def known(self) -> list[str]:
-        return list(self.values)
+        return [*self.values, *(FACTS if self.at_sites else ())]
 
     def origin(self, e: syntax.Expression) -> tuple[Span, ...]:
         lets = dict.fromkeys(self.written[n] for n in syntax.mentioned(e) & self.written.keys())
@@ -46,6 +49,9 @@ class Constants:
     def demand(self, requirement: Requirement) -> None:
         if requirement.condition.known is False:
             raise unmet(requirement)
+
+    def like(self) -> Expression | None:
+        return None
 
     def call_block(self, block: Closure | Opaque, argument: Expression, span: Span) -> Expression:
         raise error("S208", "a block is called inside a method", span)

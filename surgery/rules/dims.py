@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 Scalar = int | float
@@ -37,6 +37,30 @@ def _quotient(number: Scalar, by: Scalar) -> Scalar:
     return number // by if number % by == 0 else number / by
 
 
+def _between(start: Scalar, end: Scalar, step: Scalar) -> float:
+    """How far ``step`` is on the way from ``start`` to ``end``: from 0 to 1."""
+    if step <= start:
+        return 0.0
+    return 1.0 if step >= end else (step - start) / (end - start)
+
+
+def _cubic(first: Scalar, last: Scalar, start: Scalar, end: Scalar, step: Scalar) -> Scalar:
+    left = 1 - _between(start, end, step)
+    return last if left == 0 else (first - last) * left**3 + last
+
+
+def _ramp(first: Scalar, last: Scalar, start: Scalar, end: Scalar, step: Scalar) -> Scalar:
+    return first + (last - first) * _between(start, end, step)
+
+
+def _cosine(first: Scalar, last: Scalar, start: Scalar, end: Scalar, step: Scalar) -> Scalar:
+    return last + (first - last) * (1 + math.cos(math.pi * _between(start, end, step))) / 2
+
+
+STEP = "step()"
+"""The name of how many steps the optimizer has made; no dim has it."""
+SCHEDULES: dict[str, Callable[..., Scalar]] = {"cubic": _cubic, "ramp": _ramp, "cosine": _cosine}
+"""Functions of the step, written without it: `cubic(12, 8, 200, 1000)` from 12 to 8 between these."""
 FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "min": min,
     "max": max,
@@ -45,8 +69,10 @@ FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "divisor": _divisor,
     "quotient": _quotient,
     "remainder": operator.mod,
+    **SCHEDULES,
 }
 ARITY = {"sqrt": 1, "floor": 1, "divisor": 2, "quotient": 2, "remainder": 2}
+ARITY |= dict.fromkeys(SCHEDULES, 4)
 """How many arguments a function takes; others take two or more."""
 
 
@@ -86,9 +112,14 @@ Monomial = tuple[tuple[Atom, int], ...]
 
 @dataclass(frozen=True)
 class Dim:
-    """A polynomial: ``(monomial, coefficient)`` terms in normal form; also every scalar of a rule."""
+    """A polynomial: ``(monomial, coefficient)`` terms in normal form; also every scalar of a rule.
+
+    As a dim of a tensor it has the ``label`` that a rule calls it by there. Two dims of one size may
+    have two: `P[c, d = c]`. What is computed of a dim has none.
+    """
 
     terms: tuple[tuple[Monomial, Scalar], ...]
+    label: str = field(default="", compare=False, repr=False)
 
     @staticmethod
     def of(value: Scalar | Dim) -> Dim:
@@ -105,6 +136,10 @@ class Dim:
         if all(k is not None for k in known):
             return Dim.of(FUNCTIONS[name](*known))
         return Dim(((((Atom(name, arguments), 1),), 1),))
+
+    def called(self, label: str) -> Dim:
+        """The same size with a ``label``; an empty one leaves what there is."""
+        return replace(self, label=label) if label and label != self.label else self
 
     @cached_property
     def extent(self) -> tuple[int, int]:
@@ -190,6 +225,8 @@ class Dim:
         if len(other.terms) != 1:
             if not other.terms:
                 raise ZeroDivisionError
+            if self == other:
+                return Dim.of(1)
             return Dim.named("quotient", self, other)
         ((divisor, y),) = other.terms
         return Dim._collect([(_times(a, divisor, -1), _ratio(x, y)) for a, x in self.terms])

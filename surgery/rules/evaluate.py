@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from surgery.language import syntax
 from surgery.language.diagnostics import Label, did_you_mean, error
 from surgery.language.source import Span
 from surgery.rules.binding import bind
-from surgery.rules.conditions import Condition, Requirement
-from surgery.rules.dims import ARITY, FUNCTIONS, Dim
+from surgery.rules.calling import call_primitive, tensors
+from surgery.rules.changes import difference, together
+from surgery.rules.conditions import Condition
+from surgery.rules.dims import ARITY, FUNCTIONS, SCHEDULES, STEP, Dim
 from surgery.rules.expression import (
+    COMPARISONS,
     OPERATORS,
     STAR,
-    Attribute,
     Expression,
 )
-from surgery.rules.library import Scope
 from surgery.rules.limits import bounded
+from surgery.rules.names import Names
 from surgery.rules.operands import scalar, tensor, truth
-from surgery.rules.primitive import Arguments, Primitive
+from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.shapes import Shapes, show_shape
+from surgery.rules.shapes import Shapes
 from surgery.rules.simplify import make
 from surgery.rules.values import (
     Closure,
@@ -32,23 +32,6 @@ from surgery.rules.values import (
 )
 
 _MOST_TERMS = 400
-
-
-class Names(Protocol):
-    """What a body can name; ``lookup`` gives None for a name it does not know."""
-
-    scope: Scope
-    shapes: Shapes
-    path: str
-
-    def lookup(self, name: str, span: Span) -> Value | None: ...
-    def evaluate(self, e: syntax.Expression) -> Value: ...
-    def known(self) -> list[str]: ...
-    def origin(self, e: syntax.Expression) -> tuple[Span, ...]: ...
-    def demand(self, requirement: Requirement) -> None: ...
-    def call_block(
-        self, block: Closure | Opaque, argument: Expression, span: Span
-    ) -> Expression: ...
 
 
 def evaluate(e: syntax.Expression, names: Names) -> Value:
@@ -70,6 +53,8 @@ def _evaluate(e: syntax.Expression, names: Names) -> Value:
             return e.value
         case syntax.Star():
             return STAR
+        case syntax.NamedDim():
+            return evaluate(e.size, names)
         case syntax.Name():
             return _name(e, names)
         case syntax.Unary():
@@ -129,7 +114,8 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
         first = truth(left, e.left.span)
         parts = first.parts if first.operator == e.operator else (first,)
         return Condition(e.operator, (*parts, truth(right, e.right.span)))
-    if e.operator in ("<", "<=", ">", ">=", "==", "!="):
+    tensors = any(isinstance(side, Expression) and side.number is None for side in (left, right))
+    if e.operator in COMPARISONS and not tensors:
         sides = scalar(left, e.left.span), scalar(right, e.right.span)
         return Condition(e.operator, sides)
     if isinstance(left, Dim) and isinstance(right, Dim) and e.operator != "@":
@@ -137,8 +123,22 @@ def _binary(e: syntax.Binary, left: Value, names: Names) -> Value:
     if e.operator == "%":
         raise error("S208", "`%` is for numbers and dims", e.span)
     a, b = tensor(left, e.left.span), tensor(right, e.right.span)
-    op = OPERATORS[e.operator]
-    return make(op, (a, b), PRIMITIVES[op].shape(names.shapes, (a, b), e.span, -1), span=e.span)
+    return combine(e.operator, a, b, names.shapes, e.span)
+
+
+def combine(
+    sign: str, left: Expression, right: Expression, shapes: Shapes, span: Span
+) -> Expression:
+    """``left sign right``, of two tensors."""
+    op = OPERATORS[sign]
+    shape = PRIMITIVES[op].shape(shapes, (left, right), span, -1)
+    match sign:
+        case "+":
+            return together(left, right, shape, span)
+        case "-":
+            return difference(left, right, shape, span)
+        case _:
+            return make(op, (left, right), shape, span=span)
 
 
 def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
@@ -163,12 +163,12 @@ def _arithmetic(e: syntax.Binary, left: Dim, right: Dim) -> Dim:
 def _call(e: syntax.Call, names: Names) -> Value:
     local = names.lookup(e.function, e.function_span)
     if isinstance(local, Primitive):
-        return _primitive(local, e, names)
+        return call_primitive(local, e, names)
     if isinstance(local, Closure | Opaque):
-        (argument,) = _tensors(e, e.arguments, names, (1, 1))
+        (argument,) = tensors(e, e.arguments, names, (1, 1))
         return names.call_block(local, argument, e.span)
     if isinstance(local, HostModule):
-        (argument,) = _tensors(e, e.arguments, names, (1, 1))
+        (argument,) = tensors(e, e.arguments, names, (1, 1))
         if not local.present:
             return argument
         return Expression("host", (argument,), (("name", local.name),), argument.shape, e.span)
@@ -181,13 +181,20 @@ def _call(e: syntax.Call, names: Names) -> Value:
         if len(numbers) == len(values) > 0:
             return _dim_function(e, numbers)
     if e.function in PRIMITIVES:
-        return _primitive(PRIMITIVES[e.function], e, names)
+        return call_primitive(PRIMITIVES[e.function], e, names)
     if local is not None:
         raise error(
             "S208",
             f"`{e.function}` is {describe(local)}, and cannot be called",
             e.function_span,
             *names.origin(syntax.Name(e.function, span=e.function_span)),
+        )
+    if e.function in FUNCTIONS:
+        raise error(
+            "S208",
+            f"`{e.function}` takes numbers and dims, by position",
+            e.span,
+            help="of tensors there are `clamp`, and `max(x, over = d)`",
         )
     raise error(
         "S207",
@@ -204,77 +211,9 @@ def _dim_function(e: syntax.Call, numbers: list[Dim]) -> Dim:
     if len(numbers) < 2 if arity is None else len(numbers) != arity:
         wanted = "two or more numbers" if arity is None else f"{arity} number{'s' * (arity > 1)}"
         raise error("S208", f"`{e.function}` takes {wanted}, not {len(numbers)}", e.span)
+    if e.function in SCHEDULES:
+        numbers = [*numbers, Dim.named(STEP)]
     try:
         return Dim.named(e.function, *numbers)
     except (ArithmeticError, ValueError) as problem:
         raise error("S208", f"`{e.function}` cannot take these: {problem}", e.span) from None
-
-
-def _tensors(
-    e: syntax.Call, arguments: tuple[syntax.Argument, ...], names: Names, arity: tuple[int, int]
-) -> tuple[Expression, ...]:
-    low, high = arity
-    if not low <= len(arguments) <= high:
-        wanted = str(low) if low == high else f"{low} or {high}"
-        raise error(
-            "S208",
-            f"`{e.function}` takes {wanted} argument{'s' * (high > 1)}, and {len(arguments)} are given",
-            e.span,
-        )
-    return tuple(tensor(evaluate(a.value, names), a.value.span) for a in arguments)
-
-
-def _primitive(primitive: Primitive, e: syntax.Call, names: Names) -> Expression:
-    positional = tuple(a for a in e.arguments if a.name is None)
-    for argument in e.arguments:
-        if argument.name is not None and argument.name != primitive.axis:
-            raise error(
-                "S208",
-                f"`{primitive.name}` has no argument `{argument.name}`",
-                argument.span,
-                help=did_you_mean(argument.name, [primitive.axis]) if primitive.axis else None,
-            )
-    arguments = _tensors(e, positional, names, primitive.arity)
-    for position, range_ in primitive.numbers:
-        if position >= len(arguments):
-            continue
-        known = arguments[position].number
-        if known is None:
-            problem = f"{primitive.name} takes a number known before the model runs"
-            raise error("S212", problem, e.span)
-        written = positional[position].value
-        names.demand(range_.of(known, e.span, names.origin(written)))
-    axis = _axis(primitive, arguments, e, names) if primitive.axis else None
-    shape = primitive.shape(names.shapes, arguments, e.span, -1 if axis is None else axis)
-    if primitive.name == "linear" and len(arguments) == 3:
-        x, weight, bias = arguments
-        if len(bias.shape) != 1 or names.shapes.resolve(bias.shape[0]) != shape[-1]:
-            # One number for all features, where the function itself needs one for each.
-            product = make("linear", (x, weight), shape, span=e.span)
-            return make("add", (product, bias), shape, span=e.span)
-    attributes: tuple[tuple[str, Attribute], ...] = () if axis is None else (("axis", axis),)
-    return make(primitive.name, arguments, shape, attributes, e.span)
-
-
-def _axis(primitive: Primitive, arguments: Arguments, e: syntax.Call, names: Names) -> int:
-    """The axis, counted from the end, that a dim is of the last argument that has it."""
-    given = next((a.value for a in e.arguments if a.name == primitive.axis), None)
-    if given is None:
-        raise error("S208", f"`{primitive.name}` needs `{primitive.axis} = DIM`", e.span)
-    dim = scalar(evaluate(given, names), given.span)
-    wanted = names.shapes.resolve(dim)
-    places: list[int] = []
-    for value in reversed(arguments):
-        places = [
-            i - len(value.shape)
-            for i, d in enumerate(value.shape)
-            if names.shapes.resolve(d) == wanted
-        ]
-        if places:
-            break
-    if len(places) != 1:
-        problem = "none of" if not places else "more than one of"
-        raise error(
-            "S214", f"`{dim}` is {problem} the dims {show_shape(arguments[-1].shape)}", e.span
-        )
-    return places[0]

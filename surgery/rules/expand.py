@@ -6,8 +6,7 @@ original input `x`; a method rebinds the result, or an operand, and the next one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from surgery.language import syntax
 from surgery.language.diagnostics import error
@@ -17,13 +16,14 @@ from surgery.rules.body import Body
 from surgery.rules.evaluate import evaluate
 from surgery.rules.expression import Expression
 from surgery.rules.fold import fold
-from surgery.rules.library import Scope
+from surgery.rules.leading import spread
 from surgery.rules.matching import match_operator
+from surgery.rules.placing import child_name, placed
 from surgery.rules.rows import Rows
 from surgery.rules.simplify import make
 from surgery.rules.slices import put
 from surgery.rules.state import State
-from surgery.rules.values import Closure, Declaration, Opaque, Value
+from surgery.rules.values import Closure, Declaration, Opaque
 
 
 def apply_method(closure: Closure | Opaque, state: State) -> None:
@@ -35,6 +35,8 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
     """
     if isinstance(closure, Opaque):
         state.notes.changed = True
+        name = (("name", closure.name),)
+        state.result = Expression("block", (state.result,), name, state.result.shape)
         return
     if not isinstance(closure.definition.syntax, syntax.Method):
         raise error(
@@ -48,7 +50,7 @@ def apply_method(closure: Closure | Opaque, state: State) -> None:
 
 
 def _run(method: syntax.Method, closure: Closure, state: State) -> None:
-    body = Body(closure.definition.scope, state, closure.path)
+    body = Body(closure.definition.scope, state, closure.path or "")
     matched = False
     for step in method.body:
         match step:
@@ -75,7 +77,8 @@ def _apply(application: syntax.Application, body: Body) -> None:
         body.state.notes.given += [g for g in given if isinstance(g, Expression)]
         apply_method(named, body.state)
     else:
-        apply_method(chain(application, body, core=False), body.state)
+        closure = chain(application, body)
+        apply_method(placed(closure, body.below(child_name(closure))), body.state)
 
 
 def _verb_help(closure: Closure) -> str:
@@ -106,9 +109,13 @@ def wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     if not state.result.varies:
         state.result = make("spread", (state.result, state.pattern), state.pattern.shape)
     part = state.rows(wrapped.rows)
+    if part.named_dims is not None:
+        spread(part, part.named_dims)
     declared = _wrap(part, wrapped)
     state.result = put(state.result, part.result, wrapped.rows)
-    state.named_dims = part.named_dims
+    if part.named_dims is not None:
+        state.named_dims = part.named_dims
+        spread(state, part.named_dims)
     return declared
 
 
@@ -118,30 +125,13 @@ def _wrap(state: State, wrapped: Wrapped) -> list[Declaration]:
     outer = [(s, s.operands) for s in states]
     for inner in states:
         inner.operands = dict(inner.operands)
-    path = f"{wrapped.child}."
-    apply_method(_prefixed(wrapped.closure, path), state)
+    path = state.notes.child = f"{wrapped.child}."
+    apply_method(placed(wrapped.closure, path), state)
     for inner, operands in outer:
         inner.operands = operands
+        if inner.named_dims is not None:
+            spread(inner, inner.named_dims)
     if wrapped.folded:
         declared = state.notes.declarations[before:]
         state.notes.declarations[before:] = fold(states, wrapped.child, declared)
     return state.notes.declarations[before:]
-
-
-def _prefixed(closure: Closure, path: str) -> Closure:
-    arguments: Mapping[str, Value] = {
-        k: _prefixed(v, path) if isinstance(v, Closure) else v for k, v in closure.arguments.items()
-    }
-    return replace(closure, arguments=arguments, path=path + closure.path)
-
-
-def child_name(application: syntax.Application, scope: Scope) -> str:
-    """The default name for a statement's params: its innermost method or block."""
-    while application.operand is not None:
-        application = application.operand
-    for argument in application.arguments:
-        inner = argument.value
-        # What is no definition computes a number.
-        if isinstance(inner, syntax.Call) and not argument.name and scope.find(inner.function):
-            return inner.function
-    return application.name

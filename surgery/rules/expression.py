@@ -17,12 +17,20 @@ from surgery.rules.rows import Rows
 STAR = Dim.named("*")
 OUT, IN = Dim.named("n"), Dim.named("m")
 """The features that an operator of a site gives and takes."""
+SITES = "sites()"
+"""The name of how many sites a method is at, and the axis of what is taken over all of them."""
 Shape = tuple[Dim, ...]
 
 
 def is_leading(dim: Dim) -> bool:
     """Whether a dim is one that every forward has its own of: `*`, a batch or a length."""
     return any(name.startswith("*") for name in dim.names())
+
+
+def features_of(shape: Shape) -> Shape:
+    """The dims behind those that every forward has its own of."""
+    leading = max((i for i, dim in enumerate(shape, 1) if is_leading(dim)), default=0)
+    return shape[leading:]
 
 
 Attribute = Dim | Rows | str | bool | int
@@ -34,7 +42,8 @@ class Expression:
 
     ``base``, ``attend`` and ``tokens`` are a module, an attention and an embedded sequence as the
     model has them; ``spread`` is a value repeated to the shape of another, ``expand`` to sizes,
-    ``vector`` one without leading dims of 1, ``eye`` the identity matrix. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
+    ``vector`` one without leading dims of 1, ``eye`` the identity matrix, ``drawn`` a state that is
+    drawn for each step of training, with what it is in evaluation. Leaves are ``operand`` (of the matched operator), ``param`` (a tensor of the rule) and
     ``number``. Equality ignores spans: equal expressions compute equal values.
     """
 
@@ -134,9 +143,13 @@ def _sizes(shape: Shape) -> tuple[tuple[str, Attribute], ...]:
     return tuple((f"size{i}", dim) for i, dim in enumerate(shape))
 
 
-def eye(size: Dim) -> Expression:
-    """The identity matrix of the features that flow in; in the weight's dtype."""
-    return Expression("eye", (operand("W", (OUT, IN)),), (("size", size),), (size, size))
+def eye(size: Dim, like: Expression | None = None, beside: Shape = ()) -> Expression:
+    """The identity matrix, for each place of the dims ``beside``, in the dtype of ``like``.
+
+    That is the weight if nothing else is given.
+    """
+    attributes = (("size", size), *_sizes(beside))
+    return Expression("eye", (like or operand("W", (OUT, IN)),), attributes, (*beside, size, size))
 
 
 def expanded(e: Expression, shape: Shape) -> Expression:
@@ -193,9 +206,30 @@ def walk(expression: Expression) -> Iterator[Expression]:
     yield from visit(expression)
 
 
-OPERATORS = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide", "@": "matmul"}
+COMPARISONS = {
+    "<": "less",
+    "<=": "less_equal",
+    ">": "greater",
+    ">=": "greater_equal",
+    "==": "equal",
+    "!=": "not_equal",
+}
+OPERATORS = {
+    "+": "add",
+    "-": "subtract",
+    "*": "multiply",
+    "/": "divide",
+    "@": "matmul",
+    **COMPARISONS,
+}
 """What the signs of the grammar stand for between tensors."""
 SIGNS = {op: sign for sign, op in OPERATORS.items()}
+
+
+_LEFT = ("subtract", "divide")
+"""Of these, a second argument of the same kind stands in parentheses."""
+_WRITTEN = {"exchange": "transpose"}
+"""What is written by another name."""
 
 
 def show(expression: Expression) -> str:
@@ -208,8 +242,8 @@ def show(expression: Expression) -> str:
     parts = [show(a) for a in e.arguments]
     if e.op in SIGNS:
         shown = [
-            f"({p})" if a.op in SIGNS and a.op != e.op else p
-            for a, p in zip(e.arguments, parts, strict=True)
+            f"({p})" if a.op in SIGNS and (a.op != e.op or (i and e.op in _LEFT)) else p
+            for i, (a, p) in enumerate(zip(e.arguments, parts, strict=True))
         ]
         return f" {SIGNS[e.op]} ".join(shown)
     if e.op == "negate":
@@ -221,7 +255,16 @@ def show(expression: Expression) -> str:
         return f"{e.name}({', '.join(parts)})"
     if e.op in ("expand", "spread", "vector"):
         return parts[0]
-    if e.op == "eye":
-        return f"eye({e.attribute('size')})"
-    extra = [f"{k} = {v}" for k, v in e.attributes if k not in ("axis",)]
-    return f"{e.op}({', '.join(parts + extra)})"
+    if e.op == "drawn":
+        return parts[0]
+    size = dict(e.attributes).get("size")
+    if size is not None:
+        return f"{e.op}({size})"
+    extra = [
+        str(v) if k == "dims" else f"{k} = {v}"
+        for k, v in e.attributes
+        if k != "axis" and not k.startswith("_")
+    ]
+    part = dict(e.attributes).get("_part")
+    which = "" if part is None else f"[{part}]"
+    return f"{_WRITTEN.get(e.op, e.op)}({', '.join(parts + extra)}){which}"

@@ -53,7 +53,7 @@ class Scope:
                 f"no method or block is named `{name}`",
                 span,
                 help=did_you_mean(name, [*known, *ITEMS.values()])
-                or f"known are {', '.join(sorted(known))}",
+                or "`surgery methods` lists those that are known without a `use`",
             )
         return found
 
@@ -180,9 +180,8 @@ def _scope_of(
             continue
         used = parse(read(item.path, item.span))
         files[item.path] = used.source.text
-        statement = next(
-            (i for i in used.items if isinstance(i, syntax.On | syntax.Freeze | syntax.Train)), None
-        )
+        defining = syntax.Let | syntax.Use | syntax.Method | syntax.Block
+        statement = next((i for i in used.items if not isinstance(i, defining)), None)
         if statement is not None:
             raise error(
                 "S205",

@@ -80,7 +80,12 @@ def _own_names(node: syntax.Method | syntax.Block) -> Iterator[str]:
             case syntax.Match():
                 for operand in (step.result, *step.operands):
                     yield from _bound(operand)
-            case syntax.Let() | syntax.Param():
+            case syntax.Param():
+                yield step.name
+                yield from (d.name for d in step.dims if isinstance(d, syntax.NamedDim))
+            case syntax.Unpack():
+                yield from (name.name for name in step.names)
+            case syntax.Let():
                 yield step.name
             case _:
                 pass

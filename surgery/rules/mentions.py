@@ -22,7 +22,17 @@ def in_body(node: syntax.Method | syntax.Block) -> Iterator[Mention]:
                     yield applied.name, applied.name_span, True
                     waiting += (a.value for a in applied.arguments)
                     applied = applied.operand
-            case syntax.Let() | syntax.Assign() | syntax.Return():
+            case syntax.Draw():
+                fixed = [] if step.otherwise is None else [step.otherwise]
+                waiting += (*(step.dims or ()), step.distribution, *fixed)
+            case syntax.Tune():
+                waiting += (*step.params, *(s.value for s in step.settings))
+            case syntax.After():
+                waiting += [] if step.where is None else [step.where]
+                waiting += (inner.value for inner in step.body)
+            case (
+                syntax.Let() | syntax.Unpack() | syntax.Assign() | syntax.Return() | syntax.Charge()
+            ):
                 waiting.append(step.value)
             case syntax.Param():
                 waiting += (*step.dims, step.init)
@@ -50,6 +60,8 @@ def in_expressions(expressions: Iterable[syntax.Expression]) -> Iterator[Mention
                 waiting += (a.value for a in call.arguments)
             case syntax.Unary(operand=operand):
                 waiting.append(operand)
+            case syntax.NamedDim(size=size):
+                waiting.append(size)
             case syntax.Binary(left=left, right=right):
                 waiting += (left, right)
             case _:

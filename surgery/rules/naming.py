@@ -25,3 +25,8 @@ def check_name(name: str, span: Span) -> None:
     plain = name.strip("_").removeprefix("surgery_")
     help = f"choose another, such as `{plain}_`" if plain else None
     raise error("S244", f"no parameter and no child can be named `{name}`: {why}", span, help=help)
+
+
+def clash(one: str, other: str) -> bool:
+    """Whether no module can have both: they are one, or one stands within the other."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

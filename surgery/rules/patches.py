@@ -7,10 +7,49 @@ linear(v·x, A) = linear(x, A·v), and linear(x + v, A) = linear(x, A) + A·v.
 from __future__ import annotations
 
 from surgery.language.diagnostics import SurgeryError, error
-from surgery.rules.expression import Expression, expanded, number, with_shape
+from surgery.rules.affine import NotAffine, merge
+from surgery.rules.expression import (
+    Expression,
+    expanded,
+    features_of,
+    is_number,
+    number,
+    operand,
+    walk,
+    with_shape,
+)
+from surgery.rules.groups import Groups
 from surgery.rules.primitives import PRIMITIVES
 from surgery.rules.shapes import ONE
 from surgery.rules.simplify import make
+
+
+def absorbed(e: Expression, grouped: bool = False) -> Expression | None:
+    """``e`` as one `linear` of the input itself, where it is affine in that and nothing is drawn.
+
+    What a rule does to patches or ids by names of dims becomes part of the weight so.
+    """
+    if not _is_settled(e) or len(features_of(e.shape)) != 1:
+        return None
+    x = next((leaf for leaf in e.leaves if leaf == operand("x", ())), None)
+    found = merge(e, grouped)
+    if x is None or isinstance(found, NotAffine):
+        return None
+    bias = () if is_number(found.bias, 0) else (found.bias,)
+    return Expression("linear", (x, found.weight, *bias), (), e.shape, e.span)
+
+
+def _is_settled(e: Expression) -> bool:
+    """Whether ``e`` is the same in training as in evaluation, with the same gradients."""
+    rows = [PRIMITIVES.get(part.op) for part in walk(e) if part.varies]
+    return not any(row and (row.random or row.detaches) for row in rows)
+
+
+def mixes_input(e: Expression) -> bool:
+    """Whether ``e`` makes other features of an input that is no features yet, not by `linear`."""
+    primitive = PRIMITIVES.get(e.op)
+    mixing = primitive is not None and not primitive.elementwise and not primitive.inference
+    return mixing and e.op not in ("linear", "matmul") and e.varies and not is_real(e)
 
 
 def push_input(e: Expression) -> Expression:
@@ -50,6 +89,9 @@ def push_input(e: Expression) -> Expression:
             moved = _inward(x) if _passes(x) else None
             if moved is not None:
                 return make("linear", (moved, weight, *rest), e.shape, span=e.span)
+            whole = absorbed(e)
+            if whole is not None:
+                return whole
     raise _meaningless(x, e)
 
 
@@ -120,7 +162,14 @@ def is_input(x: Expression) -> bool:
     return x.op == "operand" and x.name == "x"
 
 
-def check_patches(result: Expression) -> None:
+def names_dims_of_groups(e: Expression, groups: Groups) -> bool:
+    """Whether ``e`` names dims of what is there once in each group of a convolution."""
+    primitive = PRIMITIVES.get(e.op)
+    by_name = primitive is not None and primitive.form == "dims"
+    return by_name and any(a.varies and groups.place(a) == "groups" for a in e.arguments)
+
+
+def check_patches(result: Expression, grouped: bool = False) -> None:
     """Hold a rule's result against an input of patches or ids.
 
     Raises:
@@ -128,12 +177,19 @@ def check_patches(result: Expression) -> None:
 
     """
     done: set[Expression] = set()
+    groups = Groups()
 
     def check(e: Expression) -> None:
         if e in done or not e.varies:
             return
         done.add(e)
         if is_input(e):
+            raise _meaningless(e, e)
+        apart = grouped and names_dims_of_groups(e, groups)
+        if (apart or mixes_input(e)) and (whole := absorbed(e, grouped)) is not None:
+            check(whole)
+            return
+        if apart:
             raise _meaningless(e, e)
         product = e.op in ("linear", "matmul")
         primitive = PRIMITIVES.get(e.op)

@@ -13,16 +13,17 @@ from typing import Literal
 
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
-from surgery.rules.expression import SIGNS, STAR, Expression, Shape
+from surgery.rules.expression import SIGNS, STAR, Attribute, Expression, Shape
 from surgery.rules.ranges import Range
 from surgery.rules.shapes import Shapes
 
 Arguments = tuple[Expression, ...]
 ShapeRule = Callable[[Shapes, Arguments, Span | None, int], Shape]
 """The result's shape, or a :class:`SurgeryError`; the axis counts from the end."""
+Attributes = tuple[tuple[str, Attribute], ...]
 CostRule = Callable[[Expression], Dim]
 Ways = tuple[tuple[int, ...], ...]
-Form = Literal["values", "matrices", "over", "along", "training", "tokens", "none"]
+Form = Literal["values", "parts", "matrices", "over", "along", "training", "tokens", "dims", "none"]
 
 
 def per_element(e: Expression) -> Dim:
@@ -60,7 +61,8 @@ class Primitive:
         ``torch`` is the path of its function, and ``form`` how that is called: with ``values`` that
         broadcast, with ``matrices`` and vectors as they are, ``over`` an axis (`dim=`, and
         `keepdim=True` if it ``reduces``), ``along`` one (the last argument), with whether the model
-        is ``training`` as the last argument, or over the ``tokens`` that are not padding. ``none``:
+        is ``training`` as the last argument, over the ``tokens`` that are not padding, or with
+        ``dims`` of any number, features last, and what its attributes say. ``none``:
         there is no function, and what changes attentions or tokens reads the expression.
         ``cost`` are its floating-point operations for one position of the leading dims.
 
@@ -68,18 +70,22 @@ class Primitive:
         ``linear`` has the sets of arguments in which it is linear together if the others are known.
         A zero at any of ``zeros`` makes the result zero (that of `linear` without its bias). ``neutral`` are a position and a number
         with which the result is the first of the other arguments; ``of_equals`` is the result of
-        two equal arguments. ``of_numbers`` gives the result of numbers alone; ``of_constant`` that
+        two equal arguments. ``of_numbers`` gives the result of numbers alone, None where it has no
+        short form; ``of_constant`` that
         of a tensor which is one number everywhere, along an axis of some size. ``sums_to`` is the
-        sum of the result over the axis; ``shorter`` an equal expression of some arguments, or None. ``elementwise``: each feature of the result is made of the
+        sum of the result over the axis; ``shorter`` an equal expression of some arguments, or None;
+        ``parts`` the dims of each of several results; ``undoes`` what has its own argument as its result, with the same sizes. ``elementwise``: each feature of the result is made of the
         same feature of the arguments. ``rows`` are the arguments of which row i is all that row i
         of the result needs, beside the other arguments; none means that rows depend on one another.
         ``only_shape`` are arguments of which the shape alone counts. ``nonzero`` must not be zero.
 
     What else it does
         ``inference`` tells that its value is the first argument in evaluation, ``random`` that it
-        is drawn in training, ``detaches`` that no gradient passes, ``idempotent`` that twice is as
+        is drawn in training, ``detaches`` that no gradient passes, ``mask`` that it is of ones and zeros,
+        ``idempotent`` that twice is as
         good as once, and ``real`` that it is of real numbers: of complex ones torch computes it not
-        at all, or makes real ones of them.
+        at all, or makes real ones of them. ``stepping``: it is there after a step of the optimizer,
+        where ``over_sites`` is the path of what takes it over all sites of a method.
     """
 
     name: str
@@ -94,10 +100,12 @@ class Primitive:
     neutral: tuple[tuple[int, int], ...] = ()
     nonzero: tuple[int, ...] = ()
     of_equals: int | None = None
-    of_numbers: Callable[..., Dim] | None = None
+    of_numbers: Callable[..., Dim | None] | None = None
     of_constant: Callable[[Dim, Dim], Dim] | None = None
     sums_to: int | None = None
     shorter: Callable[..., Expression | None] | None = None
+    undoes: str = ""
+    parts: tuple[str, ...] = ()
     numbers: tuple[tuple[int, Range], ...] = ()
     reduces: bool = False
     elementwise: bool = False
@@ -106,6 +114,9 @@ class Primitive:
     inference: bool = False
     random: bool = False
     detaches: bool = False
+    mask: bool = False
+    stepping: bool = False
+    over_sites: str = ""
     idempotent: bool = False
     real: bool = False
 

@@ -6,11 +6,14 @@ shows these rows, and tests hold them against the functions that they name.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from surgery.rules import signatures
 from surgery.rules.dims import Dim
+from surgery.rules.expression import COMPARISONS
 from surgery.rules.primitive import Form, Primitive, Ways, elements, free
 from surgery.rules.ranges import COUNT, NUMBER, RATE, SIZE
 
@@ -26,9 +29,30 @@ def rms_norm(x: Any, dim: int) -> Any:
     return (wide * scale).to(x.dtype)
 
 
+def unit(x: Any, dim: int) -> Any:
+    """``x`` with a Euclidean norm of 1 over ``dim``, as :func:`rms_norm`."""
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    return (wide / wide.norm(dim=dim, keepdim=True).clamp_min(1e-12)).to(x.dtype)
+
+
+def layer_norm(x: Any, dim: int) -> Any:
+    """``x`` with a mean of 0 and a variance of 1 over ``dim``, as :func:`rms_norm`."""
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    centred = wide - wide.mean(dim, keepdim=True)
+    scale = (centred.square().mean(dim, keepdim=True) + 1e-5).rsqrt()
+    return (centred * scale).to(x.dtype)
+
+
+def _of_known(function: Callable[[float], float]) -> Callable[[Dim], Dim | None]:
+    """``function`` of a number that is known without a model."""
+    return lambda value: None if value.number is None else Dim.of(function(value.number))
+
+
 _FIRST: Ways = ((0,),)
 _BOTH: Ways = ((0, 1),)
 _KERNELS = "surgery.graft.graphs.kernels."
+_OVER_SITES = "surgery.graft.over_sites."
+_MASKS = "surgery.graft.graphs.masks."
 _FUNCTIONAL = "torch.nn.functional."
 
 
@@ -50,7 +74,41 @@ def _reduction(
     )
 
 
+_DECOMPOSITIONS = "surgery.graft.graphs.decompositions."
+
+
+def _decomposition(name: str, says: str, *parts: str) -> Primitive:
+    """A matrix as several factors, in single precision or wider."""
+    return Primitive(
+        name,
+        "A[n, m], r",
+        says,
+        signatures.same,
+        _DECOMPOSITIONS + name,
+        "parts",
+        signatures.decomposition_cost,
+        numbers=((1, SIZE),),
+        parts=parts,
+    )
+
+
 _operator = partial(Primitive, elementwise=True, rows=(0, 1))
+
+
+def _comparison(name: str, sign: str, of_equals: int) -> Primitive:
+    """1 where a comparison holds, else 0."""
+    return _operator(
+        name,
+        "a, b",
+        "1 where it holds, else 0",
+        signatures.broadcast(sign),
+        _MASKS + name,
+        of_equals=of_equals,
+        detaches=True,
+        mask=True,
+        real=True,
+    )
+
 
 # What a row's fields mean is said in `rules/primitive.py`. Rows stand as the reference shows them.
 _TABLE = (
@@ -109,6 +167,7 @@ _TABLE = (
         signatures.matmul_cost,
         linear=_FIRST,
         zeros=(0, 1),
+        shorter=signatures.beside_eye,
         rows=(0,),
     ),
     _operator(
@@ -121,6 +180,10 @@ _TABLE = (
         zeros=(0,),
         rows=(0,),
         of_numbers=Dim.__neg__,
+    ),
+    *(
+        _comparison(name, sign, int("=" in sign and sign != "!="))
+        for sign, name in COMPARISONS.items()
     ),
     Primitive(
         "linear",
@@ -142,6 +205,8 @@ _TABLE = (
     _function("softplus", torch=_FUNCTIONAL + "softplus", real=True),
     _function("exp", torch="torch.exp"),
     _function("log", torch="torch.log"),
+    _function("sin", torch="torch.sin", zeros=(0,), of_numbers=_of_known(math.sin)),
+    _function("cos", torch="torch.cos", of_numbers=_of_known(math.cos)),
     _function("sqrt", torch="torch.sqrt", zeros=(0,)),
     _function("abs", torch="torch.abs", zeros=(0,), idempotent=True, real=True),
     _function(
@@ -154,6 +219,14 @@ _TABLE = (
         torch=_FUNCTIONAL + "leaky_relu",
         zeros=(0,),
         numbers=((1, NUMBER),),
+        real=True,
+    ),
+    _function(
+        "clamp",
+        "x, low, high?",
+        "of each element; what is below `low` is `low`, and what is above `high` is `high`",
+        torch="torch.clamp",
+        numbers=((1, NUMBER), (2, NUMBER)),
         real=True,
     ),
     Primitive(
@@ -187,12 +260,97 @@ _TABLE = (
     Primitive(
         "transpose",
         "A[n, m]",
-        "Aᵀ",
+        "Aᵀ; `transpose(z, c, d)` exchanges two dims of any tensor",
         signatures.of_transpose,
         "torch.t",
         "matrices",
         free,
         zeros=(0,),
+    ),
+    Primitive(
+        "dot",
+        "a, b, over = c",
+        "the sum over c of the products; dims that both have are matched, the others stay",
+        signatures.same,
+        "torch.einsum",
+        "dims",
+        signatures.dot_cost,
+        linear=((0,), (1,)),
+        zeros=(0, 1),
+        shorter=signatures.of_ones_or_eye,
+    ),
+    Primitive(
+        "split",
+        "x, m = g * c",
+        "one dim as several, of which the last runs fastest",
+        signatures.same,
+        "torch.unflatten",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+        undoes="join",
+    ),
+    Primitive(
+        "join",
+        "z, m = g * c",
+        "several dims as one",
+        signatures.same,
+        "torch.flatten",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+        undoes="split",
+    ),
+    Primitive(
+        "exchange",
+        "z",
+        "two dims change places: what `transpose` of named dims is",
+        signatures.same,
+        "torch.transpose",
+        "dims",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+    ),
+    Primitive(
+        "eye",
+        "c",
+        "the identity matrix, [c, c]",
+        signatures.same,
+        form="none",
+        cost=free,
+        only_shape=(0,),
+    ),
+    Primitive("ones", "c", "a vector of ones", signatures.same, form="none", cost=free),
+    Primitive(
+        "range",
+        "c",
+        "0, 1, … up to c - 1",
+        signatures.same,
+        form="none",
+        cost=free,
+        only_shape=(0,),
+    ),
+    # PiSSA, MiLoRA, OLoRA: adapters that start from parts of the weight.
+    _decomposition(
+        "svd", "U [n, r], s [r], V [r, m]: the r largest singular values", "nr", "r", "rm"
+    ),
+    _decomposition("minor_svd", "as `svd`, of the r smallest", "nr", "r", "rm"),
+    _decomposition("qr", "Q [n, r], R [r, m]: the first r columns and rows", "nr", "rm"),
+    # OFT: the Cayley transform of a skew matrix.
+    Primitive(
+        "inverse",
+        "A[*, c, c]",
+        "the inverse of each matrix",
+        signatures.of_inverse,
+        _KERNELS + "inverse",
+        "matrices",
+        signatures.inverse_cost,
+        shorter=signatures.of_eye,
+        nonzero=(0,),
+        real=True,
     ),
     # LoKr: the update is a product of a small matrix and one of low rank.
     Primitive(
@@ -216,6 +374,27 @@ _TABLE = (
         zeros=(0,),
         rows=(0,),
     ),
+    # AdaLoRA: how far a factor is from having orthonormal rows.
+    Primitive(
+        "frobenius",
+        "A",
+        "the root of the sum of the squares of all elements, one number",
+        signatures.of_frobenius,
+        "torch.linalg.vector_norm",
+        "matrices",
+        lambda e: elements(e.arguments[0]) * 2,
+        zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "grad",
+        "A",
+        "the gradient of a param, after a step of the optimizer",
+        signatures.same,
+        form="none",
+        cost=free,
+        stepping=True,
+    ),
     # IA³ and VeRA scale outputs, so rows of the weight; it is what their merges are made of.
     Primitive(
         "scale_rows",
@@ -228,9 +407,15 @@ _TABLE = (
         neutral=((1, 1),),
         rows=(0, 1),
     ),
-    _reduction("mean", "torch.mean", linear=_FIRST, of_constant=_first),
-    _reduction("sum", "torch.sum", linear=_FIRST, of_constant=Dim.__mul__),
-    _reduction("max", "torch.amax", of_constant=_first, real=True),
+    _reduction(
+        "mean", "torch.mean", over_sites=_OVER_SITES + "mean", linear=_FIRST, of_constant=_first
+    ),
+    _reduction(
+        "sum", "torch.sum", over_sites=_OVER_SITES + "total", linear=_FIRST, of_constant=Dim.__mul__
+    ),
+    _reduction(
+        "max", "torch.amax", over_sites=_OVER_SITES + "largest", of_constant=_first, real=True
+    ),
     # UniPELT: gates see the mean of the real tokens of an example.
     _reduction(
         "pool",
@@ -259,6 +444,64 @@ _TABLE = (
         "over",
         cost=lambda e: elements(e) * 4,
         zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "unit",
+        "x, over = d",
+        "x with a norm of 1; what is zero stays",
+        signatures.same,
+        "surgery.rules.primitives.unit",
+        "over",
+        cost=lambda e: elements(e) * 3,
+        zeros=(0,),
+        real=True,
+    ),
+    Primitive(
+        "flip",
+        "x, over = d",
+        "the last first",
+        signatures.same,
+        _KERNELS + "flip",
+        "over",
+        free,
+        linear=_FIRST,
+        zeros=(0,),
+    ),
+    Primitive(
+        "layer_norm",
+        "x, over = d",
+        "x with a mean of 0 and a variance of 1",
+        signatures.same,
+        "surgery.rules.primitives.layer_norm",
+        "over",
+        cost=lambda e: elements(e) * 6,
+        zeros=(0,),
+        real=True,
+    ),
+    # Routed adapters: the parts that a router chooses.
+    Primitive(
+        "topk",
+        "x, k, over = d",
+        "1 at the k largest, or at all if there are fewer, else 0",
+        signatures.same,
+        _MASKS + "topk",
+        "over",
+        over_sites=_OVER_SITES + "topk",
+        numbers=((1, SIZE),),
+        detaches=True,
+        mask=True,
+        real=True,
+    ),
+    Primitive(
+        "one_hot",
+        "x, over = d",
+        "1 at the largest, else 0",
+        signatures.same,
+        _MASKS + "one_hot",
+        "over",
+        detaches=True,
+        mask=True,
         real=True,
     ),
     Primitive(

@@ -6,24 +6,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from surgery.language.diagnostics import error
 from surgery.rules.acting import Lost, acting
 from surgery.rules.affine import Merge, NotAffine, merge
-from surgery.rules.checks import check_shape, idle
+from surgery.rules.checks import (
+    check_divisors,
+    check_requirements,
+    check_shape,
+    idle,
+    refuse_schedules,
+)
 from surgery.rules.conditions import Requirement
 from surgery.rules.cost import flops
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expand import Wrapped, wrap
 from surgery.rules.expression import Expression, operand, walk
 from surgery.rules.fold import folds
-from surgery.rules.limits import at_site, having_value
 from surgery.rules.primitive import Primitive
 from surgery.rules.primitives import PRIMITIVES
-from surgery.rules.ranges import unmet
 from surgery.rules.shapes import Equation
 from surgery.rules.signature import Signature
 from surgery.rules.simplify import make, recording, same_value, substitute, value_of
 from surgery.rules.state import State
+from surgery.rules.trained import Trained, Tuning
 from surgery.rules.values import Declaration
 
 
@@ -44,6 +48,8 @@ class Program:
     equations: tuple[Equation, ...]
     named_dims: int | None
     applied: tuple[Wrapped, ...] = ()
+    training: tuple[tuple[str, tuple[Trained, ...]], ...] = ()
+    """What each method says of training."""
 
     @cached_property
     def params(self) -> tuple[Declaration, ...]:
@@ -163,26 +169,25 @@ class Program:
                 param that would have no whole, positive size.
 
         """
-        for requirement in self.requirements:
-            self._require(requirement, sizes)
-        for equation in self.equations:
-            left, right = (
-                at_site(d, sizes, equation.span) for d in (equation.left, equation.right)
-            )
-            if left != right:
-                raise error(
-                    "S405", f"{equation.reason}: {left} is not {right} at this site", equation.span
-                )
+        self.check_schedules()
+        check_requirements(self.requirements, self.equations, sizes)
         for declaration in self.params:
             check_shape(declaration, sizes)
-        for e in dict.fromkeys(e for changed in self.changed for e in walk(changed)):
-            if e.number is not None and e.number.names() <= sizes.keys():
-                at_site(e.number, sizes, e.span)
-            primitive = PRIMITIVES.get(e.op)
-            for position in primitive.nonzero if primitive else ():
-                by = e.arguments[position].number
-                if by is not None and by.names() <= sizes.keys() and by.value(sizes) == 0:
-                    raise error("S243", "this divides by zero at this site", e.span)
+        check_divisors(self.changed, sizes)
+
+    def check_schedules(self) -> None:
+        """Refuse schedules where there is no step: in a forward, a size, or an optimizer's option.
+
+        Raises:
+            SurgeryError: S289.
+
+        """
+        numbers = [(d, p.span) for p in self.params for d in p.shape]
+        said = [t for _, said in self.training for t in said if isinstance(t, Tuning)]
+        values = dict.fromkeys(e for changed in self.changed for e in walk(changed))
+        numbers += [(e.number, e.span) for e in values if e.number is not None and e.span]
+        numbers += [(t.value, t.span) for t in said]
+        refuse_schedules([*numbers, *((r.condition, r.span) for r in self.requirements)])
 
     def check_acting(
         self, sizes: Mapping[str, Scalar] | None = None, given: Iterable[Expression] = ()
@@ -198,6 +203,8 @@ class Program:
         results = [self.result, *([self.core] if self.core is not None else []), *given]
         found = acting(results, sizes)
         for declaration in self.params:
+            if declaration.state:
+                continue
             if declaration.name in (found.read if declaration.frozen else found.trained):
                 continue
             raise idle(declaration, (*self.lost, *found.lost))
@@ -213,17 +220,6 @@ class Program:
             Lost(frozenset(e.name for e in d.lost if e.op == "param"), d.reason, d.span)
             for d in dropped
         )
-
-    @staticmethod
-    def _require(requirement: Requirement, sizes: Mapping[str, Scalar]) -> None:
-        names = requirement.condition.names()
-        if not names <= sizes.keys():
-            return
-        labels = (*requirement.origins, requirement.span)
-        values = ", ".join(f"{k} = {sizes[k]}" for k in sorted(names))
-        with having_value(values, *labels):
-            if not requirement.condition.holds(sizes):
-                raise unmet(requirement, sizes)
 
 
 @lru_cache(maxsize=4096)
@@ -241,11 +237,20 @@ def fold_methods(signature: Signature, applied: tuple[Wrapped, ...]) -> Program:
     """As :func:`build`, always anew."""
     state = signature.operator()
     base, core = state.result, state.core and state.core.result
-    groups = tuple((w.child, tuple(wrap(state, w))) for w in applied)
+    groups: list[tuple[str, tuple[Declaration, ...]]] = []
+    training: list[tuple[str, tuple[Trained, ...]]] = []
+    for wrapped in applied:
+        said = len(state.notes.training)
+        groups.append((wrapped.child, tuple(wrap(state, wrapped))))
+        # What a folded network was trained by went with it.
+        training.append(
+            (wrapped.child, tuple(() if wrapped.folded else state.notes.training[said:]))
+        )
     if state.kind in ("linear", "module") and not state.result.varies:
         # The same for every input, and as often as there are inputs.
         state.result = make("spread", (state.result, base), base.shape)
-    return replace(assemble(signature, base, core, state, groups), applied=applied)
+    program = assemble(signature, base, core, state, tuple(groups))
+    return replace(program, applied=applied, training=tuple(training))
 
 
 def assemble(

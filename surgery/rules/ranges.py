@@ -43,6 +43,8 @@ RATE = Range(
 )
 SPREAD = Range("how far values are drawn from 0 is no negative number", lambda v: _from(0, v))
 
+OPTION = Range("an option of the optimizer is no negative number", lambda v: _from(0, v))
+
 NUMBER = Range("this is a number", lambda _: Condition("and", ()))
 """Any that is known before the model runs."""
 

@@ -46,7 +46,7 @@ class Shapes:
 
     def resolve(self, dim: Dim) -> Dim:
         while any(name in self._values for name in dim.names()):
-            dim = dim.substitute(self._values)
+            dim = dim.substitute(self._values).called(dim.label)
         return dim
 
     def equal(self, left: Dim, right: Dim, reason: str = "", span: Span | None = None) -> bool:
@@ -79,7 +79,8 @@ class Shapes:
             if x == ONE or y == ONE:
                 result.insert(0, y if x == ONE else x)
             elif self.equal(x, y, what, span):
-                result.insert(0, self.resolve(x))
+                keeps = x.label and len(left.shape) >= len(right.shape)
+                result.insert(0, self.resolve(x if keeps else x.called(y.label)))
             else:
                 raise mismatch(what, left, right, span)
         return (*a, *b, *result)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from surgery.language.diagnostics import error
 from surgery.language.source import Span
 from surgery.rules.dims import Dim
 from surgery.rules.expression import STAR, Expression, Shape
-from surgery.rules.primitive import Arguments, ShapeRule, elements
+from surgery.rules.primitive import Arguments, Attributes, ShapeRule, elements
 from surgery.rules.shapes import ONE, Shapes, mismatch, show_shape
 
 
@@ -34,10 +36,16 @@ def of_linear(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int
 
 def of_matmul(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     left, right = arguments
-    _need_rank("@", right, 2, span)
-    if len(left.shape) < 2 or not shapes.equal(left.shape[-1], right.shape[0], "@", span):
+    if len(right.shape) < 2 or STAR in right.shape:
+        _need_rank("@", right, 2, span)
+    fits = len(left.shape) > 1 and shapes.equal(left.shape[-1], right.shape[-2], "@", span)
+    if not fits or (len(right.shape) > 2 and STAR in left.shape):
         raise mismatch("@", left, right, span)
-    return (*left.shape[:-1], right.shape[1])
+    beside = left.shape[:-2]
+    if len(right.shape) > 2:
+        ends = [replace(a, shape=a.shape[:-2]) for a in arguments]
+        beside = shapes.broadcast(ends[0], ends[1], "@", span)
+    return (*beside, left.shape[-2], right.shape[-1])
 
 
 def of_transpose(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
@@ -55,6 +63,10 @@ def of_kron(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) 
         _need_rank("kron", argument, 2, span)
     (a, b), (c, d) = arguments[0].shape, arguments[1].shape
     return (a * c, b * d)
+
+
+def of_frobenius(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
+    return ()
 
 
 def of_scale_rows(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
@@ -131,7 +143,7 @@ def of_align(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int)
     return (value.shape[0], *(ONE for _ in like.shape[1:]))
 
 
-def aligned(value: Expression, like: Expression) -> Expression | None:
+def aligned(_: object, value: Expression, like: Expression) -> Expression | None:
     """``value`` where aligning it would do nothing: one number, or a vector of examples."""
     return value if value.number is not None or len(value.shape) < 2 else None
 
@@ -172,6 +184,8 @@ def linear_cost(e: Expression) -> Dim:
 
 def matmul_cost(e: Expression) -> Dim:
     rows, inner = (Dim.of(1), *e.arguments[0].shape)[-2:]
+    if len(e.arguments[1].shape) > 2:
+        return elements(e) * inner * 2
     leading = rows if rows != STAR else Dim.of(1)
     return leading * inner * e.arguments[1].shape[1] * 2
 
@@ -183,3 +197,72 @@ def row_norm_cost(e: Expression) -> Dim:
 def bilstm_cost(e: Expression) -> Dim:
     into, hidden = e.arguments[1:3]
     return e.shape[0] * into.shape[1] * (into.shape[2] + hidden.shape[2]) * 4
+
+
+def of_inverse(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
+    (matrix,) = arguments
+    square = len(matrix.shape) > 1 and shapes.equal(*matrix.shape[-2:], "inverse", span)
+    if not square or STAR in matrix.shape:
+        raise error(
+            "S212",
+            f"inverse takes square matrices, and `{matrix}` is {show_shape(matrix.shape)}",
+            span,
+        )
+    return matrix.shape
+
+
+def of_eye(_: object, matrix: Expression) -> Expression | None:
+    """The inverse of the identity."""
+    return matrix if matrix.op == "eye" else None
+
+
+def beside_eye(_: object, left: Expression, right: Expression) -> Expression | None:
+    """A product with the identity."""
+    return left if right.op == "eye" else right if left.op == "eye" else None
+
+
+def decomposition_cost(e: Expression) -> Dim:
+    matrix, rank = e.arguments
+    return elements(matrix) * _number(rank) * 4
+
+
+def inverse_cost(e: Expression) -> Dim:
+    return elements(e) * e.shape[-1] * 2
+
+
+def dot_cost(e: Expression) -> Dim:
+    """A multiplication and an addition for each combination of places."""
+    equation = str(e.attribute("_equation"))
+    sizes: dict[str, Dim] = {}
+    for argument, letters in zip(e.arguments, equation.split("->")[0].split(","), strict=True):
+        own = letters.removeprefix("...")
+        if own:
+            sizes |= zip(own, argument.shape[-len(own) :], strict=True)
+    total = Dim.of(2)
+    for size in sizes.values():
+        total = total * size
+    return total
+
+
+def of_ones_or_eye(
+    attributes: Attributes, left: Expression, right: Expression
+) -> Expression | None:
+    """A product with ones, or a sum with the identity, which calls one dim by another name."""
+    equation = str(dict(attributes)["_equation"])
+    given, made = equation.split("->")
+    before, matrix = (side.removeprefix("...") for side in given.split(","))
+    if (
+        right.number is not None
+        and before == made.removeprefix("...")
+        and not {*matrix} - {*before}
+    ):
+        return left if right.number.number == 1 else None
+    if right.op != "eye":
+        return None
+    old, new = matrix[-2:]
+    beside = matrix[:-2]
+    renamed = all(c in before for c in beside) and (
+        before.replace(old, new) == made.removeprefix("...")
+        or before.replace(new, old) == made.removeprefix("...")
+    )
+    return left if renamed else None

@@ -15,6 +15,7 @@ from surgery.rules.expression import (
     Attribute,
     Expression,
     Shape,
+    eye,
     is_leading,
     is_number,
     number,
@@ -50,11 +51,21 @@ def make(
         return number(known, span, shape)
     short = _shortcut(op, primitive, arguments, shape, attributes)
     _record(op, arguments, short, span)
+    if short is not None and short.op == "eye" and short.shape != shape:
+        short = _eyes(short, shape)
     if short is not None and short.number is not None:
         return short if short.shape == shape else with_shape(short, shape)
     if short is None or not _stands_for(short, shape):
         return Expression(op, arguments, attributes, shape, span)
     return short
+
+
+def _eyes(short: Expression, shape: Shape) -> Expression | None:
+    """An identity matrix as often as ``shape`` has it; None if it would be repeated otherwise."""
+    size = short.shape[-1]
+    if len(shape) < 2 or not (shape[-1] == shape[-2] == size):
+        return None
+    return eye(size, short.arguments[0], shape[:-2])
 
 
 def _of_numbers(primitive: Primitive, arguments: tuple[Expression, ...]) -> Dim | None:
@@ -164,12 +175,12 @@ def _scaled(e: Expression) -> tuple[Expression, Dim]:
 
 def _stands_for(short: Expression, shape: Shape) -> bool:
     """Whether ``short`` needs no broadcasting to be of ``shape``; leading dims may have no names."""
-    if not short.varies:
+    own = short.shape
+    if not short.varies or STAR in (*own[:1], *shape[:1]):
         shape = tuple(d for d in shape if not is_leading(d))
-    pairs = zip(short.shape, shape, strict=False)
-    return not shape or (
-        len(short.shape) == len(shape) and all(a != ONE or b == ONE for a, b in pairs)
-    )
+        own = tuple(d for d in own if not is_leading(d)) if short.varies else own
+    pairs = zip(own, shape, strict=False)
+    return not shape or (len(own) == len(shape) and all(a != ONE or b == ONE for a, b in pairs))
 
 
 def _shortcut(
@@ -203,8 +214,11 @@ def _by_row(
 ) -> Expression | None:
     """What the row of a primitive says of these arguments."""
     first = arguments[0]
-    if primitive.shorter is not None and (shorter := primitive.shorter(*arguments)):
+    if primitive.shorter is not None and (shorter := primitive.shorter(attributes, *arguments)):
         return shorter
+    if primitive.undoes and first.op == primitive.undoes:
+        sizes = [[(k, v) for k, v in of if k != "dims"] for of in (attributes, first.attributes)]
+        return first.arguments[0] if sizes[0] == sizes[1] else None
     if any(is_number(arguments[i], 0) for i in primitive.zeros):
         return number(0)
     if primitive.axis and first.number is not None:

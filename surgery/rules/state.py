@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from surgery.language.diagnostics import Label, error
@@ -11,11 +11,22 @@ from surgery.language.source import Span
 from surgery.rules.affine import NotAffine, merge
 from surgery.rules.conditions import Requirement
 from surgery.rules.dims import Dim
-from surgery.rules.expression import IN, OUT, STAR, Expression, Shape, number, operand
+from surgery.rules.expression import (
+    IN,
+    OUT,
+    STAR,
+    Expression,
+    Shape,
+    number,
+    operand,
+    rebuild,
+    walk,
+)
 from surgery.rules.limits import Depth
 from surgery.rules.rows import Rows
 from surgery.rules.shapes import Shapes
 from surgery.rules.slices import take
+from surgery.rules.trained import Trained
 from surgery.rules.values import Declaration, HostModule, Value
 
 Kind = Literal["linear", "module", "attention", "tokens"]
@@ -46,9 +57,12 @@ class Notes:
     shapes: Shapes
     declarations: list[Declaration] = field(default_factory=list[Declaration])
     requirements: list[Requirement] = field(default_factory=list[Requirement])
+    training: list[Trained] = field(default_factory=list[Trained])
     given: list[Expression] = field(default_factory=list[Expression])
     """Tensors handed to a method that is not known yet (a verb checked on its own)."""
     changed: bool = False
+    child: str = ""
+    """What the names of all params of the method begin with that is read."""
     depth: Depth = field(default_factory=Depth)
 
 
@@ -71,7 +85,19 @@ class State:
     core: State | None = None
     """The softmax core within, where the operator is an attention."""
     base: Expression | None = None
-    """The operator before any method; None if no other is meant than what was found."""
+    """The operator before any method; None for tokens."""
+
+    @property
+    def told_core(self) -> tuple[Expression, ...]:
+        """The attention within, where methods have changed it."""
+        core = self.core
+        return () if core is None or core.result == core.base else (core.result,)
+
+    def become(self, attention: Expression) -> None:
+        """Let ``attention`` be what methods have made of this one."""
+        self.result = attention
+        inner = next(e for e in walk(attention) if e.op == "attend")
+        self.operands |= zip(OPERANDS["attention"], inner.arguments, strict=True)
 
     @property
     def shapes(self) -> Shapes:
@@ -158,12 +184,13 @@ def _attention(notes: Notes, names: Mapping[str, Dim]) -> State:
     q, k, v = (operand(name, shape(name)) for name in "qkv")
     mask = operand("mask", (*q.shape[:3], k.shape[2]))
     result = Expression("attend", (q, k, v, mask), (), shape("o"))
-    return State("attention", result, result, {"q": q, "k": k, "v": v, "mask": mask}, notes)
+    operands: dict[str, Expression | None] = {"q": q, "k": k, "v": v, "mask": mask}
+    return State("attention", result, result, operands, notes, base=result)
 
 
 def read_operand(state: State, target: str, span: Span) -> Value | None:
     if target == "y":
-        return state.result
+        return _told(state)
     if target == "norm":
         return HostModule("norm", state.has_norm)
     if target in ("W", "b"):
@@ -171,6 +198,18 @@ def read_operand(state: State, target: str, span: Span) -> Value | None:
         return found if found.number is None else number(found.number, span, found.shape)
     value = state.operands.get(target)
     return number(0, span, state.origin.shape) if value is None else value
+
+
+def _told(state: State) -> Expression:
+    """The result, as that of a module in which the attention is what methods have made of it."""
+    core = state.told_core
+    if not core:
+        return state.result
+
+    def change(e: Expression) -> Expression | None:
+        return replace(e, arguments=(*e.arguments, *core)) if e.op == "base" else None
+
+    return rebuild(state.result, change)
 
 
 def effective(state: State, target: str, span: Span) -> Expression:

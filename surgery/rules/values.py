@@ -13,16 +13,20 @@ from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression
 from surgery.rules.library import Definition
 from surgery.rules.primitive import Primitive
+from surgery.rules.trained import CLOCK
 
 
 @dataclass(frozen=True, eq=False)
 class Closure:
-    """A method or block with its arguments. ``path`` prefixes its params' names."""
+    """A method or block with its arguments.
+
+    ``path`` prefixes its params' names, once it has a place among those that take it.
+    """
 
     definition: Definition
     arguments: Mapping[str, Value]
     span: Span
-    path: str = ""
+    path: str | None = None
     origins: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
     """Where each argument was written: in a spec, through verbs and `let`s."""
 
@@ -88,10 +92,19 @@ class Declaration:
     span: Span = field(compare=False, repr=False)
     origins: tuple[Span, ...] = field(default=(), compare=False, repr=False)
     """Where the numbers in its shape were written."""
+    state: bool = False
+    """Whether it is a buffer, which no optimizer has."""
+    drawn: bool = False
+    """Whether it is drawn anew for each step."""
 
     def shape_at(self, sizes: Mapping[str, Scalar]) -> tuple[int, ...]:
         """Its shape at a site of these sizes."""
         return tuple(int(dim.value(sizes)) for dim in self.shape)
+
+
+def is_clock(declaration: Declaration) -> bool:
+    """Whether it counts the steps of its method."""
+    return declaration.state and declaration.name.rpartition(".")[2] == CLOCK
 
 
 Value = Dim | Expression | Primitive | Closure | Opaque | HostModule | Condition | str

@@ -37,7 +37,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def told(anatomy: Anatomy) -> dict[tuple[str, str], Any]:
     """All that graphs can have: tokens join where modules are called."""
     return {
-        (role, site.path): (site.kind, site.layer, site.rows, site.norm, site.core)
+        (role, site.path): (type(site.operator), site.index, site.rows, site.norm, site.core)
         for role, sites in anatomy.places.items()
         for site in sites
         if role != "tokens"

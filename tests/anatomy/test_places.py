@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from surgery.anatomy.inputs import example_inputs
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.read import Anatomy, read
-from surgery.anatomy.site import Port, Site
+from surgery.anatomy.site import BareParameter, Port, Site, WholeModule
 from tests.models import build
 
 PARALLEL = ("cohere", "phi", "gpt_neox", "gptj", "falcon")
@@ -184,9 +184,9 @@ def test_ports_have_the_shapes_hooks_see(name: str) -> None:
     anatomy, seen = read(model), Seen(model)
     for role in ("attention", "mlp", "q", "o", "down", "layer", "norm", "embedding"):
         for site in anatomy.places.get(role, ()):
-            if site.kind == "parameter":
+            if isinstance(site.operator, BareParameter):
                 continue
-            if anatomy.call(site.path) is None and site.kind == "module":
+            if anatomy.call(site.path) is None and isinstance(site.operator, WholeModule):
                 assert site.path.endswith("out_proj")  # nn.MultiheadAttention only reads it
                 continue
             for port in (site.entry, site.exit):
@@ -197,8 +197,8 @@ def test_a_region_lists_what_lies_in_it() -> None:
     places = read(build("bert")).places
     attention, mlp = places["attention"][0], places["mlp"][0]
     layer = "encoder.layer.0"
-    assert attention.members == (f"{layer}.attention.self", f"{layer}.attention.output.dense")
-    assert mlp.members == (f"{layer}.intermediate", f"{layer}.output.dense")
+    assert attention.spans == (f"{layer}.attention.self", f"{layer}.attention.output.dense")
+    assert mlp.spans == (f"{layer}.intermediate", f"{layer}.output.dense")
     assert mlp.entry == Port(f"{layer}.intermediate.dense", "input", "input")
     assert mlp.exit == Port(f"{layer}.output.dense", "output")
     assert mlp.residual == mlp.entry
@@ -211,7 +211,7 @@ def test_ports_of_modules_chosen_by_path() -> None:
     assert attention.entry == Port("model.layers.1.self_attn", "input", "hidden_states")
     assert attention.exit == Port("model.layers.1.self_attn", "output", None, 0)
     assert attention.residual == Port("model.layers.1.input_layernorm", "input", "hidden_states")
-    assert attention.layer == 1
+    assert attention.index == 1
     down = anatomy.place_of(paths.module("model.layers.0.mlp.down_proj"))
     assert down.residual == Port(
         "model.layers.0.post_attention_layernorm", "input", "hidden_states"

@@ -270,7 +270,7 @@ def test_layers_of_two_kinds_are_one_stack() -> None:
             return x
 
     anatomy = read(nn.Sequential(Hybrid()), torch.randn(2, 5, 32))
-    found = [(site.path, site.layer) for site in anatomy.places["layer"]]
+    found = [(site.path, site.index) for site in anatomy.places["layer"]]
     assert found == [("0.layers.0", 0), ("0.layers.1", 1)]
 
 

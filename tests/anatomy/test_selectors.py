@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from surgery.anatomy.select import select
+from surgery.anatomy.site import BareParameter, WholeModule
 from tests import models
 from tests.anatomy.selecting import anatomy, chosen, no_anatomy, paths
 
@@ -156,9 +157,9 @@ def test_a_model_that_holds_itself_is_read_once() -> None:
 
 
 def test_a_name_of_wildcards_alone_means_modules() -> None:
-    kinds = {site.kind for site in chosen("`transformer.h.0.*`").sites}
-    assert kinds == {"module"}
-    assert {site.kind for site in chosen("`*.c_fc.*t`").sites} == {"parameter"}
+    kinds = {type(site.operator) for site in chosen("`transformer.h.0.*`").sites}
+    assert kinds == {WholeModule}
+    assert {type(site.operator) for site in chosen("`*.c_fc.*t`").sites} == {BareParameter}
 
 
 @pytest.mark.parametrize(

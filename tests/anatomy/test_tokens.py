@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from surgery.anatomy.read import read
-from surgery.anatomy.site import Memory, Port, Site
+from surgery.anatomy.site import Memory, Port, Site, Tokens
 from tests.anatomy.test_places import Seen
 from tests.models import HIDDEN, VOCABULARY, Block, build, randomise
 
@@ -39,6 +39,11 @@ WHERE = {
 }
 
 
+def tokens_of(site: Site) -> Tokens:
+    assert isinstance(site.operator, Tokens)
+    return site.operator
+
+
 def under(reader: str, path: str) -> str:
     return ".".join(part for part in (reader, path) if part)
 
@@ -52,13 +57,14 @@ def test_one_site_for_each_stack(name: str) -> None:
         (reader, under(reader, embedding), Port(under(reader, exit), "output", None, index))
         for reader, embedding, exit, index in WHERE[name]
     ]
-    assert [(s.tokens.reader, s.tokens.embedding, s.tokens.exit) for s in sites] == wanted
-    for site in sites:
-        assert (site.path, site.kind, site.exit) == (site.tokens.reader, "module", site.tokens.exit)
-        assert site.entry == Port(site.tokens.embedding, "output")
+    stacks = [tokens_of(site) for site in sites]
+    assert [(t.reader, t.embedding, t.exit) for t in stacks] == wanted
+    for site, tokens in zip(sites, stacks, strict=True):
+        assert (site.path, site.exit) == (tokens.reader, tokens.exit)
+        assert site.entry == Port(tokens.embedding, "output")
         assert anatomy.place_of(site) == site
         accepted = inspect.signature(model.get_submodule(site.path).forward).parameters
-        names = (getattr(site.tokens, use) for use in ("ids", "embeds", "mask", "cache"))
+        names = (getattr(tokens, use) for use in ("ids", "embeds", "mask", "cache"))
         assert all(found in accepted for found in names if found is not None)
 
 
@@ -67,7 +73,7 @@ def test_states_of_all_tokens_pass_the_exit(name: str) -> None:
     model = build(name)
     seen = Seen(model)
     for site in read(model).places["tokens"]:
-        _, ids = seen.first(Port(site.path, "input", site.tokens.ids))
+        _, ids = seen.first(Port(site.path, "input", tokens_of(site).ids))
         _, embedded = seen.first(site.entry)
         key = Port(site.exit.path, "output", None, site.exit.index)
         _, states = seen.first(key)
@@ -81,7 +87,7 @@ def test_images_and_hidden_states_are_no_tokens(name: str) -> None:
 
 def test_the_other_arguments_by_their_names() -> None:
     def names(name: str) -> tuple[str | None, ...]:
-        tokens = read(build(name)).places["tokens"][-1].tokens
+        tokens = tokens_of(read(build(name)).places["tokens"][-1])
         return (tokens.embeds, tokens.mask, tokens.positions, tokens.types, tokens.cache)
 
     embeds, mask, positions = "inputs_embeds", "attention_mask", "position_ids"
@@ -103,13 +109,13 @@ def test_the_other_arguments_by_their_names() -> None:
     ],
 )
 def test_how_positions_are_counted(name: str, counts: str, padding: int | None) -> None:
-    tokens = read(build(name)).places["tokens"][0].tokens
+    tokens = tokens_of(read(build(name)).places["tokens"][0])
     assert (tokens.counts, tokens.padding) == (counts, padding)
 
 
 def test_who_attends_to_an_encoders_states() -> None:
     def memory(name: str) -> list[Memory | None]:
-        return [site.tokens.memory for site in read(build(name)).places["tokens"]]
+        return [tokens_of(site).memory for site in read(build(name)).places["tokens"]]
 
     given = ("encoder_hidden_states", "encoder_attention_mask", 0)
     assert memory("t5") == [Memory("", "decoder", *given), None]
@@ -154,10 +160,10 @@ def test_arguments_by_what_becomes_of_them() -> None:
     model = randomise(Handmade())
     ids = torch.randint(VOCABULARY, (2, 6))
     which, seen = torch.randint(4, (2, 6)), torch.ones(2, 6, dtype=torch.long)
-    tokens = site_of(model, ids, which, seen).tokens
+    tokens = tokens_of(site_of(model, ids, which, seen))
     assert (tokens.ids, tokens.types, tokens.mask) == ("tokens", "which", "seen")
     assert (tokens.embedding, tokens.exit) == ("table", Port("blocks.1", "output"))
-    assert site_of(model, ids).tokens.mask is None
+    assert tokens_of(site_of(model, ids)).mask is None
 
 
 def test_what_picks_by_ids_and_returns_no_states_has_no_exit() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surgery
+from surgery.anatomy.site import WholeModule
 from tests import models
 from tests.laws.strategies import added, randomise_added
 from tests.models import randomise
@@ -236,7 +237,7 @@ def test_roles_find_layers_that_another_reads() -> None:
     x = torch.randn(2, 3, 8)
     for role in "qkvo":
         (site,) = surgery.select(model, role, example_inputs=x)
-        assert (site.path, site.kind) == (f"0.{role}", "module")
+        assert (site.path, site.operator) == (f"0.{role}", WholeModule())
     plan = surgery.plan(model, "on q|o gated lora(2)", example_inputs=x)
     assert all(edit.layer and edit.layer.read for edit in plan.edits)
 

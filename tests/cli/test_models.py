@@ -53,6 +53,18 @@ def test_models_are_drawn(run: Any, words: tuple[str, ...]):
     assert "Language" in graph.out
 
 
+@pytest.mark.parametrize("words", [("diff", "toy:model", "spec.peft"), ("inspect", "toy:model")])
+@pytest.mark.parametrize("form", ["text", "dot", "html", "json"])
+def test_json_is_short_for_a_format(run: Any, words: tuple[str, ...], form: str):
+    """Two formats at once are a mistake, unless they are one."""
+    ran = run(*words, "--json", "--format", form)
+    if form == "json":
+        assert ran == run(*words, "--json") == run(*words, "--format", "json")
+    else:
+        assert (ran.code, ran.out) == (64, "")
+        assert f"`--json` contradicts `--format {form}`" in ran.err
+
+
 def test_diff_of_two_specs(run: Any, snapshot: Any):
     other = "on Linear apply lora(r = 4); train norm|bias"
     assert str(run("diff", "toy:model", "spec.peft", other)) == snapshot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -132,6 +133,16 @@ def test_all_methods(run: Any):
     lora = next(d for d in data if d["name"] == "lora")
     assert lora["elements"] == "m·r + n·r"
     assert lora["is_identity"]
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_the_list_of_methods_fits(run: Any, width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = r"^  \w+\(.*\)$"
+    lines = [line for line in run("methods").out.splitlines() if not re.match(names, line)]
+    assert max(map(len, lines)) <= width
+    said = " ".join(" ".join(lines).split())
+    assert "with a scale of 4, as for generation" in said
 
 
 def test_no_such_method(run: Any):

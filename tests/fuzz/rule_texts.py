@@ -257,7 +257,7 @@ class Text:
 
 
 def verb(random: Random, name: str, sizes: dict[str, int]) -> str:
-    """A verb that hands a gate to the method that it takes."""
+    """A verb that hands a gate to the method that it takes, or puts one on what that changes."""
     text = Text(random, name, sizes, True, reads=False)
     gate = random.choice(
         (
@@ -271,7 +271,11 @@ def verb(random: Random, name: str, sizes: dict[str, int]) -> str:
     )
     before = [text.result()] if random.random() < 0.05 else []
     after = [text.result()] if random.random() < 0.2 and not before else []
-    steps = [*before, f"apply inner(gate = {gate})", *after]
+    if random.random() < 0.5:
+        wrapped = ["let base = y", "apply inner", f"y = base + {gate} * (y - base)"]
+    else:
+        wrapped = [f"apply inner(gate = {gate})"]
+    steps = [*before, *wrapped, *after]
     body = "\n  ".join((*used(text.params, steps), *steps))
     return f"method {name}(inner: method, r = 2, alpha = 3, gate = 1) {{\n  match y[*, n] = linear(x[*, m], W[n, m], b?)\n  {body}\n}}\n"
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from random import Random
 
 _METHODS = ["lora", "dora", "ia3", "loha", "lokr", "rslora", "shift", "vera", "ia3_input", "prompt"]
-_VERBS = ["gated", "layer_gated", "apply", "sequential", "parallel", "pfeiffer"]
+_VERBS = [
+    "gated",
+    "layer_gated",
+    "scaled(0.5)",
+    "dropped(0.1)",
+    "apply",
+    "sequential",
+    "parallel",
+    "pfeiffer",
+]
 _PARTS = [
     "Linear",
     "`0`",
@@ -19,7 +28,24 @@ _PARTS = [
     "Embedding",
     "bias",
 ]
-_NUMBERS = ["1", "2", "1", "2", "4", "0.5", "0", "0.1", "rank", "2 * 2", "-1", "1 / 2", "n", "1e3"]
+_NUMBERS = [
+    "1",
+    "2",
+    "1",
+    "2",
+    "4",
+    "0.5",
+    "0",
+    "0.1",
+    "rank",
+    "2 * 2",
+    "-1",
+    "1 / 2",
+    "n",
+    "1e3",
+    "index",
+    "1 + index",
+]
 _FUNCTIONS = [
     "relu",
     "gelu",
@@ -67,7 +93,10 @@ def _statement(random: Random, own: tuple[str, ...]) -> str:
 
 def _selector(random: Random) -> str:
     parts = [random.choice(_PARTS) for _ in range(random.choice([1, 1, 1, 2, 3]))]
-    parts = [p + random.choice(["", "", "", "[0]", "[-1:]", "[::2]", "[5]"]) for p in parts]
+    parts = [
+        p + random.choice(["", "", "", "[0]", "[-1:]", "[::2]", "[5]", "[0.5:]", "[:-0.25]"])
+        for p in parts
+    ]
     text = random.choice(["|", " | "]).join(parts)
     if random.random() < 0.2:
         text += f" in {random.choice(_PARTS)}"

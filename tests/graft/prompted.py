@@ -26,8 +26,8 @@ SLOTS = "_surgery_stack0"
 
 
 def tokens_of(model: nn.Module, stack: int = 0) -> Tokens:
-    found = read(model).places["tokens"][stack].tokens
-    assert found is not None
+    found = read(model).places["tokens"][stack].operator
+    assert isinstance(found, Tokens)
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surgery
+from surgery.anatomy.site import Tokens
 from surgery.graft.tokens.outputs import Trim
 from tests.graft.test_tokens import a_batch, longer, padded, shapes
 from tests.laws.strategies import randomise_added
@@ -135,11 +136,11 @@ def test_states_are_those_on_embeddings_behind_the_prompt(name: str) -> None:
     base, model = prompted(name)
     (prompt,) = surgery.trainable(model).values()
     (site,) = surgery.select(base, "tokens")
-    assert site.tokens is not None
+    assert isinstance(site.operator, Tokens)
     ids, mask = padded(a_batch(), "right")
     if name == "MambaModel":
         mask = torch.ones_like(ids)
-    embedded = base.get_submodule(site.tokens.embedding)(ids)
+    embedded = base.get_submodule(site.operator.embedding)(ids)
     embedded = embedded[0] if isinstance(embedded, tuple) else embedded
     behind = torch.cat((prompt.expand(2, -1, -1), embedded.view(2, 5, -1)), 1)
     wanted = base(inputs_embeds=behind, attention_mask=longer(mask)).last_hidden_state[:, N:]

@@ -157,6 +157,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_compiles_whole(name: str) -> None:
     model = build(name)

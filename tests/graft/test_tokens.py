@@ -685,7 +685,7 @@ def test_arguments_by_position_and_what_one_call_leaves_to_the_next() -> None:
         within(slots.open, failing, model, (), {})
     within(slots.open, places, model, (), {})
     assert filled(slots, empty) is empty
-    assert read(model).places["tokens"][0].tokens == tokens
+    assert read(model).places["tokens"][0].operator == tokens
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from surgery.language import syntax
@@ -80,12 +82,13 @@ _primaries = (
     | st.builds(syntax.Class, names.filter(lambda name: name[0].isupper()), span=st.just(NOWHERE))
     | st.builds(syntax.All, span=st.just(NOWHERE))
 )
-_bounds = st.none() | st.integers(-9, 9)
+_shares = st.sampled_from((0.5, -0.25, 0.125, -0.75))
+_bounds = st.none() | st.integers(-9, 9) | _shares
 _subscripts = st.builds(
     syntax.Slice,
     _bounds,
     _bounds,
-    _bounds.filter(lambda step: step != 0),
+    (st.none() | st.integers(-9, 9)).filter(lambda step: step != 0),
     span=st.just(NOWHERE),
 ) | st.builds(syntax.Index, st.integers(-9, 9), span=st.just(NOWHERE))
 
@@ -96,6 +99,10 @@ def _unions(
     sliced = st.builds(syntax.Sliced, primaries, _subscripts, span=st.just(NOWHERE))
     parts = st.lists(primaries | sliced, min_size=1, max_size=3).map(tuple)
     return st.builds(syntax.Union, parts, span=st.just(NOWHERE))
+
+
+def _unsliced(union: syntax.Union) -> bool:
+    return not any(isinstance(part, syntax.Sliced) for part in union.parts)
 
 
 def _selectors(
@@ -114,6 +121,26 @@ def _selectors(
 
 _groups = st.builds(syntax.Group, _selectors(_unions(_primaries)), span=st.just(NOWHERE))
 selectors = _selectors(_unions(_primaries | _primaries | _groups))
+_bare = names.map(
+    lambda name: (syntax.Class if name[0].isupper() else syntax.Role)(name, span=NOWHERE)
+)
+targets = selectors | st.builds(
+    lambda selector, of: replace(selector, of=of), selectors, _unions(_bare).filter(_unsliced)
+)
+"""Selectors of what trains: those of the base's parameters, and of the params of methods."""
+settings = st.lists(
+    st.builds(
+        syntax.Setting,
+        st.sampled_from(["lr", "weight_decay", "momentum", "eps"]),
+        st.sampled_from(["*", "="]),
+        expressions,
+        span=st.just(NOWHERE),
+        option_span=st.just(NOWHERE),
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda setting: setting.option,
+).map(tuple)
 
 # Statements
 
@@ -137,8 +164,10 @@ applications = st.recursive(
 )
 statements = (
     st.builds(syntax.On, selectors, applications, st.none() | names, span=st.just(NOWHERE))
-    | st.builds(syntax.Freeze, selectors, span=st.just(NOWHERE))
-    | st.builds(syntax.Train, selectors, span=st.just(NOWHERE))
+    | st.builds(syntax.Freeze, targets, span=st.just(NOWHERE))
+    | st.builds(syntax.Train, targets, span=st.just(NOWHERE))
+    | st.builds(syntax.Optimize, targets, settings, span=st.just(NOWHERE))
+    | st.builds(syntax.Penalty, expressions, selectors, span=st.just(NOWHERE))
     | st.builds(
         syntax.Use,
         words,
@@ -154,6 +183,16 @@ statements = (
 def dims(draw: st.DrawFn) -> tuple[syntax.Expression, ...]:
     lead = draw(st.lists(stars, max_size=1))
     return (*lead, *draw(st.lists(name_nodes | expressions, max_size=2)))
+
+
+assigned = st.builds(
+    syntax.Assign,
+    names,
+    st.sampled_from(["=", "+=", "-=", "*="]),
+    expressions,
+    span=st.just(NOWHERE),
+    target_span=st.just(NOWHERE),
+)
 
 
 @st.composite
@@ -172,7 +211,8 @@ def definitions(draw: st.DrawFn, name: str) -> syntax.Method | syntax.Block:
 
     def step() -> syntax.Step:
         value = draw(expressions)
-        match draw(st.sampled_from(["require", "param", "let", "assign", "apply"])):
+        kinds = ["require", "param", "state", "draw", "tune", "charge", "after", "let", "assign"]
+        match draw(st.sampled_from([*kinds, "apply"])):
             case "require":
                 return syntax.Require(value, span=NOWHERE)
             case "param":
@@ -180,6 +220,30 @@ def definitions(draw: st.DrawFn, name: str) -> syntax.Method | syntax.Block:
                 return syntax.Param(
                     pool.pop(), draw(dims()), value, *flags, span=NOWHERE, name_span=NOWHERE
                 )
+            case "state":
+                flags = [draw(st.booleans()), True, draw(SHARING), True]
+                return syntax.Param(
+                    pool.pop(), draw(dims()), value, *flags, span=NOWHERE, name_span=NOWHERE
+                )
+            case "draw":
+                return syntax.Draw(
+                    pool.pop(),
+                    draw(st.none() | dims()),
+                    value,
+                    draw(st.none() | expressions),
+                    draw(SHARING),
+                    span=NOWHERE,
+                    name_span=NOWHERE,
+                )
+            case "tune":
+                params = draw(st.lists(name_nodes, min_size=1, max_size=3).map(tuple))
+                return syntax.Tune(params, draw(settings), span=NOWHERE)
+            case "charge":
+                return syntax.Charge(value, span=NOWHERE)
+            case "after":
+                body = draw(st.lists(assigned, max_size=3).map(tuple))
+                where = draw(st.none() | expressions)
+                return syntax.After("step", where, body, span=NOWHERE, event_span=NOWHERE)
             case "let":
                 return syntax.Let(pool.pop(), value, span=NOWHERE, name_span=NOWHERE)
             case "apply" if method:
@@ -188,9 +252,7 @@ def definitions(draw: st.DrawFn, name: str) -> syntax.Method | syntax.Block:
                 )
                 return syntax.Apply(inner, span=NOWHERE)
             case _:
-                sign = draw(st.sampled_from(["=", "+=", "-=", "*="]))
-                target = draw(names)
-                return syntax.Assign(target, sign, value, span=NOWHERE, target_span=NOWHERE)
+                return draw(assigned)
 
     method = draw(st.booleans())
     parameters = tuple(parameter() for _ in range(draw(st.integers(0, 3))))

@@ -11,7 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 import surgery
-from surgery.graft.initialise import run as call
+from surgery.graft.computing import run as call
 from surgery.layers import Layer, LayerKind
 from surgery.planning.layers import read_layer
 from tests.laws.strategies import assert_near, randomise_added

@@ -17,8 +17,8 @@ def rule(body: str, head: str = HEAD) -> str:
 
 KNOWN = {
     "a scale of 0": "on Linear apply lora(2, alpha = 0)",
-    "a gate of 0": "on Linear apply dora(2) on Linear apply loha(2, gate = 0)",
-    "a gate of 0 behind a verb": "on `0` parallel(gate = 0) adapter(2)",
+    "a gate of 0": "on Linear apply dora(2) on Linear scaled(0) loha(2)",
+    "a gate of 0 behind a verb": "on `0` scaled(0) parallel adapter(2)",
     "detached": rule("param v[n] = 1 y += detach(v)") + "on Linear apply rule",
     "taken from itself": rule("param v[n] = 1 y += v * y - y * v") + "on Linear apply rule",
     "terms that cancel": rule("param v[n] = 1 y += 2 * v - v - v") + "on Linear apply rule",
@@ -85,8 +85,8 @@ def test_slices_cores_and_tokens_are_held_to_it() -> None:
     model = build("gpt2")
     for spec in (
         "on q|v apply lora(2, alpha = 0)",
-        "on attention apply prefix(2, gate = 0)",
-        "on mlp parallel(gate = 0) adapter(2)",
+        "on attention scaled(0) prefix(2)",
+        "on mlp scaled(0) parallel adapter(2)",
         "method none(n) { match e[z, s, d] = tokens() param P[n, d] = 0 param v[n, d] = 1 "
         "e = cat(P + (n - 2) * v, e, along = s) } on tokens apply none(2)",
     ):

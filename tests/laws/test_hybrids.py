@@ -142,6 +142,7 @@ def test_recomputes_under_checkpointing(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 @pytest.mark.parametrize("spec", ["gated", "mix"])
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_compiles_whole_with_dynamic_shapes(name: str, spec: str) -> None:

@@ -261,7 +261,7 @@ class World(Holding):
             copied.stack = []
         elif life.shown == MERGED:
             left = other.__dict__.get("_surgery")
-            names = {e.method.child for _, e in left.edits()} if left else set()
+            names = {e.method.child for e in left.edits()} if left else set()
             copied.partial |= _is_partial(other)
             alone = left is not None and any(not a.plan.edits for a in left.applied)
             copied.stack = [s for s in life.stack if s.name in names or (alone and not s.name)]

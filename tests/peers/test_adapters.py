@@ -22,11 +22,11 @@ ENCODER_DECODERS = ("t5", "bart")
 
 # Before a norm `adapters` reads the residual, not what the feed-forward reads.
 BESIDE_THE_NORM = """
-method beside_the_norm(f: block, gate = 1) {
+method beside_the_norm(f: block) {
   match y = module(x, residual)
-  y    += gate * f(residual)
+  y    += f(residual)
 }
-on mlp beside_the_norm(gate = 4) adapter(4)
+on mlp scaled(4) beside_the_norm adapter(4)
 """
 
 
@@ -92,7 +92,7 @@ BOTTLENECKS: dict[str, Callable[[str], str]] = {
     "houlsby": lambda model: f"on {self_attention(model)}|mlp sequential adapter(4, act = silu)",
     "compacter": lambda model: f"on {self_attention(model)}|mlp sequential adapter(4, act = gelu)",
     "parallel": lambda model: (
-        BESIDE_THE_NORM if model in PRE_NORM else "on mlp parallel(gate = 4) adapter(4)"
+        BESIDE_THE_NORM if model in PRE_NORM else "on mlp scaled(4) parallel adapter(4)"
     ),
 }
 
@@ -115,7 +115,7 @@ def test_before_a_norm_a_parallel_adapter_of_ours_reads_something_else() -> None
     with pytest.raises(AssertionError, match="Mismatched elements"):
         agree(
             fixture,
-            "on mlp parallel(gate = 4) adapter(4)",
+            "on mlp scaled(4) parallel adapter(4)",
             at("adapter", mapping.bottlenecks(fixture)),
         )
 

@@ -1,4 +1,4 @@
-"""The same weights in HF PEFT and here: the same outputs, gradients and merges."""
+"""What the rows of `methods.py` cannot say beside HF PEFT: layers and models of their own."""
 
 import copy
 import warnings
@@ -11,42 +11,13 @@ from torch import Tensor, nn
 
 import surgery
 from tests.models import build, randomise
+from tests.peers.test_methods import LAYERS, Holder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import peft
-    from transformers.pytorch_utils import Conv1D
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-class Holder(nn.Module):
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
-    "linear": (lambda: nn.Linear(12, 8), lambda: torch.randn(2, 5, 12)),
-    "no bias": (lambda: nn.Linear(12, 8, bias=False), lambda: torch.randn(4, 12)),
-    "conv1d": (lambda: Conv1D(8, 12), lambda: torch.randn(2, 5, 12)),
-    "conv2d": (
-        lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1),
-        lambda: torch.randn(2, 4, 7, 7),
-    ),
-    "conv3d": (
-        lambda: nn.Conv3d(2, 6, (1, 2, 3), padding=1),
-        lambda: torch.randn(2, 2, 4, 5, 6),
-    ),
-    "1d convolution": (
-        lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, bias=False),
-        lambda: torch.randn(2, 4, 9),
-    ),
-    "embedding": (lambda: nn.Embedding(11, 8), lambda: torch.randint(0, 11, (2, 5))),
-}
 
 
 def pair(layer: str, spec: str, config: Any) -> tuple[nn.Module, nn.Module, Any, Tensor]:
@@ -109,103 +80,6 @@ def _gradients(layer: Any) -> Any:
         gradient = original.grad
         parameter.data = torch.zeros_like(parameter) if gradient is None else gradient.clone()
     return twin
-
-
-def lora_matrices(layer: Any) -> dict[str, Tensor]:
-    if layer.lora_embedding_A:
-        return {"A": layer.lora_embedding_A["default"], "B": layer.lora_embedding_B["default"]}
-    return {
-        "A": layer.lora_A["default"].weight.flatten(1),
-        "B": layer.lora_B["default"].weight.flatten(1),
-    }
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_lora(layer: str) -> None:
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["layer"])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply lora(3, alpha = 6)", config)
-    agree(ours, theirs, x, "lora", lora_matrices, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "embedding"])
-def test_rslora(layer: str) -> None:
-    config = peft.LoraConfig(r=4, lora_alpha=6, use_rslora=True, target_modules=["layer"])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply rslora(4, alpha = 6)", config)
-    agree(ours, theirs, x, "rslora", lora_matrices, peer)
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_dora(layer: str) -> None:
-    config = peft.LoraConfig(r=3, lora_alpha=6, use_dora=True, target_modules=["layer"])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply dora(3, alpha = 6)", config)
-
-    def read(source: Any) -> dict[str, Tensor]:
-        magnitude = source.lora_magnitude_vector["default"].weight
-        return {**lora_matrices(source), "M": magnitude.flatten()}
-
-    agree(ours, theirs, x, "dora", read, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d", "conv2d", "conv3d"])
-def test_ia3_on_outputs(layer: str) -> None:
-    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=[])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply ia3", config)
-    agree(ours, theirs, x, "ia3", lambda s: {"l": s.ia3_l["default"].flatten()}, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d"])
-def test_ia3_on_inputs(layer: str) -> None:
-    config = peft.IA3Config(target_modules=["layer"], feedforward_modules=["layer"])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply ia3_input", config)
-    agree(ours, theirs, x, "ia3_input", lambda s: {"l": s.ia3_l["default"].flatten()}, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv1d"])
-def test_vera(layer: str) -> None:
-    config = peft.VeraConfig(r=4, target_modules=["layer"], d_initial=0.1)
-    ours, theirs, peer, x = pair(layer, "on `layer` apply vera(4)", config)
-
-    def read(source: Any) -> dict[str, Tensor]:
-        return {
-            "A": peer.vera_A["default"],
-            "B": peer.vera_B["default"],
-            "D": source.vera_lambda_d["default"],
-            "L": source.vera_lambda_b["default"],
-        }
-
-    agree(ours, theirs, x, "vera", read, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "no bias", "conv2d", "1d convolution"])
-def test_loha(layer: str) -> None:
-    config = peft.LoHaConfig(r=3, alpha=6, target_modules=["layer"])
-    ours, theirs, peer, x = pair(layer, "on `layer` apply loha(3, alpha = 6)", config)
-
-    def read(source: Any) -> dict[str, Tensor]:
-        return {
-            "B1": source.hada_w1_a["default"],
-            "A1": source.hada_w1_b["default"],
-            "B2": source.hada_w2_a["default"],
-            "A2": source.hada_w2_b["default"],
-        }
-
-    agree(ours, theirs, x, "loha", read, peer)
-
-
-@pytest.mark.parametrize("layer", ["linear", "no bias"])
-def test_lokr(layer: str) -> None:
-    config = peft.LoKrConfig(r=1, alpha=2, decompose_factor=2, target_modules=["layer"])
-    spec = "on `layer` apply lokr(1, alpha = 2, rows = 2, columns = 2)"
-    ours, theirs, peer, x = pair(layer, spec, config)
-
-    def read(source: Any) -> dict[str, Tensor]:
-        return {
-            "C": source.lokr_w1["default"],
-            "B": source.lokr_w2_a["default"],
-            "A": source.lokr_w2_b["default"],
-        }
-
-    agree(ours, theirs, x, "lokr", read, peer)
 
 
 def test_lokr_on_a_convolution() -> None:

@@ -40,9 +40,15 @@ def values_of(definition: Definition) -> list[str]:
 
 
 KNOWN = [d for d in map(prelude().find, sorted(prelude().names())) if d is not None]
-FREE = {"alpha", "gate", "act", "average", "d", "text"}
+FREE = {"alpha", "strength", "scale", "act", "average", "d", "text"} | {
+    "budget",
+    "until",
+    "every",
+    "beta",
+    "gamma",
+}
 """What may be any number, or is none."""
-SITE = {"rows", "columns", "reduction", "width"}
+SITE = {"rows", "columns", "reduction", "width", "size", "blocks"}
 """What sizes of the site decide about."""
 PAIRS = [(d, n) for d in KNOWN for n in values_of(d) if n not in FREE | SITE]
 
@@ -130,7 +136,8 @@ OWN = {
         ("on q apply around(2)", "2"),
         ("on q apply drawn(-1)", "-1"),
         ("on q apply small(9)", "9"),
-        ("on mlp parallel(gate = 1) dropping(7)", "7"),
+        ("on mlp scaled(1) parallel dropping(7)", "7"),
+        ("on mlp dropped(1) parallel adapter(7)", "1"),
         ("on tokens apply shifted(0.5)", "0.5"),
         ("on tokens apply shifted(-1)", "-1"),
         ("on tokens p_tuning_at(3, -1) prompt_mlp(4)", "-1"),

@@ -22,6 +22,7 @@ from surgery.anatomy.roles.operators import (
     WHOLE_ATTENTIONS,
 )
 from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.softmaxes import FORMS
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _softened(
                 if flow.owned(q) and kind in ATTENTIONS:
                     continue  # one query for all tokens, none of their own: it only weighs
                 yield RecordedCore(q, k, v, outputs_of(op)[0], (op,), kind in WHOLE_ATTENTIONS)
-        elif kind == "softmax":
+        elif kind in FORMS and FORMS[kind].is_whole:
             core = _around(flow, linears, op, outputs_of(op)[0], scores)
             if core is not None:
                 yield core
@@ -74,7 +75,10 @@ def _softened(
 
 
 def _bent(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> Iterator[RecordedCore]:
-    """Kernels in place of a softmax: products of activations, bent, and multiplied with others."""
+    """Kernels in place of a softmax: products of activations, bent, and multiplied with others.
+
+    YOSO: (1 - acos(q kᵀ) / π) to a power.
+    """
 
     def is_product(op: Node) -> bool:
         return kind_of(op) in PRODUCTS and op not in linears
@@ -92,7 +96,10 @@ def _bent(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> Iterator[Record
         product = next(filter(is_product, reached), None)
         if bend is None or product is None or index_of(bend) > index_of(product):
             continue
-        weights, values = operands_of(product, kind_of(product))
+        pair = operands_of(product, kind_of(product))
+        if len(pair) < 2:
+            continue
+        weights, values = pair
         if flow.depends(weights, outputs_of(bend)[0]) and not flow.depends(
             values, outputs_of(bend)[0]
         ):
@@ -129,7 +136,10 @@ def _around(
         if not is_product(op):
             continue
         q, k = operands_of(scored, kind_of(scored))
-        weights, values = operands_of(op, kind_of(op))
+        pair = operands_of(op, kind_of(op))
+        if len(pair) < 2:
+            continue
+        weights, values = pair
         softened = flow.bit(soft)
         if flow.history(values) & softened:
             weights, values = values, weights

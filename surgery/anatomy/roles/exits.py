@@ -79,6 +79,7 @@ class Exits:
                     if port is not None:
                         return port
         else:
+            # XLM, FlauBERT: a list of attentions and one of feed-forwards, and no module for a layer.
             attending = self._attending(stack.reader, stack.lookup)
             whole = self.flow.lowest(op for core in attending for op in core.ops)
             for call in self._out_of(whole, stack.reader):
@@ -110,7 +111,10 @@ class Exits:
         return None
 
     def streams(self, stack: Stack) -> tuple[tuple[Key, int], ...]:
-        """What the reader returns beside: states of as many sequences, one behind the other."""
+        """What the reader returns beside: states of as many sequences, one behind the other.
+
+        ProphetNet: the streams that predict tokens further on.
+        """
         value = self.last(stack)
         batch, length = shape_of(stack.ids)
         return tuple(
@@ -137,6 +141,7 @@ class Exits:
             if stack.reader.first <= index_of(core.ops[-1]) <= stack.reader.last
         ]
         own = [core for core in within if not self.flow.depends(core.q, found)]
+        # Perceiver: latents of the model's own attend to the tokens.
         if any(self._of_tokens(core.q, found, own) for core in within):
             return False
         keyed = [core for core in own if self._of_tokens(core.k, found, own)]
@@ -150,17 +155,17 @@ class Exits:
 
     def _layers(self, reader: ModuleCall, lookup: Node) -> list[ModuleCall]:
         """The outermost layers in ``reader`` that are given what ``lookup`` has found."""
-        found: list[ModuleCall] = []
+        found: dict[int, ModuleCall] = {}
         for call in self.recording.calls[reader.number + 1 :]:
+            if call.path not in self.layers:
+                continue
             around = [outer.number for outer in self.recording.stack(call.parent)]
-            if call.path not in self.layers or reader.number not in around:
-                continue
             value = self.flow.main_output(call)
-            if value is None or not self.flow.depends(value, outputs_of(lookup)[0]):
+            if value is None or reader.number not in around or not found.keys().isdisjoint(around):
                 continue
-            if not any(outer.number in around for outer in found):
-                found.append(call)
-        return found
+            if self.flow.depends(value, outputs_of(lookup)[0]):
+                found[call.number] = call
+        return list(found.values())
 
     def _attending(self, reader: ModuleCall, lookup: Node) -> list[RecordedCore]:
         """The attentions in ``reader`` over what ``lookup`` has found."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import Node
@@ -21,11 +21,11 @@ from surgery.anatomy.graph import (
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.feedforward import FeedForward, feed_forward
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import RecordedLinear
+from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import PASSIVE, POINTWISE
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.residual import unscaled
-from surgery.anatomy.site import Site, covers, site_elsewhere
+from surgery.anatomy.site import Port, Region, Site, covers
 
 INNER = ("q", "k", "v", "o", "qkv", "qk", "kv", "up", "gate", "gate_up", "down", "linear")
 """Roles of layers inside an expert."""
@@ -58,7 +58,7 @@ def mixtures(flow: Flow, linears: Mapping[Node, RecordedLinear], ports: Ports) -
 
 def expert_feed_forwards(
     flow: Flow,
-    linears: Mapping[Node, RecordedLinear],
+    linears: RecordedLinears,
     found: Sequence[Mixture],
     known: Container[Node],
 ) -> Iterator[FeedForward]:
@@ -66,9 +66,12 @@ def expert_feed_forwards(
 
     Those whose down is in ``known`` are left out.
     """
+    mixed: dict[str, list[Mixture]] = {}
+    for mixture in found:
+        mixed.setdefault(mixture.call.path, []).append(mixture)
     for linear in linears.values():
         path = linear.path or flow.recording.calls[call_of(linear.op)].path
-        around = [m for m in found if covers(m.call.path, path)]
+        around = [mixture for above in _around_path(path) for mixture in mixed.get(above, ())]
         if linear.op in known or not around:
             continue
         # What makes a router's scores is no expert.
@@ -99,9 +102,36 @@ def alike(
                 continue
             seen.add((role, mixture.expert[0], rest))
             for other in mixture.expert:
-                moved = site_elsewhere(site, one, other)
+                moved = _elsewhere(site, one, other)
                 if all(span in modules for span in moved.spans):
                     yield role, moved
+
+
+def _elsewhere(site: Site, one: str, other: str) -> Site:
+    """``site``, which lies in the module ``one``, as it stands in ``other``, a module just like it."""
+
+    def within(path: str) -> bool:
+        return path == one or path.startswith((f"{one}.", f"{one}["))
+
+    def moved(path: str) -> str:
+        return other + path[len(one) :] if within(path) else path
+
+    def moved_port(port: Port) -> Port:
+        return replace(port, path=moved(port.path))
+
+    operator = site.operator
+    if isinstance(operator, Region):
+        operator = replace(operator, members=tuple(map(moved, operator.members)))
+    return replace(
+        site,
+        path=moved(site.path),
+        paths=tuple(moved(path) for path in site.paths if within(path)),
+        operator=operator,
+        entry=moved_port(site.entry),
+        exit=moved_port(site.exit),
+        residual=moved_port(site.residual) if site.residual else None,
+        norm=moved(site.norm) if site.norm else None,
+    )
 
 
 def _around_path(path: str) -> Iterator[str]:
@@ -133,7 +163,7 @@ def _routing(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> set[Node]:
 def _chooses(flow: Flow, op: Node) -> bool:
     """Whether ``op`` is a choice by scores that may be of experts."""
     kind = kind_of(op)
-    # A maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
+    # Phi-3.5-MoE: a maximum chooses by its index; alone it steadies an exponential (xLSTM, in chunks).
     chosen = kind == "max" and len(outputs_of(op)) == 2 and _is_used(flow, outputs_of(op)[1])
     return (kind in ("topk", "argmax") or chosen) and not _picks_keys(flow, op)
 
@@ -162,7 +192,7 @@ def _around(flow: Flow, linear: RecordedLinear, ports: Ports) -> Mixture | None:
     for call in flow.recording.stack(inside):
         if not call.path:
             return None
-        # The router may be a module around the linear, with the choice inside.
+        # Llama 4: the router is a module that multiplies and chooses.
         router = router or call.path
         experts, expert = _experts(flow, call, router, linear)
         if experts is None:
@@ -178,12 +208,10 @@ def _experts(
     flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear
 ) -> tuple[str | None, tuple[str, ...]]:
     """The module with all experts, and each of them where they are modules."""
-    modules = flow.paths.modules
-    for name, module in modules.items():
-        if name == call.path or not covers(call.path, name):
-            continue
+    for name in flow.paths.inside(call.path):
         if covers(router, name) or covers(name, router):
             continue
+        module = flow.paths.modules[name]
         children = _numbered(module)
         if children:
             return name, tuple(f"{name}.{child}" for child in children)
@@ -193,7 +221,7 @@ def _experts(
 
 
 def _numbered(module: nn.Module) -> list[str]:
-    """The children that are told apart by a number alone and have weights: `0`, `expert_0`."""
+    """The children that are told apart by a number alone and have weights: `0`, `expert_0` (Switch)."""
     children = [
         (name, child)
         for name, child in module._modules.items()
@@ -207,7 +235,10 @@ def _numbered(module: nn.Module) -> list[str]:
 
 
 def _chosen(flow: Flow, call: ModuleCall, router: str, linear: RecordedLinear) -> str | None:
-    """The first module beside the router that is given its scores, and has weights."""
+    """The first module beside the router that is given its scores, and has weights.
+
+    DBRX: the weights of its experts are rows of three matrices, in a module within this one.
+    """
     for inner in flow.recording.calls[call.number + 1 :]:
         if inner.first > call.last:
             break

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import RecordedLinear
+from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import (
     ACTIVATIONS,
     BENDS,
@@ -35,7 +35,7 @@ class FeedForward:
 
 
 def feed_forwards(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], sums: list[Sum], taken: Collection[Node]
+    flow: Flow, linears: RecordedLinears, sums: list[Sum], taken: Collection[Node]
 ) -> Iterator[FeedForward]:
     """The feed-forwards whose result joins a residual; ``taken`` linears are an attention's o."""
     by_result = {flow.same(linear.result): linear for linear in linears.values()}
@@ -44,6 +44,7 @@ def feed_forwards(
     for item in sums:
         for branch in item.branches:
             for end in branch_ends(flow, branch, whole):
+                # RWKV: the receptance gates what its feed-forward gives.
                 product = _gated(flow, end)
                 down = by_result.get(flow.same(product[1]) if product else end)
                 if down is None or down.op in seen or down.op in taken:
@@ -51,7 +52,7 @@ def feed_forwards(
                 seen.add(down.op)
                 found = feed_forward(flow, linears, down)
                 if found is None and (inner := by_result.get(flow.same(down.source))) is not None:
-                    # Projected once more before it joins.
+                    # Zamba: projected once more before it joins.
                     found = feed_forward(flow, linears, inner)
                 if found is not None and flow.depends(found.source, _base(flow, item.skip)):
                     yield replace(found, product=product[0]) if product else found
@@ -74,9 +75,7 @@ def _base(flow: Flow, skip: Node) -> Node:
     return next(iter(branch_ends(flow, skip)))
 
 
-def feed_forward(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear
-) -> FeedForward | None:
+def feed_forward(flow: Flow, linears: RecordedLinears, down: RecordedLinear) -> FeedForward | None:
     """What lies behind ``down``, if that is linears, something pointwise with a bend, no more."""
     if not down.pointwise:
         return None
@@ -97,12 +96,11 @@ def feed_forward(
 
 
 def _entries(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], found: list[RecordedLinear]
+    flow: Flow, linears: RecordedLinears, found: list[RecordedLinear]
 ) -> list[RecordedLinear]:
     """Each weight once (experts run in turns), and without low-rank paths beside another."""
     firsts = list({linear.weight: linear for linear in reversed(found)}.values())[::-1]
-    by_result = {linear.result: linear for linear in linears.values()}
-    inner = {f.weight: by_result.get(flow.same(f.source)) for f in firsts}
+    inner = {f.weight: linears.by_result.get(flow.same(f.source)) for f in firsts}
     direct = {flow.same(f.source) for f in firsts if inner[f.weight] is None}
     return [
         first
@@ -119,7 +117,7 @@ class _Reached:
 
 
 def _behind(
-    flow: Flow, linears: Mapping[Node, RecordedLinear], down: RecordedLinear, *, through: bool
+    flow: Flow, linears: RecordedLinears, down: RecordedLinear, *, through: bool
 ) -> _Reached | None:
     """The nearest linears before ``down``; with ``through`` False only those no activation bends.
 
@@ -174,7 +172,7 @@ def _roles(
         if len(ups) == 1:
             return {ups[0].op: "up", gates[0].op: "gate"}
         if len(ups) == 2:
-            # A gelu written out leads past its own bend, too; the gate is the one that has one.
+            # mT5: a gelu written out leads past its own bend, too; the gate is the one that has one.
             return _written_out(flow, firsts)
     return None
 

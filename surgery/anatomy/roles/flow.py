@@ -67,20 +67,20 @@ class Flow:
         return base in self.recording.parameters or base in self.recording.buffers
 
     @cached_property
-    def ancestors(self) -> list[int]:
-        """For each operator a bit set of those it depends on; bits after those are arguments."""
+    def histories(self) -> list[int]:
+        """For each operator a bit set of itself and all it depends on; bits after those are arguments."""
         found: list[int] = []
         for op in self.ops:
-            mask = 0
+            mask = 1 << index_of(op)
             for value in inputs_of(op):
                 mask |= self._history(value, found)
             found.append(mask)
         return found
 
-    def _history(self, value: Node, ancestors: list[int]) -> int:
+    def _history(self, value: Node, histories: list[int]) -> int:
         op, before = maker_of(value), before_of(value)
-        past = self.bit(value) if op is None else ancestors[index_of(op)] | 1 << index_of(op)
-        return past if before is None else past | self._history(before, ancestors)
+        past = self._argument_bits.get(value, 0) if op is None else histories[index_of(op)]
+        return past if before is None else past | self._history(before, histories)
 
     @cached_property
     def _argument_bits(self) -> dict[Node, int]:
@@ -94,7 +94,7 @@ class Flow:
 
     def history(self, value: Node) -> int:
         """The bits of ``value`` and of all it depends on."""
-        return self._history(value, self.ancestors)
+        return self._history(value, self.histories)
 
     def constant(self, value: Node) -> bool:
         """Whether ``value`` is the same whatever the model is given."""

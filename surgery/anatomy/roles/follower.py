@@ -4,102 +4,18 @@ A :class:`Follower` is shown calls of functions in the order in which they run. 
 the scores of each softmax come from, what scores and weights went through on their way, and which
 product weighs values with them. What these calls are, it does not care: operators of a record, to
 read a model (`anatomy/roles/scores.py`), or functions that are about to run, to change what they
-give (`graft/attention/reroute.py`). Values are told apart by identity, and have a shape.
+give (`graft/attention/reroute.py`), or nodes of a graph, to rewrite these
+(`graft/attention/written.py`). Values are told apart by identity, and have a shape, if it is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Generic
 
-from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
-from surgery.anatomy.roles.trails import KEEPS, SCORED, is_step
-
-
-class Shaped(Protocol):
-    """A value that functions take and give: a tensor, or what stands for one."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-
-V = TypeVar("V", bound=Shaped)
-
-
-class FunctionCall(Generic[V]):
-    """A function of the kind ``kind``, with its arguments; ``given`` are the values among them.
-
-    ``function`` is what is called, whatever the follower makes of it.
-    """
-
-    __slots__ = ("args", "function", "given", "kind", "kwargs")
-
-    def __init__(
-        self,
-        kind: str,
-        function: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        given: Sequence[V],
-    ):
-        self.kind = kind
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.given = given
-
-
-class Trail(Generic[V]):
-    """One product, followed through the softmax of its scores to products with values.
-
-    ``places`` are where it has come to, each with the steps up to there and the kind of the last:
-    the last place, and what views and slices were taken of, which may be read again. Once scores have
-    become weights, ``scored`` are the steps of scores, and steps are those of weights. While a softmax
-    is ``written`` out, its weights are still to come. ``aside`` are numbers for all keys made of the
-    scores: shifts of these, or the totals of a softmax. ``products`` are those of the weights.
-    """
-
-    def __init__(self, product: Any, result: V):
-        self.product = product
-        self.places: list[tuple[V, list[Any], str]] = [(result, [], "")]
-        self.scored: list[Any] | None = None
-        self.written: SoftmaxForm | None = None
-        self.aside: list[V] = []
-        self.products: list[Any] = []
-
-    def reached(self, given: Sequence[V]) -> V | None:
-        """The place on the trail that is among ``given``."""
-        for place, _, _ in reversed(self.places):
-            if among(place, given):
-                return place
-        return None
-
-    def steps(self, place: V) -> list[Any]:
-        """The steps that led to ``place``."""
-        # What is changed in place stands there more than once.
-        return next(steps for value, steps, _ in reversed(self.places) if value is place)
-
-    def last(self, place: V) -> str:
-        """The kind of the last step that led to ``place``."""
-        return next(kind for value, _, kind in reversed(self.places) if value is place)
-
-    def go(self, step: Any, kind: str, before: V, result: V) -> None:
-        """Go on by a step from ``before``."""
-        there = (result, [*self.steps(before), step], kind)
-        self.places = [*self.places, there] if kind in KEEPS else [there]
-
-    def soften(self, form: SoftmaxForm, before: V, made: V) -> None:
-        """Go on with what a softmax in this form has made of the scores ``before``."""
-        self.scored, self.aside = self.steps(before), []
-        self.places = [(made, [], "")]
-        if form.ends is not None:
-            self.written, self.aside = form, [made]
-            self.places = [(before, [], "")]
-
-    def end(self, weights: V) -> None:
-        """Go on with the ``weights`` of a softmax that was written out."""
-        self.written, self.aside = None, []
-        self.places = [(weights, [], "")]
+from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm, axis
+from surgery.anatomy.roles.trail import FunctionCall, Trail, V, among
+from surgery.anatomy.roles.trails import REDUCTIONS, SCORED, is_step
 
 
 class Follower(Generic[V]):
@@ -128,8 +44,8 @@ class Follower(Generic[V]):
         """A softmax of what has come from no product by known steps; None where it is let run."""
         raise NotImplementedError
 
-    def ended(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> None:
-        """Take note of the ``weights`` of a softmax that was written out."""
+    def ended(self, trail: Trail[V], call: FunctionCall[V]) -> None:
+        """Take note that the call has given the weights of a softmax that is written out."""
 
     def product(self, call: FunctionCall[V]) -> Any:
         """What a trail is to know of the product that it begins with; None if it is no product."""
@@ -147,16 +63,16 @@ class Follower(Generic[V]):
         """What the next call gives, of which note is taken."""
         trail, before = self.nearest(call.given)
         if trail is None or before is None:
-            if call.given and self.form(call, len(call.given[0].shape), "") is not None:
+            if call.given and self.form(call, call.given[0], "") is not None:
                 result = self.strayed(call)
                 if result is not None:
                     return result
-        elif trail.scored is not None:
-            result = self.weigh(trail, call, before)
+        elif trail.is_weights:
+            result = self.weighed(trail, call, before) if call.kind in SCORED else None
             if result is not None:
                 return result
-        else:
-            form = self.form(call, len(before.shape), trail.last(before))
+        elif trail.scored is None:
+            form = self.form(call, before, trail.last(before))
             if form is not None:
                 return self.soften(form, trail, call, before)
         result = self.run(call)
@@ -178,14 +94,18 @@ class Follower(Generic[V]):
                 before = trail.reached(given)
                 if before is not None:
                     return trail, before
-                if trail.aside and any(among(value, trail.aside) for value in given):
+                made = trail.aside + trail.unsure if trail.unsure else trail.aside
+                if made and any(among(value, made) for value in given):
                     return trail, None
         return None, None
 
-    def form(self, call: FunctionCall[V], rank: int, last: str) -> SoftmaxForm | None:
-        """The form of softmax, if the call makes weights, or their total, of scores."""
+    def form(self, call: FunctionCall[V], scores: V, last: str) -> SoftmaxForm | None:
+        """The form of softmax, if the call makes weights, or their total, of ``scores``."""
         form = FORMS.get(call.kind)
-        applies = form is not None and form.applies(call.args, call.kwargs, rank, last)
+        if form is None:
+            return None
+        rank = None if scores.shape is None else len(scores.shape)
+        applies = form.applies(call.args, call.kwargs, rank, last)
         return form if applies else None
 
     def soften(self, form: SoftmaxForm, trail: Trail[V], call: FunctionCall[V], before: V) -> Any:
@@ -196,20 +116,6 @@ class Follower(Generic[V]):
             return self.run(call)
         trail.soften(form, before, made)
         return made
-
-    def weigh(self, trail: Trail[V], call: FunctionCall[V], weights: V) -> Any:
-        """The product of a trail's weights with values, or the end of a softmax written out."""
-        form = trail.written
-        if form is None:
-            return self.weighed(trail, call, weights) if call.kind in SCORED else None
-        if call.kind != form.ends or not form.is_end(call.given, trail.aside):
-            return None
-        result = self.run(call)
-        value = self.value(result)
-        if value is not None:
-            self.ended(trail, call, value)
-            trail.end(value)
-        return result
 
     def note(
         self, trail: Trail[V] | None, before: V | None, call: FunctionCall[V], result: Any
@@ -228,14 +134,26 @@ class Follower(Generic[V]):
                 self.overwrite(trail, call, before, value)
                 return
             if is_step(call.kind, call.args, call.kwargs, before.shape, value.shape):
-                trail.go(self.step(call, before, value), call.kind, before, value)
+                self.go(trail, call, before, value)
                 return
         if call.kind not in SCORED:
             self.set_aside(trail, before, call, result)
 
+    def go(self, trail: Trail[V], call: FunctionCall[V], before: V, value: V) -> None:
+        """Go on by a step, and see whether it makes weights."""
+        if any(among(value, trail.unsure) for value in call.given):
+            self.leave(trail)
+            return
+        wanted = trail.scored is not None and not trail.is_weights
+        if trail.takes_share(call.kind, call.given, before):
+            trail.shares = frozenset()
+        trail.go(self.step(call, before, value), call.kind, before, value)
+        if wanted and trail.is_weights:
+            self.ended(trail, call)
+
     def rescales(self, trail: Trail[V], before: V, call: FunctionCall[V]) -> bool:
         """Whether weights are scaled by what was made of all of them: new keys had no share in that."""
-        if trail.scored is None or trail.written:
+        if not trail.is_weights:
             return False
         return any(v is not before and among(v, trail.aside) for v in call.given)
 
@@ -243,9 +161,12 @@ class Follower(Generic[V]):
         self, trail: Trail[V], before: V | None, call: FunctionCall[V], result: Any
     ) -> None:
         """Take note of what is one number for all keys: a shift of scores, or a softmax's total."""
-        known = [v.shape for v in call.given if among(v, trail.aside)]
-        shapes = known if before is None else [before.shape[:-1]]
-        trail.aside += [v for v in self.values(result) if _is_for_all(v.shape, shapes)]
+        made = self.values(result)
+        found = [value for value in made if _is_for_all(value, call, before, trail.aside)]
+        trail.aside += found
+        trail.unsure += [v for v in made if v.shape is None and not among(v, found)]
+        if before is None and (_inverts(call) or any(among(v, trail.inverses) for v in call.given)):
+            trail.inverses += found
 
     def values(self, result: Any) -> Sequence[V]:
         """All values that a call has given."""
@@ -271,17 +192,23 @@ class Follower(Generic[V]):
         self.trails = [other for other in self.trails if other is not trail]
 
 
-def among(thing: Any, values: Sequence[Any]) -> bool:
-    """Whether ``thing`` is one of ``values``."""
-    # A loop: this is asked for each function that runs in an attention.
-    for value in values:  # noqa: SIM110
-        if value is thing:
-            return True
-    return False
+def _inverts(call: FunctionCall[Any]) -> bool:
+    """Whether a number is divided by what a call is given."""
+    if call.kind == "pow":
+        exponent = call.args[1] if len(call.args) > 1 else call.kwargs.get("exponent")
+        return exponent == -1
+    return call.kind in ("reciprocal", "rdiv") or (call.kind == "div" and call.args[0] == 1)
 
 
-def _is_for_all(shape: Sequence[int], shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether a value of this shape is one number for all keys, where such have had ``shapes``."""
+def _is_for_all(value: V, call: FunctionCall[V], before: V | None, aside: Sequence[V]) -> bool:
+    """Whether what a call made of scores, or of what is ``aside``, is one number for all keys."""
+    shape, known = value.shape, [v.shape for v in call.given if among(v, aside)]
+    if shape is None:
+        if before is None:
+            return len(known) == len(call.given)
+        return call.kind in REDUCTIONS and axis(call.args, call.kwargs, None) in (None, -1)
+    if before is not None and before.shape is not None:
+        known = [before.shape[:-1]]
     # Lengths first: what is compiled for any size is to compare no sizes that need not agree.
-    alike = (other for other in shapes if len(other) == len(shape))
+    alike = (other for other in known if other is not None and len(other) == len(shape))
     return tuple(shape[-1:]) == (1,) or any(tuple(shape) == tuple(other) for other in alike)

@@ -37,6 +37,7 @@ def _given(flow: Flow, ids: Node) -> bool:
     if op is None:
         return ids in flow.recording.arguments
     kind = kind_of(op)
+    # Gemma 3n: ids of another modality are looked up as 0.
     if kind == "where":
         return any(_given(flow, value) for value in inputs_of(op)[1:])
     left = (kind in _KEPT and bool(inputs_of(op))) or pads(flow, op)
@@ -56,6 +57,7 @@ def _uncapped(flow: Flow, value: Node) -> Node:
     while True:
         before = unscaled(flow, flow.stripped(value, PASSIVE))
         op = maker_of(before)
+        # Gemma 2: cap · tanh(scores / cap)
         if op is not None and kind_of(op) == "tanh" and inputs_of(op):
             scaled = maker_of(inputs_of(op)[0])
             if scaled is not None and kind_of(scaled) in ("div", "mul"):

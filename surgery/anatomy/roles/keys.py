@@ -25,12 +25,12 @@ from surgery.anatomy.rerun import between, parted
 from surgery.anatomy.roles.axes import feature_axis
 from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.follower import among
 from surgery.anatomy.roles.layouts import Order, Scoring, Weighing, scoring, weighing
 from surgery.anatomy.roles.linears import operands_of
 from surgery.anatomy.roles.operators import ATTENTIONS, PASSIVE, RESHAPES, WHOLE_ATTENTIONS
 from surgery.anatomy.roles.scores import Scores
 from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import among
 from surgery.anatomy.roles.trails import MOVES
 from surgery.anatomy.roles.windows import windows
 
@@ -191,12 +191,13 @@ class Keys:
             return None
         trail = self.trails.get(core.ops[1])
         steps = (trail.scored or []) if trail else []
+        # Pegasus-X: scores of the block beside those of the global tokens; GPT-OSS: beside sinks.
         joined = [op for op in steps if kind_of(op) == "cat"]
         # Sinks are the same for all inputs; other scores are of keys beside these.
         if any(not self.flow.constant(v) for op in joined for v in inputs_of(op)[1:]):
             return "its scores are put together from several products"
         form = FORMS.get(kind_of(core.ops[1]))
-        if form is not None and form.ends is not None:
+        if form is not None and form.shares:
             return "its softmax is written out"
         return None
 
@@ -226,8 +227,10 @@ def _folded(flow: Flow, value: Node) -> int:
     first = shape_of(value)[0]
     while (op := _step_back(flow, value)) is not None:
         before, after = shape_of(inputs_of(op)[0]), shape_of(value)
+        # BLOOM, LED: [batch, heads, length, features] → [batch · heads, length, features].
         if len(before) > 3:
             return before[1] if before[0] * before[1] == first else 1
+        # FSMT: [length, batch, heads · features] → [length, batch · heads, features].
         if kind_of(op) in RESHAPES and len(before) == 3 and before[-1] > after[-1]:
             heads = before[-1] // after[-1]
             return heads if first % heads == 0 else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,7 +11,6 @@ from torch.fx import Node
 
 from surgery.anatomy.graph import call_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.site import covers
 
 _NUMBER = re.compile(r"\d+(?=\.|$)|(?<=[A-Za-z_])\d+(?=\.)")
 
@@ -29,15 +28,13 @@ def find_layers(
     flow: Flow, attentions: Iterable[str], feed_forwards: Iterable[str], sums: Iterable[Node]
 ) -> dict[str, RepeatedLayer]:
     """The layers of a record by path, given the paths of what ends attentions and feed-forwards."""
-    sums, feed_forwards = list(sums), list(feed_forwards)
-    paths = _shared(flow, set(attentions), feed_forwards, sums)
-    # Blocks that have no attention stand beside those that do, or make up the model.
-    others = {
-        path
-        for path in _numbered(flow, sums)
-        if not paths or any(covers(path, at) for at in feed_forwards)
-    }
-    paths |= {p for p in others if not any(covers(p, q) or covers(q, p) for q in paths)}
+    sums = list(sums)
+    feeding = _inside(feed_forwards)
+    paths = _shared(flow, _inside(attentions), feeding, sums)
+    # Jamba, Qwen3-Next: blocks that have no attention stand beside those that do; Mamba has no others.
+    others = {path for path in _numbered(flow, sums) if not paths or path in feeding}
+    around = _inside(paths)
+    paths |= {p for p in others if p not in around and paths.isdisjoint(_above(p))}
     paths |= _siblings(flow, paths, sums)
     modules = flow.paths.rank
     counts: dict[str, int] = {}
@@ -52,41 +49,49 @@ def find_layers(
     return found
 
 
-def _shared(
-    flow: Flow, attentions: set[str], feed_forwards: list[str], sums: list[Node]
-) -> set[str]:
+Inside = Mapping[str, set[str]]
+"""Paths by the modules around them, and by themselves."""
+
+
+def _inside(paths: Iterable[str]) -> Inside:
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        for above in _above(path):
+            found.setdefault(above, set()).add(path)
+    return found
+
+
+def _shared(flow: Flow, attending: Inside, feeding: Inside, sums: list[Node]) -> set[str]:
     """The lowest modules that hold both an attention and a feed-forward."""
-    attended: set[str] = set()
-    for path in attentions:
-        attended.update(p for p in _above(path) if _runs(flow, p))
-    found = {next((p for p in _above(path) if p in attended), "") for path in feed_forwards}
+    found = {path for path in attending if path in feeding and _runs(flow, path)}
     higher = {above for path in found for above in list(_above(path))[1:]}
-    lowest = {path for path in found if path and path not in higher}
+    lowest = found - higher
     numbered = {path for path in lowest if _NUMBER.search(path)}
     # Beside a stack, what stands alone (a pooling with attention) is no layer.
-    layers = {_outer(flow, path, lowest, sums) for path in numbered or lowest}
-    return {part for path in layers for part in _parts(path, attentions, feed_forwards)}
+    within = _inside(lowest)
+    added = _inside(flow.recording.calls[call_of(op)].path for op in sums)
+    layers = {_outer(path, within, added) for path in numbered or lowest}
+    return {part for path in layers for part in _parts(path, attending, feeding)}
 
 
-def _outer(flow: Flow, path: str, lowest: set[str], sums: list[Node]) -> str:
+def _outer(path: str, lowest: Inside, sums: Inside) -> str:
     """The numbered module right around ``path``, if it holds residual sums beside it."""
     parent = path.rpartition(".")[0]
     if path.rpartition(".")[2].isdigit() or not parent.rpartition(".")[2].isdigit():
         return path
-    if any(covers(parent, other) and other != path for other in lowest):
-        return path
-    at = [flow.recording.calls[call_of(op)].path for op in sums]
-    return parent if any(covers(parent, a) and not covers(path, a) for a in at) else path
+    # Zamba: a layer adds to the stream what the block in it makes.
+    alone = len(lowest[parent]) == 1
+    return parent if alone and sums.get(parent, set()) - sums.get(path, set()) else path
 
 
-def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set[str]:
+def _parts(path: str, attentions: Inside, feed_forwards: Inside) -> set[str]:
     """``path`` itself, or what it is a stack of.
 
     A stage has blocks that attend and blocks that feed forward, in turns: these are its layers. A
     stack with a list of attentions beside a list of feed-forwards has no module for a layer.
     """
-    attending = {_item(path, at) for at in attentions if at.startswith(path + ".")}
-    feeding = {_item(path, at) for at in feed_forwards if at.startswith(path + ".")}
+    attending = {_item(path, at) for at in attentions[path] if at != path}
+    feeding = {_item(path, at) for at in feed_forwards[path] if at != path}
     if "" in attending | feeding:
         return {path}
     lists = {item.rpartition(".")[0] for item in attending | feeding}
@@ -94,6 +99,7 @@ def _parts(path: str, attentions: set[str], feed_forwards: Iterable[str]) -> set
         return attending | feeding
     if len(attending) < 2 or len(feeding) < 2:
         return {path}
+    # Nemotron-H: one list, of blocks that attend and blocks that feed forward.
     if len(lists) == 1:
         return attending | feeding
     return {path} if path.rpartition(".")[2].isdigit() else set()

@@ -1,17 +1,18 @@
 """In which order the operands of an attention's products have their axes.
 
 An order lists the axes of a tensor so that, permuted by it, they are batch, heads, length and
-features: of a product of three axes the first holds the batch, or batch and heads in one. With
-blocks of keys, or several streams of queries, there are more; these stand behind the heads.
+features: of a product of three axes the first holds the batch, or batch and heads in one (BLOOM). With
+blocks of keys (LongT5), or several streams of queries (ProphetNet), there are more; these stand behind the
+heads. XLNet's einsum has the length first: `ibnd,jbnd->bnij`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-Order = tuple[int, ...]
+from surgery.layers.einsum import letters
 
-_SPARE = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Order = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,30 +91,6 @@ def weighing(
     if sorted(value) != sorted(value_axes) or sorted(result) != sorted(result_axes):
         return None
     return Weighing(values_at, _order(value, value_axes), _order(result, result_axes))
-
-
-def letters(equation: str, ranks: tuple[int, int]) -> tuple[str, str, str] | None:
-    """The axes of both operands and of the result, if there are two and each axis is named once.
-
-    Dots stand for as many axes as the operand of these ``ranks`` has more than letters.
-    """
-    given, arrow, result = equation.replace(" ", "").partition("->")
-    one, comma, other = given.partition(",")
-    if not arrow or not comma:
-        return None
-    spare = "".join(c for c in _SPARE if c not in equation)
-    counts = [rank - len(t.replace("...", "")) for t, rank in zip((one, other), ranks, strict=True)]
-    most = max((n for t, n in zip((one, other), counts, strict=True) if "..." in t), default=0)
-    if min(counts) < 0:
-        return None
-    terms = (
-        one.replace("...", spare[: counts[0]][::-1]),
-        other.replace("...", spare[: counts[1]][::-1]),
-        result.replace("...", spare[:most][::-1]),
-    )
-    if any(len(set(t)) != len(t) or not t.isalpha() for t in terms):
-        return None
-    return terms
 
 
 def _plain(rank: int, heads_at: int) -> Order:

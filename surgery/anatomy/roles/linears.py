@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, cast
 
@@ -43,9 +44,18 @@ class RecordedLinear:
     depthwise: bool
 
 
-def linears(flow: Flow) -> dict[Node, RecordedLinear]:
+class RecordedLinears(dict[Node, RecordedLinear]):
     """The linears of a recording by their operator."""
-    found: dict[Node, RecordedLinear] = {}
+
+    @cached_property
+    def by_result(self) -> dict[Node, RecordedLinear]:
+        """The same by what they give."""
+        return {linear.result: linear for linear in self.values()}
+
+
+def linears(flow: Flow) -> RecordedLinears:
+    """The linears of a recording."""
+    found = RecordedLinears()
     for op in flow.ops:
         kind = kind_of(op)
         if kind in WEIGHTED and (linear := _linear(flow, op, kind)) is not None:

@@ -18,6 +18,8 @@ def kind(name: str) -> str:
     name = name.partition(".")[0]
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
+        if name == "rpow":
+            return name
         if name[:1] in ("i", "r") and name[1:] in _OPERATORS:
             name = name[1:]
     elif name.endswith("_"):
@@ -35,6 +37,13 @@ _SYNONYMS = {
     "grouped_mm_fallback": "grouped_mm",
     "_grouped_mm": "grouped_mm",
     "_softmax": "softmax",
+    "_safe_softmax": "softmax",
+    "special_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "special_log_softmax": "log_softmax",
+    "special_logsumexp": "logsumexp",
+    "special_exp2": "exp2",
+    "float_power": "pow",
     "_to_copy": "to",
     "_unsafe_view": "view",
     "lift_fresh_copy": "clone",
@@ -83,6 +92,7 @@ BENDS = ACTIVATIONS | frozenset(("exp", "expm1", "log1p"))
 ARITHMETIC = _names("""
     add sub rsub mul div pow neg maximum minimum where masked_fill clamp clamp_min clamp_max exp
     square sqrt rsqrt abs reciprocal lerp addcmul addcdiv log log1p expm1 sign max min nan_to_num
+    exp2 rpow rdiv
     """)
 
 POINTWISE = ACTIVATIONS | ARITHMETIC

@@ -32,11 +32,11 @@ from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.projections import Attention, Projections
 from surgery.anatomy.roles.regions import Border
 from surgery.anatomy.roles.residual import sums
-from surgery.anatomy.roles.scores import Scores
+from surgery.anatomy.roles.scores import recorded_scores
 from surgery.anatomy.roles.sites import SitesByRole
 from surgery.anatomy.roles.slices import Slices
 from surgery.anatomy.roles.tokens import Stacks
-from surgery.anatomy.site import Site, covers
+from surgery.anatomy.site import Site, WholeModule, covers
 from surgery.rules.rows import rows_of
 
 _WHOLE = {
@@ -58,7 +58,7 @@ class Reading:
         self.linears = linears(flow)
         self.sums = sums(flow, self.linears)
         self.ports = Ports(flow, self.sums)
-        scores = Scores(flow)
+        scores = recorded_scores(flow)
         found = list(cores(flow, self.linears, scores))
         self.keys = Keys(flow, scores)
         projections = Projections(flow, self.linears, found, self.sums)
@@ -114,7 +114,8 @@ class Reading:
             if alone and linear.pointwise and not routes and linear.op in self.flow.felt:
                 self.sites.add_linear(linear, "linear")
         for role, site in alike(self.mixtures, self.sites.found, self.paths.modules):
-            own = self.paths.module(site.path).paths if site.kind == "module" else site.paths
+            whole = isinstance(site.operator, WholeModule)
+            own = self.paths.module(site.path).paths if whole else site.paths
             self.sites.add(replace(site, paths=own), role)
         for expert in (path for mixture in self.mixtures for path in mixture.expert):
             self.sites.add_called(expert, "expert")
@@ -136,7 +137,7 @@ class Reading:
         if last is not None:
             self.sites.add_linear(last, "o")
         if core.ops[-1] not in self.flow.felt:
-            return  # what it attends to changes nothing that the model returns
+            return  # CANINE, LiLT: it changes nothing that the model returns
         if last is not None and firsts:
             border = Border(
                 firsts[0].source,
@@ -176,13 +177,13 @@ class Reading:
             return
         sizes = self._core(attention).features
         made = shape_of(linear.result)[-1]
-        # Of operands that are mixed after they were projected, a layer is the one it has the size of.
+        # ZAYA: of operands mixed after they were projected, a layer is the one it has the size of.
         own = [name for name in reach.alike if sizes[name] == made]
         for name in own or reach.alike:
             self.sites.add_call(call, name)
 
     def _held(self, attention: Attention) -> Site | None:
-        """The module that runs an attention with more around it (a sum, a norm), but no layer."""
+        """The module that runs an attention, a sum and a norm around it (XLNet), but no layer."""
         ends = [attention.o.op] if attention.o is not None else []
         firsts = [first.op for first in attention.firsts]
         call = self.flow.lowest([*firsts, *attention.core.ops, *ends])
@@ -230,8 +231,8 @@ class Reading:
             other = known.core if known else None
             if known and other and (other.path, other.order) != (one.path, one.order):
                 core = _together(other, one)
-                self.sites.found[role][site.path] = replace(known, core=core)
-        site = replace(site, core=core)
+                self.sites.found[role][site.path] = known.attending(core)
+        site = site.attending(core)
         self.sites.add(site, "attention")
         kind = "attention.cross" if attention.cross else "attention.self"
         self.sites.add(replace(site, role=kind), kind)
@@ -255,7 +256,7 @@ class Reading:
             site = self.sites.regions.site(border, "mlp")
         if site is None:
             return
-        holder = site.members[0] if site.members else site.path
+        holder = site.spans[0]
         inside = any(covers(path, holder) and path != holder for path in mixed)
         if inside or any(covers(path, holder) for path in expert_paths):
             self.sites.add(replace(site, role="expert"), "expert")
@@ -263,7 +264,7 @@ class Reading:
             self.sites.add(site, "mlp")
 
     def _multiplied(self, product: Node, ops: tuple[Node, ...]) -> Site | None:
-        """The module that runs a feed-forward and ends with ``product``, of it and a gate."""
+        """The module that runs a feed-forward and ends with ``product``, of it and a gate (RWKV)."""
         call = self.flow.lowest((*ops, product))
         entry, exit = self.ports.main_input(call), self.ports.output(call, outputs_of(product)[0])
         if not call.path or entry is None or exit is None:

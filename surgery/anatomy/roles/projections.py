@@ -11,7 +11,7 @@ from torch.fx import Node
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of
 from surgery.anatomy.roles.cores import RecordedCore
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.linears import RecordedLinear
+from surgery.anatomy.roles.linears import RecordedLinear, RecordedLinears
 from surgery.anatomy.roles.operators import NORMS, PASSIVE, POINTWISE
 from surgery.anatomy.roles.residual import Sum, before_scale
 
@@ -40,7 +40,7 @@ class Projections:
     def __init__(
         self,
         flow: Flow,
-        linears: Mapping[Node, RecordedLinear],
+        linears: RecordedLinears,
         cores: list[RecordedCore],
         sums: list[Sum],
     ):
@@ -50,7 +50,7 @@ class Projections:
         self.stream = {maker_of(item.result) for item in sums}
         self.skips = [item.skip for item in sums]
         self.skip_of = {item.result: item.skip for item in sums}
-        self.by_result = {linear.result: linear for linear in linears.values()}
+        self.by_result = linears.by_result
 
     def around(self, core: RecordedCore) -> Attention:
         """The linears before and after ``core``."""
@@ -101,6 +101,7 @@ class Projections:
     def _entered(self, linear: RecordedLinear) -> RecordedLinear:
         """The linear that makes the latent that ``linear`` projects, or else ``linear`` itself."""
         while True:
+            # DeepSeek, MiniCPM3: keys and values are projected from one narrow latent.
             *_, value = self._back(linear.source)
             made = self.by_result.get(value)
             if made is None or value in self.streams:

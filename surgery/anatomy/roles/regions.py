@@ -12,7 +12,7 @@ from surgery.anatomy.graph import Key, ModuleCall, index_of, outputs_of, readers
 from surgery.anatomy.roles.flow import Flow
 from surgery.anatomy.roles.layers import RepeatedLayer
 from surgery.anatomy.roles.ports import Ports
-from surgery.anatomy.site import Port, Site, region_path
+from surgery.anatomy.site import Port, Region, Site, WholeModule
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Regions:
         """The site of one module, with its residual, its norm and its layer."""
         module = self.flow.paths.modules.get(call.path)
         paths = self.flow.paths.of(module) if module is not None else (call.path,)
-        site = Site(call.path, paths, "module", role, self.layer(call.path), entry, exit)
+        site = Site(call.path, paths, WholeModule(), role, self.layer(call.path), entry, exit)
         source, result = self._value(call, entry), self._value(call, exit)
         ends = self.flow.ops[call.last] if border is None and call.last >= call.first else None
         return self._joined(site, source, result, border.last if border else ends)
@@ -77,10 +77,8 @@ class Regions:
         if entry is None or exit is None:
             return None
         members = self.members(border)
-        path = region_path(members, first.path, last.path)
-        site = Site(
-            path, (path,), "region", role, self.layer(first.path), entry, exit, members=members
-        )
+        path = _region_path(members, first.path, last.path)
+        site = Site(path, (path,), Region(members), role, self.layer(first.path), entry, exit)
         return self._joined(site, border.source, border.result, border.last)
 
     def members(self, border: Border) -> tuple[str, ...]:
@@ -89,12 +87,12 @@ class Regions:
         starts = 0
         for op in border.ops:
             starts |= 1 << index_of(op)
-        ends = flow.ancestors[index_of(border.last)] | 1 << index_of(border.last)
+        ends = flow.histories[index_of(border.last)]
         last = border.last_call.last if border.last_call else index_of(border.last)
         inside = {
             index
             for index in range(index_of(border.ops[0]), last + 1)
-            if (ends >> index & 1 and (starts >> index & 1 or flow.ancestors[index] & starts))
+            if (ends >> index & 1 and flow.histories[index] & starts)
             or (border.last_call and border.last_call.first <= index)
             or (border.first_call and border.first_call.first <= index <= border.first_call.last)
         }
@@ -162,3 +160,15 @@ def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two shapes are equal, but for leading dims that one of them has as a single one."""
     short, long = sorted((one, other), key=len)
     return one == other or (len(short) == 2 and short == (prod(long[:-1]), long[-1]))
+
+
+def _region_path(members: tuple[str, ...], first: str, last: str) -> str:
+    """`encoder.layer.0[intermediate.dense..output.dense]`: the common parent, then both ends."""
+    parts = [member.split(".") for member in members] or [[first], [last]]
+    shared = 0
+    shortest = min(len(part) - 1 for part in parts)
+    while shared < shortest and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    parent = ".".join(parts[0][:shared])
+    start = len(parent) + 1 if parent else 0
+    return f"{parent}[{first[start:]}..{last[start:]}]"

@@ -98,6 +98,7 @@ def _once(flow: Flow, value: Node) -> bool:
 
 def _skip(flow: Flow, leaves: list[Node], products: int) -> Node | None:
     """The summand from which all others are computed, by linears."""
+    # Gemma: the first layer adds to the embeddings after they were scaled.
     for leaf in leaves:
         base = unscaled(flow, leaf)
         mark, behind = flow.bit(base), flow.history(base)

@@ -18,7 +18,8 @@ from surgery.anatomy.roles.linears import RecordedLinear
 from surgery.anatomy.roles.ports import Ports
 from surgery.anatomy.roles.regions import Regions
 from surgery.anatomy.roles.weights import expert_weights, matrices
-from surgery.anatomy.site import ROLES, Experts, Matrix, Port, Site, slice_site
+from surgery.anatomy.site import ROLES, Port, Region, Site, slice_site
+from surgery.layers import Layer
 from surgery.rules.rows import Rows
 
 
@@ -49,12 +50,12 @@ class SitesByRole:
         }
 
     @cached_property
-    def expert_weights(self) -> dict[str, Experts]:
+    def expert_weights(self) -> dict[str, Layer]:
         """The parameters that hold a matrix for each expert, by name."""
         return expert_weights(self.flow, self.linears)
 
     @cached_property
-    def matrices(self) -> dict[str, tuple[Matrix, RecordedLinear]]:
+    def matrices(self) -> dict[str, tuple[Layer, RecordedLinear]]:
         """The parameters that are the weight of a linear map each, by name, with its first use."""
         return matrices(self.flow, self.linears)
 
@@ -85,8 +86,8 @@ class SitesByRole:
 
     def _weight(self, name: str, role: str) -> None:
         """A parameter that its module multiplies with."""
-        layer = self.regions.layer(name)
-        self.add(replace(self.paths.parameter(name), role=role, layer=layer), role)
+        index = self.regions.layer(name)
+        self.add(replace(self.paths.parameter(name), role=role, index=index), role)
 
     def add_called(self, path: str, role: str) -> None:
         calls = self.recording.calls_of.get(path)
@@ -94,7 +95,7 @@ class SitesByRole:
             self.add_call(calls[0], role)
         elif path in self.paths.modules:
             site = self.paths.module(path)
-            self.add(replace(site, role=role, layer=self.regions.layer(path)), role)
+            self.add(replace(site, role=role, index=self.regions.layer(path)), role)
 
     def add_call(self, call: ModuleCall, role: str) -> None:
         if call.path in self.found[role]:
@@ -112,7 +113,7 @@ class SitesByRole:
         return replace(
             plain,
             role=role,
-            layer=self.regions.layer(call.path),
+            index=self.regions.layer(call.path),
             entry=entry or _first(call) or plain.entry,
             exit=exit or plain.exit,
         )
@@ -121,7 +122,8 @@ class SitesByRole:
         self.found[role].setdefault(site.path, site)
 
     def _order(self, site: Site) -> tuple[int, str]:
-        return self.paths.order(site.members[0] if site.members else site.path)
+        first = site.operator.members[0] if isinstance(site.operator, Region) else site.path
+        return self.paths.order(first)
 
 
 def _first(call: ModuleCall) -> Port | None:

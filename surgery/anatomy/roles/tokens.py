@@ -77,7 +77,11 @@ class Stacks:
         return unpadded(self.flow, value)
 
     def _unmasked(self, value: Node) -> Node:
-        """``value`` before some of its elements were replaced, or a slice took them all."""
+        """``value`` before some of its elements were replaced, or a slice took them all.
+
+        Gemma 4, Granite Speech: ids that stand for images or sounds; XLM: the last so many ids, which
+        are all where nothing is cached.
+        """
         flow = self.flow
         while True:
             value = flow.same(value)
@@ -140,14 +144,14 @@ class Stacks:
             **names,
             counts=counts,
             padding=padding,
-            turned=self._turned(stack),
+            length_first=self._length_first(stack),
             causal=self._causal(stack, {*names.values()}),
             streams=self.exits.streams(stack),
             memory=self._memory(stack, exit, names["mask"], stacks),
         )
         paths = self.flow.paths.of(self.flow.paths.modules[stack.path])
         out = exit or self.ports.main_output(reader) or Port(stack.path, "output")
-        return Site(stack.path, paths, "module", "tokens", None, embedded, out, tokens=tokens)
+        return Site(stack.path, paths, tokens, "tokens", None, embedded, out)
 
     def _note(self, lookup: Node) -> None:
         """Say so if ``lookup`` is of ids that a module with layers makes of those it is given."""
@@ -166,11 +170,11 @@ class Stacks:
                     )
                     return
 
-    def _turned(self, stack: Stack) -> bool:
+    def _length_first(self, stack: Stack) -> bool:
         """Whether tokens are looked up with the length first (XLNet, FSMT)."""
         dims, looked_up = self.flow.dims, outputs_of(stack.lookup)[0]
-        turned = dims.alike(looked_up, stack.ids, TURNED)
-        return turned and not dims.alike(looked_up, stack.ids)
+        swapped = dims.alike(looked_up, stack.ids, TURNED)
+        return swapped and not dims.alike(looked_up, stack.ids)
 
     def _causal(self, stack: Stack, known: set[Any]) -> str | None:
         """The argument that tells of each token which it sees, [length, length]."""
@@ -241,9 +245,10 @@ class Stacks:
             sums = [total for value in inputs_of(op) for total in self._sums(value)]
             if not sums:
                 continue
+            # OPT counts by the mask, RoBERTa by the ids that are not padding.
             if not any(self.flow.depends(total, given) for total in sums):
                 return "mask", None
-            # Token types may be picked by positions: only the table of these has a padding row.
+            # RoBERTa: types are picked by positions, too, but only the table of these has a padding row.
             padding = cast("int | None", op.kwargs.get("padding_idx"))
             found = "ids", found[1] if found[1] is not None else padding
         return found

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from torch.fx import Node
 
 from surgery.anatomy.graph import inputs_of, kind_of, maker_of, outputs_of, shape_of
 from surgery.anatomy.roles.flow import Flow
-from surgery.anatomy.roles.layouts import letters
 from surgery.anatomy.roles.linears import RecordedLinear, operands_of
 from surgery.anatomy.roles.operators import PASSIVE
-from surgery.anatomy.site import Experts, Matrix
+from surgery.layers import LINEAR, TRANSPOSED, Layer
+from surgery.layers.einsum import letters
 
 _TURNS = frozenset(("transpose", "T", "mT", "t", "permute"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "grouped_mm", "addmm", "baddbmm"))
 
 
-def expert_weights(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> dict[str, Experts]:
+def expert_weights(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> dict[str, Layer]:
     """The parameters that hold a matrix for each expert, by name, as the products use them."""
-    found: dict[str, set[Experts]] = {}
+    found: dict[str, set[Layer]] = {}
     for linear in linears.values():
         parameter = flow.paths.parameters.get(linear.weight)
         if linear.call is None and parameter is not None and parameter.dim() in (2, 3):
@@ -30,7 +31,7 @@ def expert_weights(flow: Flow, linears: Mapping[Node, RecordedLinear]) -> dict[s
     return {name: uses.pop() for name, uses in found.items() if len(uses) == 1}
 
 
-def _used(flow: Flow, linear: RecordedLinear) -> Experts | None:
+def _used(flow: Flow, linear: RecordedLinear) -> Layer | None:
     """How a product uses a parameter, if as one of a stack of matrices or as all of them."""
     kind = kind_of(linear.op)
     operands = operands_of(linear.op, kind)
@@ -58,14 +59,16 @@ def _used(flow: Flow, linear: RecordedLinear) -> Experts | None:
     transposed = summed_last == turned
     count, rows, columns = stack
     out, into = (columns, rows) if transposed else (rows, columns)
-    return Experts(count, out, into, transposed)
+    # Their biases, where they have some, are added apart from the product.
+    kind, name = TRANSPOSED if transposed else LINEAR, linear.weight.rpartition(".")[2]
+    return Layer(kind, out, into, read=True, weight=name, experts=count)
 
 
 def matrices(
     flow: Flow, linears: Mapping[Node, RecordedLinear]
-) -> dict[str, tuple[Matrix, RecordedLinear]]:
+) -> dict[str, tuple[Layer, RecordedLinear]]:
     """The parameters that are the weight of one linear map each, by name, with their first use."""
-    found: dict[str, list[tuple[Matrix | None, RecordedLinear]]] = {}
+    found: dict[str, list[tuple[Layer | None, RecordedLinear]]] = {}
     for linear in linears.values():
         if linear.weight in flow.paths.parameters:
             found.setdefault(linear.weight, []).append((_matrix(flow, linear), linear))
@@ -76,10 +79,10 @@ def matrices(
     }
 
 
-def _matrix(flow: Flow, linear: RecordedLinear) -> Matrix | None:
+def _matrix(flow: Flow, linear: RecordedLinear) -> Layer | None:
     """How a product takes a parameter itself, in the order that it has."""
     op = linear.op
-    kind = kind_of(op)
+    kind, (owner, _, name) = kind_of(op), linear.weight.rpartition(".")
     operands = operands_of(op, kind)
     at = next((i for i, v in enumerate(operands) if _is(flow, v, linear.weight)), None)
     if at is None:
@@ -87,17 +90,24 @@ def _matrix(flow: Flow, linear: RecordedLinear) -> Matrix | None:
     shape, states = shape_of(operands[at]), len(shape_of(operands[1 - at]))
     if kind == "einsum":
         ranks = (len(shape_of(operands[0])), len(shape_of(operands[1])))
-        return contracted(str(op.args[0]), ranks, at, shape)
+        found = contracted(str(op.args[0]), ranks, at, shape)
+        return found and replace(found, weight=name)
     if at == 1 and len(shape) == 2 and kind in ("linear", "matmul", "mm"):
         turned = kind != "linear"
         out, into = shape[::-1] if turned else shape
-        owner, bias = linear.weight.rpartition(".")[0], None
-        if len(inputs_of(op)) > 2:
-            other, _, bias = flow.recording.parameters.get(inputs_of(op)[2], "").rpartition(".")
-            if not bias or other != owner:
-                return None
-        return Matrix(out, into, turned, states, bias)
+        found = _held(shape, out, into, turned, states)
+        if len(inputs_of(op)) == 2:
+            return replace(found, weight=name)
+        other, _, bias = flow.recording.parameters.get(inputs_of(op)[2], "").rpartition(".")
+        if bias and other == owner:
+            return replace(found, weight=name, bias=True, offset=bias)
     return None
+
+
+def _held(shape: tuple[int, ...], out: int, into: int, turned: bool, states: int) -> Layer:
+    """The weight of a map that is no module: [out, into], or [into, out] where ``turned``."""
+    kind = TRANSPOSED if turned else LINEAR
+    return Layer(kind, out, into, read=True, held=tuple(shape), states=states)
 
 
 def _is(flow: Flow, value: Node, weight: str) -> bool:
@@ -106,7 +116,7 @@ def _is(flow: Flow, value: Node, weight: str) -> bool:
 
 def contracted(
     equation: str, ranks: tuple[int, int], at: int, shape: tuple[int, ...]
-) -> Matrix | None:
+) -> Layer | None:
     """What an einsum sums over stands together in the weight, before or after the rest."""
     terms = letters(equation, ranks)
     if terms is None:
@@ -120,5 +130,5 @@ def contracted(
     out, into = (prod(map(sizes.__getitem__, axes)) for axes in (free, summed))
     for order in ([*free, *summed], [*summed, *free]):
         if [*weight] == order:
-            return Matrix(out, into, order[0] in summed, len(states) - len(summed) + 1)
+            return _held(shape, out, into, order[0] in summed, len(states) - len(summed) + 1)
     return None

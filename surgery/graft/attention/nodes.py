@@ -28,11 +28,13 @@ def core_node(
 
     """
     inside = list(nodes)
-    written = {one.softmax: one for one in written_cores(model, inside)}
+    written = written_cores(model, inside)
     found = [written.get(n, n) for n in inside if n.target in _FUSED or n in written]
     if core.windows or core.among != len(found) or core.order >= len(found):
         raise refused(core, "runs its attention in a form of its own")
     one = found[core.order]
+    if one is None:
+        raise refused(core, "takes scores, or weights, a step that those of new keys cannot take")
     if (core.how == "fused") is isinstance(one, WrittenOut):
         raise refused(core, "runs its attention in another order than when it was read")
     return one

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import FunctionCall, Trail
 from surgery.anatomy.roles.layouts import Order, scoring, weighing
-from surgery.anatomy.roles.softmaxes import FORMS, SoftmaxForm
+from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import FunctionCall, Trail
 from surgery.graft.attention.axes import beside, changed, joined, spread
 from surgery.graft.attention.change import CoreFunctions, Function
 from surgery.graft.attention.steps import Step
@@ -62,9 +61,9 @@ def product(call: FunctionCall[Tensor]) -> MatrixProduct | None:
 
 
 class ChangedCore:
-    """The core on a ``trail``, with its change. ``new`` are the weights of new keys once known.
+    """The core on a ``trail``, with its change.
 
-    While a softmax is written out they are their scores, and ``total`` what it has given.
+    ``new`` are the weights of new keys behind the softmax; of one that is written out, their scores.
     """
 
     def __init__(self, trail: Trail[Tensor], core: AttentionCore, change: CoreFunctions):
@@ -72,7 +71,6 @@ class ChangedCore:
         self.core = core
         self.change = change
         self.new: Tensor | None = None
-        self.total: Tensor | None = None
 
     def soften(self, softmax: Step, before: Tensor) -> Tensor | None:
         """``softmax`` over scores of new and of own keys: the weights of own ones.
@@ -111,16 +109,11 @@ class ChangedCore:
             fresh = step.alike(fresh, self.trail.aside)
         fresh = fresh.expand(*old.shape[:-1], fresh.shape[-1])
         made = softmax.again(torch.cat([fresh, old], dim=-1))
-        if FORMS[softmax.kind].ends is not None:
-            self.new, self.total = fresh, made
+        if FORMS[softmax.kind].shares:
+            self.new = fresh
             return made
         self.new, own = made[..., : change.revealed], made[..., change.revealed :]
         return own
-
-    def end(self, form: SoftmaxForm, given: Sequence[Tensor]) -> None:
-        """Make weights of the scores of new keys as ``form`` has done it for own ones."""
-        if self.new is not None:
-            self.new = form.weights(self.new, self.total, given)
 
     def weigh(self, product: MatrixProduct, weights: Tensor) -> Tensor | None:
         """``product`` of the weights with values, new ones too, or None if it is another."""
@@ -142,7 +135,7 @@ class ChangedCore:
         if self.new is not None and new is not None:
             fresh = self.new
             for step in self.trail.steps(weights):
-                fresh = step.alike(fresh, [])
+                fresh = step.alike(fresh, self.trail.aside)
             result = result + product.again(*both(fresh, new))
         if change.output is not None:
             result = ordered(result, weighed.result, change.output, core.query_heads)

@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import FunctionCall
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS
+from surgery.anatomy.roles.trail import FunctionCall
 from surgery.graft.attention import interfaces
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import CoreFunctions

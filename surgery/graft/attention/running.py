@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.follower import Follower, FunctionCall, Trail
+from surgery.anatomy.roles.follower import Follower
+from surgery.anatomy.roles.trail import FunctionCall, Trail
 from surgery.graft.attention.calls import called
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.products import ChangedCore, MatrixProduct, product
@@ -101,7 +102,7 @@ class RunningCores(Follower[Tensor]):
         weights = core.soften(Step.of(call, before), before)
         if weights is not None:
             self.softer.append(core)
-        return weights
+        return _written(call, weights)
 
     def weighed(
         self, trail: Trail[Tensor], call: FunctionCall[Tensor], weights: Tensor
@@ -113,11 +114,7 @@ class RunningCores(Follower[Tensor]):
         if result is not None:
             self.changed()
             self.trails = [t for t in self.trails if self.waiting and t is not trail]
-        return result
-
-    def ended(self, trail: Trail[Tensor], call: FunctionCall[Tensor], weights: Tensor) -> None:
-        assert trail.written is not None
-        self.core(trail).end(trail.written, call.given)
+        return _written(call, result)
 
     def core(self, trail: Trail[Tensor]) -> ChangedCore:
         """The changed core on a trail of weights."""
@@ -139,3 +136,11 @@ class RunningCores(Follower[Tensor]):
 
     def step(self, call: FunctionCall[Tensor], before: Tensor, result: Tensor) -> Step:
         return Step.of(call, before, result.shape)
+
+
+def _written(call: FunctionCall[Tensor], made: Tensor | None) -> Tensor | None:
+    """What was ``made`` in place of what the call gives, in the tensor that it writes to, if any."""
+    out: Tensor | None = call.kwargs.get("out")
+    if out is None or made is None:
+        return made
+    return out.resize_(made.shape).copy_(made)

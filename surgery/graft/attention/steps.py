@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from surgery.anatomy.roles.follower import FunctionCall, among
 from surgery.anatomy.roles.operators import ATTENTIONS, WHOLE_ATTENTIONS, kind
+from surgery.anatomy.roles.trail import FunctionCall, among
 from surgery.anatomy.roles.trails import (
     ALIKE,
     MOVES,
@@ -28,7 +28,7 @@ KINDS = {
     name: kind(name)
     for space in (torch.Tensor, torch, functional)
     for name in (*dir(space), "flex_attention", "attention_interface")
-}
+} | {name: kind(name) for name in (f"special_{name}" for name in dir(torch.special))}
 """The kind of each torch function by its name."""
 
 FIRST = {name for name, of in KINDS.items() if of in SCORED | ATTENTIONS | WHOLE_ATTENTIONS}
@@ -54,7 +54,9 @@ class Step:
     def of(cls, call: FunctionCall[Tensor], before: Tensor, shape: Sequence[int] = ()) -> Step:
         """The call, with a hole in place of ``before``."""
         held = tuple(_replaced(arg, before, _HOLE) for arg in call.args)
-        named = {key: _replaced(arg, before, _HOLE) for key, arg in call.kwargs.items()}
+        # What is written to a tensor of the caller's own is so once, by the call itself.
+        given = {key: arg for key, arg in call.kwargs.items() if key != "out"}
+        named = {key: _replaced(arg, before, _HOLE) for key, arg in given.items()}
         return cls(call.kind, call.function, held, named, tuple(shape))
 
     def again(self, tensor: Tensor) -> Tensor:
@@ -81,9 +83,9 @@ class Step:
 
 
 def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among arguments and in lists of them, but numbers."""
+    """The tensors among arguments and in lists of them, but numbers, and what is written to."""
     found: list[Tensor] = []
-    for arg in (*args, *kwargs.values()):
+    for arg in (*args, *(arg for key, arg in kwargs.items() if key != "out")):
         if isinstance(arg, Tensor):
             found.append(arg)
         elif isinstance(arg, list | tuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from surgery.anatomy.attention_core import AttentionCore, Windows
-from surgery.anatomy.roles.follower import FunctionCall, among
+from surgery.anatomy.roles.trail import FunctionCall, among
 from surgery.anatomy.roles.trails import ALIKE, CUTS, LINEAR, SCORED
 from surgery.graft.attention.change import CoreFunctions
 from surgery.graft.attention.steps import Step

@@ -7,16 +7,20 @@ module runs, on nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from surgery.anatomy.attention_core import AttentionCore
-from surgery.anatomy.roles.operators import kind
-from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, SCORED, STEPS, VIEWS
+from surgery.anatomy.roles.operators import BLANKS, kind
+from surgery.anatomy.roles.scores import Noted, NotedCall, Scores
+from surgery.anatomy.roles.softmaxes import FORMS
+from surgery.anatomy.roles.trail import FunctionCall, among
+from surgery.anatomy.roles.trails import ALIKE, MOVES, SCALED, VIEWS
 from surgery.graft.attention.cores import ProgramCore
 from surgery.graft.attention.headed import (
     behind,
@@ -41,101 +45,100 @@ Emitting = Callable[[dict[Expression, Any], fx.Node], Emitter]
 
 @dataclass
 class WrittenOut:
-    """The nodes of one core: its products, its softmax, and what is done between these."""
+    """The nodes of one core: its products, its softmax, and what is done between these.
+
+    The softmax is one of the values ``scored``. Where it is ``whole`` it gives the weights, else a total;
+    ``aside`` are numbers for all keys that were made of scores.
+    """
 
     product: fx.Node
+    scores: list[fx.Node]
     softmax: fx.Node
+    whole: bool
+    weights: list[fx.Node]
     weighed: fx.Node
-    scores: list[fx.Node] = field(default_factory=list[fx.Node])
-    weights: list[fx.Node] = field(default_factory=list[fx.Node])
+    aside: list[fx.Node]
 
     @property
-    def last_score(self) -> fx.Node:
+    def scored(self) -> fx.Node:
         return self.scores[-1] if self.scores else self.product
 
-    @property
-    def last_weight(self) -> fx.Node:
-        return self.weights[-1] if self.weights else self.softmax
+
+def written_cores(model: nn.Module, nodes: Sequence[fx.Node]) -> dict[fx.Node, WrittenOut | None]:
+    """The cores among ``nodes`` by their softmaxes, in order; None where one cannot be followed."""
+    scores = _scores(model, nodes)
+    found: dict[fx.Node, WrittenOut | None] = {}
+    for softmax, trail in scores.softmaxes.items():
+        found[softmax] = None
+        pairs = [_pair(node) for node in (trail.product, *trail.products)]
+        if len(pairs) == 2 and all(pairs):
+            (weighed,) = trail.products
+            whole = not FORMS[kind_of(model, softmax)].shares
+            aside = [value.node for value in (*trail.shifts, *trail.aside)]
+            steps = trail.scored or [], scores.weights[weighed]
+            found[softmax] = WrittenOut(
+                trail.product, steps[0], softmax, whole, steps[1], weighed, aside
+            )
+    return found
 
 
-def written_cores(model: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[WrittenOut]:
-    """The cores among ``nodes``, in the order of their softmaxes."""
-    for node in nodes:
-        if kind_of(model, node) != "softmax":
-            continue
-        scores = _back(model, node)
-        weights = _ahead(model, node)
-        if scores and weights:
-            yield WrittenOut(scores[0], node, weights[-1], scores[1:], weights[:-1])
+def _scores(model: nn.Module, nodes: Sequence[fx.Node]) -> Scores:
+    """The trails of a graph. Nobody has run it: shapes are not known."""
+    numbers = {node: number for number, node in enumerate(nodes)}
+    values: dict[fx.Node, Noted] = {}
+
+    def value(node: fx.Node) -> Noted:
+        if node not in values:
+            last = max((numbers.get(user, -1) for user in node.users), default=-1)
+            values[node] = Noted(node, None, last)
+        return values[node]
+
+    def noted(node: fx.Node) -> NotedCall:
+        kind = kind_of(model, node)
+        # A constant is no product of states, nor what one is followed to.
+        given = [value(n) for n in node.all_input_nodes if n.op != "get_attr"]
+        kwargs = dict(node.kwargs)
+        if node.op == "call_module":
+            kwargs["dim"] = getattr(model.get_submodule(str(node.target)), "dim", None)
+        outputs = [value(node)]
+        if kind == "setitem":
+            outputs = given[:1]  # what is written to is, to those who read it, the same
+        elif kind in _SIZES or (kind == "getattr" and node.args[1] in _ATTRIBUTES):
+            outputs = []
+        return FunctionCall(kind, node, node.args, kwargs, given), outputs
+
+    return Scores(nodes, partial(kind_of, model), noted)
+
+
+_SIZES = BLANKS | frozenset(("size", "sym_size", "dim", "numel"))
+_ATTRIBUTES = ("shape", "dtype", "device", "ndim")
+"""Of a tensor these tell no more than its sizes and its dtype."""
 
 
 def kind_of(model: nn.Module, node: fx.Node) -> str:
     """What ``node`` does, as the anatomy names it; a module goes by its class."""
     if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))).__name__.lower()
+        name = type(model.get_submodule(str(node.target))).__name__
+        return _MODULES.get(name, name.lower())
+    return kind_name(node)
+
+
+_MODULES = {"LogSoftmax": "log_softmax"}
+
+
+def kind_name(node: fx.Node) -> str:
+    """The kind of the function that ``node`` calls, if it does."""
     if node.op not in ("call_function", "call_method"):
         return ""
     return kind(node.target if isinstance(node.target, str) else node.target.__name__)
 
 
-def _back(model: nn.Module, softmax: fx.Node) -> list[fx.Node]:
-    """The product of queries and keys, and the steps from there to ``softmax``."""
-    found: list[fx.Node] = []
-    node = softmax.args[0] if softmax.args else None
-    while isinstance(node, fx.Node):
-        found.insert(0, node)
-        of = kind_of(model, node)
-        if of in SCORED and _is_product(node):
-            return found
-        if of not in STEPS:
-            break
-        ways = [n for n in node.all_input_nodes if _leads(model, n)]
-        node = ways[0] if len(ways) == 1 else None
-    return []
-
-
-def _leads(model: nn.Module, node: fx.Node) -> bool:
-    """Whether ``node`` is a product of values, or steps from one."""
-    while True:
-        of = kind_of(model, node)
-        if of in SCORED:
-            return _is_product(node)
-        if of not in STEPS:
-            return False
-        ways = [n for n in node.all_input_nodes if _leads(model, n)]
-        if len(ways) != 1:
-            return False
-        node = ways[0]
-
-
-def _ahead(model: nn.Module, softmax: fx.Node) -> list[fx.Node]:
-    """The steps from ``softmax`` to the product of weights and values, and that product."""
-    found: list[fx.Node] = []
-    node = softmax
-    while True:
-        products = [u for u in node.users if kind_of(model, u) in SCORED and _is_product(u)]
-        if len(products) == 1:
-            return [*found, products[0]]
-        steps = [u for u in node.users if kind_of(model, u) in STEPS]
-        if products or len(steps) != 1:
-            return []
-        node = steps[0]
-        found.append(node)
-
-
-def _is_product(node: fx.Node) -> bool:
-    pair = _pair(node)
-    return pair is not None and all(n.op != "get_attr" for n in pair)
-
-
-def _pair(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def _pair(product: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The two values that are multiplied."""
-    given = list(node.args)
-    if node.target is torch.einsum:
+    given = list(product.args)
+    if kind_name(product) in ("einsum", "baddbmm"):
         given = given[1:]
         given = [*given[0]] if given and isinstance(given[0], list | tuple) else given
-    elif kind_name(node) == "baddbmm":
-        given = given[1:]
     values = [n for n in given if isinstance(n, fx.Node)]
     return (values[0], values[1]) if len(given) == len(values) == 2 else None
 
@@ -145,10 +148,6 @@ def operands_of(product: fx.Node) -> tuple[fx.Node, fx.Node]:
     pair = _pair(product)
     assert pair is not None
     return pair
-
-
-def kind_name(node: fx.Node) -> str:
-    return kind(node.target if isinstance(node.target, str) else node.target.__name__)  # type: ignore[union-attr]
 
 
 def change_written(
@@ -208,17 +207,15 @@ class _Writing:
             own_query = self.call(before, in_place, made, query, key, "query", self.heads, 0)
             found.product.replace_input_with(query, own_query)
         new_key = self.joined(before, "key", key, query, count, found.product)
-        behind = self.emitting({}, found.last_score)
-        scored = found.softmax.args[0]
-        assert isinstance(scored, fx.Node)
+        behind = self.emitting({}, found.scored)
+        fresh, rest = None, found.scored
         if count:
             new = self.again(behind, found.product, own_query, new_key)
-            new = self.followed(behind, found.product, found.scores, new)
-            both = self.call(behind, with_new, new, scored)
-            found.softmax.replace_input_with(scored, both)
-        after = self.emitting({}, found.softmax)
-        fresh, rest = None, found.softmax
-        if count:
+            fresh = self.followed(behind, found.product, found.scores, new)
+            both = self.call(behind, with_new, fresh, found.scored)
+            found.softmax.replace_input_with(found.scored, both)
+        if count and found.whole:
+            after = self.emitting({}, found.softmax)
             users = list(found.softmax.users)
             fresh = self.call(after, first_of, found.softmax, count)
             rest = self.call(after, rest_of, found.softmax, count)
@@ -275,7 +272,8 @@ class _Writing:
         before, host = first, cast("Any", at.host)
         for node in steps:
             of = kind_of(self.model, node)
-            others = [n for n in node.all_input_nodes if n is not before]
+            aside = (before, *self.found.aside)
+            others = [n for n in node.all_input_nodes if not among(n, aside)]
             if node.op == "call_module":
                 new = host.submodule(str(node.target), new)
             elif of in VIEWS:

@@ -75,9 +75,9 @@ class ForwardBuilder(GraphHost):
 
         What passes between the modules of a region is known no earlier than when the core runs.
         """
-        assert part.core is not None
+        assert part.site.core is not None
         prefix = f"core{len(self.cores)}"
-        written = write_core(part.program, part.core, dict(part.sizes), prefix)
+        written = write_core(part.program, part.site.core, dict(part.sizes), prefix)
         self.functions |= written.graphs
         if part.own:
             emitter = emitter_for(self, part, None)
@@ -126,19 +126,23 @@ class ForwardBuilder(GraphHost):
 
     def run(self, x: fx.Node, part: Part) -> fx.Node:
         """The module's own forward on ``x``; its hidden states."""
-        layer = part.layer
         if self.plain:
-            if layer and layer.kind.written and layer.native:
-                bias = self.attribute("bias") if layer.bias else None
-                return self.call(layer.kind.written, x, self.attribute("weight"), bias)
-            return self.call(calls.call_base, self.self_node, (x, *self.rest), {})
+            return self.run_plain(x)
         args, kwargs = self.args, self.kwargs
-        if x is not self.input(part.entry):
-            position, name = self.argument(part.entry)
+        if x is not self.input(part.site.entry):
+            position, name = self.argument(part.site.entry)
             args = self.call(calls.put_args, args, kwargs, position, name, x)
             kwargs = self.call(calls.put_kwargs, kwargs, name, x)
         self.raw = self.own_forward(args, kwargs)
-        return self.output(part.exit)
+        return self.output(part.site.exit)
+
+    def run_plain(self, x: fx.Node) -> fx.Node:
+        """The layer on ``x``, written out where its kind can be."""
+        layer = self.layer
+        if layer and layer.kind.written and layer.native:
+            bias = self.attribute("bias") if layer.bias else None
+            return self.call(layer.kind.written, x, self.attribute("weight"), bias)
+        return self.call(calls.call_base, self.self_node, (x, *self.rest), {})
 
     def check_rank(self, part: Part) -> None:
         """Hold what a rule calls the dims of its input against what a call brings.
@@ -146,18 +150,19 @@ class ForwardBuilder(GraphHost):
         Where features are in front, hidden states of other dims would have others there.
         """
         rank, slots = named_rank(part.program.named_dims, part.layer), dict(part.slots)
-        if rank is None and part.layer is None and part.features == "first" and part.rank:
-            value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
-            self.call(states.check_dims, value, part.rank, f"`{self.cls.__name__}`")
+        known = part.site.states
+        if rank is None and part.layer is None and known.features == "first" and known.rank:
+            value = self.take(slots["x"]) if "x" in slots else self.input(part.site.entry)
+            self.call(states.check_dims, value, known.rank, f"`{self.cls.__name__}`")
         if rank is None or part.program.signature.kind == "tokens" or "sequences" in slots:
             return
-        value = self.take(slots["x"]) if "x" in slots else self.input(part.entry)
+        value = self.take(slots["x"]) if "x" in slots else self.input(part.site.entry)
         self.call(states.check_rank, value, rank, f"`{self.cls.__name__}`")
 
     def base_unchanged(self) -> fx.Node:
         """The module's forward where no program of its own has run it."""
         if self.plain:
-            return self.run(self.only, _unchanged(self.layer))
+            return self.run_plain(self.only)
         self.raw = self.own_forward(self.args, self.kwargs)
         return self.raw
 
@@ -180,11 +185,6 @@ class ForwardBuilder(GraphHost):
         return key
 
 
-def _unchanged(layer: Layer | None) -> Part:
-    port = Port("", "input")
-    return Part(None, layer, (), "last", None, True, port, port)  # type: ignore[arg-type]
-
-
 class ModuleHost(GraphHost):
     """Writes into the graph of a module's forward."""
 
@@ -202,7 +202,7 @@ class ModuleHost(GraphHost):
         if name in self.slots:
             return self.builder.take(self.slots[name])
         if name == "x":
-            return self.builder.input(self.part.entry)
+            return self.builder.input(self.part.site.entry)
         assert self.part.layer is not None
         return self.builder.attribute(self.part.layer.names[name])
 
@@ -221,8 +221,7 @@ class ModuleHost(GraphHost):
         return self.call(look, self.builder.attribute(self.slots["real"]), states)
 
     def held(self, name: str, value: fx.Node) -> fx.Node:
-        assert self.part.held
-        return self.call(call_held, self.builder.attribute(self.part.held), value)
+        return self.call(call_held, self.builder.attribute(self.slots[name]), value)
 
     def base(self, x: fx.Node) -> fx.Node:
         if not self.part.own:
@@ -241,7 +240,7 @@ class ModuleHost(GraphHost):
         return self.call(kept.fold, self.builder.self_node, key, values)
 
 
-class TurnedHost(ModuleHost):
+class LengthFirstHost(ModuleHost):
     """For states with the length first: the program sees [batch, length, features]."""
 
     def turn(self, value: fx.Node) -> fx.Node:
@@ -289,6 +288,7 @@ class RowsHost(ModuleHost):
 
 
 def emitter_for(builder: ForwardBuilder, part: Part, current: fx.Node | None) -> Emitter:
-    kind = TurnedHost if part.turned else ModuleHost
+    known = part.site.states
+    kind = LengthFirstHost if known.length_first else ModuleHost
     host = (RowsHost if "sequences" in dict(part.slots) else kind)(builder, part, current)
-    return Emitter(host, part.layer, dict(part.sizes), part.features, part.rank, folding=True)
+    return Emitter(host, part.layer, dict(part.sizes), known.features, known.rank, folding=True)

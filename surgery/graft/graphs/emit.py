@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx
 
 from surgery.graft.graphs import kernels, states
+from surgery.graft.graphs.dims import has_several
 from surgery.graft.graphs.forms import form
 from surgery.graft.graphs.host import Host
 from surgery.graft.graphs.keeping import is_worth_keeping
@@ -21,6 +22,7 @@ from surgery.layers import Layer
 from surgery.rules.dims import Dim, Scalar
 from surgery.rules.expression import Expression, is_leading
 from surgery.rules.groups import Groups, Place
+from surgery.rules.patches import absorbed, mixes_input, names_dims_of_groups
 
 Call = Callable[..., Any]
 
@@ -91,6 +93,11 @@ class Emitter:
             return self.host.held(e.name, self.emit(e.arguments[0]))
         if e.op == "linear" and e.varies:
             return linear(self, e)
+        apart = self.groups > 1 and names_dims_of_groups(e, self._groups)
+        if apart or (self.layer and not self.layer.kind.features and mixes_input(e)):
+            whole = absorbed(e, self.groups > 1)
+            if whole is not None:
+                return self.emit(whole)
         return form(e)(self, e)
 
     def scalar(self, value: Any) -> Any:
@@ -112,7 +119,7 @@ class Emitter:
             return value
         if e.varies:
             return self.placed(value, e, self.place(within))
-        return self.beside(value) if e.shape else value
+        return self.beside(value) if e.shape and not has_several(within) else value
 
     def placed(self, value: Any, e: Expression, place: Place) -> Any:
         """The value of ``e`` as it is met in each group, or at the outputs of each group."""

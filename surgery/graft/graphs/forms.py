@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from surgery.graft.graphs import kernels, shaping
+from surgery.graft.graphs.dims import emit_dims, has_several
 from surgery.graft.graphs.factors import low_rank_norm
 from surgery.graft.graphs.host import Emitting
 from surgery.rules.expression import Expression, is_leading, operand
@@ -48,7 +50,7 @@ def _filled(emitter: Emitting, e: Expression, like: Expression, within: Expressi
     if not emitter.is_number(e) or not e.shape:
         return emitter.aligned(e, within)
     value = emitter.tensor(e, like)
-    return emitter.beside(value) if within.varies else value
+    return emitter.beside(value) if within.varies and not has_several(within) else value
 
 
 def add(emitter: Emitting, e: Expression) -> Any:
@@ -82,16 +84,32 @@ def divide(emitter: Emitting, e: Expression) -> Any:
     return emitter.host.call(kernels.over_norm, *(emitter.aligned(a, e) for a in (value, divisor)))
 
 
+def parts(emitter: Emitting, e: Expression) -> Any:
+    """One of several results, which are computed together once."""
+    if not e.attributes:
+        values = map(emitter.emit, e.arguments)
+        return emitter.host.call(function(PRIMITIVES[e.op].torch), *values)
+    together = Expression(e.op, e.arguments)
+    return emitter.host.call(operator.getitem, emitter.emit(together), e.attribute("_part"))
+
+
 def in_training(emitter: Emitting, e: Expression) -> Any:
     """A function that is told whether the module trains."""
     run = function(PRIMITIVES[e.op].torch)
     return emitter.host.call(run, *map(emitter.emit, e.arguments), emitter.host.training())
 
 
+def drawn(emitter: Emitting, e: Expression) -> Any:
+    """What is drawn for each step of training, and fixed in evaluation."""
+    draw, fixed = (emitter.emit(a) for a in e.arguments)
+    training = emitter.host.training()
+    return emitter.host.call(kernels.drawn, draw, fixed, bool(e.attribute("nested")), training)
+
+
 def _axis(emitter: Emitting, e: Expression) -> int:
     """The axis that is meant, where features come before the places rules write before them."""
     axis = int(e.attribute("axis"))  # type: ignore[arg-type]
-    if not e.varies or not emitter.first:
+    if not e.varies or not emitter.first or has_several(e.arguments[0]):
         return axis
     if axis >= -1 - emitter.spatial:
         return -1 - emitter.spatial if axis == -1 else axis + 1
@@ -103,7 +121,7 @@ def over(emitter: Emitting, e: Expression) -> Any:
     extra = {"keepdim": True} if PRIMITIVES[e.op].reduces else {}
     return emitter.host.call(
         function(PRIMITIVES[e.op].torch),
-        emitter.emit(e.arguments[0]),
+        *map(emitter.emit, e.arguments),
         dim=_axis(emitter, e),
         **extra,
     )
@@ -131,7 +149,7 @@ def along(emitter: Emitting, e: Expression) -> Any:
     ]
     if e.varies:
         arguments = [
-            v if a.varies else emitter.beside(v)
+            v if a.varies or has_several(e) else emitter.beside(v)
             for v, a in zip(arguments, e.arguments, strict=True)
         ]
     return emitter.host.call(function(PRIMITIVES[e.op].torch), *arguments, _axis(emitter, e))
@@ -177,14 +195,18 @@ _FORMS: dict[str, Form] = {
     "along": along,
     "training": in_training,
     "tokens": pool,
+    "dims": emit_dims,
+    "parts": parts,
 }
 """By the form that a primitive's row says."""
 _SPECIAL: dict[str, Form] = {
     # what is no primitive
     "eye": shaping.eye,
+    "range": shaping.counted,
     "expand": shaping.expand,
     "spread": shaping.spread,
     "vector": shaping.vector,
+    "drawn": drawn,
     "rows": shaping.rows,
     "put": shaping.put,
     # what has a cheaper form in some places, whatever its row says

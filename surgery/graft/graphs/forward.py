@@ -31,23 +31,18 @@ def write_forward(cls: type[nn.Module], layer: Layer | None, design: Design) -> 
         begin(builder, stack)
     value: fx.Node | None = None
     exit_port: Port | None = None
+    for part in design.cores:
+        builder.change_core(part)
     for part in design.parts:
-        if part.core is not None:
-            if part.own and not part.gives_result:
-                builder.check_rank(part)
-            builder.change_core(part)
-    for part in design.parts:
-        if not part.gives_result:
-            continue
         builder.check_rank(part)
         if value is None and not part.own:
             value = builder.base_unchanged()
             if not builder.plain:
-                value = builder.output(part.exit)
+                value = builder.output(part.site.exit)
         emitter = emitter_for(builder, part, value)
         result = emitter.emit(part.program.result)
         value = emitter.host.leave(result) if isinstance(emitter.host, ModuleHost) else result
-        exit_port = part.exit
+        exit_port = part.site.exit
     result = value if value is not None else builder.base_unchanged()
     if value is not None and builder.is_raw(value):
         result = builder.raw or value

@@ -18,7 +18,7 @@ COMPARISON = 32
 
 def is_worth_keeping(e: Expression, sizes: Mapping[str, Scalar]) -> bool:
     """Whether ``e`` costs more to compute than to keep, and to see that it still holds."""
-    if STAR in e.shape or _depth(e) <= 1:
+    if STAR in e.shape or _depth(e) <= 1 or _is_several(e):
         return False
     steps = [step for step in walk(e) if step.arguments]
     if any(any(map(is_leading, step.shape)) or _is_random(step) for step in steps):
@@ -34,9 +34,15 @@ def is_worth_keeping(e: Expression, sizes: Mapping[str, Scalar]) -> bool:
     return not e.reads("W") and _elements(e, sizes) < sum(_elements(x, sizes) for x in e.leaves)
 
 
+def _is_several(e: Expression) -> bool:
+    """Whether ``e`` is a decomposition before one of its results is taken."""
+    primitive = PRIMITIVES.get(e.op)
+    return primitive is not None and bool(primitive.parts) and not e.attributes
+
+
 def _is_random(e: Expression) -> bool:
     primitive = PRIMITIVES.get(e.op)
-    return primitive is not None and primitive.random
+    return e.op == "drawn" or (primitive is not None and primitive.random)
 
 
 def _work(e: Expression, sizes: Mapping[str, Scalar]) -> float:

@@ -54,8 +54,47 @@ def _squared_rows(matrix: Tensor) -> Tensor:
     return squared
 
 
+def drawn(draw: Tensor, value: float, nested: bool, training: bool) -> Tensor:
+    """What was drawn for this step of training, and in evaluation ``value`` everywhere.
+
+    Of a ``nested`` draw, ``value`` is how many places have 1, from the first.
+    """
+    if training:
+        return draw
+    if not nested:
+        return draw.new_full(draw.shape, value)
+    return (torch.arange(draw.shape[-1], device=draw.device) < value).to(draw.dtype).expand_as(draw)
+
+
 def eye(like: Tensor, size: int) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
+def inverse(matrices: Tensor) -> Tensor:
+    """The inverse of each matrix; half precision is inverted in single."""
+    wide = torch.promote_types(matrices.dtype, torch.float32)
+    return torch.linalg.inv(matrices.to(wide)).to(matrices.dtype)
+
+
+def flip(value: Tensor, dim: int) -> Tensor:
+    """The last along ``dim`` first."""
+    return value.flip(dim)
+
+
+def unflatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """One axis as several."""
+    return value.unflatten(axis, sizes)
+
+
+def flatten(value: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
+    """Several axes as one, which is ``axis`` counted from the end of the result."""
+    last = value.dim() + axis
+    return value.flatten(last - len(sizes) + 1, last)
+
+
+def counted(like: Tensor, size: int) -> Tensor:
+    """0, 1, … in the dtype of ``like``."""
+    return torch.arange(size, dtype=like.dtype, device=like.device)
 
 
 def filled(like: Tensor, sizes: tuple[int, ...], value: float) -> Tensor:

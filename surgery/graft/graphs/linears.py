@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as functional
 
 from surgery.graft.graphs import states
+from surgery.graft.graphs.dims import has_several
 from surgery.graft.graphs.factors import Factored, factored_linear
 from surgery.graft.graphs.host import Emitting
 from surgery.rules.expression import OUT, Expression, operand
@@ -113,7 +114,7 @@ def _on_features(emitter: Emitting, e: Expression) -> Any:
     value = emitter.emit(x)
     matrix = emitter.tensor(weight, x)
     offset = emitter.tensor(rest[0], x) if rest else None
-    if not emitter.first or not emitter.spatial:
+    if not emitter.first or not emitter.spatial or has_several(x):
         return emitter.host.call(functional.linear, value, matrix, offset)
     groups = 1
     if emitter.groups > 1 and emitter.place(x) == "groups":

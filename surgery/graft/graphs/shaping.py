@@ -37,7 +37,14 @@ def vector(emitter: Emitting, e: Expression) -> Any:
 
 def eye(emitter: Emitting, e: Expression) -> Any:
     size = emitter.scalar(e.attribute("size"))
-    return emitter.host.call(kernels.eye, emitter.emit(e.arguments[0]), size)
+    matrix = emitter.host.call(kernels.eye, emitter.emit(e.arguments[0]), int(size))
+    beside = [int(emitter.scalar(d)) for d in e.shape[:-2]]
+    return emitter.host.call("expand", matrix, *beside, -1, -1) if beside else matrix
+
+
+def counted(emitter: Emitting, e: Expression) -> Any:
+    size = int(emitter.scalar(e.attribute("size")))
+    return emitter.host.call(kernels.counted, emitter.emit(e.arguments[0]), size)
 
 
 def rows(emitter: Emitting, e: Expression) -> Any:

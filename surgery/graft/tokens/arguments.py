@@ -76,6 +76,7 @@ class ReaderCall:
         """Go on with a sequence whose cache starts with ``n`` vectors that the caller ignores."""
         mask, positions = self._mask(), self.of(self.tokens.positions)
         seen = (self.past or 0) + self.length
+        # Mamba: the cache holds a state, and no keys that would tell how many tokens it has seen.
         recurs = self.past == UNTOLD
         if mask is not None and not (recurs and mask.shape[1] == self.length):
             if recurs or mask.shape[1] != seen - n:
@@ -153,7 +154,7 @@ class ReaderCall:
             self.given[str(self.tokens.types)] = torch.cat((front, types), -1)
 
     def _join_others(self, n: int) -> None:
-        """Whatever else tells of each token: the first one's, as boxes on a page have it.
+        """Whatever else tells of each token: the first one's, as boxes on a page have it (LayoutLM).
 
         What tells of their number counts the prompt.
 
@@ -165,6 +166,7 @@ class ReaderCall:
         for name, value in self.given.items():
             if name in known or not isinstance(value, Tensor) or names.of_another_sequence(name):
                 continue
+            # XLM
             if name == names.LENGTHS and value.shape == (self.batch,):
                 self.given[name] = value + n
             tells = value.dim() > 1 and not value.is_floating_point()
@@ -195,6 +197,7 @@ class ReaderCall:
 
         The prompt must not see what the first token must not.
         """
+        # XLNet
         for name in (names.FORBIDDEN, names.TARGETS):
             value: Tensor | None = self.of(name)
             if value is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgery.anatomy.site import Tokens
 from surgery.graft.adapter_file import read_adapter
 from surgery.graft.channel import holding
 from surgery.graft.state import surgery_of
@@ -81,7 +82,7 @@ def prompt_of(model: nn.Module) -> tuple[TokenSlots, str]:
 
     """
     surgery = surgery_of(model)
-    edits = [e for _, e in surgery.edits() if e.site.tokens] if surgery else []
+    edits = [e for e in surgery.edits() if isinstance(e.site.operator, Tokens)] if surgery else []
     named = [t.name for e in edits for t in e.tensors]
     if len(edits) != 1 or len(named) != 1:
         raise error(

@@ -83,7 +83,7 @@ def _check(tokens: Tokens, change: TokenChange) -> None:
         raise refused("a decoder in it attends to them, with masks that are built into the graph")
     if change.places or change.shift:
         raise refused("filled places and shifted positions are set where a model is called")
-    if tokens.turned or tokens.causal or tokens.streams or tokens.positions:
+    if tokens.length_first or tokens.causal or tokens.streams or tokens.positions:
         raise refused("its positions, or the axes of its tokens, are not followed in graphs")
 
 

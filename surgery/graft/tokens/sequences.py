@@ -168,7 +168,7 @@ def filled(slots: TokenSlots, output: Tensor) -> Tensor:
     if prompt is None:
         return output
     n = prompt.shape[1]
-    if slots.tokens.turned:
+    if slots.tokens.length_first:
         return torch.cat((prompt.transpose(0, 1).to(output), output[n:]), 0)
     return torch.cat((prompt.to(output), output[:, n:]), 1)
 

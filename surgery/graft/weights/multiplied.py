@@ -34,11 +34,11 @@ def write_multiplied(
     rank = named_rank(part.program.named_dims, layer) if layer.is_own else None
     if rank is not None:
         host.call(states.check_rank, x, rank, "what the weight is multiplied with")
-    if part.turned:
+    if part.site.states.length_first:
         host.x, host.y = (host.call("transpose", value, 0, 1) for value in (x, y))
-    emitter = Emitter(host, layer, dict(part.sizes), part.features, layer.states)
+    emitter = Emitter(host, layer, dict(part.sizes), part.site.states.features, layer.states)
     value = emitter.emit(part.program.result)
-    function.output(host.call("transpose", value, 0, 1) if part.turned else value)
+    function.output(host.call("transpose", value, 0, 1) if part.site.states.length_first else value)
     name = f"{layer.weight}_product"
     graph = fx.Graph()
     me = graph.get_attr(SELF)
@@ -61,6 +61,9 @@ class ReadHost(GraphHost):
             return self.graph.get_attr(expression.name)
         name = self.layer.names[expression.name]
         return self.call(calls.own_parameter, self.graph.get_attr(SELF), name)
+
+    def training(self) -> fx.Node:
+        return self.graph.get_attr("training")
 
 
 class _ProductHost(ReadHost):
@@ -94,9 +97,6 @@ class _ProductHost(ReadHost):
 
     def module(self) -> fx.Node:
         return self.graph.get_attr(SELF)
-
-    def training(self) -> fx.Node:
-        return self.graph.get_attr("training")
 
     def real(self, states: fx.Node) -> fx.Node | None:
         if "real" not in self.slots:

@@ -15,6 +15,7 @@ from surgery.language.syntax import (
     Call,
     Expression,
     Name,
+    NamedDim,
     Node,
     Number,
     Star,
@@ -63,6 +64,11 @@ class ExpressionBuilder(NodeBuilder):
 
     def star(self, parts: Parts) -> Star:
         return Star(span=self.at(parts[0]))
+
+    def named_dim(self, parts: Parts) -> NamedDim:
+        name, _, size = parts
+        span = self.over(parts)
+        return NamedDim(name.value, size, span=span, name_span=self.at(name), depth=size.depth)
 
     def unary(self, parts: Parts) -> Unary:
         span = self.over(parts)

@@ -4,8 +4,7 @@ from typing import Any
 
 from surgery.language.build.base import Parts
 from surgery.language.build.expressions import Sequence, unquote
-from surgery.language.build.selectors import SelectorBuilder
-from surgery.language.diagnostics import did_you_mean
+from surgery.language.build.training import TrainingBuilder
 from surgery.language.source import Span
 from surgery.language.syntax import (
     Application,
@@ -17,28 +16,26 @@ from surgery.language.syntax import (
     Let,
     Match,
     Method,
+    Name,
     Node,
     On,
     Operand,
-    Param,
     Parameter,
     Require,
     Return,
-    Sharing,
     Step,
     Train,
+    Unpack,
     Use,
 )
 
-SHARING = ("shared", "stack", "layer")
-FLAGS = ("frozen", *SHARING)
 
-
-class Builder(SelectorBuilder):
+class Builder(TrainingBuilder):
     def file(self, parts: Parts) -> tuple[Item, ...]:
         return self.nodes(parts)
 
     def on(self, parts: Parts) -> On:
+        self.of_modules(parts[1])
         named = not isinstance(parts[-1], Node)
         name, chain = (parts[-1].value, parts[-3]) if named else (None, parts[-1])
         return On(parts[1], chain, name, span=self.over(parts))
@@ -71,6 +68,11 @@ class Builder(SelectorBuilder):
     def let(self, parts: Parts) -> Let:
         name, value = parts[1], parts[3]
         return Let(name.value, value, span=self.over(parts), name_span=self.at(name))
+
+    def unpack(self, parts: Parts) -> Unpack:
+        tokens = [p for p in parts[1:-1] if p.type == "NAME"]
+        names = tuple(Name(t.value, span=self.at(t)) for t in tokens)
+        return Unpack(names, parts[-1], span=self.over(parts))
 
     def use(self, parts: Parts) -> Use:
         names = parts[2] if len(parts) == 3 else None
@@ -145,36 +147,6 @@ class Builder(SelectorBuilder):
 
     def require(self, parts: Parts) -> Require:
         return Require(parts[1], span=self.over(parts))
-
-    def param(self, parts: Parts) -> Param:
-        _, *flags, name, dims, sign, init = parts
-        for place, flag in enumerate(flags):
-            if flag.value not in FLAGS:
-                self.reject(
-                    "S118",
-                    f"`{flag}` is not a modifier of `param`",
-                    self.at(flag),
-                    help=did_you_mean(flag, FLAGS)
-                    or "a param may be `frozen`, and one of `shared`, `stack` and `layer`",
-                )
-            elif flag.value in flags[:place]:
-                self.reject("S118", f"`{flag}` is said twice", self.at(flag))
-        return Param(
-            name.value,
-            dims.items,
-            init,
-            random=sign.type == "TILDE",
-            frozen="frozen" in flags,
-            shared=self._shared(flags),
-            span=self.over(parts),
-            name_span=self.at(name),
-        )
-
-    def _shared(self, flags: Parts) -> Sharing | None:
-        words = [flag for flag in flags if flag.value in SHARING]
-        if len(words) > 1:
-            self.reject("S118", "a param is shared in one way", self.at(words[1]))
-        return words[0].value if words else None
 
     def assign(self, parts: Parts) -> Assign:
         target, operator, value = parts

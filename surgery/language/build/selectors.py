@@ -21,14 +21,14 @@ from surgery.language.syntax import (
     Union,
 )
 
-_FIELDS = {"in": "within", "where": "where", "except": "exceptions", "expect": "expect"}
-_ORDER = "the clauses come in this order: `in`, `where`, `except`, `expect`"
+_FIELDS = {"of": "of", "in": "within", "where": "where", "except": "exceptions", "expect": "expect"}
+_ORDER = "the clauses come in this order: `of`, `in`, `where`, `except`, `expect`"
 
 
 class Bound(NamedTuple):
-    """A whole number in a subscript."""
+    """A whole number in a subscript, or a share of all that there are."""
 
-    value: int
+    value: int | float
     span: Span
 
 
@@ -57,11 +57,23 @@ class SelectorBuilder(ExpressionBuilder):
                 )
             fields.setdefault(field, value)
             words.setdefault(field, self.at(word))
+        self._named(fields.get("of"))
         end = clauses[-1][2] if clauses else union.span.end
         inner = (union, *(f for f in fields.values() if isinstance(f, Node)))
         depth = max(node.depth for node in inner)
         span = Span(self.source, union.span.start, end)
         return Selector(union, **fields, span=span, depth=depth)
+
+    def _named(self, of: Union | None) -> None:
+        """Methods, whose params `of` speaks of, go by their bare names."""
+        for part in of.parts if of else ():
+            if not isinstance(part, Role | Class):
+                self.reject(
+                    "S281",
+                    "`of` takes the names of methods",
+                    part.span,
+                    help="a method goes by its own name, or by that which `as` gives: `A of lora`",
+                )
 
     def clause(self, parts: Parts) -> tuple[Any, Any, int]:
         """Its word, what it says, and where it ends."""
@@ -116,19 +128,25 @@ class SelectorBuilder(ExpressionBuilder):
         return Group(parts[1], span=span, depth=self.below([parts[1]], span))
 
     def index(self, parts: Parts) -> Index:
-        return Index(parts[0].value, span=parts[0].span)
+        value, span = parts[0]
+        if isinstance(value, float):
+            self.reject("S112", "a place is a whole number; a share is a bound: `[0.5:]`", span)
+        return Index(int(value), span=span)
 
     def slice(self, parts: Parts) -> Slice:
-        bounds: list[int | None] = [None, None, None]
+        bounds: list[int | float | None] = [None, None, None]
         place = 0
         for part in parts:
             if isinstance(part, Bound):
                 bounds[place] = part.value
             else:
                 place += 1
-        if bounds[2] == 0:
-            self.reject("S112", "the step of a slice is not zero", parts[-1].span)
-        return Slice(*bounds, span=self._edge(parts[0]).to(self._edge(parts[-1])))
+        start, stop, step = bounds
+        if step == 0 or isinstance(step, float):
+            what = "not zero" if step == 0 else "a whole number"
+            self.reject("S112", f"the step of a slice is {what}", parts[-1].span)
+            step = None
+        return Slice(start, stop, step, span=self._edge(parts[0]).to(self._edge(parts[-1])))
 
     def _edge(self, part: Any) -> Span:
         return part.span if isinstance(part, Bound) else self.at(part)
@@ -137,8 +155,10 @@ class SelectorBuilder(ExpressionBuilder):
         span = self.over(parts)
         value = self.whole(parts[-1])
         if value is None:
-            self.reject("S112", "a place in a slice is a whole number", span)
-        return Bound((value or 0) * (-1 if len(parts) == 2 else 1), span)
+            value = float(parts[-1])
+            if not value < 1:
+                self.reject("S112", "a place is a whole number, and a share of all below 1", span)
+        return Bound(value * (-1 if len(parts) == 2 else 1), span)
 
 
 def _position(field: str) -> int:

@@ -16,6 +16,7 @@ from surgery.rules.library import Definition
 from surgery.rules.program import Program, assemble
 from surgery.rules.signature import Signature
 from surgery.rules.state import ATTENTION, Kind, State, operator
+from surgery.rules.trained import CLOCK, read_in_training
 from surgery.rules.values import Closure, Declaration, Opaque, Value
 
 
@@ -127,8 +128,11 @@ def _last_name(operand: syntax.Operand) -> Dim | None:
 def _check_used(state: State) -> None:
     values = [state.result, *state.notes.given, *([state.core.result] if state.core else [])]
     used = {leaf.name for value in values for leaf in value.leaves if leaf.op == "param"}
+    read = {leaf.name for v in read_in_training(state.notes.training) for leaf in v.leaves}
     for d in state.notes.declarations:
-        if d.name not in used:
+        if d.state and not d.name.endswith(CLOCK) and d.name not in used | read:
+            raise error("S288", f"the state `{d.name}` is never read", d.span)
+        if d.name not in used and not d.state:
             raise error(
                 "S224", f"`{d.name}` is declared and never used, so it would never train", d.span
             )
