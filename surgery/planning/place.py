@@ -163,8 +163,12 @@ class Place:
             SurgeryError: S272 for one that the site lacks.
 
         """
+        needed = sorted(facts - self.sizes.keys())
+        if not needed:
+            # Not every model can be run.
+            return
         anatomy = self.usage.anatomy
-        for name in sorted(facts - self.sizes.keys()):
+        for name in needed:
             index = anatomy.layer_of(self.site.spans[0])
             of_layers = name in ("index", "layers")
             if index is None or not of_layers:
