@@ -13,13 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.graph import Recording
-from surgery.anatomy.inputs import Inputs, candidates, example_inputs
+from surgery.anatomy.inputs import EXAMPLE, Inputs, candidates, example_inputs
 from surgery.anatomy.listening import listening
 from surgery.anatomy.paths import Paths
 from surgery.anatomy.state import KEPT_PARAMETERS, uncollected, untouched
 from surgery.anatomy.trace import Recorder
 from surgery.huggingface.attention_functions import outlined
 from surgery.language.diagnostics import Diagnostic, SurgeryError
+
+_QUICK = 5_000_000_000
+"""Products of parameters and elements of the input up to which real tensors are quicker than fake."""
 
 
 def record(
@@ -37,8 +40,8 @@ def record(
     """
     paths = paths or Paths(model)
     failures: list[tuple[str, Exception]] = []
-    ways = _ways(model)
     for inputs in candidates(model, given):
+        ways = _ways(model, inputs)
         for how in ways[:1] if cheap and ways[0] == "fake" else ways:
             try:
                 return recorded(model, inputs, paths, how, training)
@@ -49,11 +52,16 @@ def record(
     raise SurgeryError(_explained(model, failures, given is not None)) from failures[0][1]
 
 
-def _ways(model: nn.Module) -> tuple[str, ...]:
+def _ways(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         return ("fake",)
-    small = sum(tensor.numel() for tensor in tensors) <= KEPT_PARAMETERS
+    count = sum(tensor.numel() for tensor in tensors)
+    small = count <= KEPT_PARAMETERS
+    if EXAMPLE in model.__dict__:
+        # An exported program is in memory, and writes to no parameter: it need not be copied.
+        given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+        small = small or count * max((t.numel() for t in given), default=1) <= _QUICK
     return ("real", "fake") if small else ("fake", "real")
 
 

@@ -44,6 +44,11 @@ def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Mod
     return holding(made, weight, bias)
 
 
+def _made_decomposed(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    """The same of `aten.convolution`, which decompositions leave of all convolutions."""
+    return _made(lambda at: given({6: 8}.get(at, at)), weight, bias)
+
+
 class Convolution(LayerKind):
     """Grouped or not, dilated, with any stride and any way to pad."""
 
@@ -54,7 +59,11 @@ class Convolution(LayerKind):
     run = staticmethod(convolve)
     exported = dict.fromkeys(
         (overload for f in _FUNCTIONS for overload in (f.default, f.padding)), Reads(0, 1, 2, _made)
-    )
+    ) | {
+        torch.ops.aten.convolution.default: Reads(
+            0, 1, 2, _made_decomposed, lambda given: not given(6)
+        )
+    }
 
     def read(self, module: Any) -> Layer:
         out, *columns = module.weight.shape

@@ -27,13 +27,14 @@ class Reads:
     """Where a function of exported programs has a layer's input, weight and bias among its arguments.
 
     ``make`` gives the layer that the function stands for, from an argument by its place and from
-    the weight and the bias.
+    the weight and the bias. ``holds`` tells by the arguments whether it is one of the kind.
     """
 
     input: int
     weight: int
     bias: int | None
     make: Callable[[Callable[[int], Any], Any, Any], nn.Module]
+    holds: Callable[[Callable[[int], Any]], bool] = lambda _: True
 
 
 class LayerKind:

@@ -63,6 +63,11 @@ def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Mod
     return holding(made, weight, bias)
 
 
+def _made_decomposed(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    """The same of `aten.convolution`, which decompositions leave of all convolutions."""
+    return _made(lambda at: given({5: 7, 6: 8, 7: 5}.get(at, at)), weight, bias)
+
+
 class TransposedConvolution(LayerKind):
     """Grouped or not, dilated, with any stride, padding, output padding and size of the output."""
 
@@ -71,7 +76,9 @@ class TransposedConvolution(LayerKind):
     methods = ("forward", "_output_padding")
     products = dict.fromkeys((f.__name__ for f in _FUNCTIONS), operator_of)
     run = staticmethod(convolve_transposed)
-    exported = dict.fromkeys(_EXPORTED, Reads(0, 1, 2, _made))
+    exported = dict.fromkeys(_EXPORTED, Reads(0, 1, 2, _made)) | {
+        torch.ops.aten.convolution.default: Reads(0, 1, 2, _made_decomposed, lambda given: given(6))
+    }
 
     def read(self, module: Any) -> Layer:
         channels, out, *kernel = module.weight.shape

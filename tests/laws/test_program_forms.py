@@ -80,6 +80,16 @@ class Against(Layers):
         return self.c(self.b(self.a(x).relu()))
 
 
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv1d(1, 4, 3, stride=2, padding=1)
+        self.b = nn.ConvTranspose1d(4, 2, 4, stride=2, padding=1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.unsqueeze(1)).relu())
+
+
 class Shared(Layers):
     """Runs one layer under two names, and another with its weight."""
 
@@ -111,6 +121,7 @@ CASES = {
     "decomposed": Case(
         Stack, "on `a` apply lora(2) on `b` apply dora(2) on `c` apply ia3", decomposed
     ),
+    "convolutions": Case(Convolutions, "on `a` apply dora(1) on `b` apply lora(1)", decomposed),
     "no_grad": Case(Blind, "on Linear apply lora(2)"),
     "branches": Case(Branching, "on Linear apply dora(2)", strict=True),
     "autocast": Case(Mixed, "on Linear apply lora(2)", tolerance=3e-2),

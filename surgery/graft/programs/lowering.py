@@ -30,8 +30,8 @@ from surgery.graft.programs.modules import reads_of
 from surgery.graft.programs.opening import opened
 from surgery.graft.programs.sameness import does_the_same, same_sizes
 from surgery.graft.programs.source import Source
-from surgery.graft.programs.tracing import traced, value_of
-from surgery.graft.programs.undoing import CUSTOM, KEY, mark, reading, written
+from surgery.graft.programs.tracing import Tracer, value_of
+from surgery.graft.programs.undoing import CUSTOM, KEY, mark, noted, reading
 
 _STACK = "nn_module_stack"
 _FRESH = "graft_"
@@ -109,6 +109,7 @@ class _Lowering:
         self.places: dict[str, fx.Node] = {}
         values = [n.meta.get("val") for n in source.graph.nodes]
         self.mode = detect_fake_mode(pytree.tree_leaves(values))
+        self.traced = Tracer(self.mode)
 
     def written(self) -> fx.Graph:
         """The whole graph."""
@@ -227,7 +228,7 @@ class _Lowering:
         results = [n for n in nodes if any(user not in own for user in n.users)]
         values = [self.env[i].meta["val"] for i in free]
         known = {i: self.env[i] for i in given}
-        graph = traced(nodes, known, free, results, values, self.mode)
+        graph = self.traced(nodes, known, free, results, values)
         inner: dict[fx.Node, Any] = {}
         stacks: list[Any] = [n.meta[_STACK] for n in nodes if n.meta.get(_STACK)]
         stack: Any = stacks[0] if stacks else {}
@@ -284,15 +285,8 @@ class _Lowering:
         self.results = pytree.tree_leaves(made.args[0])
 
     def note(self) -> dict[str, Any]:
-        """What is to be known of the base: nodes that the program has not, and inputs it has got."""
-        gone: list[dict[str, Any]] = []
-        before: str | None = None
-        for node in self.base.values():
-            if node.op == "call_function" and node.name not in self.copied:
-                gone.append(written(node, before))
-            before = node.name
-        output = reading(self.source.graph.output_node())
-        return {"gone": gone, "inputs": self.fresh, "output": output}
+        """What is to be known of the base."""
+        return {**noted(self.source.graph, self.copied), "inputs": self.fresh}
 
     def signature(self) -> ExportGraphSignature:
         old = self.source.program.graph_signature.output_specs

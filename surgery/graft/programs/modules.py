@@ -29,7 +29,9 @@ def reads_of(node: fx.Node) -> Reads | None:
     """How ``node`` reads a weight, if it does what a layer of any kind does."""
     if node.op != "call_function":
         return None
-    return next((k.exported[node.target] for k in kinds() if node.target in k.exported), None)
+    given = partial(_argument, node)
+    known = (k.exported[node.target] for k in kinds() if node.target in k.exported)
+    return next((reads for reads in known if reads.holds(given)), None)
 
 
 def stack_of(node: fx.Node) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from surgery.graft.programs.sizes import any_size
@@ -15,7 +15,64 @@ from surgery.graft.weights.effective_nodes import on_each, on_one_after_another
 from surgery.language.diagnostics import SurgeryError, error
 
 
-def traced(
+class Tracer:
+    """Traces nodes on the fake tensors of ``mode``; what does the same on alike values, once.
+
+    The layers of a model are adapted alike, and tracing takes longer than all else.
+    """
+
+    def __init__(self, mode: Any):
+        self.mode = mode
+        self.known: dict[Any, fx.GraphModule] = {}
+
+    def __call__(
+        self,
+        nodes: list[fx.Node],
+        given: Mapping[fx.Node, Any],
+        free: list[fx.Node],
+        results: list[fx.Node],
+        values: list[Any],
+    ) -> fx.GraphModule:
+        """A graph of operators that gives ``results`` of ``nodes`` for the ``values`` of what is ``free``.
+
+        ``given`` is all that they read: of it, what is not free is known as it is.
+
+        Raises:
+            SurgeryError: S441 or S442 if one of them cannot stand in the program.
+
+        """
+        key = _content(nodes, given, free, results, values)
+        if key not in self.known:
+            self.known[key] = _traced(nodes, given, free, results, values, self.mode)
+        return self.known[key]
+
+
+def _content(
+    nodes: list[fx.Node],
+    given: Mapping[fx.Node, Any],
+    free: list[fx.Node],
+    results: list[fx.Node],
+    values: list[Any],
+) -> Any:
+    """What ``nodes`` do, whichever they are: functions, what these are given, and sizes."""
+    place: dict[fx.Node, Any] = {n: ("known", id(given[n])) for n in given}
+    place |= {n: ("free", i) for i, n in enumerate(free)}
+    place |= {n: ("made", i) for i, n in enumerate(nodes)}
+    done = [
+        (n.op, n.target, repr(fx.map_arg((n.args, n.kwargs), place.__getitem__))) for n in nodes
+    ]
+    return tuple(done), tuple(place[n] for n in results), repr([*map(_facts, values)])
+
+
+def _facts(value: Any) -> Any:
+    """What can be told of a fake tensor, or of a size that is a symbol."""
+    if isinstance(value, Tensor):
+        sizes = ([*value.shape], [*value.stride()], value.storage_offset())
+        return value.dtype, value.device, value.requires_grad, sizes
+    return type(value).__name__, str(value)
+
+
+def _traced(
     nodes: list[fx.Node],
     given: Mapping[fx.Node, Any],
     free: list[fx.Node],
@@ -23,15 +80,6 @@ def traced(
     values: list[Any],
     mode: Any,
 ) -> fx.GraphModule:
-    """A graph of operators that gives ``results`` of ``nodes`` for the ``values`` of what is ``free``.
-
-    ``given`` is all that they read: of it, what is not free is known as it is.
-
-    Raises:
-        SurgeryError: S442 if one of them cannot stand in an exported program.
-
-    """
-
     def function(*arguments: Any) -> list[Any]:
         known: dict[fx.Node, Any] = {**given, **dict(zip(free, arguments, strict=True))}
         for node in nodes:

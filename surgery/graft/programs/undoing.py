@@ -8,7 +8,7 @@ that nothing reads any more are written down whole. All of it is JSON under `cus
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,17 @@ def written(node: fx.Node, after: str | None) -> dict[str, Any]:
         **reading(node),
         "stack": {k: list(v) for k, v in stack.items()},
     }
+
+
+def noted(base: fx.Graph, copied: Container[str]) -> dict[str, Any]:
+    """What is to be known of ``base``: its nodes that were not ``copied``, and what it returned."""
+    gone: list[dict[str, Any]] = []
+    before: str | None = None
+    for node in base.nodes:
+        if node.op == "call_function" and node.name not in copied:
+            gone.append(written(node, before))
+        before = node.name
+    return {"gone": gone, "output": reading(base.output_node())}
 
 
 def undo(graph: fx.Graph, record: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from surgery.anatomy.inputs import EXAMPLE
+from surgery.anatomy.state import uncollected
 from surgery.graft.adapter_file import AdapterFile, facts_of, read_adapter
 from surgery.graft.first import first_values
 from surgery.graft.load import restore_adapter
@@ -52,6 +53,7 @@ def as_base(program: ExportedProgram) -> fx.GraphModule:
     return _raised(program, whole(program))
 
 
+@uncollected()
 def _raised(program: ExportedProgram, source: Source) -> fx.GraphModule:
     model = raised(source.graph, source.inputs, dict(source.tensors), program.graph_module)
     model.__dict__[SOURCE] = source
@@ -104,6 +106,7 @@ def _like(value: Any) -> Any:
     return int(value) if isinstance(value, torch.SymInt) else value
 
 
+@uncollected()
 def as_program(model: nn.Module) -> ExportedProgram:
     """A program that does what ``model``, made by :func:`as_module`, does now."""
     assert isinstance(model, fx.GraphModule)
