@@ -163,8 +163,9 @@ class Place:
             SurgeryError: S272 for one that the site lacks.
 
         """
-        anatomy = self.usage.anatomy
         for name in sorted(facts - self.sizes.keys()):
+            # Sizes are known of models, too, that do not run on generated inputs.
+            anatomy = self.usage.anatomy
             index = anatomy.layer_of(self.site.spans[0])
             of_layers = name in ("index", "layers")
             if index is None or not of_layers:
