@@ -77,7 +77,9 @@ class _StackInterpreter(fx.Interpreter):
 
         Paths in these are those of the whole. What runs once, and in any case, is seen node by node.
         """
-        recorder, name = self.recorder, n.target.name()
+        recorder = self.recorder
+        function: Any = n.target
+        name: str = function.name()
         outer, recorder.within = recorder.within, self.prefix
         recorder.deaf = name not in _ONCE
         try:
@@ -87,8 +89,8 @@ class _StackInterpreter(fx.Interpreter):
             if recorder.fake is not None:
                 args, kwargs = recorder.faked(args), recorder.faked(kwargs)
             with torch._C.DisableTorchFunction():
-                result = n.target(*args, **kwargs)
-            recorder.record(name, n.target, args, kwargs, result, ())
+                result: Any = function(*args, **kwargs)
+            recorder.record(name, function, args, kwargs, result, ())
             return result
         finally:
             recorder.within, recorder.deaf = outer, False

@@ -46,7 +46,12 @@ def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Mod
 
 def _made_decomposed(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
     """The same of `aten.convolution`, which decompositions leave of all convolutions."""
-    return _made(lambda at: given({6: 8}.get(at, at)), weight, bias)
+    places = {6: 8}
+
+    def named(at: int) -> Any:
+        return given(places.get(at, at))
+
+    return _made(named, weight, bias)
 
 
 class Convolution(LayerKind):

@@ -65,7 +65,12 @@ def _made(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Mod
 
 def _made_decomposed(given: Any, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
     """The same of `aten.convolution`, which decompositions leave of all convolutions."""
-    return _made(lambda at: given({5: 7, 6: 8, 7: 5}.get(at, at)), weight, bias)
+    places = {5: 7, 6: 8, 7: 5}
+
+    def named(at: int) -> Any:
+        return given(places.get(at, at))
+
+    return _made(named, weight, bias)
 
 
 class TransposedConvolution(LayerKind):

@@ -56,7 +56,9 @@ def lowered(
     writer = _Lowering(model, source)
     graph = writer.written()
     tensors = tensors_of(model, source.program)
-    constants = {n: t for n, t in source.tensors.items() if n in source.program.constants}
+    constants: dict[str, Any] = {
+        n: t for n, t in source.tensors.items() if n in source.program.constants
+    }
     constants |= writer.constants
     state = {n: t for n, t in source.tensors.items() if n not in constants}
     order = [str(s.target) for s in writer.specs if s.target is not None]
