@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ def topk(values: Sequence[Tensor], count: float) -> list[Tensor]:
     every = torch.cat([v.reshape(-1) for v in values])
     mask = torch.zeros_like(every)
     mask[every.topk(min(int(count), every.numel())).indices] = 1
-    parts = mask.split([v.numel() for v in values])
+    untyped: Any = mask
+    parts: tuple[Tensor, ...] = untyped.split([v.numel() for v in values])
     return [part.reshape(v.shape) for part, v in zip(parts, values, strict=True)]
 
 

@@ -137,7 +137,7 @@ def _redraw(instance: Instance) -> None:
     """Draw what the next step is trained with; each number depends on the seed and the step alone."""
     clock = instance.clock
     assert clock is not None
-    edit, (step, seed) = instance.edit, clock.tolist()
+    edit, step, seed = instance.edit, int(clock[0]), int(clock[1])
     planned = {t.name.removeprefix(edit.prefix): t for t in edit.tensors}
     for declaration in instance.declared:
         if not declaration.drawn:

@@ -71,8 +71,14 @@ FUNCTIONS: dict[str, Callable[..., Scalar]] = {
     "remainder": operator.mod,
     **SCHEDULES,
 }
-ARITY = {"sqrt": 1, "floor": 1, "divisor": 2, "quotient": 2, "remainder": 2}
-ARITY |= dict.fromkeys(SCHEDULES, 4)
+ARITY = {
+    "sqrt": 1,
+    "floor": 1,
+    "divisor": 2,
+    "quotient": 2,
+    "remainder": 2,
+    **dict.fromkeys(SCHEDULES, 4),
+}
 """How many arguments a function takes; others take two or more."""
 
 
