@@ -36,14 +36,15 @@ def of_linear(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int
 
 def of_matmul(shapes: Shapes, arguments: Arguments, span: Span | None, axis: int) -> Shape:
     left, right = arguments
-    if len(right.shape) < 2 or STAR in right.shape:
+    rank = len(right.shape)
+    if rank < 2 or STAR in right.shape:
         _need_rank("@", right, 2, span)
     inner, columns = right.shape[-2:]
     fits = len(left.shape) > 1 and shapes.equal(left.shape[-1], inner, "@", span)
-    if not fits or (len(right.shape) > 2 and STAR in left.shape):
+    if not fits or (rank > 2 and STAR in left.shape):
         raise mismatch("@", left, right, span)
     beside = left.shape[:-2]
-    if len(right.shape) > 2:
+    if rank > 2:
         ends = [replace(a, shape=a.shape[:-2]) for a in arguments]
         beside = shapes.broadcast(ends[0], ends[1], "@", span)
     return (*beside, *left.shape[-2:-1], columns)
@@ -185,7 +186,8 @@ def linear_cost(e: Expression) -> Dim:
 
 def matmul_cost(e: Expression) -> Dim:
     rows, inner = (Dim.of(1), *e.arguments[0].shape)[-2:]
-    if len(e.arguments[1].shape) > 2:
+    rank = len(e.arguments[1].shape)
+    if rank > 2:
         return elements(e) * inner * 2
     leading = rows if rows != STAR else Dim.of(1)
     return leading * inner * e.arguments[1].shape[-1] * 2

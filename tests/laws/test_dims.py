@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import surgery
 from tests.laws.strategies import Holder, assert_near, randomise_added, snapshot
@@ -76,3 +78,36 @@ def test_identity_merge_and_undo(method: str, kind: str) -> None:
     after = snapshot(model)
     assert list(after) == list(before)
     assert all(torch.equal(after[n], before[n]) for n in before)
+
+
+class Two(nn.Module):
+    """A layer with its features last, and one with them in front of the places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.conv = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.layer(x).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    "method", ["hra(2)", "road(4)", "vblora(2, bank = 5, length = 4)", "c3a(4)"]
+)
+def test_graphs_programs_and_compiled_models_compute_the_same(method: str) -> None:
+    torch.manual_seed(0)
+    base, x = randomise(Two(), 1).eval(), torch.randn(2, 5, 8)
+    spec = f"on `layer`|`conv` apply {method} as it"
+    eager = surgery.apply(copy.deepcopy(base), spec, seed=0, example_inputs=x)
+    graph = surgery.apply(fx.symbolic_trace(copy.deepcopy(base)), spec, seed=0, example_inputs=x)
+    program = surgery.apply(torch.export.export(copy.deepcopy(base), (x,)), spec, seed=0)
+    values = dict(randomise_added(eager).named_parameters())
+    with torch.no_grad():
+        for tensors in (dict(graph.named_parameters()), program.state_dict):
+            for name, tensor in tensors.items():
+                if ".it." in name:
+                    tensor.copy_(values[name])
+    expected = eager(x)
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    for model in (graph, program.module(), compiled):
+        torch.testing.assert_close(model(x), expected)

@@ -13,8 +13,8 @@ Compared = Tensor | float
 
 
 def _mask(compare: Callable[[Any, Any], Any], left: Compared, right: Compared) -> Tensor:
-    tensors = [t for t in (left, right) if isinstance(t, Tensor)]
-    dtype = tensors[0].dtype if len(tensors) == 1 else torch.result_type(left, right)
+    dtypes = [t.dtype for t in (left, right) if isinstance(t, Tensor)]
+    dtype = torch.promote_types(dtypes[0], dtypes[-1])
     held: Tensor = compare(left, right)
     return held.to(dtype)
 
