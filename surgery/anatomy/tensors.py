@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -80,13 +81,11 @@ def tensors_in(thing: Any) -> list[torch.Tensor]:
     """The tensors in an argument or a result, however nested."""
     if isinstance(thing, torch.Tensor):
         return [thing]
-    items: Any
+    items: Iterable[Any] = ()
     if isinstance(thing, (tuple, list)):
-        items = thing
+        items = cast("Iterable[Any]", thing)
     elif isinstance(thing, dict):
-        items = thing.values()
-    else:
-        return []
+        items = cast("dict[Any, Any]", thing).values()
     found: list[torch.Tensor] = []
     for item in items:
         if isinstance(item, torch.Tensor):

@@ -105,7 +105,7 @@ def dims(given: tuple[Expression, ...]) -> Doc:
 
 def settings(given: tuple[Setting, ...]) -> Doc:
     """What `with` says to an optimizer."""
-    docs = [(f"{s.option} {s.operator} ", expression(s.value)) for s in given]
+    docs: list[Doc] = [(f"{s.option} {s.operator} ", expression(s.value)) for s in given]
     return joined(docs, ", ")
 
 

@@ -88,10 +88,10 @@ def _one_factor(base: Expression, added: Expression, span: Span | None) -> Expre
 def _one_product(base: Expression, added: Expression, span: Span | None) -> Expression | None:
     """``linear(x, W, b) + g · linear(u, W)`` as ``linear(x + g · u, W, b)``."""
     factor, inner = _factored(added)
-    if not base.op == inner.op == "linear" or len(inner.arguments) > 2:
+    if not base.op == inner.op == "linear" or len(inner.arguments) != 2:
         return None
     x, weight, *bias = base.arguments
-    more, other = inner.arguments[0], inner.arguments[1]
+    more, other = inner.arguments
     scalar = factor is None or factor.shape[-1:] in ((), (ONE,))
     if weight != other or not weight.reads("W") or not scalar:
         return None
