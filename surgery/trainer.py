@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback
 
 from surgery.training import penalty, step
 
 
-class TrainingCallback(TrainerCallback):
+class TrainingSteps:
     """Adds the penalty of specs and rules to each step, and calls :func:`surgery.step` after it.
 
     An `optimize` statement needs the optimizer to be made of :func:`surgery.param_groups`, which a

@@ -7,6 +7,7 @@ else is told by what a model that came by has: its configuration, its arguments,
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -14,5 +15,15 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     if name != "TrainingCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _training_callback()
+
+
+@cache
+def _training_callback() -> type:
+    """What adapted models need while they are trained, as a callback of transformers' Trainer."""
+    from transformers import TrainerCallback
+
     # It stands above this package: it calls what trains an adapted model.
-    return import_module("surgery.trainer").TrainingCallback
+    steps = import_module("surgery.trainer").TrainingSteps
+    of = {"__module__": __name__, "__doc__": steps.__doc__}
+    return type("TrainingCallback", (steps, TrainerCallback), of)

@@ -56,7 +56,7 @@ def test_a_branch_on_values_needs_real_tensors(monkeypatch: pytest.MonkeyPatch) 
 def test_fake_and_real_tell_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[list[Any]] = []
     for way in ("real", "fake"):
-        monkeypatch.setattr(run, "_ways", lambda _, way=way: (way,))
+        monkeypatch.setattr(run, "_ways", lambda *_, way=way: (way,))
         one = record(models.build(name))
         # Masks that are all ones are left out where they can be looked at.
         inputs = [{k: shape_of(v[0][1]) for k, v in c.inputs.items()} for c in one.calls]

@@ -75,7 +75,7 @@ def told(found: Recording) -> Any:
 def test_recordings_at_once_are_whole_and_leave_nothing(
     threads: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "_ways", lambda _: (how,))
+    monkeypatch.setattr(run, "_ways", lambda *_: (how,))
     alone = told(record(Meeting(lambda: None), torch.ones(2, 4)))
     before, fast = doors(), torch.backends.mha.get_fastpath_enabled()
     barrier = threading.Barrier(threads)

@@ -86,7 +86,7 @@ def surroundings() -> list[Any]:
 
 @pytest.fixture(params=["real", "fake"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(run, "_ways", lambda _: (request.param,))
+    monkeypatch.setattr(run, "_ways", lambda *_: (request.param,))
     return request.param
 
 

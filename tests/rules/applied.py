@@ -69,6 +69,8 @@ class Applied:
             )
         except torch.linalg.LinAlgError:
             reject()  # a matrix that has no inverse
+        if isinstance(found, torch.Tensor) and found.is_complex():
+            return found
         return torch.as_tensor(found, dtype=torch.float64)
 
 

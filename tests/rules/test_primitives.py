@@ -35,7 +35,9 @@ def of(*rows: Primitive) -> Any:
 
 def same(found: Tensor, expected: Tensor) -> bool:
     """Whether both are equal but for rounding, the first perhaps before it is broadcast."""
-    return torch.allclose(found.expand(expected.shape), expected, equal_nan=True)
+    dtype = torch.promote_types(found.dtype, expected.dtype)
+    found, expected = found.to(dtype).expand(expected.shape), expected.to(dtype)
+    return torch.allclose(found, expected, equal_nan=True)
 
 
 @of(*RUN)
