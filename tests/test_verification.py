@@ -44,10 +44,18 @@ def broken(base: nn.Module, spec: str = SPEC, **options: Any) -> list[str]:
         "train bias",
         "freeze embedding",
         "on up apply lora(r = 2); on mlp sequential adapter(4); on up apply shift",
+        "on up apply adalora(3, cubic(3, 2, 1, 4), until = 5); on down apply dylora(2)",
     ],
 )
 def test_promises_hold(spec: str):
     assert broken(model(), spec) == []
+
+
+def test_what_stays_around_a_merged_layer_is_no_fault_of_it():
+    """A layer at the end of a region runs what is there; by itself it has no region."""
+    base = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    spec = "on mlp gated sequential adapter(4)  on `linear2` apply lora(2)"
+    assert broken(base, spec, example_inputs=(torch.randn(2, 3, 16),)) == []
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def merged_is_adapted(trial: Trial) -> Verdict:
     with merged_specs(trial.model):
         stayed = [e for e in trial.plan.edits if _stands(trial.model, e)]
         whole = relative_error(trial.run(), adapted)
-        behind = {e.site.whole for e in stayed}
+        # A region's last layer runs what stays at the region, which cannot run by itself.
+        behind = {path for e in stayed for path in (e.site.whole, e.site.exit.path)}
         seen = {path: call for path, call in seen.items() if path not in behind}
         for path, call in seen.items():
             error = _again(trial.model.get_submodule(path), call)

@@ -93,6 +93,8 @@ class Trial:
         found: dict[int, tuple[str, nn.Parameter]] = {}
         for edit in edits:
             for tensor in edit.tensors:
+                if tensor.state:
+                    continue
                 parameter = self.model.get_parameter(tensor.name)
                 found.setdefault(id(parameter), (tensor.name, parameter))
         return dict(found.values())

@@ -208,3 +208,14 @@ def test_a_copy_of_a_program_is_adapted_whatever_its_inputs_are_called() -> None
     removed = surgery.remove(copy.deepcopy(again))
     assert nodes_of(saved(removed)) == nodes_of(program)
     assert torch.equal(removed.module()(x), program.module()(x))
+
+
+@pytest.mark.parametrize("method", ["dylora(2)", "adalora(2, cubic(2, 1, 1, 4), until = 5)"])
+def test_what_follows_a_step_is_refused_of_programs(method: str) -> None:
+    """The module that a program gives is trained without its surgery, so nothing would follow."""
+    x = torch.randn(3, SIZE)
+    program = torch.export.export(randomise(Counting()), (x,))
+    before = program.graph_signature
+    with pytest.raises(surgery.SurgeryError, match="S446"):
+        surgery.apply(program, f"on Linear apply {method}", seed=0)
+    assert program.graph_signature == before

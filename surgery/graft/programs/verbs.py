@@ -24,7 +24,7 @@ from surgery.graft.programs.raising import raised
 from surgery.graft.programs.source import Source, record_of, source_of, whole
 from surgery.graft.save import applied_facts
 from surgery.graft.state import named_modules, surgery_of
-from surgery.language.diagnostics import SurgeryError
+from surgery.language.diagnostics import SurgeryError, error
 
 SOURCE = "_surgery_source"
 """The attribute of a traced graph that has the program it was made of."""
@@ -108,12 +108,25 @@ def _like(value: Any) -> Any:
 
 @uncollected()
 def as_program(model: nn.Module) -> ExportedProgram:
-    """A program that does what ``model``, made by :func:`as_module`, does now."""
+    """A program that does what ``model``, made by :func:`as_module`, does now.
+
+    Raises:
+        SurgeryError: S446 if a method needs :func:`surgery.step`, of which a program's module knows
+            nothing; S441 and S442 as :func:`lowered`.
+
+    """
     assert isinstance(model, fx.GraphModule)
     source: Source = model.__dict__[SOURCE]
     surgery = surgery_of(model)
     if surgery is None:
         return lowered(model, source, None, {})
+    stepping = {e.method.child for e in surgery.edits() if any(t.state for t in e.tensors)}
+    if stepping:
+        raise error(
+            "S446",
+            f"`{min(stepping)}` does something after each step, which an exported program cannot",
+            help="train the model itself with it, then merge and export",
+        )
     first: dict[str, Tensor] = {}
     paths = {id(module): path for path, module in named_modules(model)}
     for module, held in first_values(model):
